@@ -1,0 +1,221 @@
+"""Checkpoints by Orbax: written in the background, the newest and the best kept, damaged ones passed over."""
+
+import errno
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy as keeping
+
+from jaxaccel.errors import UserError
+from jaxaccel.trees import path_text
+
+PyTree = Any
+Say = Callable[[str], None]
+WEIGHTS = ("params/", "model_state/")
+SEAL = "sha256.json"
+"""File in each checkpoint that holds the digests of the others."""
+
+
+class Checkpoints:
+    """The checkpoints of one run, a directory a step.
+
+    A state is saved as a flat dictionary from path to array, so that a checkpoint can be read without the
+    code that wrote it, onto any number of devices.
+    """
+
+    def __init__(self, directory: Path, *, keep: int = 2, metric: str = "accuracy") -> None:
+        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of each file it writes
+        self.directory = Path(directory).absolute()
+        self.metric = metric
+        policies: list[Any] = [
+            keeping.LatestN(keep),
+            keeping.BestN(get_metric_fn=lambda scores: scores.get(metric, -math.inf), n=1),
+        ]
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=keeping.AnyPreservationPolicy(policies),
+            cleanup_tmp_directories=True,  # what a killed process left half-written
+        )
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    @classmethod
+    def weights_of(cls, run: Path, metric: str) -> dict[str, np.ndarray]:
+        """`weights` of the run in that directory."""
+        if not (run / "checkpoints").is_dir():
+            raise UserError(f"{run} is no directory of a run with checkpoints")
+        checkpoints = cls(run / "checkpoints", metric=metric)
+        try:
+            return checkpoints.weights()
+        finally:
+            checkpoints.close()
+
+    def save(self, step: int, state: PyTree, metrics: Mapping[str, float] | None = None) -> None:
+        """Starts to save `state`; returns once it may be changed, before it is written."""
+        self.wait()
+        if step in self._manager.all_steps():
+            return
+        self._manager.save(step, args=ocp.args.StandardSave(flat(state)), metrics=dict(metrics or {}))
+
+    def wait(self) -> None:
+        """Blocks until all is on the disk.
+
+        Raises:
+          OSError: it could not be written.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            # TensorStore reports a full disk as a plain ValueError.
+            if "No space left" in str(error):
+                raise OSError(errno.ENOSPC, "No space left on device", str(self.directory)) from error
+            raise
+        self._seal()
+
+    def steps(self) -> list[int]:
+        """The steps of which there is a checkpoint, in order."""
+        return sorted(self._manager.all_steps())
+
+    def best(self) -> int | None:
+        """The step with the best metric, of those that are kept."""
+        scores = {step: self._manager.metrics(step) for step in self.steps()}
+        known = {step: score[self.metric] for step, score in scores.items() if score and self.metric in score}
+        return max(known, key=lambda step: known[step], default=None)
+
+    def restore(self, shapes: PyTree, shardings: PyTree, say: Say = print) -> tuple[int, PyTree] | None:
+        """The newest checkpoint that is whole, placed by `shardings`; None where there is none.
+
+        Args:
+          shapes: a state of `jax.ShapeDtypeStruct`s, the structure that is expected.
+          shardings: the same structure of shardings; the number of devices may differ from the run that saved.
+          say: told of each damaged checkpoint that is passed over.
+
+        Raises:
+          UserError: there are checkpoints and all are damaged.
+        """
+        target = jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, shardings
+        )
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                _verify(self.directory / str(step))
+                arrays = self._manager.restore(step, args=ocp.args.StandardRestore(flat(target)))
+                return step, _unflat(arrays, shapes)
+            except Exception as error:  # Orbax and TensorStore raise all sorts for a damaged file
+                say(f"checkpoint {self.directory / str(step)} is damaged and passed over: {_reason(error)}")
+        if steps:
+            raise UserError(f"all checkpoints in {self.directory} are damaged: start again with --overwrite")
+        return None
+
+    def weights(self, say: Say = print) -> dict[str, np.ndarray]:
+        """Parameters and model state of the best checkpoint, {path: array} on the host.
+
+        The moving average of the parameters takes their place where there is one.
+
+        Raises:
+          UserError: there is no checkpoint, or none that is whole.
+        """
+        best = self.best()
+        for step in [s for s in [best, *reversed(self.steps())] if s is not None]:
+            try:
+                _verify(self.directory / str(step))
+                arrays = self._manager.restore(step, args=ocp.args.StandardRestore(self._on_host(step)))
+                weights = {path: np.asarray(a) for path, a in arrays.items() if path.startswith(WEIGHTS)}
+                averages = {p: np.asarray(a) for p, a in arrays.items() if p.startswith("ema/")}
+                return weights | {p.replace("ema/", "params/", 1): a for p, a in averages.items()}
+            except Exception as error:  # see restore
+                say(f"checkpoint {self.directory / str(step)} is damaged and passed over: {_reason(error)}")
+        raise UserError(f"no whole checkpoint in {self.directory}: name the directory of a finished run")
+
+    def _on_host(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        shapes = self._manager.item_metadata(step)
+        return {
+            path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+            for path, x in dict(shapes).items()
+        }
+
+    def close(self) -> None:
+        """Waits for what is being written and lets go of the directory."""
+        self.wait()
+        self._manager.close()
+
+    def _seal(self) -> None:
+        """Writes down the digest of each file of the checkpoints that are complete.
+
+        TensorStore's OCDBT format notices damage to its own structure, but not to the array data in it.
+        """
+        if jax.process_index():
+            return
+        for step in self.steps():
+            directory = self.directory / str(step)
+            if not (directory / SEAL).exists():
+                (directory / SEAL).write_text(json.dumps(_digests(directory), indent=1))
+
+
+def fork(state: Any, weights: Mapping[str, np.ndarray], origin: Path) -> Any:
+    """`state` with its parameters and model state replaced by `weights` ({path: array}) where it lies.
+
+    Raises:
+      UserError: a parameter is missing or has another shape.
+    """
+
+    def leaf(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
+        name = path_text(path)
+        found = weights.get(name.replace("ema/", "params/", 1))
+        if not name.startswith((*WEIGHTS, "ema/")):
+            return x
+        if found is None or found.shape != x.shape:
+            has = "is missing" if found is None else f"has shape {found.shape}, not {x.shape}"
+            raise UserError(f"{origin} is of another model: {name} {has}")
+        return jax.make_array_from_callback(x.shape, x.sharding, found.astype(x.dtype).__getitem__)
+
+    return jax.tree_util.tree_map_with_path(leaf, state)
+
+
+def digest(tree: PyTree) -> str:
+    """SHA-256 over all arrays of `tree`, their paths, shapes and dtypes: equal if and only if bit for bit equal."""
+    total = hashlib.sha256()
+    for path, leaf in sorted(flat(tree).items()):
+        array = np.asarray(leaf)
+        total.update(f"{path} {array.shape} {array.dtype}".encode())
+        total.update(np.ascontiguousarray(array).tobytes())
+    return total.hexdigest()
+
+
+def flat(tree: PyTree) -> dict[str, Any]:
+    """{path: leaf}."""
+    return {path_text(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _reason(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:160]
+
+
+def _digests(directory: Path) -> dict[str, str]:
+    found = {}
+    for path in sorted(directory.rglob("*")):
+        if path.is_file() and path.name != SEAL:
+            with path.open("rb") as file:
+                found[str(path.relative_to(directory))] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def _verify(directory: Path) -> None:
+    if not (directory / SEAL).exists():  # the process was killed between Orbax's commit and the seal
+        return
+    for name, digest in json.loads((directory / SEAL).read_text()).items():
+        with (directory / name).open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                raise ValueError(f"{name} is not what was written")
+
+
+def _unflat(leaves: Mapping[str, Any], like: PyTree) -> PyTree:
+    return jax.tree_util.tree_map_with_path(lambda path, _: leaves[path_text(path)], like)

@@ -1,0 +1,143 @@
+"""From the words of a command line to a recipe, and from mistakes to one line and exit code 2."""
+
+import contextlib
+import dataclasses
+import errno
+import io
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import tyro
+
+from jaxaccel import recipe as recipes
+from jaxaccel.calls import nearest
+from jaxaccel.errors import UserError
+from jaxaccel.recipe import Recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to do with the run, beside the recipe."""
+
+    run: Path | None = None
+    """Directory of the run [default: runs/NAME]."""
+    resume: bool = False
+    """Go on from the newest checkpoint in that directory."""
+    overwrite: bool = False
+    """Replace what is in that directory."""
+    fork_from: Path | None = None
+    """Start from the weights of another run (its directory), everything else anew."""
+    traceback: bool = False
+    """Show Python's traceback when something goes wrong."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Command:
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+    options: Annotated[Options, tyro.conf.arg(name="")]
+
+
+def read(program: str, description: str, argv: Sequence[str]) -> tuple[Recipe, Options, Any] | None:
+    """The recipe, the options and the recipe's module that `argv` asks for.
+
+    None when the command line asked for ``--list`` and has its answer.
+
+    Raises:
+      UserError: a misspelt recipe or flag, or a value that cannot be read.
+      SystemExit: ``--help`` was asked for, and printed.
+    """
+    words = list(argv)
+    if "--list" in words:
+        for name, line in recipes.names().items():
+            print(f"{name:18} {line}")
+        return None
+    named = words.pop(0) if words and not words[0].startswith("-") else "digits"
+    recipe, module = recipes.load(named)
+    command = _parse(program, f"{description}\n\nRecipe {named}: {_paragraph(module)}", recipe, words)
+    return command.recipe, command.options, module
+
+
+def run(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> NoReturn:
+    """Calls `main` and exits with what it returns; a mistake becomes one line and exit code 2."""
+    try:
+        sys.exit(main(argv))
+    except UserError as error:
+        fail(str(error), "--traceback" in argv)
+    except OSError as error:
+        if error.errno not in _SAID:
+            raise
+        fail(f"{error.filename or 'the run directory'}: {_SAID[error.errno]}", "--traceback" in argv)
+
+
+def fail(message: str, trace: bool = False) -> NoReturn:
+    """Prints ``error: MESSAGE`` and ends the process at once with exit code 2."""
+    if trace:
+        traceback.print_exc()
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    # Threads that Orbax or grain still run must not keep the process, nor add their tracebacks to the line.
+    os._exit(2)
+
+
+_SAID = {
+    errno.ENOSPC: "the disk is full: make room, then go on with --resume",
+    errno.EDQUOT: "the disk quota is used up: make room, then go on with --resume",
+    errno.EACCES: "no permission to write there: choose another place with --run DIR",
+    errno.EPERM: "no permission to write there: choose another place with --run DIR",
+    errno.EROFS: "that file system is read-only: choose another place with --run DIR",
+    errno.ENOTDIR: "a file stands where a directory is needed: choose another place with --run DIR",
+}
+
+
+def _parse(program: str, description: str, recipe: Recipe, words: list[str]) -> _Command:
+    config = (tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff)
+    default = _Command(recipe, Options())
+    said = io.StringIO()
+    helps = {"-h", "--help"} & set(words)
+    try:
+        with contextlib.nullcontext() if helps else _captured(said):
+            command, unknown = tyro.cli(
+                _Command, prog=program, description=description, default=default,
+                args=words, config=config, return_unknown_args=True,
+            )  # fmt: skip
+    except SystemExit as error:
+        if not error.code:
+            raise
+        raise UserError(_one_line(said.getvalue())) from None
+    if unknown:
+        flags = _flags(recipe, "") + _flags(Options(), "") + ["list", "help"]
+        word = unknown[0].split("=")[0]
+        hint = nearest(word.lstrip("-").replace("_", "-"), flags).replace("mean ", "mean --")
+        raise UserError(f"unknown argument {word}{hint} (--help shows all)")
+    return command
+
+
+@contextlib.contextmanager
+def _captured(into: io.StringIO) -> Any:
+    with contextlib.redirect_stderr(into), contextlib.redirect_stdout(into):
+        yield
+
+
+def _one_line(text: str) -> str:
+    """Tyro's box of complaint without its frame."""
+    lines = (re.sub(r"[─│╭╮╰╯]+", " ", line).strip() for line in text.splitlines())
+    kept = [line for line in lines if line and not line.startswith(("For full helptext", "Parsing error"))]
+    return re.sub(r"\s+", " ", " ".join(kept)) or "the command line cannot be read (--help shows all)"
+
+
+def _flags(value: Any, prefix: str) -> list[str]:
+    found = []
+    for field in dataclasses.fields(value):
+        name, inner = f"{prefix}{field.name}".replace("_", "-"), getattr(value, field.name)
+        nested = dataclasses.is_dataclass(inner) and not callable(inner)
+        found += _flags(inner, f"{name}.") if nested else [name]
+    return found
+
+
+def _paragraph(module: Any) -> str:
+    return (module.__doc__ or "").strip()

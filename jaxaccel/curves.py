@@ -1,0 +1,59 @@
+"""The picture of a run: loss, accuracy, learning rate and throughput over the epochs."""
+
+from pathlib import Path
+from typing import Any
+
+from jaxaccel import runlog
+
+INK, MUTED = "#1f2430", "#8a90a0"
+BLUE, ORANGE = "#2f6fde", "#d9711c"
+
+
+def draw(directory: Path, title: str) -> Path:
+    """Draws ``curves.png`` from the run's metrics.jsonl and returns its path."""
+    from matplotlib.figure import Figure
+
+    rows = runlog.read(directory)
+    train = [row for row in rows if row["kind"] == "train"]
+    evaluation = [row for row in rows if row["kind"] == "eval"]
+    figure = Figure(figsize=(10, 6.4), layout="constrained", dpi=120)
+    figure.suptitle(title, color=INK, fontsize=12, fontweight="bold", x=0.01, ha="left")
+    axes = figure.subplots(2, 2).ravel()
+    metric = next(
+        (name for name in (evaluation[-1] if evaluation else {}) if name not in _NOT_SHOWN), "accuracy"
+    )
+    _panel(axes[0], "loss", train, evaluation, "loss")
+    axes[0].set_yscale("log")
+    _panel(axes[1], metric, train, evaluation, metric)
+    if evaluation:
+        best = max(evaluation, key=lambda row: row[metric])
+        axes[1].annotate(
+            f"best {best[metric]:.4f}", (best["epoch"], best[metric]), xytext=(0, -26),
+            textcoords="offset points", ha="right", color=ORANGE, fontsize=9,
+            arrowprops={"arrowstyle": "-", "color": ORANGE, "lw": 0.8},
+        )  # fmt: skip
+    _panel(axes[2], "learning rate", train, [], "learning_rate")
+    _panel(axes[3], "throughput, examples/s", train, [], "examples_per_second")
+    axes[3].set_ylim(bottom=0)
+    for axis in axes[2:]:
+        axis.set_xlabel("epoch", color=MUTED, fontsize=9)
+    axes[0].legend(frameon=False, fontsize=9)
+    figure.savefig(directory / "curves.png")
+    return directory / "curves.png"
+
+
+_NOT_SHOWN = ("kind", "step", "epoch", "loss")
+
+
+def _panel(axis: Any, title: str, train: list[dict], evaluation: list[dict], name: str) -> None:
+    rows = [row for row in train if name in row]
+    x, y = [row["epoch"] for row in rows], [row[name] for row in rows]
+    axis.plot(x, y, color=BLUE, lw=1.2, alpha=0.9, label="training (batches)")
+    if evaluation:
+        x, y = [row["epoch"] for row in evaluation], [row[name] for row in evaluation]
+        axis.plot(x, y, color=ORANGE, lw=1.6, marker="o", ms=3, label="evaluation")
+    axis.set_title(title, loc="left", fontsize=10, color=INK)
+    axis.grid(True, axis="y", color="#e6e8ee", lw=0.8)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.spines["bottom"].set_color(MUTED)
+    axis.tick_params(colors=MUTED, labelsize=8, length=0)

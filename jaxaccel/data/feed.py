@@ -1,0 +1,92 @@
+"""One split on its way into jitted steps: resident on the device, or streamed. Both yield the same batches."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxaccel import runtime
+from jaxaccel.data import resident
+from jaxaccel.data.order import Item
+from jaxaccel.data.resident import Element
+from jaxaccel.data.sources import Source
+from jaxaccel.data.stream import Batches, local_part, prefetch, stream
+from jaxaccel.parallel import batch_sharding, replicated
+
+
+@dataclasses.dataclass(frozen=True)
+class Feed:
+    """What a jitted call needs: `arrays`, the same for all calls, and one item a call."""
+
+    arrays: dict[str, jax.Array]
+    """The whole split, copied to each device; empty where it is streamed."""
+    items: Callable[[Sequence[range]], Iterator[Item]]
+    """For each range of steps, arrays (steps, batch, ...) on the device: ``index`` and ``mask`` and, where
+    the split is streamed, the examples themselves."""
+
+
+def choose(
+    feed: Literal["auto", "resident", "stream"], share: float, sources: Sequence[Source], element: Element
+) -> Literal["resident", "stream"]:
+    """resident where all `sources` together take no more than `share` of a device's memory."""
+    if feed != "auto":
+        return feed
+    size = sum(resident.size_in_bytes(source, element) for source in sources)
+    return "resident" if size <= share * runtime.device_memory() else "stream"
+
+
+def resident_feed(
+    source: Source,
+    element: Element,
+    order: Callable[[int], Item],
+    mesh: Mesh,
+    advance: Callable[[int], Any] = lambda n: None,
+) -> Feed:
+    """`source` read whole and copied to each device of `mesh`."""
+    arrays = {
+        name: jax.make_array_from_process_local_data(replicated(mesh), array, array.shape)
+        for name, array in resident.load(source, element, advance).items()
+    }
+
+    def items(calls: Sequence[range]) -> Iterator[Item]:
+        rows = (_stacked([order(step) for step in call]) for call in calls)
+        return prefetch(rows, lambda item: _put(item, mesh, whole=True))
+
+    return Feed(arrays, items)
+
+
+def stream_feed(
+    source: Source, element: Element, order: Callable[[int], Item], mesh: Mesh, workers: int = 0
+) -> Feed:
+    """`source` read while training; each call is one step."""
+
+    def items(calls: Sequence[range]) -> Iterator[Item]:
+        if not calls:
+            return iter(())
+        steps = range(calls[0].start, calls[-1].stop)
+        batch_size = order(steps.start)["index"].shape[0]
+        part = local_part(batch_sharding(mesh), batch_size)
+        batches = stream(Batches(source, element, order, steps, part), workers)
+        return prefetch((_stacked([batch]) for batch in batches), lambda item: _put(item, mesh, whole=False))
+
+    return Feed({}, items)
+
+
+def _stacked(rows: Sequence[Item]) -> Item:
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _put(item: Item, mesh: Mesh, *, whole: bool) -> Any:
+    """(k, B, ...) arrays of the host to the devices, B split; `whole` if they hold all processes' rows."""
+    sharding = batch_sharding(mesh, leading=1)
+    if jax.process_count() == 1:
+        return jax.device_put(item, sharding)
+    if whole:
+        return {
+            name: jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+            for name, array in item.items()
+        }
+    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in item.items()}

@@ -1,0 +1,64 @@
+"""Which examples make up batch k: a pure function of (seed, k), computed without iterating.
+
+So a run resumes at any step, and feeds the same batches on any number of devices, processes and workers.
+"""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+Item = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shuffled:
+    """Batches for training: the data set over and over, newly shuffled each time, never dropping an example.
+
+    Batches follow each other without a gap, so one may hold the end of one epoch and the start of the next.
+    """
+
+    seed: int
+    size: int
+    """Examples in the data set."""
+    batch_size: int
+
+    def __call__(self, step: int) -> Item:
+        """``index`` (B,) int32 into the data set and ``mask`` (B,) float32, all ones."""
+        positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        epochs, offsets = np.divmod(positions, self.size)
+        index = np.concatenate(
+            [
+                permutation(self.seed, int(epoch), self.size)[offsets[epochs == epoch]]
+                for epoch in np.unique(epochs)
+            ]
+        )
+        return {"index": index, "mask": np.ones(self.batch_size, np.float32)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sequential:
+    """Batches for evaluation: each example once, in order; the last batch is filled up with mask 0."""
+
+    size: int
+    batch_size: int
+
+    def __len__(self) -> int:
+        return -(-self.size // self.batch_size)
+
+    def __call__(self, i: int) -> Item:
+        """``index`` (B,) int32 and ``mask`` (B,) float32, 0 where the batch is filled up with example 0."""
+        index = np.arange(i * self.batch_size, (i + 1) * self.batch_size, dtype=np.int32)
+        real = index < self.size
+        return {"index": np.where(real, index, 0).astype(np.int32), "mask": real.astype(np.float32)}
+
+
+@functools.lru_cache(maxsize=4)
+def permutation(seed: int, epoch: int, size: int) -> np.ndarray:
+    """The order of one epoch, (size,) int32.
+
+    Sorting raw Philox words, whose stream NumPy guarantees for ever; its own `permutation` may change
+    between releases, and with it every run.
+    """
+    words = np.random.Philox(key=[seed, epoch]).random_raw(size)
+    return np.argsort(words, kind="stable").astype(np.int32)

@@ -1,0 +1,31 @@
+"""A whole split, read and decoded once, to live on the device."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from jaxaccel.data.order import Item
+from jaxaccel.data.sources import Source
+
+Element = Callable[[Any], Item]
+CHUNK = 512
+
+
+def size_in_bytes(source: Source, element: Element) -> int:
+    """What `load` would hold, judged by the first example."""
+    return len(source) * sum(array.nbytes for array in element(source[0]).values())
+
+
+def load(source: Source, element: Element, advance: Callable[[int], Any] = lambda n: None) -> Item:
+    """All examples, stacked: arrays of shape (len(source), ...). `advance(n)` is told of every n read."""
+    stacked: Item = {}
+    for start in range(0, len(source), CHUNK):
+        indices = range(start, min(start + CHUNK, len(source)))
+        for i, example in zip(indices, source.__getitems__(indices), strict=True):
+            for name, array in element(example).items():
+                if name not in stacked:
+                    stacked[name] = np.empty((len(source), *array.shape), array.dtype)
+                stacked[name][i] = array
+        advance(len(indices))
+    return stacked

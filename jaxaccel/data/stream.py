@@ -1,0 +1,79 @@
+"""Batches read while training: worker processes read and decode, the device never waits if they keep up.
+
+One element of the pipeline is one whole batch, named by its step. There is no iterator state to save, and
+neither the number of workers nor that of processes changes what a batch holds.
+"""
+
+import dataclasses
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxaccel.data.order import Item
+from jaxaccel.data.resident import Element
+from jaxaccel.data.sources import Source
+
+THREADS = 4
+"""Threads that read ahead, in each worker process or, without any, in this one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """Random access to batches: element i is this process's part of the batch of step ``steps[i]``."""
+
+    source: Source
+    element: Element
+    order: Callable[[int], Item]
+    steps: range
+    part: slice | None = None
+    """The rows of each batch that this process's devices need; None: all."""
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, i: int) -> Item:
+        item = {name: array[self.part or slice(None)] for name, array in self.order(self.steps[i]).items()}
+        elements = [self.element(example) for example in self.source.__getitems__(item["index"].tolist())]
+        return item | {name: np.stack([e[name] for e in elements]) for name in elements[0]}
+
+
+def stream(batches: Batches, workers: int = 0) -> Iterator[Item]:
+    """The batches in order, read ahead by `workers` processes (0: by threads of this one)."""
+    import grain
+
+    options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=2 * THREADS)
+    dataset = grain.MapDataset.source(batches).to_iter_dataset(options)
+    if workers:
+        dataset = dataset.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),
+            worker_init_fn=_keep_off_the_accelerator,
+        )
+    return iter(dataset)
+
+
+def prefetch(items: Iterable[Any], put: Callable[[Any], Any], depth: int = 2) -> Iterator[Any]:
+    """`put(item)` for each item, called `depth` items ahead, so that copies to the device overlap with work."""
+    queue: deque[Any] = deque()
+    for item in items:
+        queue.append(put(item))
+        if len(queue) > depth:
+            yield queue.popleft()
+    yield from queue
+
+
+def local_part(sharding: jax.sharding.Sharding, batch_size: int) -> slice:
+    """The rows of a batch of `batch_size` that the devices of this process hold under `sharding`."""
+    rows = [index[0] for index in sharding.addressable_devices_indices_map((batch_size,)).values() if index]
+    return slice(min(row.start or 0 for row in rows), max(row.stop or batch_size for row in rows))
+
+
+def _keep_off_the_accelerator(index: int, count: int) -> None:
+    """A worker that so much as lists JAX's devices would take the accelerator's memory."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    if "jax" in sys.modules:
+        jax.config.update("jax_platforms", "cpu")

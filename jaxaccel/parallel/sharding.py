@@ -1,0 +1,70 @@
+"""Which axis of which array is split over which axis of the mesh, chosen by path and shape.
+
+Tensor parallelism follows Megatron-LM (Shoeybi et al. 2019, arXiv:1909.08053): the first matrix of a
+pair is split by output, the second by input, so that one all-reduce per pair is all the talk there is.
+Fully sharded data parallelism follows ZeRO stage 3 (Rajbhandari et al. 2020, arXiv:1910.02054).
+"""
+
+import math
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxaccel.parallel.mesh import DATA, FSDP, MODEL
+from jaxaccel.trees import matches, path_text
+
+# (where, the array axis that goes over `model`, from the end); the first that matches wins. Biases follow
+# their kernel's output axis. Optimizer moments carry their parameter's path as a suffix, so they match too.
+TENSOR_PARALLEL: tuple[tuple[str, int], ...] = (
+    ("**/attention/out/kernel", -2),  # (width, width): split by input
+    ("**/attention/out/bias", 0),  # 0: not split
+    ("**/attention/*/kernel", -1),  # query, key, value: split by output, so whole heads stay together
+    ("**/attention/*/bias", -1),
+    ("**/mlp/down/kernel", -2),
+    ("**/mlp/down/bias", 0),
+    ("**/mlp/*/kernel", -1),
+    ("**/mlp/*/bias", -1),
+    ("**/dense*/kernel", -1),
+    ("**/dense*/bias", -1),
+    ("**/head/kernel", -1),
+    ("**/head/bias", -1),
+)
+
+# Splitting small arrays costs a gather and saves nothing.
+FSDP_MIN_SIZE = 2**12
+
+
+def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """How the array at `path` (``blocks/0/mlp/up/kernel``) of `shape` is split over `mesh`."""
+    axes: list[str | None] = [None] * len(shape)
+    if mesh.shape[MODEL] > 1:
+        axis = next((axis for where, axis in TENSOR_PARALLEL if matches(where, path)), 0)
+        if -len(shape) <= axis < 0 and shape[axis] % mesh.shape[MODEL] == 0:
+            axes[axis] = MODEL
+    if mesh.shape[FSDP] > 1 and math.prod(shape) >= FSDP_MIN_SIZE:
+        free = [i for i, size in enumerate(shape) if axes[i] is None and size % mesh.shape[FSDP] == 0]
+        if free:
+            axes[max(free, key=lambda i: shape[i])] = FSDP
+    while axes and axes[-1] is None:
+        axes.pop()
+    return PartitionSpec(*axes)
+
+
+def state_sharding(tree: Any, mesh: Mesh) -> Any:
+    """A tree of `NamedSharding`, one for each array (or `jax.ShapeDtypeStruct`) of `tree`."""
+
+    def leaf(path: tuple[Any, ...], x: Any) -> NamedSharding:
+        return NamedSharding(mesh, partition_spec(path_text(path), x.shape, mesh))
+
+    return jax.tree_util.tree_map_with_path(leaf, tree)
+
+
+def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
+    """The batch axis over ``data`` and ``fsdp``, behind `leading` axes that are not split."""
+    return NamedSharding(mesh, PartitionSpec(*(None,) * leading, (DATA, FSDP)))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A whole copy on each device."""
+    return NamedSharding(mesh, PartitionSpec())

@@ -1,0 +1,184 @@
+"""The experiment as one frozen dataclass: all that decides what a run computes."""
+
+import dataclasses
+import importlib.util
+import pkgutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from jaxaccel import augment as augmentations
+from jaxaccel import models
+from jaxaccel.calls import nearest, parse, render
+from jaxaccel.errors import UserError
+from jaxaccel.optim import Optimizer, Schedule
+from jaxaccel.parallel import MeshShape
+from jaxaccel.tasks import ImageClassification, Task
+
+NAMES: dict[str, Callable[..., Any]] = {
+    name: getattr(module, name)
+    for module in (models, augmentations)
+    for name in module.__all__
+    if callable(getattr(module, name)) and name not in ("Augmentation", "chain", "example_keys")
+}
+"""What a model or an augmentation may be called on the command line and in recipe.json."""
+
+Call = Annotated[
+    Callable[..., Any],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="CALL",
+        instance_from_str=lambda words: parse(words[0], NAMES),
+        is_instance=callable,
+        str_from_instance=lambda function: [render(function, NAMES)],
+    ),
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Which data set, from where, and how it reaches the device."""
+
+    name: str = "digits"
+    """A TFDS name (mnist, cifar10, cmaterdb/bangla:1.0.0, ...) or a folder with one subfolder a class."""
+    dir: Path | None = None
+    """Where TFDS keeps its data sets; by default $TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    downloads: Path | None = None
+    """A directory with the original files, to prepare the data set without a network."""
+    train_split: str = "train"
+    """Split to train on, slices as TFDS writes them: train[:90%]."""
+    eval_split: str = "test"
+    """Split to evaluate on."""
+    feed: Literal["auto", "resident", "stream"] = "auto"
+    """resident: the split lives on the device; stream: batches are read while training."""
+    resident_share: float = 0.25
+    """auto makes the data resident when it takes no more than this share of a device's memory."""
+    workers: int = 0
+    """Processes that read and decode for stream; 0 reads in threads of the trainer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """One experiment. The same recipe gives the same run, bit for bit, on the same kind of device."""
+
+    name: str
+    """Of the run: it writes runs/NAME."""
+    model: Call
+    """What makes the model: resnet20, vit_s16(patch=4), or my_package.models.MyNet(width=64)."""
+    seed: int = 0
+    """Of everything random."""
+    epochs: float = 10.0
+    """Passes over the training split."""
+    batch_size: int = 128
+    """Examples a step, over all devices."""
+    task: Task = ImageClassification()
+    data: Data = Data()
+    augment: tuple[Call, ...] = ()
+    """Augmentations of a training batch, in order, on the device: horizontal_flip 'pad_and_crop(padding=4)'."""
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    mesh: MeshShape = MeshShape()
+    remat: Literal["none", "nothing_saveable", "dots_saveable", "dots_with_no_batch_dims_saveable"] = "none"
+    """What to keep of the forward pass for the backward one; less keeps less memory and computes more."""
+    non_finite: Literal["stop", "skip"] = "stop"
+    """What to do when the loss or the gradient is not finite: stop, or leave that step out."""
+    steps_per_call: int = 0
+    """Steps fused into one call of the device; 0 chooses by how long a step takes."""
+    eval_every: float = 1.0
+    """Epochs between evaluations, each of which saves a checkpoint."""
+    keep: int = 2
+    """Checkpoints to keep, the newest ones; the best one is kept besides."""
+
+
+MAY_DIFFER_ON_RESUME = (
+    "mesh.", "data.dir", "data.downloads", "data.feed", "data.resident_share", "data.workers", "keep",
+    "steps_per_call",
+)  # fmt: skip
+"""What changes how a run is computed, but not what."""
+
+
+def to_json(recipe: Any) -> Any:
+    """`recipe` as plain values for recipe.json: functions as text, tuples as lists."""
+    if dataclasses.is_dataclass(recipe) and not callable(recipe):
+        fields = {f.name: to_json(getattr(recipe, f.name)) for f in dataclasses.fields(recipe)}
+        return {"kind": type(recipe).__name__, **fields} if isinstance(recipe, Task) else fields
+    if isinstance(recipe, dict):
+        return {key: to_json(value) for key, value in recipe.items()}
+    if isinstance(recipe, (tuple, list)):
+        return [to_json(value) for value in recipe]
+    if callable(recipe):
+        return render(recipe, NAMES)
+    return str(recipe) if isinstance(recipe, Path) else recipe
+
+
+def differences(now: Any, before: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """(dotted path, value now, value before) of all leaves in which two results of `to_json` differ."""
+    if isinstance(now, dict) and isinstance(before, dict):
+        return [
+            found
+            for key in dict.fromkeys((*now, *before))
+            for found in differences(now.get(key), before.get(key), f"{path}.{key}" if path else key)
+        ]
+    return [] if now == before else [(path, now, before)]
+
+
+def names() -> dict[str, str]:
+    """The recipes that come with jaxaccel and the first line of each one's docstring."""
+    from jaxaccel import recipes
+
+    found = [module.name for module in pkgutil.iter_modules(recipes.__path__)]
+    return {name: _module(name).__doc__.strip().splitlines()[0] for name in sorted(found)}
+
+
+def load_recipe(name: str) -> Recipe:
+    """The recipe of that name, or of the Python file at that path; change it with `dataclasses.replace`.
+
+    Raises:
+      UserError: there is none, or the file defines no `recipe()` that returns a `Recipe`.
+    """
+    return load(name)[0]
+
+
+def load(name: str) -> tuple[Recipe, Any]:
+    """As `load_recipe`, with the module that holds the recipe.
+
+    Raises:
+      UserError: there is none, or the file defines no `recipe()` that returns a `Recipe`.
+    """
+    module = _from_file(Path(name)) if name.endswith(".py") else _module(name)
+    made = module.recipe() if callable(getattr(module, "recipe", None)) else None
+    if not isinstance(made, Recipe):
+        raise UserError(f"{name} must define recipe() -> jaxaccel.Recipe")
+    return made, module
+
+
+def _module(name: str) -> Any:
+    from jaxaccel import recipes
+
+    known = [module.name for module in pkgutil.iter_modules(recipes.__path__)]
+    if name not in known:
+        raise UserError(f"no recipe {name!r}{nearest(name, known)} (--list shows them all)")
+    return importlib.import_module(f"jaxaccel.recipes.{name}")
+
+
+def _from_file(path: Path) -> Any:
+    if not path.is_file():
+        raise UserError(f"no recipe file {path}: write one, or name one of --list")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    # Under its own name, so that its functions can be named in recipe.json and pickled for workers.
+    sys.modules[path.stem] = module
+    sys.path.insert(0, str(path.parent.absolute()))
+    spec.loader.exec_module(module)
+    return module
+
+
+def leaves(recipe: Any) -> int:
+    """How many values a recipe holds."""
+    if dataclasses.is_dataclass(recipe) and not callable(recipe):
+        return sum(leaves(getattr(recipe, f.name)) for f in dataclasses.fields(recipe))
+    return 1

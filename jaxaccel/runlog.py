@@ -1,0 +1,193 @@
+"""What a run leaves behind while it goes: metrics.jsonl, TensorBoard events, and a line or a bar to look at."""
+
+import contextlib
+import json
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from jaxaccel.step import StepMetrics
+
+LAG = 2
+"""Calls that may be under way on the device before the host waits for the metrics of the first."""
+LINE_SECONDS = 10.0
+"""Between two plain lines of training metrics where there is no terminal."""
+
+
+class RunLog:
+    """Writes the metrics of one run and shows its progress on standard output.
+
+    On a terminal there is a bar with the time left; elsewhere plain lines now and then. With `show` False
+    (other processes of the same run) nothing is shown and nothing written.
+    """
+
+    def __init__(self, directory: Path, *, steps: int, epoch_steps: float, done: int, show: bool) -> None:
+        self.steps, self.epoch_steps = steps, epoch_steps
+        self._show = show
+        self._console = Console(file=sys.stdout, quiet=not show, soft_wrap=True, highlight=False)
+        self._terminal = show and self._console.is_terminal
+        self._last_line = time.monotonic()
+        self._file = self._events = None
+        if show:
+            from tensorboardX import SummaryWriter
+
+            self._file = _truncated(directory / "metrics.jsonl", done).open("a", encoding="utf-8")
+            self._events = SummaryWriter(str(directory / "tensorboard"), flush_secs=30, purge_step=done)
+        self._bar = Progress(
+            TextColumn("{task.fields[epoch]}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[text]}"),
+            console=self._console, disable=not self._terminal,
+        )  # fmt: skip
+        self._task = self._bar.add_task("", total=steps, completed=done, epoch="", text="")
+        self._bar.start()
+
+    @contextlib.contextmanager
+    def reading(self, examples: int) -> Iterator[Callable[[int], Any]]:
+        """A second bar while the data is read; gives what is to be called with each number of examples read."""
+        task = self._bar.add_task("", total=examples, epoch="reading data", text="")
+        yield lambda n: self._bar.advance(task, n)
+        self._bar.remove_task(task)
+
+    def say(self, text: str) -> None:
+        """One line for the person who looks on."""
+        self._console.print(text, markup=False)
+
+    def train(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Metrics of the training steps up to `step`."""
+        self._write("train", step, metrics)
+        text = f"loss {metrics['loss']:.4f}  {metrics['examples_per_second']:,.0f} examples/s"
+        self._bar.update(self._task, completed=step, epoch=f"epoch {self._epoch(step)}", text=text)
+        if not self._terminal and time.monotonic() - self._last_line > LINE_SECONDS:
+            self._last_line = time.monotonic()
+            left = (self.steps - step) * metrics["step_seconds"]
+            self.say(f"step {step}/{self.steps}  epoch {self._epoch(step)}  {text}  {left:.0f} s left")
+
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Metrics of the evaluation split after `step` steps."""
+        self._write("eval", step, metrics)
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        self.say(f"epoch {self._epoch(step):>6}  step {step:>6}  evaluation: {shown}")
+
+    def close(self) -> None:
+        """Ends the bar and closes the files."""
+        self._bar.stop()
+        if self._file and self._events:
+            self._file.close()
+            self._events.close()
+
+    def _epoch(self, step: int) -> str:
+        return f"{step / self.epoch_steps:.1f}"
+
+    def _write(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
+        if self._file is None or self._events is None:
+            return
+        row = {"kind": kind, "step": step, "epoch": round(step / self.epoch_steps, 4), **metrics}
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        for name, value in metrics.items():
+            self._events.add_scalar(f"{kind}/{name}", value, step)
+
+
+class Meter:
+    """Collects the metrics of calls without making the device wait.
+
+    A call's metrics are looked at only when `LAG` later calls are under way; rows go to the log about every
+    `every` steps.
+    """
+
+    def __init__(self, log: RunLog, *, batch_size: int, done: int, every: int, stops: bool) -> None:
+        self.failed: int | None = None
+        """The first step that came out non-finite, where that stops the run."""
+        self._log, self._batch_size, self._every, self._stops = log, batch_size, every, stops
+        self._under_way: deque[tuple[range, StepMetrics]] = deque()
+        self._window: list[StepMetrics] = []
+        self._first = self._done = self._reported = done
+        self._seconds, self._clock = 0.0, time.perf_counter()
+
+    @property
+    def examples_per_second(self) -> float:
+        """Over the whole run, evaluation and checkpoints left out."""
+        return (self._done - self._first) * self._batch_size / max(self._seconds, 1e-9)
+
+    def push(self, call: range, metrics: StepMetrics) -> None:
+        """Takes in the metrics of the call that was just started."""
+        for leaf in jax.tree.leaves(metrics):
+            leaf.copy_to_host_async()
+        self._under_way.append((call, metrics))
+        while len(self._under_way) > LAG:
+            self._take()
+
+    def flush(self) -> None:
+        """Waits for all calls under way and writes the row."""
+        while self._under_way:
+            self._take()
+        self._report()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time spent in here is not training time."""
+        start = time.perf_counter()
+        yield
+        self._clock += time.perf_counter() - start
+
+    def _take(self) -> None:
+        call, metrics = self._under_way.popleft()
+        metrics = jax.device_get(metrics)
+        finite = np.asarray(metrics.finite)
+        if not finite.all() and self.failed is None:
+            bad = call.start + int(finite.argmin())
+            if self._stops:
+                self.failed = bad
+            else:
+                self._log.say(f"step {bad}: loss or gradient not finite, {(~finite).sum()} step(s) left out")
+        self._window.append(metrics)
+        self._done = call.stop
+        if self._done - self._reported >= self._every:
+            self._report()
+
+    def _report(self) -> None:
+        steps = self._done - self._reported
+        if not steps:
+            return
+        now = time.perf_counter()
+        seconds, self._clock = now - self._clock, now
+        self._seconds += seconds
+        rows = jax.tree.map(lambda *leaves: np.concatenate(leaves), *self._window)
+        good = rows.finite if rows.finite.any() else np.ones_like(rows.finite)
+        values = {name: float(m.total[good].sum() / m.count[good].sum()) for name, m in rows.means.items()}
+        values |= {
+            "learning_rate": float(rows.learning_rate[-1]),
+            "gradient_norm": float(rows.gradient_norm[-1]),
+            "step_seconds": seconds / steps,
+            "examples_per_second": steps * self._batch_size / seconds,
+        }
+        self._window, self._reported = [], self._done
+        self._log.train(self._done, values)
+
+
+def read(directory: Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl; a last line that was cut off is left out."""
+    path = directory / "metrics.jsonl"
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def _truncated(path: Path, done: int) -> Path:
+    """Drops the rows behind step `done`: a resumed run writes them again."""
+    if path.exists():
+        rows = [row for row in read(path.parent) if row["step"] <= done]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path

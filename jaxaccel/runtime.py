@@ -1,0 +1,130 @@
+"""What surrounds JAX in the process: compile cache, host allocator, several processes, platform facts."""
+
+import ctypes
+import dataclasses
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import jax
+
+STACK = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
+
+# glibc's mallopt parameters, from malloc.h.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+
+
+@dataclasses.dataclass(frozen=True)
+class Runtime:
+    """What `setup` did."""
+
+    allocator: str
+    """How glibc's allocator was set, or why it was not."""
+    cache: str
+    """Directory of the persistent compile cache, or why there is none."""
+    processes: int
+    """How many processes train together."""
+
+
+def setup() -> Runtime:
+    """Prepares this process for training; safe to call again. Environment variables switch the parts off:
+
+    ``JAXACCEL_ALLOCATOR=0`` leaves glibc's allocator alone, ``JAXACCEL_CACHE=0`` keeps no compile cache
+    (or names its directory), and ``JAX_COORDINATOR_ADDRESS`` (with ``JAX_NUM_PROCESSES`` and
+    ``JAX_PROCESS_ID``) joins several processes.
+    """
+    return Runtime(keep_freed_memory(), compile_cache(), join_processes())
+
+
+def keep_freed_memory() -> str:
+    """Tells glibc to keep the memory that programs free, rather than to give it back to the system.
+
+    XLA:CPU allocates its temporaries anew for each execution. As glibc ships, large ones are fresh
+    pages each time, and the kernel must clear each on first touch: for a small ConvNet's step that
+    took more time than the arithmetic (`benchmarks/allocator.py`).
+    """
+    if os.environ.get("JAXACCEL_ALLOCATOR") == "0":
+        return "left alone (JAXACCEL_ALLOCATOR=0)"
+    if platform.libc_ver()[0] != "glibc":
+        return "left alone (not glibc)"
+    libc = ctypes.CDLL(None)
+    settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**28))
+    accepted = all(libc.mallopt(name, value) == 1 for name, value in settings)
+    return "glibc keeps freed memory" if accepted else "glibc refused mallopt"
+
+
+def compile_cache() -> str:
+    """Keeps compiled programs on disk, so that the second start of a run does not compile."""
+    wanted = os.environ.get("JAXACCEL_CACHE", "")
+    if wanted == "0":
+        return "none (JAXACCEL_CACHE=0)"
+    if jax.config.jax_compilation_cache_dir:  # the user's own setting stands
+        return jax.config.jax_compilation_cache_dir
+    base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    directory = Path(wanted) if wanted else base / "jaxaccel" / "xla"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return f"none ({error})"
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    return str(directory)
+
+
+def join_processes() -> int:
+    """Joins the processes of one job where the environment names a coordinator; their number."""
+    if os.environ.get("JAX_COORDINATOR_ADDRESS") and not jax.distributed.is_initialized():
+        if os.environ.get("JAX_PLATFORMS", "") == "cpu":
+            jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(
+            num_processes=_integer("JAX_NUM_PROCESSES"), process_id=_integer("JAX_PROCESS_ID")
+        )
+    return jax.process_count()
+
+
+def device_memory() -> int:
+    """Bytes of memory of one device; on a CPU, the machine's memory."""
+    stats = jax.local_devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python, of this package and of the stack below it."""
+    found = {"python": platform.python_version()}
+    for name in ("jaxaccel", *STACK):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "source"
+    return found
+
+
+def git_commit(directory: Path) -> str | None:
+    """The commit checked out in `directory`, with ``+changes`` where files differ from it; None outside git."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(directory), *arguments], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def peak_bytes(compiled: jax.stages.Compiled | None) -> int | None:
+    """Device memory of one execution by the compiler's own count: arguments, results and temporaries."""
+    memory = compiled.memory_analysis() if compiled else None
+    if memory is None:
+        return None
+    parts = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    return int(parts - memory.alias_size_in_bytes)
+
+
+def _integer(name: str) -> int | None:
+    return int(os.environ[name]) if name in os.environ else None

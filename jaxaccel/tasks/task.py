@@ -1,0 +1,67 @@
+"""What a task is: the only things that the trainer asks of it.
+
+A task says what one example looks like, what the model is fed, what the loss is, what it predicts and how
+well that is. It holds options and no arrays: every method is a pure function. The trainer never looks into a
+batch: padding of variable-length inputs, teacher forcing and decoding loops live in the task.
+"""
+
+import abc
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+
+from jaxaccel.metrics import Mean
+
+PyTree = Any
+Batch = Mapping[str, jax.Array]
+Apply = Callable[..., PyTree]
+"""The model in evaluation mode with its parameters bound: inputs -> outputs."""
+
+
+class Task(abc.ABC):
+    """Base of all tasks. Batches carry ``index`` (B,) int32 and ``mask`` (B,) float32 besides the task's own."""
+
+    metric: ClassVar[str] = "accuracy"
+    """The headline: the metric by which the best checkpoint is kept, greater is better."""
+
+    @abc.abstractmethod
+    def facts(self, features: Mapping[str, Any]) -> dict[str, Any]:
+        """What model factories may ask for (``classes``, ``channels``, ...), read off the data's features.
+
+        Raises:
+          UserError: the data set is none for this task.
+        """
+
+    @abc.abstractmethod
+    def element(self, example: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """One decoded example of the data set as arrays of fixed shape and dtype (on the host)."""
+
+    @abc.abstractmethod
+    def inputs(self, batch: Batch) -> tuple[PyTree, ...]:
+        """What the model is called with."""
+
+    @abc.abstractmethod
+    def check(self, outputs: PyTree, facts: Mapping[str, Any]) -> None:
+        """Checks the shapes of the model's outputs (`jax.ShapeDtypeStruct`) against the data.
+
+        Raises:
+          UserError: they do not fit.
+        """
+
+    @abc.abstractmethod
+    def loss(self, outputs: PyTree, batch: Batch) -> tuple[jax.Array, dict[str, Mean]]:
+        """The loss to minimise, a scalar, and what to report of the step (``loss`` and the like)."""
+
+    @abc.abstractmethod
+    def predict(self, apply: Apply, batch: Batch) -> PyTree:
+        """Predictions for a batch; may call the model as often as it needs (decoding, augmented views)."""
+
+    @abc.abstractmethod
+    def evaluate(self, apply: Apply, batch: Batch) -> dict[str, Mean]:
+        """Metrics of a batch as sums; examples with mask 0 count for nothing."""
+
+    def summarise(self, means: Mapping[str, Mean]) -> dict[str, float]:
+        """The numbers to report from the sums over all batches."""
+        return {name: float(mean.value()) for name, mean in means.items()}
