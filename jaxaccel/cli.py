@@ -66,6 +66,8 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> NoReturn:
     """Calls `main` and exits with what it returns; a mistake becomes one line and exit code 2."""
     try:
         sys.exit(main(argv))
+    except BrokenPipeError:  # whoever read our output has gone, as `| head` does
+        os._exit(0)
     except UserError as error:
         fail(str(error), "--traceback" in argv)
     except OSError as error:
@@ -92,6 +94,9 @@ _SAID = {
     errno.EROFS: "that file system is read-only: choose another place with --run DIR",
     errno.ENOTDIR: "a file stands where a directory is needed: choose another place with --run DIR",
 }
+
+
+_TITLE = r"(Value error|Invalid choice|Parsing error|Missing argument|Unrecognized options)[ -]*"
 
 
 def _parse(program: str, description: str, recipe: Recipe, words: list[str]) -> _Command:
@@ -126,8 +131,9 @@ def _captured(into: io.StringIO) -> Any:
 def _one_line(text: str) -> str:
     """Tyro's box of complaint without its frame."""
     lines = (re.sub(r"[─│╭╮╰╯]+", " ", line).strip() for line in text.splitlines())
-    kept = [line for line in lines if line and not line.startswith(("For full helptext", "Parsing error"))]
-    return re.sub(r"\s+", " ", " ".join(kept)) or "the command line cannot be read (--help shows all)"
+    kept = " ".join(line for line in lines if line and not re.fullmatch(_TITLE, line))
+    kept = re.sub(r"-{5,}", " ", kept).split("Argument helptext")[0].split("For full helptext")[0]
+    return " ".join(kept.split()) + " (--help shows all)"
 
 
 def _flags(value: Any, prefix: str) -> list[str]:

@@ -1,5 +1,6 @@
 """The picture of a run: loss, accuracy, learning rate and throughput over the epochs."""
 
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,19 @@ def draw(directory: Path, title: str) -> Path:
         )  # fmt: skip
     _panel(axes[2], "learning rate", train, [], "learning_rate")
     _panel(axes[3], "throughput, examples/s", train, [], "examples_per_second")
-    axes[3].set_ylim(bottom=0)
+    rates = [row["examples_per_second"] for row in train]
+    axes[3].set_ylim(0, 1.5 * max(_smooth(rates), default=1))
+    axes[3].yaxis.set_major_formatter("{x:,.0f}")
     for axis in axes[2:]:
         axis.set_xlabel("epoch", color=MUTED, fontsize=9)
     axes[0].legend(frameon=False, fontsize=9)
     figure.savefig(directory / "curves.png")
     return directory / "curves.png"
+
+
+def _smooth(values: list[float], reach: int = 7) -> list[float]:
+    """The median of each value and its neighbours."""
+    return [statistics.median(values[max(0, i - reach) : i + reach + 1]) for i in range(len(values))]
 
 
 _NOT_SHOWN = ("kind", "step", "epoch", "loss")
@@ -48,7 +56,8 @@ _NOT_SHOWN = ("kind", "step", "epoch", "loss")
 def _panel(axis: Any, title: str, train: list[dict], evaluation: list[dict], name: str) -> None:
     rows = [row for row in train if name in row]
     x, y = [row["epoch"] for row in rows], [row[name] for row in rows]
-    axis.plot(x, y, color=BLUE, lw=1.2, alpha=0.9, label="training (batches)")
+    axis.plot(x, y, color=BLUE, lw=0.8, alpha=0.25)
+    axis.plot(x, _smooth(y), color=BLUE, lw=1.4, label="training, running median")
     if evaluation:
         x, y = [row["epoch"] for row in evaluation], [row[name] for row in evaluation]
         axis.plot(x, y, color=ORANGE, lw=1.6, marker="o", ms=3, label="evaluation")

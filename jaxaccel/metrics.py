@@ -1,13 +1,15 @@
 """Metrics as sums: added across batches, steps and devices, divided once at the end."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 
-class Mean(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Mean:
     """A mean that is not yet divided: `total` and `count` are float32 arrays of equal shape.
 
     A shape other than () holds several means at once, such as one per class or per n-gram order.

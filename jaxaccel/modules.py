@@ -79,7 +79,7 @@ def output_shape(model: Model, inputs: tuple[PyTree, ...]) -> PyTree:
 
 
 def _nnx(make: Callable[[jax.Array], nnx.Module]) -> Model:
-    def parts(key: jax.Array) -> tuple[Any, Any, Any, Any]:
+    def parts(key: jax.Array) -> tuple[Any, ...]:
         return nnx.split(make(key), nnx.Param, nnx.RngState, ...)
 
     graph, *shapes = nnx.eval_shape(lambda: parts(jax.random.key(0)))
@@ -122,7 +122,7 @@ def _streams(shapes: nnx.State, key: jax.Array) -> nnx.State:
 def _linen(module: linen.Module, inputs: tuple[PyTree, ...]) -> Model:
     names = inspect.signature(type(module).__call__).parameters
 
-    def mode(train: bool) -> dict[str, bool]:
+    def mode(train: bool) -> dict[str, Any]:
         # The two words that Linen modules use for it.
         return {
             name: value for name, value in {"train": train, "deterministic": not train}.items() if name in names

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import pkgutil
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,7 +23,7 @@ NAMES: dict[str, Callable[..., Any]] = {
     name: getattr(module, name)
     for module in (models, augmentations)
     for name in module.__all__
-    if callable(getattr(module, name)) and name not in ("Augmentation", "chain", "example_keys")
+    if isinstance(getattr(module, name), (type, types.FunctionType)) and name not in ("chain", "example_keys")
 }
 """What a model or an augmentation may be called on the command line and in recipe.json."""
 
@@ -91,6 +92,20 @@ class Recipe:
     """Epochs between evaluations, each of which saves a checkpoint."""
     keep: int = 2
     """Checkpoints to keep, the newest ones; the best one is kept besides."""
+
+    def __post_init__(self) -> None:
+        """Checks the numbers that have no meaning below a bound."""
+        for name in ("epochs", "eval_every"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"{name} must be above 0, got {getattr(self, name)}")
+        whole = {"batch_size": 1, "keep": 1, "seed": 0, "steps_per_call": 0}
+        for name, low in whole.items():
+            if getattr(self, name) < low:
+                raise UserError(f"{name} must be at least {low}, got {getattr(self, name)}")
+        if self.optimizer.accumulate < 1:
+            raise UserError(f"optimizer.accumulate must be at least 1, got {self.optimizer.accumulate}")
+        if not 0 <= self.optimizer.ema < 1:
+            raise UserError(f"optimizer.ema must lie in [0, 1), got {self.optimizer.ema}")
 
 
 MAY_DIFFER_ON_RESUME = (

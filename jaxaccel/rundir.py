@@ -1,7 +1,6 @@
 """The directory of a run: made once, never overwritten silently, enough to repeat the run."""
 
 import json
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -32,7 +31,7 @@ def prepare(directory: Path, recipe: Recipe, *, source: Path | None, resume: boo
     if resume:
         _check_same(record, recipe)
         return
-    if record.exists() or (directory.is_dir() and any(directory.iterdir())):
+    if _holds_something(directory):
         if not overwrite:
             raise UserError(
                 f"{directory} holds a run already: go on with --resume, replace it with --overwrite, "
@@ -46,9 +45,13 @@ def prepare(directory: Path, recipe: Recipe, *, source: Path | None, resume: boo
             shutil.rmtree(directory)
     if jax.process_index():
         return
-    directory.mkdir(parents=True, exist_ok=True)
-    if not os.access(directory, os.W_OK):
-        raise UserError(f"no permission to write in {directory}: choose another place with --run DIR")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "recipe.tmp").touch()
+    except OSError as error:
+        raise UserError(
+            f"cannot write in {directory} ({error.strerror}): choose another place with --run DIR"
+        ) from error
     if source is not None:
         shutil.copyfile(source, directory / "recipe.py")
     write_json(
@@ -62,6 +65,14 @@ def prepare(directory: Path, recipe: Recipe, *, source: Path | None, resume: boo
             "device_count": jax.device_count(),
         },
     )
+
+
+def _holds_something(directory: Path) -> bool:
+    """Whether there is anything to lose: a run that failed before its first metrics leaves nothing."""
+    metrics = directory / "metrics.jsonl"
+    if (directory / "recipe.json").exists():
+        return any(directory.glob("checkpoints/*")) or (metrics.exists() and metrics.stat().st_size > 0)
+    return directory.is_dir() and any(path.name != "recipe.tmp" for path in directory.iterdir())
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -60,8 +60,9 @@ def compile_cache() -> str:
     wanted = os.environ.get("JAXACCEL_CACHE", "")
     if wanted == "0":
         return "none (JAXACCEL_CACHE=0)"
-    if jax.config.jax_compilation_cache_dir:  # the user's own setting stands
-        return jax.config.jax_compilation_cache_dir
+    own = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    if own:  # the user's own setting stands
+        return own
     base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     directory = Path(wanted) if wanted else base / "jaxaccel" / "xla"
     try:

@@ -114,18 +114,18 @@ def train(
     shardings = state_sharding(state_shape, mesh)
     flops = _flops(training.step, state_shape, batch_shape)
 
+    # ---- state: new, resumed or forked ----------------------------------------------------------------
+    origin = Path(fork_from) if fork_from else None
+    weights = Checkpoints.weights_of(origin, task.metric) if origin else {}
     directory = Path(run) if run else Path("runs") / recipe.name
     rundir.prepare(directory, recipe, source=source, resume=resume, overwrite=overwrite)
-
-    # ---- state: new, resumed or forked ----------------------------------------------------------------
     checkpoints = Checkpoints(directory / "checkpoints", keep=recipe.keep, metric=task.metric)
     restored = checkpoints.restore(state_shape, shardings) if resume else None
     if restored:
         done, state = restored
     else:
         done, state = 0, jax.jit(training.init, out_shardings=shardings)()
-        if fork_from:
-            state = fork(state, Checkpoints.weights_of(Path(fork_from), task.metric), Path(fork_from))
+        state = fork(state, weights, origin) if origin else state
 
     # ---- data to the device ---------------------------------------------------------------------------
     show = jax.process_index() == 0
@@ -269,7 +269,7 @@ def _steps_per_call(wanted: int, flops: float, boundary: int) -> int:
     return max(divisors) if 2 * max(divisors) > wanted else min(wanted, boundary)
 
 
-def _flops(step: Callable, state: TrainState, batch: Batch) -> float:
+def _flops(step: Callable, state: Any, batch: Any) -> float:
     """Floating-point operations of one step, counted by XLA before it optimises."""
     cost = jax.jit(step).lower(state, batch).cost_analysis()
     return float(cost.get("flops", 0.0)) if cost else 0.0

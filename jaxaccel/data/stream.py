@@ -9,7 +9,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -47,7 +47,7 @@ def stream(batches: Batches, workers: int = 0) -> Iterator[Item]:
     import grain
 
     options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=2 * THREADS)
-    dataset = grain.MapDataset.source(batches).to_iter_dataset(options)
+    dataset = grain.MapDataset.source(cast(Any, batches)).to_iter_dataset(options)
     if workers:
         dataset = dataset.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh
@@ -24,7 +25,7 @@ class MeshShape:
     """Tensor parallel: the matrices of attention, MLP and dense layers are split."""
 
 
-def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of `shape` over `devices` (default: all devices of all processes).
 
     With no -1 and fewer devices asked for than there are, the first ones are used.

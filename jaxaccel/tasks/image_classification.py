@@ -91,7 +91,7 @@ class ImageClassification(Task):
             padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
             h, w = images.shape[1:3]
             views += [padded[:, y : y + h, x : x + w] for y, x in ((0, 1), (2, 1), (1, 0), (1, 2))]
-        return sum(apply(view).astype(jnp.float32) for view in views) / len(views)
+        return jnp.stack([apply(view).astype(jnp.float32) for view in views]).mean(0)
 
     def evaluate(self, apply: Apply, batch: Batch) -> dict[str, Mean]:
         """``accuracy`` and ``loss`` (cross-entropy without smoothing)."""
@@ -102,7 +102,7 @@ class ImageClassification(Task):
 
     def _standardise(self, images: jax.Array) -> jax.Array:
         # One multiply-add, which XLA fuses into the first convolution's input.
-        mean, std = np.float32(self.mean), np.float32(self.std)
+        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
         scale = 1 / (255 * std) if images.dtype == jnp.uint8 else 1 / std
         return images.astype(jnp.float32) * scale - mean / std
 

@@ -1,0 +1,28 @@
+"""Builders of TFDS data sets that prepare their ArrayRecord files without TensorFlow.
+
+TFDS's own builders of the same names need TensorFlow to extract archives and to encode images; these yield
+the same features, splits, record keys and versions from the same original files, so the prepared sets hold
+the same examples in the same order and either reader accepts them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jaxaccel.data.builders.original import OriginalBuilder
+
+# Modules are imported on use only: each imports tensorflow_datasets, which takes most of a second.
+BUILDERS: dict[str, str] = {
+    "digits": "jaxaccel.data.builders.digits.digits_dataset_builder:Builder",
+    "mnist": "jaxaccel.data.builders.idx:Mnist",
+    "fashion_mnist": "jaxaccel.data.builders.idx:FashionMnist",
+    "cifar10": "jaxaccel.data.builders.cifar10:Cifar10",
+}
+
+
+def builder_class(name: str) -> type[OriginalBuilder]:
+    """The builder class of the data set `name`, one of `BUILDERS`."""
+    module, _, attribute = BUILDERS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)

@@ -1,0 +1,327 @@
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxaccel import models
+from jaxaccel.models.convnet import max_pool_2x2
+from jaxaccel.models.resnet import max_pool_3x3
+from jaxaccel.models.resnet_cifar import BasicBlock, option_a_shortcut
+
+# Small enough to differentiate in a second, with every kind of layer and block of the family.
+SMALL = {
+    "convnet": (functools.partial(models.ConvNet, (4, 6), hidden=8, image_size=10), (10, 10, 1)),
+    "convnet_average": (functools.partial(models.ConvNet, (4, 6), hidden=0, image_size=9), (9, 9, 1)),
+    "resnet_cifar": (functools.partial(models.ResNetCifar, 8, width=4), (8, 8, 3)),
+    "resnet_basic": (functools.partial(models.ResNet, (1, 1), bottleneck=False, width=4), (32, 32, 3)),
+    "resnet_bottleneck": (functools.partial(models.ResNet, (2, 1), bottleneck=True, width=4), (32, 32, 3)),
+    "vit": (
+        functools.partial(
+            models.VisionTransformer, width=12, depth=1, heads=3, patch_size=4, image_size=(8, 12)
+        ),
+        (8, 12, 3),
+    ),
+}
+
+
+def small(name, **options):
+    factory, shape = SMALL[name]
+    model = factory(classes=5, channels=shape[-1], rngs=nnx.Rngs(0), **options)
+    x = np.random.default_rng(0).standard_normal((6, *shape), dtype=np.float32)
+    return model, jnp.asarray(x)
+
+
+def disturb(model):
+    """Adds noise to every parameter, so that none is at a symmetric initial value such as 0."""
+    params = nnx.state(model, nnx.Param)
+    rng = np.random.default_rng(1)
+    noisy = jax.tree.map(lambda p: p + jnp.asarray(0.2 * rng.standard_normal(p.shape), p.dtype), params)
+    nnx.update(model, noisy)
+
+
+def paths(tree):
+    flat, _ = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(tree))
+    return {"/".join(str(entry.key) for entry in path): leaf for path, leaf in flat}
+
+
+def loss_and_gradients(model, x):
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+
+    # The compile time is the cost here: a third of it without LLVM's optimisations.
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def run(params):
+        def loss(params):
+            return (nnx.merge(graphdef, params, rest, copy=True)(x) ** 2).mean()
+
+        return jax.value_and_grad(loss)(params)
+
+    return run(params)
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("resnet20", 269_722),
+        ("resnet32", 464_154),
+        ("resnet44", 658_586),
+        ("resnet56", 853_018),
+        ("resnet110", 1_727_962),
+        ("resnet18", 11_689_512),
+        ("resnet34", 21_797_672),
+        ("resnet50", 25_557_032),
+        ("vit_ti16", 5_717_416),
+        ("vit_s16", 22_050_664),
+        ("vit_b16", 86_567_656),
+    ],
+)
+def test_parameter_counts_are_the_published_ones(name, count):
+    model = nnx.eval_shape(lambda: getattr(models, name)(rngs=nnx.Rngs(0)))
+    params = jax.tree.leaves(nnx.state(model, nnx.Param))
+    assert sum(math.prod(p.shape) for p in params) == count
+    assert {p.dtype for p in params} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "shape", "classes"),
+    [
+        ("ConvNet", {}, (28, 28, 1), 10),
+        ("ConvNet", {"widths": (8, 16), "image_size": 8}, (8, 8, 1), 10),
+        ("ConvNet", {"channels": 3, "image_size": (15, 32), "classes": 4}, (15, 32, 3), 4),
+        ("ConvNet", {"hidden": 0}, (17, 9, 1), 10),
+        ("resnet20", {"classes": 100, "channels": 1}, (32, 32, 1), 100),
+        ("resnet18", {}, (224, 224, 3), 1000),
+        ("resnet50", {"classes": 7}, (65, 90, 3), 7),
+        ("vit_ti16", {}, (224, 224, 3), 1000),
+        ("vit_s16", {"image_size": 32, "patch_size": 4, "classes": 10, "dropout": 0.1}, (32, 32, 3), 10),
+    ],
+)
+def test_output_shape_and_dtype(name, options, shape, classes):
+    def run(x):
+        return getattr(models, name)(**options, rngs=nnx.Rngs(0))(x)
+
+    out = jax.eval_shape(run, jax.ShapeDtypeStruct((2, *shape), jnp.float32))
+    assert (out.shape, out.dtype) == ((2, classes), jnp.float32)
+
+
+def test_parameter_paths():
+    def of(factory):
+        return paths(nnx.state(nnx.eval_shape(lambda: factory(rngs=nnx.Rngs(0))), nnx.Param))
+
+    cifar = of(models.resnet20)
+    assert {"stem/conv/kernel", "stages/0/1/conv1/kernel", "stages/2/0/norm2/scale", "head/kernel"} <= set(
+        cifar
+    )
+    assert not any("shortcut" in path for path in cifar)
+    resnet = of(models.resnet50)
+    assert {"stem/conv/kernel", "stages/0/0/conv3/kernel", "stages/1/0/shortcut/conv/kernel"} <= set(resnet)
+    convnet = of(models.ConvNet)
+    assert {"stages/0/first/conv/kernel", "stages/2/residuals/0/conv/kernel", "hidden/kernel"} <= set(convnet)
+    vit = of(models.vit_s16)
+    for name in ("query", "key", "value"):
+        assert vit[f"blocks/11/attention/{name}/kernel"].shape == (384, 6, 64)
+    assert vit["blocks/0/attention/out/kernel"].shape == (6, 64, 384)
+    assert vit["blocks/0/mlp/up/kernel"].shape == (384, 1536)
+    assert vit["blocks/0/mlp/down/kernel"].shape == (1536, 384)
+    assert vit["positions"].shape == (1, 197, 384)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_parameter_has_a_finite_gradient(name):
+    model, x = small(name)
+    model.train()
+    disturb(model)
+    loss, gradients = loss_and_gradients(model, x)
+    assert np.isfinite(loss)
+    for path, gradient in paths(gradients).items():
+        assert np.isfinite(gradient).all(), path
+        # Softmax does not see what is added to all its inputs: the keys' bias has no gradient in exact arithmetic.
+        if not path.endswith("attention/key/bias"):
+            assert np.abs(gradient).max() > 1e-6, path
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_statistics_change_in_training_only(name):
+    model, x = small(name)
+    disturb(model)
+    model.eval()
+    start = jax.tree.map(np.array, paths(nnx.state(model, nnx.BatchStat)))
+    assert bool(start) == (name != "vit")
+    evaluated = model(x)
+    np.testing.assert_array_equal(evaluated, model(x))
+    jax.tree.map(np.testing.assert_array_equal, start, paths(nnx.state(model, nnx.BatchStat)))
+    model.train()
+    trained = model(x)
+    for path, value in paths(nnx.state(model, nnx.BatchStat)).items():
+        assert not np.array_equal(value, start[path]), path
+    if name in ("convnet", "convnet_average"):  # the only ones with dropout by default
+        assert not np.array_equal(trained, model(x))
+    elif name == "vit":
+        np.testing.assert_allclose(trained, evaluated, rtol=1e-5, atol=1e-6)
+    if name != "vit":
+        assert not np.allclose(trained, evaluated, atol=1e-3)
+
+
+def test_batch_norm_momentum_is_one_tenth_a_step():
+    model, x = small("resnet_cifar")
+    model.train()
+    expected = 0.1 * np.asarray(model.stem.conv(x)).mean((0, 1, 2))
+    model(x)
+    np.testing.assert_allclose(model.stem.norm.mean[...], expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "random"), [("vit", 0.0), ("convnet", 0.0), ("vit", 0.5), ("convnet", 0.5)])
+def test_dropout(name, random):
+    model, x = small(name, dropout=random)
+    disturb(model)
+    assert bool(jax.tree.leaves(nnx.state(model, nnx.RngState))) == (random > 0)  # no stream without use
+    model.train()
+    assert np.array_equal(model(x), model(x)) == (random == 0)
+    model.eval()
+    np.testing.assert_array_equal(model(x), model(x))
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8, 3), (1, 7, 7, 3), (2, 14, 5, 1), (3, 1, 1, 4)])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_max_pool_2x2_equals_reduce_window(shape, dtype):
+    # Distinct integers up to 256, which bfloat16 holds exactly: no ties.
+    x = jnp.asarray(np.random.default_rng(0).permutation(math.prod(shape)).reshape(shape) - 100, dtype)
+
+    def reference(x):
+        return jax.lax.reduce_window(
+            x, jnp.array(-jnp.inf, x.dtype), jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "SAME"
+        )
+
+    value, pullback = jax.vjp(max_pool_2x2, x)
+    expected, expected_pullback = jax.vjp(reference, x)
+    assert value.dtype == dtype
+    np.testing.assert_array_equal(value, expected)
+    cotangent = jnp.asarray(np.random.default_rng(1).standard_normal(value.shape), dtype)
+    np.testing.assert_array_equal(pullback(cotangent)[0], expected_pullback(cotangent)[0])
+
+
+def test_max_pool_2x2_shares_the_gradient_of_ties():
+    gradient = jax.grad(lambda x: max_pool_2x2(x).sum())(jnp.zeros((1, 3, 2, 1)))
+    np.testing.assert_array_equal(gradient[0, :, :, 0], [[0.25, 0.25], [0.25, 0.25], [0.5, 0.5]])
+
+
+def test_max_pool_2x2_lowers_without_reduce_window():
+    text = str(jax.make_jaxpr(jax.grad(lambda x: max_pool_2x2(x).sum()))(jnp.ones((1, 5, 4, 2))))
+    assert "reduce_window" not in text and "select_and" not in text
+
+
+def test_max_pool_3x3():
+    x = np.random.default_rng(0).standard_normal((2, 7, 6, 3), dtype=np.float32)
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
+    np.testing.assert_array_equal(max_pool_3x3(jnp.asarray(x)), windows[:, ::2, ::2].max((-2, -1)))
+
+
+def numpy_conv(x, kernel, stride):
+    """3x3 convolution with one pixel of zeros around, in float64."""
+    padded = np.pad(x.astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))[:, ::stride, ::stride]
+    return np.einsum("bhwcij,ijco->bhwo", windows, np.asarray(kernel, np.float64))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("features", "stride"), [(4, 1), (8, 2)])
+def test_cifar_block_equals_numpy(features, stride, training):
+    block = BasicBlock(4, features, stride, rngs=nnx.Rngs(0))
+    disturb(block)
+    rng = np.random.default_rng(2)
+    for norm in (block.norm1, block.norm2):
+        norm.mean[...] = jnp.asarray(rng.standard_normal(features), jnp.float32)
+        norm.var[...] = jnp.asarray(rng.uniform(0.5, 2.0, features), jnp.float32)
+    x = rng.standard_normal((3, 6, 6, 4)).astype(np.float32)
+
+    def batch_norm(y, norm):
+        mean, var = (y.mean((0, 1, 2)), y.var((0, 1, 2))) if training else (norm.mean[...], norm.var[...])
+        return (y - mean) / np.sqrt(np.asarray(var) + 1e-5) * norm.scale[...] + norm.bias[...]
+
+    y = np.maximum(batch_norm(numpy_conv(x, block.conv1.kernel[...], stride), block.norm1), 0)
+    y = batch_norm(numpy_conv(y, block.conv2.kernel[...], 1), block.norm2)
+    shortcut = np.zeros_like(y)
+    before = (features - 4) // 2
+    shortcut[..., before : before + 4] = x[:, ::stride, ::stride]
+    expected = np.maximum(y + shortcut, 0)
+
+    block.train() if training else block.eval()
+    np.testing.assert_allclose(block(jnp.asarray(x)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_option_a_shortcut():
+    x = jnp.arange(2 * 4 * 4 * 2, dtype=jnp.float32).reshape(2, 4, 4, 2)
+    assert option_a_shortcut(x, 2, 1) is x
+    y = option_a_shortcut(x, 4, 2)
+    np.testing.assert_array_equal(y[..., 1:3], x[:, ::2, ::2])
+    assert not y[..., 0].any() and not y[..., 3].any()
+
+
+def test_resnet_blocks_start_as_their_shortcut():
+    model, _ = small("resnet_bottleneck")
+    model.eval()
+    block = model.stages[0][1]
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 5, 5, 16)), jnp.float32)
+    np.testing.assert_array_equal(block(x), nnx.relu(x))
+
+
+def test_bottleneck_strides_in_the_3x3_convolution():
+    model = nnx.eval_shape(lambda: small("resnet_bottleneck")[0])
+    block = model.stages[1][0]
+    strides = [conv.strides for conv in (block.conv1, block.conv2, block.conv3)]
+    assert [s if isinstance(s, int) else max(s) for s in strides] == [1, 2, 1]
+
+
+def test_vit_sees_the_order_of_patches_through_positions_only():
+    model, x = small("vit")
+    disturb(model)
+    model.eval()
+    swapped = x.at[:, :4, :4].set(x[:, 4:, 8:]).at[:, 4:, 8:].set(x[:, :4, :4])
+    assert not np.allclose(model(x), model(swapped), atol=1e-3)
+    model.positions[...] = jnp.zeros_like(model.positions[...])
+    np.testing.assert_allclose(model(x), model(swapped), rtol=1e-4, atol=1e-5)
+
+
+def test_vit_embedding_is_the_strided_convolution():
+    model, x = small("vit")
+    kernel = model.embed.kernel[...].reshape(4, 4, 3, 12)
+    expected = jax.lax.conv_general_dilated(
+        x, kernel, (4, 4), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    embedded = model.embed(models.vit.patches(x, 4))
+    np.testing.assert_allclose(embedded, expected.reshape(6, 6, 12), rtol=1e-4, atol=1e-5)
+
+
+def test_vit_starts_with_even_logits():
+    model, x = small("vit")
+    np.testing.assert_array_equal(model(x), np.zeros((6, 5)))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda r: models.ConvNet((), rngs=r), "widths"),
+        (lambda r: models.ConvNet((8, 16), residuals=(1,), rngs=r), "residuals must be 2 numbers"),
+        (lambda r: models.ConvNet(dropout=1.5, rngs=r), "dropout"),
+        (
+            lambda r: models.ConvNet((4,), hidden=4, rngs=r)(jnp.ones((1, 8, 8, 1))),
+            r"\(28, 28, 1\).*\(1, 8, 8, 1\)",
+        ),
+        (lambda r: models.ConvNet((4,), hidden=0, rngs=r)(jnp.ones((1, 8, 8, 3))), "built for images"),
+        (lambda r: models.ResNetCifar(21, rngs=r), r"depth must be 6n \+ 2"),
+        (lambda r: models.ResNetCifar(20, width=5, rngs=r), "width must be even"),
+        (lambda r: models.ResNet((2, 0), bottleneck=True, rngs=r), "blocks"),
+        (lambda r: models.vit_s16(image_size=30, rngs=r), "30x30 is no multiple of patch_size=16"),
+        (lambda r: models.VisionTransformer(width=10, depth=1, heads=3, rngs=r), "heads=3"),
+        (lambda r: models.VisionTransformer(width=9, depth=1, heads=3, dropout=-1, rngs=r), "dropout"),
+        (lambda r: small("vit")[0](jnp.ones((1, 12, 8, 3))), "built for images"),
+    ],
+)
+def test_bad_arguments(make, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        make(nnx.Rngs(0))
+    assert "\n" not in str(caught.value)
