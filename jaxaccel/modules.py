@@ -43,15 +43,21 @@ def as_model(factory: Any, facts: Mapping[str, Any], inputs: tuple[PyTree, ...])
     if isinstance(factory, linen.Module):
         return _linen(factory, inputs)
     taken = _taken(factory, facts)
+    made: list[Any] = []
+
+    def make() -> nnx.Module | None:
+        made.append(factory(**taken, **_rngs(factory, jax.random.key(0))))
+        return made[0] if isinstance(made[0], nnx.Module) else None
+
     try:
-        made = nnx.eval_shape(lambda: factory(**taken, **_rngs(factory, jax.random.key(0))))
-    except TypeError as error:
+        nnx.eval_shape(make)
+    except (TypeError, ValueError) as error:
         raise UserError(f"the model cannot be made with {_named(taken)}: {_first_line(error)}") from error
-    if isinstance(made, linen.Module):
-        return _linen(made, inputs)
-    if isinstance(made, nnx.Module):
+    if isinstance(made[0], linen.Module):
+        return _linen(made[0], inputs)
+    if isinstance(made[0], nnx.Module):
         return _nnx(lambda key: factory(**taken, **_rngs(factory, key)))
-    raise UserError(f"the recipe's model must make a Flax NNX or Linen module, not {type(made).__name__}")
+    raise UserError(f"the recipe's model must make a Flax NNX or Linen module, not {type(made[0]).__name__}")
 
 
 def abstract(model: Model) -> tuple[PyTree, PyTree]:

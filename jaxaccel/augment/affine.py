@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxaccel.augment.image import Batch, example_keys, fill_value, image_of, interpolate, to_dtype
+from jaxaccel.augment.image import Batch, example_keys, fill_value, image_of, interpolate, look_up, to_dtype
 from jaxaccel.errors import UserError
 
 SMALLEST_SCALE = 1 / 16
@@ -23,14 +23,14 @@ ANGLE_STEPS = 4096
 """Angles lie on a grid, so that their cosines can be computed beforehand."""
 
 
-def directions(rotation: float) -> jax.Array:
+def directions(rotation: float) -> np.ndarray:
     """Cosine and sine of evenly spaced angles from -rotation to +rotation degrees, (ANGLE_STEPS + 1, 2).
 
     A table, since XLA's vectorised and scalar cosines differ in the last bit: the same example would come out
     differently in a batch of another size.
     """
     angles = np.radians(rotation) * np.linspace(-1, 1, ANGLE_STEPS + 1)
-    return jnp.asarray(np.stack([np.cos(angles), np.sin(angles)], axis=-1), jnp.float32)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=-1).astype(np.float32)
 
 
 def fraction_bits(height: int, width: int) -> int:
@@ -174,7 +174,7 @@ def affine(
     # Four numbers are drawn whatever the options: rotate, scale and translate see affine's draws.
     draws = jax.vmap(lambda key: jax.random.uniform(key, (4,)))(example_keys(key, batch))
     centred = 2 * draws - 1
-    direction = directions(rotation)[(draws[:, 0] * (ANGLE_STEPS + 1)).astype(jnp.int32)]
+    direction = look_up(directions(rotation), (draws[:, 0] * (ANGLE_STEPS + 1)).astype(jnp.int32))
     # In 2**-16 and summed as integers, for the same reason as the matrix.
     steps = fixed_point(jnp.float32(scale[0]), 16) + fixed_point((scale[1] - scale[0]) * draws[:, 1], 16)
     magnification = jnp.clip(steps / 2.0**16, scale[0], scale[1])

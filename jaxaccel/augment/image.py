@@ -101,6 +101,23 @@ def interpolate(first: jax.Array, second: jax.Array, weight: jax.Array) -> jax.A
     return first + weight * (second - first)
 
 
+def along_batch(function: Callable[[jax.Array], jax.Array], values: jax.Array) -> jax.Array:
+    """``function(values)``, sharded like ``values`` (B, ...).
+
+    Under explicit sharding (the meshes of ``jax.make_mesh``) slices and look-ups along a sharded axis have no
+    sharding type of their own; the partitioner is told to find it, as it does for automatic axes.
+    """
+    sharding = jax.typeof(values).sharding
+    if AxisType.Explicit in sharding.mesh.axis_types:
+        function = cast(Callable[..., jax.Array], jax.sharding.auto_axes(function, out_sharding=sharding))
+    return function(values)
+
+
+def look_up(table: np.ndarray, place: jax.Array) -> jax.Array:
+    """``table[place]`` for each example; ``place`` is (B,) integers, within bounds."""
+    return along_batch(lambda place: jnp.asarray(table).at[place].get(mode="promise_in_bounds"), place)
+
+
 def horizontal_flip(key: jax.Array, batch: Batch, *, probability: float = 0.5) -> Batch:
     """Mirrors each image left to right with the given probability (Krizhevsky et al. 2012).
 
@@ -177,29 +194,19 @@ def cutout(key: jax.Array, batch: Batch, *, size: int, fill: float = 0) -> Batch
     return {**batch, "image": jnp.where(erased, value, image)}
 
 
-def beta_quantiles(alpha: float) -> jax.Array:
+def beta_quantiles(alpha: float) -> np.ndarray:
     """The 4096 quantiles of Beta(alpha, alpha) at (i + 0.5) / 4096, float32: drawing one draws a weight.
 
     A table rather than ``jax.random.beta``: that rejects in a loop until the last example is accepted, for which
     sharded examples would wait for one another. And powers and cosines, of which closed forms are made, differ
     in the last bit between batches of different sizes.
     """
-    quantiles = betaincinv(alpha, alpha, (np.arange(4096) + 0.5) / 4096)
-    return jnp.asarray(quantiles, jnp.float32)
+    return betaincinv(alpha, alpha, (np.arange(4096) + 0.5) / 4096).astype(np.float32)
 
 
 def neighbour(values: jax.Array) -> jax.Array:
     """``values`` (B, ...) rolled by one along the batch: between devices, one row goes to the next."""
-
-    def roll(values: jax.Array) -> jax.Array:
-        return jnp.roll(values, 1, axis=0)
-
-    sharding = jax.typeof(values).sharding
-    if AxisType.Explicit not in sharding.mesh.axis_types:
-        return roll(values)
-    # Slices of a sharded axis have no sharding type, so the partitioner is asked to find the permutation.
-    automatic = cast(Callable[..., jax.Array], jax.sharding.auto_axes(roll, out_sharding=sharding))
-    return automatic(values)
+    return along_batch(lambda values: jnp.roll(values, 1, axis=0), values)
 
 
 def mixup(key: jax.Array, batch: Batch, *, alpha: float) -> Batch:
@@ -227,7 +234,7 @@ def mixup(key: jax.Array, batch: Batch, *, alpha: float) -> Batch:
     else:
         quantiles = beta_quantiles(alpha)
         place = jax.vmap(lambda key: jax.random.randint(key, (), 0, len(quantiles)))(example_keys(key, batch))
-        weight = quantiles[place]
+        weight = look_up(quantiles, place)
     if "mask" in batch:
         weight = jnp.where((batch["mask"] > 0) & (neighbour(batch["mask"]) > 0), weight, 0)
     compute_dtype = jnp.promote_types(image.dtype, jnp.float32)

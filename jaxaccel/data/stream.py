@@ -45,10 +45,15 @@ class Batches:
 def stream(batches: Batches, workers: int = 0) -> Iterator[Item]:
     """The batches in order, read ahead by `workers` processes (0: by threads of this one)."""
     import grain
+    from absl import flags
 
     options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=2 * THREADS)
     dataset = grain.MapDataset.source(cast(Any, batches)).to_iter_dataset(options)
     if workers:
+        if (
+            not flags.FLAGS.is_parsed()
+        ):  # grain's workers read absl's flags, which only absl's own main parses
+            flags.FLAGS.mark_as_parsed()
         dataset = dataset.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),
             worker_init_fn=_keep_off_the_accelerator,

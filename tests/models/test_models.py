@@ -28,18 +28,25 @@ SMALL = {
 }
 
 
-def small(name, **options):
+@functools.cache
+def built(name, **options):
     factory, shape = SMALL[name]
-    model = factory(classes=5, channels=shape[-1], rngs=nnx.Rngs(0), **options)
-    x = np.random.default_rng(0).standard_normal((6, *shape), dtype=np.float32)
-    return model, jnp.asarray(x)
+    return factory(classes=5, channels=shape[-1], rngs=nnx.Rngs(0), **options)
+
+
+def small(name, **options):
+    x = np.random.default_rng(0).standard_normal((6, *SMALL[name][1]), dtype=np.float32)
+    return nnx.clone(built(name, **options)), jnp.asarray(x)
 
 
 def disturb(model):
     """Adds noise to every parameter, so that none is at a symmetric initial value such as 0."""
     params = nnx.state(model, nnx.Param)
     rng = np.random.default_rng(1)
-    noisy = jax.tree.map(lambda p: p + jnp.asarray(0.2 * rng.standard_normal(p.shape), p.dtype), params)
+    noisy = jax.tree.map(
+        lambda p: jnp.asarray(p + 0.2 * rng.standard_normal(p.shape), p.dtype),
+        jax.tree.map(np.asarray, params),
+    )
     nnx.update(model, noisy)
 
 

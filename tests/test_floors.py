@@ -1,0 +1,67 @@
+"""Imports point down the floors only."""
+
+import ast
+from pathlib import Path
+
+import jaxaccel
+
+ROOT = Path(jaxaccel.__file__).parent
+
+# Each floor may import itself and what lies below. A new module needs its place here.
+FLOORS = [
+    {"errors", "calls", "metrics", "trees", "runtime"},
+    {"interpret", "arrays"},
+    {"augment", "models", "parallel", "data"},
+    {"tasks", "modules", "optim", "step", "checkpoint", "runlog"},
+    {"recipe", "recipes", "rundir", "curves", "cli"},
+    {"train", "doctor"},
+]
+FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "jaxaccel":
+            parts = node.module.split(".")
+            yield from [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
+        elif isinstance(node, ast.Import):
+            yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("jaxaccel."))
+
+
+def files():
+    return [path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py"]
+
+
+def test_every_module_has_a_floor():
+    names = {path.relative_to(ROOT).parts[0].removesuffix(".py") for path in files()}
+    assert names <= FLOOR.keys(), f"give {sorted(names - FLOOR.keys())} a floor"
+
+
+def test_imports_point_down():
+    up = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in files()
+        for name in imports(path)
+        if FLOOR[name] > FLOOR[path.relative_to(ROOT).parts[0].removesuffix(".py")]
+    ]
+    assert not up
+
+
+def test_models_know_nothing_of_jaxaccel():
+    foreign = [
+        f"{path.name} imports {name}"
+        for path in (ROOT / "models").glob("*.py")
+        for name in imports(path)
+        if name != "models"
+    ]
+    assert not foreign
+
+
+def test_only_interpret_touches_jax_internals():
+    inside = [
+        str(path.relative_to(ROOT))
+        for path in files()
+        if path.name != "interpret.py"
+        and ("jax._src" in path.read_text() or "jax.extend" in path.read_text())
+    ]
+    assert not inside

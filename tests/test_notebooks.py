@@ -1,0 +1,126 @@
+"""Executes the notebooks of colab/ as a person would: run all, lose the machine, run all again."""
+
+import base64
+import json
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import DeadKernelError
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
+KERNEL = "jaxaccel-tests"
+CELL_SECONDS = 300
+
+# Without JAXACCEL_DATA_DIR the digits, which come with the package, take the place of Fashion-MNIST.
+DATA_DIR = os.environ.get("JAXACCEL_DATA_DIR")
+SETTINGS = {"DIGITS_EPOCHS": 12, "EPOCHS": 10} | (
+    {"TRAIN_SPLIT": "train[:5%]", "DOWNLOADS": DATA_DIR} if DATA_DIR else {"DATASET": "digits"}
+)
+CLASSES = "Ankle boot" if DATA_DIR else "9"
+
+
+def kernel(folder, monkeypatch):
+    """A Jupyter kernel of the running interpreter that writes to `folder` and where all tests write."""
+    home = folder / "home"
+    home.mkdir()
+    environment = {
+        "PYTHONPATH": str(ROOT),
+        "HOME": str(home),
+        "IPYTHONDIR": str(home / "ipython"),
+        "XDG_CACHE_HOME": str(home / "cache"),
+        "MPLCONFIGDIR": str(home / "matplotlib"),
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "",
+        "JAXACCEL_NOTEBOOK": json.dumps(SETTINGS),
+    }
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec = {"argv": argv, "display_name": KERNEL, "language": "python", "env": environment}
+    (folder / "kernels" / KERNEL).mkdir(parents=True)
+    (folder / "kernels" / KERNEL / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(folder))
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(folder / "runtime"))
+
+
+def client(path, folder, **hooks):
+    resources = {"metadata": {"path": str(folder)}}
+    notebook = nbformat.read(path, as_version=4)
+    return NotebookClient(notebook, kernel_name=KERNEL, timeout=CELL_SECONDS, resources=resources, **hooks)
+
+
+def checkpoints(run):
+    return sorted(int(p.name) for p in run.glob("checkpoints/*") if p.name.isdigit())
+
+
+def said(notebook, cell):
+    """The text that a cell printed, and its pictures."""
+    outputs = next(c.outputs for c in notebook.cells if c.id == cell)
+    text = [o.get("text") or o.get("data", {}).get("text/plain", "") for o in outputs]
+    pictures = [o.data["image/png"] for o in outputs if "image/png" in o.get("data", {})]
+    return "\n".join(text), [base64.b64decode(picture) for picture in pictures]
+
+
+def test_quickstart_survives_a_disconnect(tmp_path, monkeypatch):
+    kernel(tmp_path, monkeypatch)
+    runs = tmp_path / "jaxaccel-runs"
+    name = SETTINGS.get("DATASET", "fashion_mnist")
+    first, second = runs / "digits-12-epochs", runs / f"{name}-10-epochs"
+
+    # ---- run all; the machine goes away in the midst of the second training -----------------------------
+    cut = client(ROOT / "colab" / "quickstart.ipynb", tmp_path)
+
+    def pull_the_plug():
+        while not checkpoints(second) and not (second / "result.json").exists():
+            time.sleep(0.02)
+        os.kill(cut.km.provisioner.pid, signal.SIGKILL)
+
+    threading.Thread(target=pull_the_plug, daemon=True).start()
+    with pytest.raises(DeadKernelError):
+        cut.execute()
+    assert not (second / "result.json").exists()
+    before = json.loads((first / "result.json").read_text())
+    assert before["finished"] and before["eval"]["accuracy"] > 0.9
+    saved = checkpoints(second)
+
+    # ---- run all again ------------------------------------------------------------------------------------
+    done = client(ROOT / "colab" / "quickstart.ipynb", tmp_path).execute()
+    if keep := os.environ.get("JAXACCEL_KEEP_NOTEBOOK"):  # a folder, to look at what was drawn
+        nbformat.write(done, Path(keep) / "quickstart.ipynb")
+    assert "installed already" in said(done, "install")[0]
+    assert "CPU" in said(done, "device")[0]
+    assert f"resuming digits at step {before['steps']}:" in said(done, "digits")[0]
+    resumed = re.search(r"resuming fashion_mnist at step (\d+):", said(done, "train")[0])
+    after = json.loads((second / "result.json").read_text())
+    assert resumed and saved[0] <= int(resumed[1]) < after["steps"]
+    assert after["finished"] and after["eval"]["accuracy"] > 0.7
+
+    # ---- what the person sees -------------------------------------------------------------------------------
+    drawn = {cell: len(said(done, cell)[1]) for cell in ("digits-curves", "data", "train", "predictions")}
+    assert drawn == {"digits-curves": 1, "data": 1, "train": 1, "predictions": 2}
+    for cell in drawn:
+        assert all(picture.startswith(b"\x89PNG") and len(picture) > 5000 for picture in said(done, cell)[1])
+    wrong = int(re.search(r"(\d+) of the first (\d+) test pictures", said(done, "predictions")[0])[1])
+    assert wrong > 0
+    table = next(c.outputs for c in done.cells if c.id == "results")[0].data["text/markdown"]
+    assert f"{after['eval']['accuracy']:.4f}" in table and "training examples a second" in table
+    assert str(after["steps"]) in said(done, "saved")[0]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_notebook_is_committed_clean(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    ids = [cell.id for cell in notebook.cells]
+    assert len(set(ids)) == len(ids)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert not cell.outputs and cell.execution_count is None, f"clear the outputs of {cell.id}"

@@ -1,0 +1,99 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxaccel.errors import UserError
+from jaxaccel.optim import Optimizer, Schedule
+
+PARAMS = {"dense": {"kernel": jnp.full((2, 2), 2.0), "bias": jnp.full(2, 2.0)}}
+ZEROS = jax.tree.map(jnp.zeros_like, PARAMS)
+
+
+def updated(optimizer, grads, params=PARAMS):
+    tx = optimizer.build(optax.constant_schedule(optimizer.learning_rate))
+    updates, _ = tx.update(grads, tx.init(params), params)
+    return optax.apply_updates(params, updates)
+
+
+def test_cosine_with_warmup():
+    rate = Schedule("cosine", warmup=0.1, final=0.01).build(2.0, 100)
+    np.testing.assert_allclose(
+        [rate(0), rate(5), rate(10), rate(55), rate(100)], [0, 1.0, 2.0, 1.01, 0.02], atol=1e-6
+    )
+
+
+def test_one_cycle_is_smooth_at_both_ends():
+    rate = Schedule("one_cycle", warmup=0.25).build(1.0, 100)
+    expected = [0.5 - 0.5 * np.cos(np.pi * s / 25) for s in range(25)]
+    expected += [0.5 + 0.5 * np.cos(np.pi * s / 75) for s in range(76)]
+    np.testing.assert_allclose([float(rate(s)) for s in range(101)], expected, atol=1e-6)
+
+
+def test_piecewise_counts_from_the_start_of_the_run():
+    rate = Schedule("piecewise", warmup=0.1, boundaries=(0.5, 0.75)).build(1.0, 100)
+    np.testing.assert_allclose([rate(49), rate(51), rate(76)], [1.0, 0.1, 0.01], rtol=1e-6)
+
+
+def test_linear_and_constant():
+    assert float(Schedule("linear").build(1.0, 10)(5)) == pytest.approx(0.5)
+    assert float(Schedule("constant").build(1.0, 10)(9)) == 1.0
+
+
+def test_decoupled_decay_moves_kernels_only():
+    new = updated(Optimizer("adamw", 0.1, weight_decay=0.5), ZEROS)
+    np.testing.assert_allclose(new["dense"]["kernel"], 2.0 * (1 - 0.1 * 0.5))
+    np.testing.assert_array_equal(new["dense"]["bias"], PARAMS["dense"]["bias"])
+
+
+def test_sgd_decays_through_the_gradient():
+    new = updated(Optimizer("sgd", 0.1, args={"momentum": 0.9}, weight_decay=0.5), ZEROS)
+    np.testing.assert_allclose(new["dense"]["kernel"], 2.0 - 0.1 * 0.5 * 2.0)
+    np.testing.assert_array_equal(new["dense"]["bias"], PARAMS["dense"]["bias"])
+
+
+def test_clipping():
+    grads = jax.tree.map(lambda x: x + 100.0, ZEROS)
+    new = updated(Optimizer("sgd", 1.0, clip_norm=1.0), grads)
+    assert float(optax.global_norm(jax.tree.map(jnp.subtract, new, PARAMS))) == pytest.approx(1.0, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", ["sgd", "adam", "adamw", "lamb", "lion", "rmsprop", "adafactor", "nadamw", "muon"]
+)
+def test_optax_optimizers_by_name_reduce_a_loss(name):
+    def loss(p):
+        return sum((x**2).sum() for x in jax.tree.leaves(p))
+
+    new = updated(Optimizer(name, 1e-2), jax.grad(loss)(PARAMS))
+    assert float(loss(new)) < float(loss(PARAMS))
+
+
+def test_numbers_become_what_the_argument_is():
+    new = updated(Optimizer("sgd", 0.1, args={"momentum": 0.9, "nesterov": 1.0}), PARAMS)
+    expected = updated_by(optax.sgd(0.1, momentum=0.9, nesterov=True))
+    np.testing.assert_allclose(new["dense"]["kernel"], expected["dense"]["kernel"])
+
+
+def updated_by(tx):
+    updates, _ = tx.update(PARAMS, tx.init(PARAMS), PARAMS)
+    return optax.apply_updates(PARAMS, updates)
+
+
+@pytest.mark.parametrize(
+    "optimizer, says",
+    [
+        (Optimizer("adamm"), "did you mean adam"),
+        (Optimizer("sgd", args={"momentun": 0.9}), "did you mean momentum"),
+        (Optimizer("adamw", weight_decay=0.1, decay_where="**/kernell"), "matches no parameter"),
+    ],
+)
+def test_mistakes(optimizer, says):
+    with pytest.raises(UserError, match=says):
+        updated(optimizer, ZEROS)
+
+
+def test_schedule_fractions():
+    with pytest.raises(UserError, match="between 0 and 1"):
+        Schedule(warmup=5).build(1.0, 10)

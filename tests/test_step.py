@@ -1,0 +1,182 @@
+"""The training step: accumulation, averages, remat, non-finite steps, fused calls."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from jaxaccel import augment
+from jaxaccel.checkpoint import digest
+from jaxaccel.metrics import add
+from jaxaccel.modules import as_model
+from jaxaccel.step import Training, gather, several, several_evaluations
+from jaxaccel.tasks import ImageClassification
+
+B = 16
+
+
+class Mlp(nnx.Module):
+    def __init__(self, *, classes, rngs):
+        self.dense = nnx.Linear(16, 8, rngs=rngs)
+        self.head = nnx.Linear(8, classes, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(nnx.relu(self.dense(x.reshape(x.shape[0], -1))))
+
+
+def batch(seed=0, size=B):
+    rng = np.random.default_rng(seed)
+    return {
+        "image": rng.integers(0, 256, (size, 4, 4, 1), dtype=np.uint8),
+        "label": rng.integers(0, 3, size).astype(np.int32),
+        "index": np.arange(size, dtype=np.int32),
+        "mask": np.ones(size, np.float32),
+    }
+
+
+def training(**changes):
+    task = ImageClassification()
+    inputs = jax.eval_shape(task.inputs, jax.eval_shape(batch))
+    model = as_model(Mlp, {"classes": 3}, inputs)
+    schedule = optax.constant_schedule(0.1)
+    return Training(model, task, optax.sgd(schedule, momentum=0.9), schedule, augment.chain(), **changes)
+
+
+def test_one_step_is_the_textbook_update():
+    t = training()
+    state = t.init()
+    after, metrics = jax.jit(t.step)(state, batch())
+    b = batch()
+
+    def loss(params):
+        x = jnp.asarray(b["image"], jnp.float32) / 127.5 - 1
+        hidden = jax.nn.relu(x.reshape(B, -1) @ params["dense"]["kernel"] + params["dense"]["bias"])
+        logits = hidden @ params["head"]["kernel"] + params["head"]["bias"]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, b["label"]).mean()
+
+    value, grads = jax.value_and_grad(loss)(state.params)
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, grads)
+    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=1e-6), after.params, expected)
+    np.testing.assert_allclose(metrics.means["loss"].value(), value, rtol=1e-6)
+    np.testing.assert_allclose(metrics.gradient_norm, optax.global_norm(grads), rtol=1e-5)
+    assert int(after.step) == 1
+
+
+def test_accumulation_gives_the_same_update():
+    whole, _ = training().step(training().init(), batch())
+    parts, metrics = training(accumulate=4).step(training().init(), batch())
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), parts.params, whole.params)
+    assert float(metrics.means["loss"].count) == B
+
+
+@pytest.mark.parametrize("policy", ["nothing_saveable", "dots_saveable"])
+def test_remat_changes_memory_and_not_values(policy):
+    plain, _ = training().step(training().init(), batch())
+    remat, _ = training(remat=policy).step(training().init(), batch())
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), remat.params, plain.params)
+    jaxpr = str(jax.make_jaxpr(training(remat=policy).step)(training().init(), batch()))
+    assert "checkpoint" in jaxpr or "remat" in jaxpr
+    assert "checkpoint" not in str(jax.make_jaxpr(training().step)(training().init(), batch()))
+
+
+def test_moving_average():
+    t = training(ema=0.9)
+    before = t.init()
+    after, _ = t.step(before, batch())
+    expected = jax.tree.map(lambda p, q: 0.9 * p + 0.1 * q, before.params, after.params)
+    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=1e-6), after.weights(), expected)
+    assert training().init().weights() is not None
+
+
+def poisoned():
+    return batch() | {"image": np.full((B, 4, 4, 1), np.nan, np.float32)}
+
+
+def test_a_non_finite_step_stops_everything_behind_it():
+    t = training()
+    good, _ = t.step(t.init(), batch())
+    bad, metrics = t.step(good, poisoned())
+    assert not metrics.finite
+    assert bool(bad.halted) and int(bad.step) == 1
+    later, _ = t.step(bad, batch(1))
+    assert digest(dataclasses.replace(later, halted=good.halted)) == digest(good)
+
+
+def test_a_non_finite_step_may_be_left_out():
+    t = training(non_finite="skip")
+    good, _ = t.step(t.init(), batch())
+    bad, metrics = t.step(good, poisoned())
+    assert not metrics.finite and not bad.halted and int(bad.step) == 2
+    jax.tree.map(np.testing.assert_array_equal, (bad.params, bad.opt_state), (good.params, good.opt_state))
+    later, _ = t.step(bad, batch(1))
+    assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (later.params, bad.params)), strict=True))
+
+
+def test_fused_steps_equal_single_ones():
+    t = training()
+    data = batch(5, size=64)
+    arrays = {name: jnp.asarray(data[name]) for name in ("image", "label")}
+    rows = [{"index": np.arange(B, dtype=np.int32) + 7 * k, "mask": np.ones(B, np.float32)} for k in range(3)]
+    fused, metrics = jax.jit(several(t))(t.init(), arrays, jax.tree.map(lambda *r: np.stack(r), *rows))
+    single = t.init()
+    for row in rows:
+        single, _ = jax.jit(t.step)(single, gather(arrays, row))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), fused.params, single.params)
+    assert metrics.learning_rate.shape == (3,)
+
+
+def test_evaluation_counts_each_example_once():
+    t = training()
+    state = t.init()
+    data = batch(3, size=21)
+    arrays = {name: jnp.asarray(data[name]) for name in ("image", "label")}
+    from jaxaccel.data.order import Sequential
+
+    order = Sequential(21, B)
+    evaluate = jax.jit(several_evaluations(t))
+    sums = add(
+        evaluate(state.params, state.model_state, arrays, jax.tree.map(lambda x: x[None], order(i)))
+        for i in range(len(order))
+    )
+    logits = t.bind(state.params, state.model_state)(t.task.inputs(data)[0])
+    assert float(sums["accuracy"].count) == 21
+    np.testing.assert_allclose(
+        sums["accuracy"].value(), (logits.argmax(-1) == data["label"]).mean(), rtol=1e-6
+    )
+
+
+def test_mixed_labels_weigh_as_mixed():
+    task = ImageClassification(label_smoothing=0.1)
+    logits = jax.random.normal(jax.random.key(0), (B, 3))
+    b = batch() | {"mix_label": batch(1)["label"], "mix_weight": np.linspace(0, 1, B, dtype=np.float32)}
+    loss, _ = task.loss(logits, b)
+
+    def smooth(labels):
+        targets = 0.9 * np.eye(3)[labels] + 0.1 / 3
+        return -(targets * np.asarray(jax.nn.log_softmax(logits), np.float64)).sum(-1)
+
+    w = b["mix_weight"]
+    expected = ((1 - w) * smooth(b["label"]) + w * smooth(b["mix_label"])).mean()
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_test_time_augmentation_averages_logits():
+    task = ImageClassification(tta="flip")
+    seen = []
+
+    def apply(x):
+        seen.append(x)
+        return x[:, 0, :3, 0]
+
+    logits = task.predict(apply, batch())
+    np.testing.assert_array_equal(seen[1], seen[0][:, :, ::-1])
+    np.testing.assert_allclose(logits, (seen[0][:, 0, :3, 0] + seen[1][:, 0, :3, 0]) / 2)
+    seen.clear()
+    ImageClassification(tta="shift").predict(apply, batch())
+    assert len(seen) == 5
+    np.testing.assert_array_equal(seen[1][:, 1:], seen[0][:, :-1])  # moved down by one
+    np.testing.assert_array_equal(seen[4][:, :, :-1], seen[0][:, :, 1:])  # moved left by one
