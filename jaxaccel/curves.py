@@ -56,8 +56,11 @@ _NOT_SHOWN = ("kind", "step", "epoch", "loss")
 def _panel(axis: Any, title: str, train: list[dict], evaluation: list[dict], name: str) -> None:
     rows = [row for row in train if name in row]
     x, y = [row["epoch"] for row in rows], [row[name] for row in rows]
-    axis.plot(x, y, color=BLUE, lw=0.8, alpha=0.25)
-    axis.plot(x, _smooth(y), color=BLUE, lw=1.4, label="training, running median")
+    if name == "learning_rate":
+        axis.plot(x, y, color=BLUE, lw=1.4)
+    else:
+        axis.plot(x, y, color=BLUE, lw=0.8, alpha=0.25)
+        axis.plot(x, _smooth(y), color=BLUE, lw=1.4, label="training, running median")
     if evaluation:
         x, y = [row["epoch"] for row in evaluation], [row[name] for row in evaluation]
         axis.plot(x, y, color=ORANGE, lw=1.6, marker="o", ms=3, label="evaluation")

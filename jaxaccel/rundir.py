@@ -58,7 +58,7 @@ def prepare(directory: Path, recipe: Recipe, *, source: Path | None, resume: boo
         record,
         {
             "recipe": to_json(recipe),
-            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "command": command(),
             "versions": runtime.versions(),
             "git_commit": runtime.git_commit(source.parent if source else Path(__file__).parent),
             "device_kind": jax.devices()[0].device_kind,
@@ -73,6 +73,12 @@ def _holds_something(directory: Path) -> bool:
     if (directory / "recipe.json").exists():
         return any(directory.glob("checkpoints/*")) or (metrics.exists() and metrics.stat().st_size > 0)
     return directory.is_dir() and any(path.name != "recipe.tmp" for path in directory.iterdir())
+
+
+def command() -> list[str] | None:
+    """The words of the command line that runs in this process; None in a notebook or somebody's program."""
+    own = Path(sys.argv[0]).parent == Path(__file__).parent
+    return ["python", "-m", f"jaxaccel.{Path(sys.argv[0]).stem}", *sys.argv[1:]] if own else None
 
 
 def write_json(path: Path, value: Any) -> None:

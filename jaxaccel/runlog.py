@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import sys
 import time
 from collections import deque
@@ -32,7 +33,7 @@ class RunLog:
     def __init__(self, directory: Path, *, steps: int, epoch_steps: float, done: int, show: bool) -> None:
         self.steps, self.epoch_steps = steps, epoch_steps
         self._show = show
-        self._console = Console(file=sys.stdout, quiet=not show, soft_wrap=True, highlight=False)
+        self._console = _console(quiet=not show)
         self._terminal = show and self._console.is_terminal
         self._last_line = time.monotonic()
         self._file = self._events = None
@@ -107,6 +108,8 @@ class Meter:
         self.failed: int | None = None
         """The first step that came out non-finite, where that stops the run."""
         self._log, self._batch_size, self._every, self._stops = log, batch_size, every, stops
+        # Several executions at once on forced CPU devices compete for threads until none moves.
+        self._lag = 0 if jax.default_backend() == "cpu" and jax.device_count() > 1 else LAG
         self._under_way: deque[tuple[range, StepMetrics]] = deque()
         self._window: list[StepMetrics] = []
         self._first = self._done = self._reported = done
@@ -122,7 +125,7 @@ class Meter:
         for leaf in jax.tree.leaves(metrics):
             leaf.copy_to_host_async()
         self._under_way.append((call, metrics))
-        while len(self._under_way) > LAG:
+        while len(self._under_way) > self._lag:
             self._take()
 
     def flush(self) -> None:
@@ -171,6 +174,28 @@ class Meter:
         }
         self._window, self._reported = [], self._done
         self._log.train(self._done, values)
+
+
+def announce() -> None:
+    """Shows what the package logs (a data set being prepared, say) on standard output, once a process."""
+    logger = logging.getLogger("jaxaccel")
+    if not logger.handlers:
+        logger.addHandler(_Printed())
+        logger.setLevel(logging.INFO)
+
+
+class _Printed(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        print(record.getMessage(), flush=True)
+
+
+def _console(quiet: bool) -> Console:
+    # In a notebook Rich would make an HTML block of each line, and a kernel's output claims to be a terminal.
+    terminal = False if "ipykernel" in sys.modules else None
+    return Console(
+        file=sys.stdout, quiet=quiet, soft_wrap=True, highlight=False,
+        force_jupyter=False, force_terminal=terminal,
+    )  # fmt: skip
 
 
 def read(directory: Path) -> list[dict[str, Any]]:

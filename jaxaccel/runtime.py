@@ -4,6 +4,7 @@ import ctypes
 import dataclasses
 import os
 import platform
+import re
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -35,6 +36,7 @@ def setup() -> Runtime:
     (or names its directory), and ``JAX_COORDINATOR_ADDRESS`` (with ``JAX_NUM_PROCESSES`` and
     ``JAX_PROCESS_ID``) joins several processes.
     """
+    threads_for_forced_devices()
     return Runtime(keep_freed_memory(), compile_cache(), join_processes())
 
 
@@ -53,6 +55,18 @@ def keep_freed_memory() -> str:
     settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**28))
     accepted = all(libc.mallopt(name, value) == 1 for name, value in settings)
     return "glibc keeps freed memory" if accepted else "glibc refused mallopt"
+
+
+def threads_for_forced_devices() -> None:
+    """Gives XLA:CPU enough threads where ``XLA_FLAGS`` forces several devices onto one CPU.
+
+    A device that waits in an all-reduce holds a thread of a pool that is shared by all of them. With as many
+    threads as devices, which is what XLA makes, the one device that the others wait for may find none left,
+    and XLA ends the process after a minute. No effect once JAX's backend is up.
+    """
+    forced = re.search(r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
+    if forced and int(forced[1]) > 1:
+        os.environ.setdefault("NPROC", str(4 * int(forced[1])))
 
 
 def compile_cache() -> str:

@@ -5,7 +5,9 @@ to a Python file with a function `recipe()` is a recipe too. Every value of a re
 """
 
 import dataclasses
-import itertools
+import functools
+import json
+import shlex
 import signal
 import sys
 import threading
@@ -19,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxaccel import augment, cli, curves, rundir, runtime
+from jaxaccel import augment, cli, curves, pacing, rundir, runtime
 from jaxaccel.checkpoint import Checkpoints, digest, fork
 from jaxaccel.data import open_source
 from jaxaccel.data.feed import choose, resident_feed, stream_feed
@@ -29,7 +31,7 @@ from jaxaccel.metrics import add
 from jaxaccel.modules import as_model, output_shape
 from jaxaccel.parallel import batch_sharding, make_mesh, replicated, state_sharding
 from jaxaccel.recipe import Recipe
-from jaxaccel.runlog import Meter, RunLog
+from jaxaccel.runlog import Meter, RunLog, announce
 from jaxaccel.step import Training, TrainState, several, several_evaluations
 from jaxaccel.tasks.task import Batch
 
@@ -46,8 +48,12 @@ class TrainResult:
 
     def predict(self, batch: dict[str, Any]) -> Any:
         """The task's predictions for a batch, as the data set gives it: logits (B, classes) for images."""
-        apply = self.training.bind(self.state.weights(), self.state.model_state)
-        return self.training.task.predict(apply, batch)
+        return self._predict(self.state.weights(), self.state.model_state, batch)
+
+    @functools.cached_property
+    def _predict(self) -> Callable[..., Any]:
+        training = self.training
+        return jax.jit(lambda w, s, batch: training.task.predict(training.bind(w, s), batch))
 
 
 def train(
@@ -75,6 +81,7 @@ def train(
     """
     started = time.perf_counter()
     setup = runtime.setup()
+    announce()
 
     # ---- mesh -----------------------------------------------------------------------------------------
     mesh = make_mesh(recipe.mesh)
@@ -112,7 +119,7 @@ def train(
     )  # fmt: skip
     state_shape = jax.eval_shape(training.init)
     shardings = state_sharding(state_shape, mesh)
-    flops = _flops(training.step, state_shape, batch_shape)
+    flops = pacing.flops(training.step, state_shape, batch_shape)
 
     # ---- state: new, resumed or forked ----------------------------------------------------------------
     origin = Path(fork_from) if fork_from else None
@@ -126,6 +133,10 @@ def train(
     else:
         done, state = 0, jax.jit(training.init, out_shardings=shardings)()
         state = fork(state, weights, origin) if origin else state
+
+    if restored and done >= steps:
+        checkpoints.close()
+        return _finished(directory, training, state)
 
     # ---- data to the device ---------------------------------------------------------------------------
     show = jax.process_index() == 0
@@ -145,9 +156,9 @@ def train(
         return jax.lax.with_sharding_constraint(batch, batch_sharding(mesh))
 
     eval_steps = max(1, round(recipe.eval_every * epoch_steps))
-    per_call = 1 if mode == "stream" else _steps_per_call(recipe.steps_per_call, flops, eval_steps)
-    cuts = _cuts(steps, eval_steps)
-    calls = [call for call in _calls(cuts, per_call) if call.start >= done]
+    per_call = 1 if mode == "stream" else pacing.steps_per_call(recipe.steps_per_call, flops, eval_steps)
+    cuts = pacing.cuts(steps, eval_steps)
+    calls = [call for call in pacing.calls(cuts, per_call) if call.start >= done]
     eval_calls = [range(i, i + 1) for i in range(len(sequential))]
     compiling = time.perf_counter()
     train_call = jax.jit(
@@ -194,7 +205,6 @@ def train(
     # ---- leave ----------------------------------------------------------------------------------------
     log.close()
     at = int(state.step)
-    again = f"go on with: {_command(recipe, directory)} --resume"
     if meter.failed is not None:
         checkpoints.save(at, dataclasses.replace(state, halted=jnp.bool_(False)))
         checkpoints.close()
@@ -217,7 +227,16 @@ def train(
         rundir.write_json(directory / "result.json", summary)
         curves.draw(directory, f"{recipe.name}: {_scores(scores)}")
         log.say(f"{_scores(scores)} after {summary['seconds']:.0f} s; see {directory}/curves.png" if at == steps
-                else f"stopped at step {at} of {steps} and saved; {again}")  # fmt: skip
+                else f"stopped at step {at} of {steps} and saved; go on with: {_again(directory)}")  # fmt: skip
+    return TrainResult(directory, summary, training, state)
+
+
+def _finished(directory: Path, training: Training, state: TrainState) -> TrainResult:
+    """The result of a run that was resumed at its end: there is nothing to do, and nothing is written."""
+    path = directory / "result.json"
+    summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if jax.process_index() == 0:
+        print(f"{directory} is finished: {_scores(summary.get('eval', {}))}; see {directory}/curves.png")
     return TrainResult(directory, summary, training, state)
 
 
@@ -242,39 +261,6 @@ class _StopSignal:
         self.__exit__()
 
 
-def _cuts(steps: int, interval: int) -> list[int]:
-    """The steps after which the run evaluates and saves: each `interval`, and the end."""
-    return [*range(interval, steps - interval // 2, interval), steps]
-
-
-def _calls(cuts: Sequence[int], per_call: int) -> list[range]:
-    """The steps of each call: `per_call` of them, fewer before a cut.
-
-    A function of the recipe alone, so that a resumed run repeats the very same compiled calls.
-    """
-    return [
-        range(start, min(start + per_call, cut))
-        for before, cut in itertools.pairwise([0, *cuts])
-        for start in range(before, cut, per_call)
-    ]
-
-
-def _steps_per_call(wanted: int, flops: float, boundary: int) -> int:
-    """How many steps to fuse: enough to hide the dispatch, a divisor of `boundary` where there is one near."""
-    if not wanted:
-        # On the CPU steps are unrolled (see step.loop), so each one more costs compile time; and calls above
-        # some milliseconds gain nothing. The figure is about what one core computes in 5 ms.
-        wanted = min(8, int(1 + 2e8 // max(flops, 1))) if jax.default_backend() == "cpu" else 32
-    divisors = [k for k in range(1, min(wanted, boundary) + 1) if boundary % k == 0]
-    return max(divisors) if 2 * max(divisors) > wanted else min(wanted, boundary)
-
-
-def _flops(step: Callable, state: Any, batch: Any) -> float:
-    """Floating-point operations of one step, counted by XLA before it optimises."""
-    cost = jax.jit(step).lower(state, batch).cost_analysis()
-    return float(cost.get("flops", 0.0)) if cost else 0.0
-
-
 def _heading(
     recipe: Recipe, mesh: jax.sharding.Mesh, directory: Path, examples: int, params: Any, done: int
 ) -> str:
@@ -292,15 +278,12 @@ def _scores(scores: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {value:.4f}" for name, value in scores.items()) or "not evaluated"
 
 
-def _command(recipe: Recipe, directory: Path) -> str:
-    """What to type to go on: the same words as before."""
-    words = [w for w in sys.argv[1:] if w not in ("--resume", "--overwrite")]
-    own = Path(sys.argv[0]).name in ("train.py", "__main__.py")
-    return (
-        " ".join(["python -m jaxaccel.train", *words])
-        if own
-        else f"ja.train(recipe, run={str(directory)!r}, resume=True)"
-    )
+def _again(directory: Path) -> str:
+    """What to type to go on: the same words as before, and --resume."""
+    if rundir.command() is None:
+        return f"ja.train(recipe, run={str(directory)!r}, resume=True)"
+    words = [word for word in sys.argv[1:] if word not in ("--resume", "--overwrite")]
+    return shlex.join(["python", "-m", "jaxaccel.train", *words, "--resume"])
 
 
 def main(argv: Sequence[str]) -> int:

@@ -49,6 +49,16 @@ def fixed_point(values: jax.Array, bits: int) -> jax.Array:
     return jnp.round(values * 2.0**bits).astype(jnp.int32)
 
 
+def on_grid(lowest: np.ndarray | float, width: np.ndarray | float, draws: jax.Array) -> jax.Array:
+    """``lowest + width * draws``, rounded to multiples of 2**-12.
+
+    The sum is one of integers, and the result, an integer times a power of two, stays the same however the
+    compiler reorders the multiplications that follow.
+    """
+    steps = fixed_point(jnp.float32(width) * draws, 12) + np.round(np.multiply(lowest, 4096)).astype(np.int32)
+    return steps.astype(jnp.float32) / 4096
+
+
 def affine_matrix(direction: jax.Array, scale: jax.Array, shift: jax.Array, bits: int) -> jax.Array:
     """The matrix that leads from output to input pixels, both measured from the image's centre.
 
@@ -173,12 +183,10 @@ def affine(
     _, height, width, _ = image.shape
     # Four numbers are drawn whatever the options: rotate, scale and translate see affine's draws.
     draws = jax.vmap(lambda key: jax.random.uniform(key, (4,)))(example_keys(key, batch))
-    centred = 2 * draws - 1
     direction = look_up(directions(rotation), (draws[:, 0] * (ANGLE_STEPS + 1)).astype(jnp.int32))
-    # In 2**-16 and summed as integers, for the same reason as the matrix.
-    steps = fixed_point(jnp.float32(scale[0]), 16) + fixed_point((scale[1] - scale[0]) * draws[:, 1], 16)
-    magnification = jnp.clip(steps / 2.0**16, scale[0], scale[1])
-    shift = translation * centred[:, 2:] * jnp.array([height, width], jnp.float32)
+    magnification = on_grid(scale[0], scale[1] - scale[0], draws[:, 1])
+    extent = translation * np.array([height, width])
+    shift = on_grid(-extent, 2 * extent, draws[:, 2:])
     bits = fraction_bits(height, width)
     matrix = affine_matrix(direction, magnification, shift, bits)
     resampled = resample(image, matrix, bits=bits, fill=fill)

@@ -17,18 +17,18 @@ from jaxaccel.trees import matches, path_text
 # (where, the array axis that goes over `model`, from the end); the first that matches wins. Biases follow
 # their kernel's output axis. Optimizer moments carry their parameter's path as a suffix, so they match too.
 TENSOR_PARALLEL: tuple[tuple[str, int], ...] = (
-    ("**/attention/out/kernel", -2),  # (width, width): split by input
+    ("**/attention/out/kernel", -3),  # (heads, head_dim, width): split by head
     ("**/attention/out/bias", 0),  # 0: not split
-    ("**/attention/*/kernel", -1),  # query, key, value: split by output, so whole heads stay together
-    ("**/attention/*/bias", -1),
+    ("**/attention/*/kernel", -2),  # query, key, value: (width, heads, head_dim)
+    ("**/attention/*/bias", -2),
     ("**/mlp/down/kernel", -2),
     ("**/mlp/down/bias", 0),
     ("**/mlp/*/kernel", -1),
     ("**/mlp/*/bias", -1),
-    ("**/dense*/kernel", -1),
-    ("**/dense*/bias", -1),
-    ("**/head/kernel", -1),
-    ("**/head/bias", -1),
+    ("**/{dense,hidden}/kernel", -1),
+    ("**/{dense,hidden}/bias", -1),
+    ("**/head/kernel", -2),  # by input, behind a layer split by output; splitting classes would gather logits
+    ("**/head/bias", 0),
 )
 
 # Splitting small arrays costs a gather and saves nothing.

@@ -28,10 +28,15 @@ SMALL = {
 }
 
 
+def fast_rngs():
+    """Random streams whose draws compile several times faster than threefry's, once for each shape."""
+    return nnx.Rngs(jax.random.key(0, impl="rbg"))
+
+
 @functools.cache
 def built(name, **options):
     factory, shape = SMALL[name]
-    return factory(classes=5, channels=shape[-1], rngs=nnx.Rngs(0), **options)
+    return factory(classes=5, channels=shape[-1], rngs=fast_rngs(), **options)
 
 
 def small(name, **options):
@@ -237,7 +242,7 @@ def numpy_conv(x, kernel, stride):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("features", "stride"), [(4, 1), (8, 2)])
 def test_cifar_block_equals_numpy(features, stride, training):
-    block = BasicBlock(4, features, stride, rngs=nnx.Rngs(0))
+    block = BasicBlock(4, features, stride, rngs=fast_rngs())
     disturb(block)
     rng = np.random.default_rng(2)
     for norm in (block.norm1, block.norm2):
@@ -330,5 +335,5 @@ def test_vit_starts_with_even_logits():
 )
 def test_bad_arguments(make, message):
     with pytest.raises(ValueError, match=message) as caught:
-        make(nnx.Rngs(0))
+        make(fast_rngs())
     assert "\n" not in str(caught.value)

@@ -1,0 +1,215 @@
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage
+
+from jaxaccel.augment import affine, chain, mixup, rotate, scale, translate
+from jaxaccel.augment.affine import affine_matrix, fraction_bits, resample
+from jaxaccel.errors import UserError
+
+KEY = jax.random.key(5)
+
+
+def apply(augmentation, batch, key=KEY, **option):
+    return np.asarray(jax.jit(partial(augmentation, **option))(key, batch)["image"])
+
+
+def make_batch(size=16, shape=(11, 14, 2), dtype: Any = np.uint8, seed=0):
+    image = np.random.default_rng(seed).integers(0, 256, (size, *shape)).astype(dtype)
+    return {"image": image, "index": np.arange(size, dtype=np.int32)}
+
+
+def inverse_matrix(degrees, scale, shift):
+    """Output to input, from 3x3 float64 matrices: counter-clockwise rotation in (row down, column right)."""
+    a = np.radians(degrees)
+    turn = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
+    move = np.array([[1, 0, shift[0]], [0, 1, shift[1]], [0, 0, 1]])
+    return np.linalg.inv(move @ turn @ np.diag([scale, scale, 1]))[:2]
+
+
+def scipy_resample(image, matrix, fill):
+    """One image (H, W, C) in float64; the matrix acts on (row, column) measured from the centre."""
+    centre = (np.array(image.shape[:2]) - 1) / 2
+    offset = centre + matrix[:, 2] - matrix[:, :2] @ centre
+    channels = [
+        ndimage.affine_transform(c, matrix[:, :2], offset, order=1, mode="grid-constant", cval=fill)
+        for c in np.moveaxis(image.astype(np.float64), -1, 0)
+    ]
+    return np.stack(channels, axis=-1)
+
+
+def draw(count, seed=0, degrees=180.0, scales=(0.5, 2.0), shift=5.0):
+    rng = np.random.default_rng(seed)
+    return (
+        rng.uniform(-degrees, degrees, count),
+        rng.uniform(scales[0], scales[1], count),
+        rng.uniform(-shift, shift, (count, 2)),
+    )
+
+
+def fixed_matrix(degrees, scales, shifts, bits):
+    radians = np.radians(degrees)
+    direction = np.stack([np.cos(radians), np.sin(radians)], axis=-1)
+    single = (jnp.asarray(values, jnp.float32) for values in (direction, scales, shifts))
+    return affine_matrix(*single, bits=bits)
+
+
+def test_matrix_is_the_inverse_of_rotate_scale_move():
+    degrees, scales, shifts = draw(20)
+    bits = fraction_bits(28, 28)
+    matrix = np.asarray(fixed_matrix(degrees, scales, shifts, bits)) / 2.0**bits
+    expected = [inverse_matrix(*parameters) for parameters in zip(degrees, scales, shifts, strict=True)]
+    np.testing.assert_allclose(matrix, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("shape", [(11, 14, 2), (28, 28, 1), (40, 17, 3), (1, 5, 1)])
+def test_resample_equals_scipy(shape, dtype):
+    images = make_batch(shape=shape, dtype=dtype)["image"]
+    bits = fraction_bits(*shape[:2])
+    matrix = fixed_matrix(*draw(len(images)), bits)
+    out = jax.jit(partial(resample, bits=bits, fill=31))(images, matrix)
+    assert out.dtype == dtype
+    for result, image, inverse in zip(out, images, np.asarray(matrix) / 2.0**bits, strict=True):
+        expected = scipy_resample(image, inverse, 31)
+        np.testing.assert_allclose(result, expected, rtol=0, atol=0.501 if dtype == np.uint8 else 1e-3)
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (300, 700, 1)])
+def test_no_overflow_at_the_limits_of_the_options(shape):
+    images = make_batch(size=4, shape=shape, dtype=np.float32)["image"]
+    height, width = shape[:2]
+    signs = np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]])
+    parameters = np.array([45.0, 135, -45, 180]), np.full(4, 1 / 16), signs * [height, width]
+    bits = fraction_bits(height, width)
+    out = jax.jit(partial(resample, bits=bits))(images, fixed_matrix(*parameters, bits))
+    for result, image, degrees, factor, shift in zip(out, images, *parameters, strict=True):
+        expected = scipy_resample(image, inverse_matrix(degrees, factor, shift), 0)
+        # Steep places magnify the rounding of coordinates; a wrapped integer would move most pixels.
+        assert (np.abs(result - expected) > 255 * 16 * 700 / 2**bits + 0.1).mean() < 0.001
+
+
+def test_rotation_turns_as_pillow_does():
+    rng = np.random.default_rng(0)
+    image = ndimage.gaussian_filter(rng.uniform(0, 255, (33, 33)), 1.5)
+    image = np.clip((image - 100) * 4, 0, 255).astype(np.uint8)
+    bits = fraction_bits(33, 33)
+    matrix = fixed_matrix(np.array([30.0]), np.ones(1), np.zeros((1, 2)), bits)
+    ours = jax.jit(partial(resample, bits=bits))(image[None, :, :, None], matrix)
+    ours = np.asarray(ours)[0, :, :, 0].astype(int)
+    pillow = np.asarray(Image.fromarray(image).rotate(30, Image.Resampling.BILINEAR)).astype(int)
+    inside = np.hypot(*np.mgrid[-16:17, -16:17]) < 15
+    assert np.abs(ours - pillow)[inside].max() <= 1
+    assert np.abs(image.astype(int) - pillow)[inside].max() > 50
+
+
+def recovered(option, size=200, height=25, width=33):
+    """The float64 matrices (from the centre) that ``option`` applied, read off images of their own coordinates."""
+    rows, columns = np.meshgrid(
+        np.arange(height) - (height - 1) / 2, np.arange(width) - (width - 1) / 2, indexing="ij"
+    )
+    image = np.stack([rows, columns, np.ones_like(rows)], -1).astype(np.float32)
+    batch = {"image": np.tile(image, (size, 1, 1, 1)), "index": np.arange(size)}
+    out = np.asarray(jax.jit(partial(affine, **option))(KEY, batch)["image"], np.float64)
+    places = np.stack([rows, columns, np.ones_like(rows)], -1)
+    matrices = []
+    for result in out:
+        inside = result[..., 2] > 1 - 1e-6  # no fill mixed in
+        solution, residual, _, _ = np.linalg.lstsq(places[inside], result[inside][:, :2], rcond=None)
+        assert residual.max(initial=0) < 1e-3
+        matrices.append(solution.T)
+    return np.stack(matrices)
+
+
+def test_affine_draws_what_the_options_say():
+    option = {"rotation": 30, "scale": (0.8, 1.4), "translation": 0.2}
+    matrices = recovered(option)
+    forward = np.linalg.inv(matrices[:, :, :2])
+    angle = np.degrees(np.arctan2(forward[:, 1, 0], forward[:, 0, 0]))
+    factor = np.hypot(forward[:, 1, 0], forward[:, 0, 0])
+    shift = -np.einsum("bij,bj->bi", forward, matrices[:, :, 2]) / [25, 33]
+    np.testing.assert_allclose(
+        forward[:, 0, 0], forward[:, 1, 1], atol=1e-3
+    )  # a similarity: no shear, no mirror
+    np.testing.assert_allclose(forward[:, 1, 0], -forward[:, 0, 1], atol=1e-3)
+    for values, low, high in [
+        (angle, -30, 30),
+        (factor, 0.8, 1.4),
+        (shift[:, 0], -0.2, 0.2),
+        (shift[:, 1], -0.2, 0.2),
+    ]:
+        uniform = (values - low) / (high - low)
+        assert uniform.min() > -1e-3 and uniform.max() < 1 + 1e-3
+        assert np.abs(np.histogram(uniform, 4, (0, 1))[0] / 200 - 0.25).max() < 0.125
+    correlation = np.corrcoef([angle, factor, shift[:, 0], shift[:, 1]])
+    assert np.abs(correlation - np.eye(4)).max() < 0.3  # drawn independently
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_no_change_asked_none_made(dtype):
+    batch = make_batch(dtype=dtype)
+    np.testing.assert_array_equal(jax.jit(affine)(KEY, batch)["image"], batch["image"])
+
+
+def test_constant_images_stay_exactly_constant():
+    grey = float(np.float32(77) / np.float32(255))
+    batch = {"image": np.full((8, 9, 9, 1), grey, np.float32)}
+    option = {"rotation": 90, "scale": (0.5, 1.5), "translation": 0.3, "fill": grey}
+    np.testing.assert_array_equal(apply(affine, batch, **option), batch["image"])
+
+
+def test_single_operations_are_cases_of_affine():
+    batch = make_batch()
+    for single, option in [
+        (rotate, {"rotation": 40}),
+        (scale, {"scale": (0.5, 1.5)}),
+        (translate, {"translation": 0.3}),
+    ]:
+        result = apply(single, batch, fill=3, **option)
+        np.testing.assert_array_equal(result, apply(affine, batch, fill=3, **option))
+        assert not np.array_equal(result, batch["image"])
+
+
+def test_the_next_operation_does_not_repeat_the_resampling_on_cpu():
+    batch = {**make_batch(), "label": np.zeros(16, np.int32)}
+    turn, mix = partial(rotate, rotation=20), partial(mixup, alpha=1.0)
+    both = jax.jit(chain(turn, mix))
+    if jax.default_backend() == "cpu":
+        assert " conditional(" in str(both.lower(KEY, batch).compile().as_text())
+    turned = jax.jit(turn)(jax.random.fold_in(KEY, 0), batch)
+    by_hand = jax.jit(mix)(jax.random.fold_in(KEY, 1), turned)
+    np.testing.assert_array_equal(both(KEY, batch)["image"], by_hand["image"])
+
+
+def test_the_way_the_conditional_goes_does_not_matter():
+    batch = make_batch()
+    for bits in ([0, 7], [1, 7]):  # the branch is chosen by the first word
+        key = jnp.array(bits, jnp.uint32)
+        np.testing.assert_array_equal(jax.jit(affine)(key, batch)["image"], batch["image"])
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ({"rotation": -1}, "rotation.*-1"),
+        ({"rotation": 181}, "rotation.*181"),
+        ({"scale": (1.2, 0.8)}, "scale.*1.2, 0.8"),
+        ({"scale": (0.0, 1.0)}, "scale"),
+        ({"scale": (1.0, float("inf"))}, "scale"),
+        ({"scale": (1.0,)}, "scale"),
+        ({"translation": -0.1}, "translation.*-0.1"),
+        ({"translation": 1.1}, "translation.*1.1"),
+        ({"fill": 300}, "fill.*300"),
+    ],
+)
+def test_bad_options_raise_one_line(option, words):
+    with pytest.raises(UserError, match=words) as error:
+        affine(KEY, make_batch(), **option)
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="needs batch"):
+        affine(KEY, {})

@@ -1,0 +1,75 @@
+"""Trains small models on eight devices in several meshes and prints what the tests of meshes want to know."""
+
+import json
+import re
+from functools import partial
+
+from jaxaccel import runtime
+
+runtime.setup()
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+
+from jaxaccel import augment, models  # noqa: E402
+from jaxaccel.checkpoint import flat  # noqa: E402
+from jaxaccel.data import open_source  # noqa: E402
+from jaxaccel.data.feed import resident_feed  # noqa: E402
+from jaxaccel.data.order import Shuffled  # noqa: E402
+from jaxaccel.modules import as_model  # noqa: E402
+from jaxaccel.optim import Optimizer, Schedule  # noqa: E402
+from jaxaccel.parallel import MeshShape, batch_sharding, make_mesh, state_sharding  # noqa: E402
+from jaxaccel.step import Training, several  # noqa: E402
+from jaxaccel.tasks import ImageClassification  # noqa: E402
+
+STEPS, BATCH = 50, 32
+COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute")
+
+
+def run(model, augmentation, mesh_shape):
+    mesh = make_mesh(MeshShape(*mesh_shape), jax.devices()[: int(np.prod(mesh_shape))])
+    task, source = ImageClassification(), open_source("digits", "train")
+    order = Shuffled(0, len(source), BATCH)
+    feed = resident_feed(source, task.element, order, mesh)
+    schedule = Schedule("constant").build(1e-2, STEPS)
+    inputs = (jax.ShapeDtypeStruct((BATCH, 8, 8, 1), "float32"),)
+    training = Training(
+        as_model(model, {"classes": 10, "channels": 1, "image_size": 8}, inputs), task,
+        Optimizer("adam").build(schedule), schedule, augmentation,
+    )  # fmt: skip
+    shardings = state_sharding(jax.eval_shape(training.init), mesh)
+    state = jax.jit(training.init, out_shardings=shardings)()
+    constrain = lambda batch: jax.lax.with_sharding_constraint(batch, batch_sharding(mesh))  # noqa: E731
+    step = jax.jit(several(training, constrain), donate_argnums=0, out_shardings=(shardings, None))
+    calls = [range(i, i + 1) for i in range(STEPS)]
+    compiled = step.lower(state, feed.arrays, next(feed.items(calls))).compile()
+    hlo = compiled.as_text()
+    losses = []
+    for item in feed.items(calls):
+        state, metrics = compiled(state, feed.arrays, item)
+        losses.append(float(metrics.means["loss"].value()[0]))
+    leaves = {name.removeprefix("opt_state/0/"): x for name, x in flat(state).items()}
+    return {
+        "losses": losses,
+        "shards": {name: (x.shape, x.addressable_shards[0].data.shape) for name, x in leaves.items()},
+        "collectives": {name: len(re.findall(rf" {name}(?:-start)?\(", hlo)) for name in COLLECTIVES},
+        "gathered_kernels": re.findall(r"all-gather[^\n]*kernel", hlo),
+    }
+
+
+def main():
+    vit = partial(models.VisionTransformer, width=32, depth=2, heads=4, patch_size=2)
+    convnet = partial(models.ConvNet, widths=(16,), hidden=32, dropout=0.0)
+    affine = augment.chain(
+        partial(augment.affine, rotation=10.0, translation=0.1), partial(augment.cutout, size=2)
+    )
+    vit_meshes = [(1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (4, 1, 2), (1, 2, 4), (2, 1, 4)]
+    report = {
+        "vit": {",".join(map(str, m)): run(vit, augment.chain(), m) for m in vit_meshes},
+        "convnet": {",".join(map(str, m)): run(convnet, affine, m) for m in [(1, 1, 1), (8, 1, 1)]},
+    }
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Meshes on eight forced CPU devices: shardings, collectives, and the same loss curve as one device."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+from conftest import forced
+
+from jaxaccel.errors import UserError
+from jaxaccel.parallel import MeshShape, make_mesh
+
+
+@pytest.fixture(scope="module")
+def report():
+    """What tests/mesh_program.py found out in a process with eight devices."""
+    program = Path(__file__).with_name("mesh_program.py")
+    done = subprocess.run(
+        [sys.executable, str(program)], capture_output=True, text=True, timeout=400,
+        env=os.environ | forced(8), check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+MESHES = ["8,1,1", "1,8,1", "2,2,2", "4,1,2", "1,2,4"]
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_the_loss_curve_is_that_of_one_device(report, mesh):
+    # Float32 sums in another order: after 50 steps of Adam the curves still agree to 1e-3.
+    assert len(report["vit"]["1,1,1"]["losses"]) == 50
+    assert report["vit"][mesh]["losses"] == pytest.approx(
+        report["vit"]["1,1,1"]["losses"], rel=1e-3, abs=1e-3
+    )
+    assert report["vit"]["1,1,1"]["losses"][-1] < 0.8 * report["vit"]["1,1,1"]["losses"][0]
+
+
+def test_batch_norm_and_augmentation_too(report):
+    expected = report["convnet"]["1,1,1"]["losses"]
+    assert report["convnet"]["8,1,1"]["losses"] == pytest.approx(expected, rel=2e-3, abs=2e-3)
+
+
+def test_data_parallel_sums_gradients_and_gathers_nothing(report):
+    for family in ("vit", "convnet"):
+        counts = report[family]["8,1,1"]["collectives"]
+        assert counts["all-reduce"] > 0
+        assert counts["all-gather"] == counts["all-to-all"] == counts["collective-permute"] == 0
+
+
+def test_fsdp_splits_parameters_and_optimizer_state(report):
+    shards = report["vit"]["1,8,1"]["shards"]
+    for name in ("params/blocks/0/mlp/up/kernel", "mu/blocks/0/mlp/up/kernel"):
+        whole, part = shards[name]
+        assert part[0] * part[1] * 8 == whole[0] * whole[1]
+    whole, part = shards["params/norm/scale"]
+    assert whole == part  # too small to be worth it
+    assert report["vit"]["1,8,1"]["collectives"]["all-gather"] > 0
+
+
+def test_tensor_parallel_splits_heads_and_hidden_units(report):
+    shards = report["vit"]["1,2,4"]["shards"]
+    (width, heads, head_dim), part = shards["params/blocks/0/attention/query/kernel"]
+    assert part == [width // 2, heads // 4, head_dim]  # fsdp takes the width, model the heads
+    (heads, head_dim, width), part = shards["params/blocks/0/attention/out/kernel"]
+    assert part[0] == heads // 4
+    (width, hidden), part = shards["params/blocks/0/mlp/up/kernel"]
+    assert part[1] == hidden // 4
+    (hidden, width), part = shards["params/blocks/0/mlp/down/kernel"]
+    assert part[0] == hidden // 4
+
+
+def test_tensor_parallel_alone_gathers_no_kernel(report):
+    assert report["vit"]["2,1,4"]["gathered_kernels"] == []
+    assert report["vit"]["2,1,4"]["collectives"]["all-reduce"] > 0
+
+
+@pytest.mark.parametrize(
+    "shape, says",
+    [
+        (MeshShape(data=3), "needs 3 devices and there are"),
+        (MeshShape(data=0), "must be positive"),
+        (MeshShape(data=-1, fsdp=-1), "at most one -1"),
+    ],
+)
+def test_meshes_that_cannot_be(shape, says):
+    with pytest.raises(UserError, match=says):
+        make_mesh(shape, jax.devices()[:1])
+
+
+def test_a_mesh_that_does_not_come_out_even():
+    with pytest.raises(UserError, match="does not divide over 4 devices"):
+        make_mesh(MeshShape(data=-1, model=3), jax.devices()[:1] * 4)
