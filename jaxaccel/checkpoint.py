@@ -32,7 +32,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, *, keep: int = 2, metric: str = "accuracy") -> None:
-        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of each file it writes
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells of each file and each retry
         self.directory = Path(directory).absolute()
         self.metric = metric
         policies: list[Any] = [

@@ -54,7 +54,7 @@ _NOT_SHOWN = ("kind", "step", "epoch", "loss")
 
 
 def _panel(axis: Any, title: str, train: list[dict], evaluation: list[dict], name: str) -> None:
-    rows = [row for row in train if name in row]
+    rows = [row for row in train if row.get(name) is not None]
     x, y = [row["epoch"] for row in rows], [row[name] for row in rows]
     if name == "learning_rate":
         axis.plot(x, y, color=BLUE, lw=1.4)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import math
 import sys
 import time
 from collections import deque
@@ -90,11 +91,14 @@ class RunLog:
     def _write(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
         if self._file is None or self._events is None:
             return
-        row = {"kind": kind, "step": step, "epoch": round(step / self.epoch_steps, 4), **metrics}
+        # JSON has no NaN, and TensorBoard warns of it.
+        values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        row = {"kind": kind, "step": step, "epoch": round(step / self.epoch_steps, 4), **values}
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
-        for name, value in metrics.items():
-            self._events.add_scalar(f"{kind}/{name}", value, step)
+        for name, value in values.items():
+            if value is not None:
+                self._events.add_scalar(f"{kind}/{name}", value, step)
 
 
 class Meter:

@@ -114,7 +114,9 @@ def test_quickstart_survives_a_disconnect(tmp_path, monkeypatch):
     assert f"{after['eval']['accuracy']:.4f}" in table and "training examples a second" in table
     assert str(after["steps"]) in said(done, "saved")[0]
 
-    assert json.loads((first / "result.json").read_text()) == before  # resuming a finished run changes nothing
+    assert (
+        json.loads((first / "result.json").read_text()) == before
+    )  # resuming a finished run changes nothing
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)

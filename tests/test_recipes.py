@@ -1,0 +1,127 @@
+"""Every shipped recipe, shrunken, compiles and takes a step; and a recipe survives recipe.json."""
+
+import dataclasses
+import json
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+from jaxaccel import augment, models, recipe
+from jaxaccel.augment import chain
+from jaxaccel.errors import UserError
+from jaxaccel.modules import as_model, output_shape
+from jaxaccel.recipe import Recipe, differences, leaves, to_json
+from jaxaccel.step import Training
+
+# The shipped model with less of it: (model, image shape, classes).
+SHRUNKEN = {
+    "digits": (None, (8, 8, 1), 10),
+    "mnist": (partial(models.ConvNet, widths=(4, 4)), (28, 28, 1), 10),
+    "fashion_mnist": (partial(models.ConvNet, widths=(4, 4)), (28, 28, 1), 10),
+    "cifar10_resnet20": (partial(models.ResNetCifar, 8, width=4), (32, 32, 3), 10),
+    "imagenet_resnet50": (partial(models.ResNet, (1, 1, 1, 1), bottleneck=True, width=4), (32, 32, 3), 1000),
+    "imagenet_vit_s16": (partial(models.VisionTransformer, width=12, depth=1, heads=3), (32, 32, 3), 1000),
+}
+BATCH = 8
+
+
+def test_each_recipe_is_tried():
+    assert set(recipe.names()) == set(SHRUNKEN)
+
+
+@pytest.mark.parametrize("name", SHRUNKEN)
+def test_it_takes_a_step(name):
+    shipped = recipe.load_recipe(name)
+    smaller, shape, classes = SHRUNKEN[name]
+    task = dataclasses.replace(shipped.task, image_size=shape[0] if shipped.task.image_size else 0)
+    batch = {
+        "image": np.random.default_rng(0).integers(0, 256, (BATCH, *shape), dtype=np.uint8),
+        "label": np.arange(BATCH, dtype=np.int32) % classes,
+        "index": np.arange(BATCH, dtype=np.int32),
+        "mask": np.ones(BATCH, np.float32),
+    }
+    facts = {"classes": classes, "channels": shape[-1], "image_size": shape[0]}
+    inputs = jax.eval_shape(task.inputs, batch)
+    model = as_model(smaller or shipped.model, facts, inputs)
+    schedule = shipped.schedule.build(shipped.optimizer.learning_rate, 100)
+    training = Training(
+        model,
+        task,
+        shipped.optimizer.build(schedule),
+        schedule,
+        chain(*shipped.augment),
+        ema=shipped.optimizer.ema,
+    )
+    before = jax.jit(training.init)()
+    # The second step: with warm-up the first one's learning rate is 0.
+    step = jax.jit(training.step)
+    after, first = step(before, batch)
+    after, second = step(after, batch)
+    assert first.finite and second.finite
+    assert int(after.step) == 2
+    np.testing.assert_allclose(first.means["loss"].value(), np.log(classes), rtol=0.5)
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), after.params, before.params)
+    assert any(jax.tree.leaves(moved))
+
+
+@pytest.mark.parametrize("name", SHRUNKEN)
+def test_the_whole_model_fits_its_data(name):
+    """Shapes only: no memory, no computation."""
+    shipped = recipe.load_recipe(name)
+    _, shape, classes = SHRUNKEN[name]
+    size = shipped.task.image_size or shape[0]
+    facts = {"classes": classes, "channels": shape[-1], "image_size": size}
+    inputs = (jax.ShapeDtypeStruct((2, size, size, shape[-1]), np.float32),)
+    shipped.task.check(output_shape(as_model(shipped.model, facts, inputs), inputs), facts)
+
+
+def test_a_recipe_has_few_leaves():
+    assert leaves(recipe.load_recipe("digits")) <= 42
+
+
+def test_recipe_json_names_every_difference():
+    one = recipe.load_recipe("digits")
+    two = dataclasses.replace(
+        one, seed=1, augment=(augment.horizontal_flip,),
+        optimizer=dataclasses.replace(one.optimizer, args={"b1": 0.8}),
+    )  # fmt: skip
+    a, b = (json.loads(json.dumps(to_json(r))) for r in (one, two))
+    assert {path for path, _, _ in differences(a, b)} == {"seed", "augment", "optimizer.args.b1"}
+    assert differences(a, a) == []
+    assert a["model"].startswith("ConvNet(")
+
+
+def test_every_recipe_documents_itself():
+    for name in SHRUNKEN:
+        module = recipe.load(name)[1]
+        assert f"python -m jaxaccel.train {name}" in module.__doc__ or name == "digits"
+        assert recipe.load_recipe(name).name == name
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"epochs": 0}, "epochs must be above 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"keep": 0}, "keep must be at least 1"),
+    ],
+)
+def test_numbers_without_meaning(change, says):
+    with pytest.raises(UserError, match=says):
+        dataclasses.replace(recipe.load_recipe("digits"), **change)
+
+
+def test_a_recipe_of_ones_own(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "import jaxaccel as ja\ndef recipe():\n    return ja.Recipe(name='mine', model=ja.models.resnet20)\n"
+    )
+    mine = recipe.load_recipe(str(path))
+    assert isinstance(mine, Recipe) and mine.name == "mine"
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(UserError, match="must define recipe"):
+        recipe.load_recipe(str(tmp_path / "empty.py"))
+    with pytest.raises(UserError, match="did you mean digits"):
+        recipe.load_recipe("digist")
