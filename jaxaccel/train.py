@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from jaxaccel import augment, cli, curves, pacing, rundir, runtime
 from jaxaccel.checkpoint import Checkpoints, digest, fork
@@ -188,7 +189,8 @@ def train(
             run_call = compiled if compiled and len(call) == len(calls[0]) else train_call
             state, metrics = run_call(state, train_feed.arrays, item)
             meter.push(call, metrics)
-            if call.stop in cuts or stop.asked:
+            stopping = stop.asked(call.stop)
+            if call.stop in cuts or stopping:
                 meter.flush()
             if meter.failed is not None:
                 break
@@ -197,9 +199,9 @@ def train(
                     scores = evaluate(state)
                     log.evaluated(call.stop, scores)
                     checkpoints.save(call.stop, state, scores)
-            elif stop.asked:
+            elif stopping:
                 checkpoints.save(call.stop, state, {})
-            if stop.asked:
+            if stopping:
                 break
 
     # ---- leave ----------------------------------------------------------------------------------------
@@ -241,14 +243,18 @@ def _finished(directory: Path, training: Training, state: TrainState) -> TrainRe
 
 
 class _StopSignal:
-    """Turns SIGTERM (and Ctrl-C) into a flag while it is entered; the second one is not caught."""
+    """Turns SIGTERM and Ctrl-C into a question to ask between calls, while it is entered; once.
+
+    Several processes must all stop at the same step: JAX's own preemption service agrees on one, and catches
+    SIGTERM itself.
+    """
 
     def __init__(self) -> None:
-        self.asked = False
+        self._asked = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "_StopSignal":
-        if threading.current_thread() is threading.main_thread():
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
             self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGTERM, signal.SIGINT)}
         return self
 
@@ -256,8 +262,13 @@ class _StopSignal:
         for number, before in self._before.items():
             signal.signal(number, before)
 
+    def asked(self, step: int) -> bool:
+        if jax.process_count() > 1:
+            self._asked |= multihost_utils.reached_preemption_sync_point(step)
+        return self._asked
+
     def _ask(self, number: int, frame: object) -> None:
-        self.asked = True
+        self._asked = True
         self.__exit__()
 
 

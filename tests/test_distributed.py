@@ -1,0 +1,60 @@
+"""Two processes on one machine, joined over loopback, train as one with two devices does."""
+
+import json
+import signal
+import socket
+import time
+
+import pytest
+
+WORDS = (
+    "digits", "--model", "ConvNet(widths=(8,), hidden=16)", "--epochs", "3", "--eval-every", "1",
+    "--steps-per-call", "1",
+)  # fmt: skip
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def start(run_train, *words):
+    address = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
+    return [run_train(*words, wait=False, env=address | {"JAX_PROCESS_ID": str(i)}) for i in range(2)]
+
+
+def finish(processes):
+    outputs = [process.communicate(timeout=240) for process in processes]
+    assert [p.returncode for p in processes] == [0, 0], outputs
+    return outputs
+
+
+def losses(directory):
+    rows = map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())
+    return [row["loss"] for row in rows]
+
+
+@pytest.mark.parametrize("feed", ["resident", "stream"])
+def test_two_processes_train_as_one(run_train, tmp_path, feed):
+    outputs = finish(start(run_train, *WORDS, "--data.feed", feed, "--run", "two"))
+    assert "epoch" not in outputs[1][0]  # only the first one speaks
+    code, _, err = run_train(*WORDS, "--run", "one", devices=2)
+    assert code == 0, err
+    result = json.loads((tmp_path / "two" / "result.json").read_text())
+    assert (result["process_count"], result["device_count"], result["feed"]) == (2, 2, feed)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-3, abs=1e-4)
+
+
+def test_sigterm_stops_both_at_the_same_step(run_train, tmp_path):
+    longer = (*WORDS, "--epochs", "60", "--run", "two")
+    processes = start(run_train, *longer)
+    end = time.monotonic() + 120
+    while not (tmp_path / "two/checkpoints/42").exists():
+        assert time.monotonic() < end and all(p.poll() is None for p in processes)
+        time.sleep(0.1)
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    outputs = finish(processes)
+    assert "stopped at step" in outputs[0][0]
+    assert not json.loads((tmp_path / "two/result.json").read_text())["finished"]
