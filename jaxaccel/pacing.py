@@ -12,15 +12,17 @@ def cuts(steps: int, interval: int) -> list[int]:
     return [*range(interval, steps - interval // 2, interval), steps]
 
 
-def calls(cuts: Sequence[int], per_call: int) -> list[range]:
-    """The steps of each call: `per_call` of them, fewer before a cut.
+def calls(cuts: Sequence[int], per_call: int, done: int = 0) -> list[range]:
+    """The steps of each call that is left after `done` steps: `per_call` of them, fewer before a cut.
 
-    A function of the recipe alone, so that a resumed run repeats the very same compiled calls.
+    Calls are counted from the start of the run, so that a resumed run repeats the very same compiled calls; only
+    where it was stopped with another `per_call` is the first one cut short.
     """
     return [
-        range(start, min(start + per_call, cut))
+        range(max(start, done), min(start + per_call, cut))
         for before, cut in itertools.pairwise([0, *cuts])
         for start in range(before, cut, per_call)
+        if min(start + per_call, cut) > done
     ]
 
 

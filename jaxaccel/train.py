@@ -159,7 +159,7 @@ def train(
     eval_steps = max(1, round(recipe.eval_every * epoch_steps))
     per_call = 1 if mode == "stream" else pacing.steps_per_call(recipe.steps_per_call, flops, eval_steps)
     cuts = pacing.cuts(steps, eval_steps)
-    calls = [call for call in pacing.calls(cuts, per_call) if call.start >= done]
+    calls = pacing.calls(cuts, per_call, done)
     eval_calls = [range(i, i + 1) for i in range(len(sequential))]
     compiling = time.perf_counter()
     train_call = jax.jit(

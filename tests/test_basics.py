@@ -5,7 +5,7 @@ from functools import partial
 import jax.numpy as jnp
 import pytest
 
-from jaxaccel import augment, models
+from jaxaccel import augment, models, pacing
 from jaxaccel.calls import parse, render
 from jaxaccel.errors import UserError
 from jaxaccel.metrics import Mean, add
@@ -83,3 +83,21 @@ def test_means_add_before_they_divide():
     a = Mean.of(jnp.array([1.0]), jnp.ones(1))
     b = Mean.of(jnp.array([4.0, 4.0, 4.0]), jnp.ones(3))
     assert float(add([{"x": a}, {"x": b}])["x"].value()) == 3.25
+
+
+@pytest.mark.parametrize("per_call", [1, 3, 8])
+@pytest.mark.parametrize("done", [0, 10, 44, 99])
+def test_calls_cover_every_step_once(per_call, done):
+    cuts = pacing.cuts(steps=100, interval=21)
+    assert cuts == [21, 42, 63, 84, 100]
+    calls = pacing.calls(cuts, per_call, done)
+    assert [step for call in calls for step in call] == list(range(done, 100))
+    assert {call.stop for call in calls} >= {cut for cut in cuts if cut > done}
+    if done == 0:
+        later = pacing.calls(cuts, per_call, calls[5].start)
+        assert later == calls[5:]  # resumed where it stopped: the very same calls
+
+
+def test_an_evaluation_just_before_the_end_is_left_out():
+    assert pacing.cuts(steps=842, interval=105)[-2:] == [735, 842]
+    assert pacing.cuts(steps=3, interval=105) == [3]
