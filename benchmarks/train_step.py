@@ -165,12 +165,13 @@ def _ms(row: dict[str, Any]) -> str:
 
 
 def side_by_side(options: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
-    """Runs all cells asked for, and writes one file a workload as soon as it is done."""
+    """Runs all cells asked for, and writes one file a workload, anew after each cell."""
     python = options.torch_python
     torch = TorchProcess(python) if python else None
     where, shown = record.machine(), []
     for workload in options.workload:
         cells = []
+        file = options.out / record.path(f"train_step-{workload.name}", where).name
         for batch_size in options.batch:
             examples = min(workload.examples, 4096) if options.quick else workload.examples
             images, labels = data(workload, max(examples, batch_size))
@@ -181,11 +182,10 @@ def side_by_side(options: argparse.Namespace, console: Console) -> list[dict[str
                 where["versions"]["torch"] = torch.version
             rows = measure(entries, options.rounds, options.seconds, options.budget)
             cells.append(cell(workload, batch_size, rows) | {"steps_per_call": fused})
+            record.write(file, {"machine": where, "quick": options.quick, "cells": cells})
             console.print(
                 f"{workload.name} {batch_size}: " + ", ".join(f"{r['name']} {_ms(r)}" for r in rows)
             )
-        file = options.out / record.path(f"train_step-{workload.name}", where).name
-        record.write(file, {"machine": where, "quick": options.quick, "cells": cells})
         console.print(f"written to {file}")
         shown += cells
     if torch:
@@ -254,7 +254,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _console() -> Console:
     # In a file or a pipe the table is as wide as it needs to be.
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 150)
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 170)
 
 
 def _python_with_torch() -> str | None:

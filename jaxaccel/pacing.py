@@ -31,7 +31,7 @@ def steps_per_call(wanted: int, flops: float, boundary: int) -> int:
     if not wanted:
         # On the CPU steps are unrolled (see step.loop), so each one more costs compile time; and calls above
         # some milliseconds gain nothing. The figure is about what one core computes in 5 ms.
-        wanted = min(8, int(1 + 2e8 // max(flops, 1))) if jax.default_backend() == "cpu" else 32
+        wanted = min(8, int(1 + 1e9 // max(flops, 1))) if jax.default_backend() == "cpu" else 32
     divisors = [k for k in range(1, min(wanted, boundary) + 1) if boundary % k == 0]
     return max(divisors) if 2 * max(divisors) > wanted else min(wanted, boundary)
 

@@ -126,8 +126,7 @@ class Meter:
 
     def push(self, call: range, metrics: StepMetrics) -> None:
         """Takes in the metrics of the call that was just started."""
-        for leaf in jax.tree.leaves(metrics):
-            leaf.copy_to_host_async()
+        metrics.finite.copy_to_host_async()
         self._under_way.append((call, metrics))
         while len(self._under_way) > self._lag:
             self._take()
@@ -147,8 +146,7 @@ class Meter:
 
     def _take(self) -> None:
         call, metrics = self._under_way.popleft()
-        metrics = jax.device_get(metrics)
-        finite = np.asarray(metrics.finite)
+        finite = np.asarray(metrics.finite)  # all else stays on the device until a row is written
         if not finite.all() and self.failed is None:
             bad = call.start + int(finite.argmin())
             if self._stops:
@@ -167,7 +165,7 @@ class Meter:
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
         self._seconds += seconds
-        rows = jax.tree.map(lambda *leaves: np.concatenate(leaves), *self._window)
+        rows = jax.tree.map(lambda *leaves: np.concatenate(leaves), *jax.device_get(self._window))
         good = rows.finite if rows.finite.any() else np.ones_like(rows.finite)
         values = {name: float(m.total[good].sum() / m.count[good].sum()) for name, m in rows.means.items()}
         values |= {

@@ -13,7 +13,7 @@ FLOORS = [
     {"interpret", "arrays"},
     {"augment", "models", "parallel", "data"},
     {"tasks", "modules", "optim", "step", "checkpoint", "runlog"},
-    {"recipe", "recipes", "rundir", "curves", "cli", "pacing"},
+    {"recipe", "recipes", "rundir", "curves", "cli", "pacing", "findings"},
     {"train", "doctor"},
 ]
 FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}

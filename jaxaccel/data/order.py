@@ -27,6 +27,9 @@ class Shuffled:
         """``index`` (B,) int32 into the data set and ``mask`` (B,) float32, all ones."""
         positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         epochs, offsets = np.divmod(positions, self.size)
+        if epochs[0] == epochs[-1]:  # nearly all batches
+            index = permutation(self.seed, int(epochs[0]), self.size)[offsets[0] : offsets[-1] + 1]
+            return {"index": index, "mask": np.ones(self.batch_size, np.float32)}
         index = np.concatenate(
             [
                 permutation(self.seed, int(epoch), self.size)[offsets[epochs == epoch]]
