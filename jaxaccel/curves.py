@@ -13,6 +13,7 @@ BLUE, ORANGE = "#2f6fde", "#d9711c"
 def draw(directory: Path, title: str) -> Path:
     """Draws ``curves.png`` from the run's metrics.jsonl and returns its path."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter
 
     rows = runlog.read(directory)
     train = [row for row in rows if row["kind"] == "train"]
@@ -25,8 +26,12 @@ def draw(directory: Path, title: str) -> Path:
     )
     _panel(axes[0], "loss", train, evaluation, "loss")
     axes[0].set_yscale("log")
+    axes[0].yaxis.set_major_formatter(LogFormatter())
+    axes[0].yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
     _panel(axes[1], metric, train, evaluation, metric)
     if evaluation:
+        worst = min(row[metric] for row in evaluation)
+        axes[1].set_ylim(bottom=max(0.0, worst - (1 - worst) / 2))  # the first steps are not what one looks for
         best = max(evaluation, key=lambda row: row[metric])
         axes[1].annotate(
             f"best {best[metric]:.4f}", (best["epoch"], best[metric]), xytext=(0, -26),
@@ -68,4 +73,4 @@ def _panel(axis: Any, title: str, train: list[dict], evaluation: list[dict], nam
     axis.grid(True, axis="y", color="#e6e8ee", lw=0.8)
     axis.spines[["top", "right", "left"]].set_visible(False)
     axis.spines["bottom"].set_color(MUTED)
-    axis.tick_params(colors=MUTED, labelsize=8, length=0)
+    axis.tick_params(which="both", colors=MUTED, labelsize=8, length=0)
