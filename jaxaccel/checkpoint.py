@@ -5,16 +5,19 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keeping
 
 from jaxaccel.errors import UserError
+from jaxaccel.files import write_text
 from jaxaccel.trees import path_text
 
 PyTree = Any
@@ -35,15 +38,22 @@ class Checkpoints:
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells of each file and each retry
         self.directory = Path(directory).absolute()
         self.metric = metric
+
+        def score(metrics: Mapping[str, float]) -> float:
+            return metrics.get(metric, -math.inf)  # a run that was stopped saves without evaluating
+
         policies: list[Any] = [
             keeping.LatestN(keep),
-            keeping.BestN(get_metric_fn=lambda scores: scores.get(metric, -math.inf), n=1),
+            keeping.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False),
         ]
         options = ocp.CheckpointManagerOptions(
+            best_fn=score,  # without it Orbax does not write the metrics down
             preservation_policy=keeping.AnyPreservationPolicy(policies),
             cleanup_tmp_directories=True,  # what a killed process left half-written
         )
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._manager = ocp.CheckpointManager(
+            self.directory, options=options, item_handlers=ocp.StandardCheckpointHandler()
+        )
 
     @classmethod
     def weights_of(cls, run: Path, metric: str) -> dict[str, np.ndarray]:
@@ -61,7 +71,8 @@ class Checkpoints:
         self.wait()
         if step in self._manager.all_steps():
             return
-        self._manager.save(step, args=ocp.args.StandardSave(flat(state)), metrics=dict(metrics or {}))
+        if not self._manager.save(step, args=ocp.args.StandardSave(flat(state)), metrics=dict(metrics or {})):
+            raise RuntimeError(f"Orbax did not save step {step} into {self.directory}")
 
     def wait(self) -> None:
         """Blocks until all is on the disk.
@@ -91,6 +102,9 @@ class Checkpoints:
     def restore(self, shapes: PyTree, shardings: PyTree, say: Say = print) -> tuple[int, PyTree] | None:
         """The newest checkpoint that is whole, placed by `shardings`; None where there is none.
 
+        Damaged ones behind it are moved to ``damaged/`` beside the checkpoints, so that the run can save those
+        steps again.
+
         Args:
           shapes: a state of `jax.ShapeDtypeStruct`s, the structure that is expected.
           shardings: the same structure of shardings; the number of devices may differ from the run that saved.
@@ -107,9 +121,11 @@ class Checkpoints:
             try:
                 _verify(self.directory / str(step))
                 arrays = self._manager.restore(step, args=ocp.args.StandardRestore(flat(target)))
-                return step, _unflat(arrays, shapes)
             except Exception as error:  # Orbax and TensorStore raise all sorts for a damaged file
                 say(f"checkpoint {self.directory / str(step)} is damaged and passed over: {_reason(error)}")
+            else:
+                self._set_aside([later for later in steps if later > step])
+                return step, _unflat(arrays, shapes)
         if steps:
             raise UserError(f"all checkpoints in {self.directory} are damaged: start again with --overwrite")
         return None
@@ -147,6 +163,17 @@ class Checkpoints:
         self.wait()
         self._manager.close()
 
+    def _set_aside(self, steps: Sequence[int]) -> None:
+        if jax.process_index() == 0:
+            for step in steps:
+                aside = self.directory.parent / "damaged" / str(step)
+                shutil.rmtree(aside, ignore_errors=True)
+                aside.parent.mkdir(exist_ok=True)
+                (self.directory / str(step)).rename(aside)
+        if steps:
+            multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+            self._manager.reload()
+
     def _seal(self) -> None:
         """Writes down the digest of each file of the checkpoints that are complete.
 
@@ -157,24 +184,31 @@ class Checkpoints:
         for step in self.steps():
             directory = self.directory / str(step)
             if not (directory / SEAL).exists():
-                (directory / SEAL).write_text(json.dumps(_digests(directory), indent=1))
+                write_text(directory / SEAL, json.dumps(_digests(directory), indent=1))
 
 
-def fork(state: Any, weights: Mapping[str, np.ndarray], origin: Path) -> Any:
-    """`state` with its parameters and model state replaced by `weights` ({path: array}) where it lies.
+def check_fork(shapes: Any, weights: Mapping[str, np.ndarray], origin: Path) -> None:
+    """Checks that `weights` ({path: array}) fit a state of these `shapes`.
 
     Raises:
       UserError: a parameter is missing or has another shape.
     """
+    for name, x in flat(shapes).items():
+        if name.startswith(WEIGHTS):
+            found = weights.get(name)
+            if found is None or found.shape != x.shape:
+                has = "is missing" if found is None else f"has shape {found.shape}, not {x.shape}"
+                raise UserError(f"{origin} is of another model: {name} {has}")
+
+
+def fork(state: Any, weights: Mapping[str, np.ndarray]) -> Any:
+    """`state` with its parameters and model state replaced by `weights` ({path: array}) where it lies."""
 
     def leaf(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
         name = path_text(path)
-        found = weights.get(name.replace("ema/", "params/", 1))
         if not name.startswith((*WEIGHTS, "ema/")):
             return x
-        if found is None or found.shape != x.shape:
-            has = "is missing" if found is None else f"has shape {found.shape}, not {x.shape}"
-            raise UserError(f"{origin} is of another model: {name} {has}")
+        found = weights[name.replace("ema/", "params/", 1)]
         return jax.make_array_from_callback(x.shape, x.sharding, found.astype(x.dtype).__getitem__)
 
     return jax.tree_util.tree_map_with_path(leaf, state)

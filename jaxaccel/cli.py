@@ -66,6 +66,9 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> NoReturn:
     """Calls `main` and exits with what it returns; a mistake becomes one line and exit code 2."""
     try:
         sys.exit(main(argv))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        os._exit(130)
     except BrokenPipeError:  # whoever read our output has gone, as `| head` does
         os._exit(0)
     except UserError as error:

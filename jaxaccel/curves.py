@@ -31,7 +31,9 @@ def draw(directory: Path, title: str) -> Path:
     _panel(axes[1], metric, train, evaluation, metric)
     if evaluation:
         worst = min(row[metric] for row in evaluation)
-        axes[1].set_ylim(bottom=max(0.0, worst - (1 - worst) / 2))  # the first steps are not what one looks for
+        axes[1].set_ylim(
+            bottom=max(0.0, worst - (1 - worst) / 2)
+        )  # the first steps are not what one looks for
         best = max(evaluation, key=lambda row: row[metric])
         axes[1].annotate(
             f"best {best[metric]:.4f}", (best["epoch"], best[metric]), xytext=(0, -26),

@@ -76,7 +76,7 @@ class Optimizer:
     clip_norm: float = 0.0
     """Clip the global norm of the gradient to this; 0 does not clip."""
     accumulate: int = 1
-    """Split each batch into this many parts and add up their gradients: less memory, same update."""
+    """Split each batch into this many parts and average their gradients: less memory; BatchNorm sees the parts."""
     ema: float = 0.0
     """Decay of the exponential moving average of the weights that evaluation then uses; 0 keeps none."""
 

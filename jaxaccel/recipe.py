@@ -68,7 +68,7 @@ class Recipe:
     name: str
     """Of the run: it writes runs/NAME."""
     model: Call
-    """What makes the model: resnet20, vit_s16(patch=4), or my_package.models.MyNet(width=64)."""
+    """What makes the model: resnet20, vit_s16(patch_size=4), or my_package.models.MyNet(width=64)."""
     seed: int = 0
     """Of everything random."""
     epochs: float = 10.0
@@ -109,7 +109,7 @@ class Recipe:
 
 
 MAY_DIFFER_ON_RESUME = (
-    "mesh.", "data.dir", "data.downloads", "data.feed", "data.resident_share", "data.workers", "keep",
+    "mesh.", "non_finite", "data.dir", "data.downloads", "data.feed", "data.resident_share", "data.workers", "keep",
     "steps_per_call",
 )  # fmt: skip
 """What changes how a run is computed, but not what."""
@@ -182,9 +182,12 @@ def _module(name: str) -> Any:
 def _from_file(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"no recipe file {path}: write one, or name one of --list")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(path.stem, path.absolute())
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
+    taken = sys.modules.get(path.stem)
+    if taken is not None and getattr(taken, "__file__", None) != str(path.absolute()):
+        raise UserError(f"{path}: another module is called {path.stem} already: rename the file")
     # Under its own name, so that its functions can be named in recipe.json and pickled for workers.
     sys.modules[path.stem] = module
     sys.path.insert(0, str(path.parent.absolute()))

@@ -1,5 +1,6 @@
 """The directory of a run: made once, never overwritten silently, enough to repeat the run."""
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -7,72 +8,113 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from jaxaccel import runtime
 from jaxaccel.errors import UserError
+from jaxaccel.files import write_text
 from jaxaccel.recipe import MAY_DIFFER_ON_RESUME, Recipe, differences, to_json
 
 
-def prepare(directory: Path, recipe: Recipe, *, source: Path | None, resume: bool, overwrite: bool) -> None:
+def prepare(
+    directory: Path, recipe: Recipe, *, source: Path | None, resume: bool, overwrite: bool
+) -> "Replaced":
     """Makes `directory` and its recipe.json, or checks that what is there belongs to `recipe`.
+
+    With several processes the first one decides, and all raise what it raises.
 
     Args:
       directory: of the run.
       recipe: the experiment.
       source: the Python file of a recipe of the user's own, of which a copy is kept; None for a shipped one.
       resume: the directory must exist and hold the same recipe.
-      overwrite: what is there goes away.
+      overwrite: what is there is set aside, until it is discarded.
 
     Raises:
-      UserError: the directory exists and neither is asked for, or its recipe differs.
-      OSError: it cannot be written.
+      UserError: the directory exists and neither is asked for, its recipe differs, or it cannot be written.
     """
-    record = directory / "recipe.json"
-    if resume:
-        _check_same(record, recipe)
-        return
+    replaced, trouble = Replaced(directory), ""
+    if jax.process_index() == 0:
+        try:
+            if resume:
+                _check_same(directory / "recipe.json", recipe)
+            else:
+                replaced = _make(directory, recipe, source, overwrite)
+        except UserError as error:
+            trouble = str(error)
+    if trouble := _from_first_process(trouble):
+        raise UserError(trouble)
+    return replaced
+
+
+@dataclasses.dataclass(frozen=True)
+class Replaced:
+    """What stood where a run is being made, until the new one has begun."""
+
+    directory: Path
+    aside: Path | None = None
+
+    def discard(self) -> None:
+        """The new run has begun: what it replaces goes."""
+        if self.aside and self.aside.exists():
+            shutil.rmtree(self.aside)
+
+    def put_back(self) -> None:
+        """The new run could not begin: what was there stands again. Nothing happens after `discard`."""
+        if self.aside and self.aside.exists():
+            shutil.rmtree(self.directory, ignore_errors=True)
+            self.aside.rename(self.directory)
+
+
+def _make(directory: Path, recipe: Recipe, source: Path | None, overwrite: bool) -> Replaced:
+    replaced = Replaced(directory)
     if _holds_something(directory):
         if not overwrite:
             raise UserError(
                 f"{directory} holds a run already: go on with --resume, replace it with --overwrite, "
                 "or choose another --name or --run DIR"
             )
-        if not record.exists():  # a wrong --run must not delete somebody's files
+        if not (directory / "recipe.json").exists():  # a wrong --run must not delete somebody's files
             raise UserError(
                 f"{directory} is no run of jaxaccel and will not be deleted: choose another --run"
             )
-        if jax.process_index() == 0:
-            shutil.rmtree(directory)
-    if jax.process_index():
-        return
+        aside = directory.with_name(f".{directory.name}.replaced")
+        shutil.rmtree(aside, ignore_errors=True)
+        directory.rename(aside)
+        replaced = Replaced(directory, aside)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / "recipe.tmp").touch()
+        if source is not None:
+            shutil.copyfile(source, directory / "recipe.py")
+        write_json(
+            directory / "recipe.json",
+            {
+                "recipe": to_json(recipe),
+                "command": command(),
+                "versions": runtime.versions(),
+                "git_commit": runtime.git_commit(source.parent if source else Path(__file__).parent),
+                "device_kind": jax.devices()[0].device_kind,
+                "device_count": jax.device_count(),
+            },
+        )
     except OSError as error:
+        replaced.put_back()
+        reason = error.strerror or error
         raise UserError(
-            f"cannot write in {directory} ({error.strerror}): choose another place with --run DIR"
+            f"cannot write in {directory} ({reason}): choose another place with --run DIR"
         ) from error
-    if source is not None:
-        shutil.copyfile(source, directory / "recipe.py")
-    write_json(
-        record,
-        {
-            "recipe": to_json(recipe),
-            "command": command(),
-            "versions": runtime.versions(),
-            "git_commit": runtime.git_commit(source.parent if source else Path(__file__).parent),
-            "device_kind": jax.devices()[0].device_kind,
-            "device_count": jax.device_count(),
-        },
-    )
+    return replaced
 
 
-def _holds_something(directory: Path) -> bool:
-    """Whether there is anything to lose: a run that failed before its first metrics leaves nothing."""
-    metrics = directory / "metrics.jsonl"
-    if (directory / "recipe.json").exists():
-        return any(directory.glob("checkpoints/*")) or (metrics.exists() and metrics.stat().st_size > 0)
-    return directory.is_dir() and any(path.name != "recipe.tmp" for path in directory.iterdir())
+def _from_first_process(text: str) -> str:
+    """`text` of the first process, on all of them."""
+    if jax.process_count() == 1:
+        return text
+    room = np.zeros(1024, np.uint8)
+    data = text.encode()[: room.size]
+    room[: len(data)] = list(data)
+    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(room))).rstrip(b"\0").decode(errors="ignore")
 
 
 def command() -> list[str] | None:
@@ -83,9 +125,15 @@ def command() -> list[str] | None:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes `value`, whole or not at all."""
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    draft.replace(path)
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def _holds_something(directory: Path) -> bool:
+    """Whether there is anything to lose: a run that failed before its first metrics leaves nothing."""
+    metrics = directory / "metrics.jsonl"
+    if (directory / "recipe.json").exists():
+        return any(directory.glob("checkpoints/*")) or (metrics.exists() and metrics.stat().st_size > 0)
+    return directory.is_dir() and any(not path.name.endswith(".draft") for path in directory.iterdir())
 
 
 def _check_same(record: Path, recipe: Recipe) -> None:

@@ -16,10 +16,18 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from jaxaccel.files import write_text
 from jaxaccel.step import StepMetrics
 
-LAG = 2
-"""Calls that may be under way on the device before the host waits for the metrics of the first."""
+
+def lag() -> int:
+    """Calls that may be under way on the device before the host waits for the first of them.
+
+    None on several CPU devices, where executions at the same time compete for threads until none moves.
+    """
+    return 0 if jax.default_backend() == "cpu" and jax.device_count() > 1 else 2
+
+
 LINE_SECONDS = 10.0
 """Between two plain lines of training metrics where there is no terminal."""
 
@@ -84,6 +92,7 @@ class RunLog:
         if self._file and self._events:
             self._file.close()
             self._events.close()
+            self._file = self._events = None
 
     def _epoch(self, step: int) -> str:
         return f"{step / self.epoch_steps:.1f}"
@@ -104,7 +113,7 @@ class RunLog:
 class Meter:
     """Collects the metrics of calls without making the device wait.
 
-    A call's metrics are looked at only when `LAG` later calls are under way; rows go to the log about every
+    A call's metrics are looked at only when `lag()` later calls are under way; rows go to the log about every
     `every` steps.
     """
 
@@ -112,8 +121,7 @@ class Meter:
         self.failed: int | None = None
         """The first step that came out non-finite, where that stops the run."""
         self._log, self._batch_size, self._every, self._stops = log, batch_size, every, stops
-        # Several executions at once on forced CPU devices compete for threads until none moves.
-        self._lag = 0 if jax.default_backend() == "cpu" and jax.device_count() > 1 else LAG
+        self._lag = lag()
         self._under_way: deque[tuple[range, StepMetrics]] = deque()
         self._window: list[StepMetrics] = []
         self._first = self._done = self._reported = done
@@ -216,5 +224,5 @@ def _truncated(path: Path, done: int) -> Path:
     """Drops the rows behind step `done`: a resumed run writes them again."""
     if path.exists():
         rows = [row for row in read(path.parent) if row["step"] <= done]
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
     return path

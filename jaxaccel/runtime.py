@@ -89,7 +89,14 @@ def compile_cache() -> str:
 
 
 def join_processes() -> int:
-    """Joins the processes of one job where the environment names a coordinator; their number."""
+    """Joins the processes of one job; their number.
+
+    The environment names the coordinator (``JAX_COORDINATOR_ADDRESS``), or several hosts of a TPU pod
+    (``TPU_WORKER_HOSTNAMES``), from which JAX finds out the rest.
+    """
+    pod = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") and os.environ.get("JAX_PLATFORMS") != "cpu"
+    if pod and not os.environ.get("JAX_COORDINATOR_ADDRESS") and not jax.distributed.is_initialized():
+        jax.distributed.initialize()
     if os.environ.get("JAX_COORDINATOR_ADDRESS") and not jax.distributed.is_initialized():
         if os.environ.get("JAX_PLATFORMS", "") == "cpu":
             jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -100,11 +107,11 @@ def join_processes() -> int:
 
 
 def device_memory() -> int:
-    """Bytes of memory of one device; on a CPU, the machine's memory."""
+    """Bytes of memory of one device; on a CPU, its share of the machine's memory."""
     stats = jax.local_devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"]
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
 
 
 def versions() -> dict[str, str]:

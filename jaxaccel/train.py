@@ -4,37 +4,36 @@ Without a recipe it trains `digits`, whose data comes with the package. --list s
 to a Python file with a function `recipe()` is a recipe too. Every value of a recipe is a flag.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
-import shlex
-import signal
 import sys
-import threading
 import time
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
 from jaxaccel import augment, cli, curves, pacing, rundir, runtime
-from jaxaccel.checkpoint import Checkpoints, digest, fork
+from jaxaccel.checkpoint import Checkpoints, check_fork, digest, fork
 from jaxaccel.data import open_source
 from jaxaccel.data.feed import choose, resident_feed, stream_feed
 from jaxaccel.data.order import Sequential, Shuffled
 from jaxaccel.errors import UserError
-from jaxaccel.metrics import add
+from jaxaccel.metrics import Mean, add
 from jaxaccel.modules import as_model, output_shape
 from jaxaccel.parallel import batch_sharding, make_mesh, replicated, state_sharding
 from jaxaccel.recipe import Recipe
-from jaxaccel.runlog import Meter, RunLog, announce
+from jaxaccel.runlog import Meter, RunLog, announce, lag
+from jaxaccel.signals import StopSignal
 from jaxaccel.step import Training, TrainState, several, several_evaluations
 from jaxaccel.tasks.task import Batch
+from jaxaccel.wording import again, heading, scores_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +77,21 @@ def train(
 
     Raises:
       UserError: the recipe asks for what cannot be; the message is one line that says what to do.
-      OSError: the run directory cannot be written.
+      OSError: the disk is full, or fails.
     """
+    with contextlib.ExitStack() as leave:
+        return _train(recipe, run, resume, overwrite, fork_from, source, leave)
+
+
+def _train(
+    recipe: Recipe,
+    run: Path | str | None,
+    resume: bool,
+    overwrite: bool,
+    fork_from: Path | str | None,
+    source: Path | None,
+    leave: contextlib.ExitStack,
+) -> TrainResult:
     started = time.perf_counter()
     setup = runtime.setup()
     announce()
@@ -120,29 +132,38 @@ def train(
     )  # fmt: skip
     state_shape = jax.eval_shape(training.init)
     shardings = state_sharding(state_shape, mesh)
-    flops = pacing.flops(training.step, state_shape, batch_shape)
+    try:
+        flops = pacing.flops(training.step, state_shape, batch_shape)
+    except (TypeError, ValueError) as error:  # an optimizer that wants more than gradients, say
+        raise UserError(
+            f"the training step cannot be traced: {str(error).strip().splitlines()[0]}"
+        ) from error
 
     # ---- state: new, resumed or forked ----------------------------------------------------------------
     origin = Path(fork_from) if fork_from else None
     weights = Checkpoints.weights_of(origin, task.metric) if origin else {}
+    if origin:
+        check_fork(state_shape, weights, origin)
     directory = Path(run) if run else Path("runs") / recipe.name
-    rundir.prepare(directory, recipe, source=source, resume=resume, overwrite=overwrite)
+    replaced = rundir.prepare(directory, recipe, source=source, resume=resume, overwrite=overwrite)
+    leave.callback(replaced.put_back)
     checkpoints = Checkpoints(directory / "checkpoints", keep=recipe.keep, metric=task.metric)
     restored = checkpoints.restore(state_shape, shardings) if resume else None
     if restored:
         done, state = restored
     else:
         done, state = 0, jax.jit(training.init, out_shardings=shardings)()
-        state = fork(state, weights, origin) if origin else state
+        state = fork(state, weights) if origin else state
 
-    if restored and done >= steps:
+    if restored and done >= steps and (finished := _finished(directory, training, state)):
         checkpoints.close()
-        return _finished(directory, training, state)
+        return finished
 
     # ---- data to the device ---------------------------------------------------------------------------
     show = jax.process_index() == 0
     log = RunLog(directory, steps=steps, epoch_steps=epoch_steps, done=done, show=show)
-    log.say(_heading(recipe, mesh, directory, len(train_source), state_shape.params, done))
+    leave.callback(log.close)
+    log.say(heading(recipe, mesh, directory, len(train_source), state_shape.params, done))
     mode = choose(data.feed, data.resident_share, (train_source, eval_source), task.element)
     if mode == "resident":
         with log.reading(len(train_source) + len(eval_source)) as advance:
@@ -166,57 +187,64 @@ def train(
         several(training, constrain), donate_argnums=0, out_shardings=(shardings, replicated(mesh))
     )
     eval_call = jax.jit(several_evaluations(training, constrain), out_shardings=replicated(mesh))
-    first = next(train_feed.items(calls[:1]), None)
-    compiled = train_call.lower(state, train_feed.arrays, first).compile() if first else None
+    compiled = None
+    if calls:
+        item_shape = train_feed.item_shape(batch_shape, len(calls[0]))
+        compiled = train_call.lower(state, train_feed.arrays, item_shape).compile()
     compile_seconds = time.perf_counter() - compiling
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        sums = [
-            eval_call(state.weights(), state.model_state, eval_feed.arrays, item)
-            for item in eval_feed.items(eval_calls)
-        ]
+        sums: list[dict[str, Mean]] = []
+        for item in eval_feed.items(eval_calls):
+            sums.append(eval_call(state.weights(), state.model_state, eval_feed.arrays, item))
+            jax.block_until_ready(sums[max(0, len(sums) - 1 - lag())])
         return task.summarise(jax.device_get(add(sums)))
 
     # ---- train ----------------------------------------------------------------------------------------
-    stop = _StopSignal()
+    replaced.discard()
+    stop = leave.enter_context(StopSignal())
     meter = Meter(
         log, batch_size=recipe.batch_size, done=done, every=max(1, steps // 400),
         stops=recipe.non_finite == "stop",
     )  # fmt: skip
     scores: dict[str, float] = {}
-    with stop:
-        for call, item in zip(calls, train_feed.items(calls), strict=True):
-            run_call = compiled if compiled and len(call) == len(calls[0]) else train_call
-            state, metrics = run_call(state, train_feed.arrays, item)
-            meter.push(call, metrics)
-            stopping = stop.asked(call.stop)
-            if call.stop in cuts or stopping:
-                meter.flush()
-            if meter.failed is not None:
-                break
-            if call.stop in cuts:
-                with meter.paused():
-                    scores = evaluate(state)
-                    log.evaluated(call.stop, scores)
-                    checkpoints.save(call.stop, state, scores)
-            elif stopping:
-                checkpoints.save(call.stop, state, {})
-            if stopping:
-                break
+    scored = done
+    for ordinal, (call, item) in enumerate(zip(calls, train_feed.items(calls), strict=True)):
+        run_call = compiled if compiled and len(call) == len(calls[0]) else train_call
+        state, metrics = run_call(state, train_feed.arrays, item)
+        meter.push(call, metrics)
+        stopping = stop.asked(ordinal)
+        if call.stop in cuts or stopping:
+            meter.flush()
+        if meter.failed is not None:
+            break
+        if call.stop in cuts:
+            with meter.paused():
+                scores, scored = evaluate(state), call.stop
+                log.evaluated(call.stop, scores)
+                checkpoints.save(call.stop, state, scores)
+        elif stopping:
+            checkpoints.save(call.stop, state)
+        if stopping:
+            break
 
     # ---- leave ----------------------------------------------------------------------------------------
     log.close()
     at = int(state.step)
+    if at == steps and not calls:  # killed after its last checkpoint, before it wrote its result
+        scores, scored = evaluate(state), at
     if meter.failed is not None:
-        checkpoints.save(at, dataclasses.replace(state, halted=jnp.bool_(False)))
+        checkpoints.save(at, dataclasses.replace(state, halted=jnp.zeros_like(state.halted)))
         checkpoints.close()
         raise UserError(
             f"loss or gradient is not finite at step {meter.failed}: the state before it is saved in {directory}; "
-            "lower --optimizer.learning-rate, set --optimizer.clip-norm, or use --non-finite skip"
+            "go on with --resume --non-finite skip, or start again with a lower --optimizer.learning-rate or "
+            "with --optimizer.clip-norm"
         )
     checkpoints.close()
     summary = {
         "recipe": recipe.name, "seed": recipe.seed, "steps": at, "epochs": at / epoch_steps, "eval": scores,
+        "eval_step": scored,
         "finished": at == steps, "examples_per_second": meter.examples_per_second,
         "seconds": time.perf_counter() - started, "compile_seconds": compile_seconds,
         "parameters": sum(x.size for x in jax.tree.leaves(state.params)), "flops_per_step": flops,
@@ -227,74 +255,21 @@ def train(
     }  # fmt: skip
     if show:
         rundir.write_json(directory / "result.json", summary)
-        curves.draw(directory, f"{recipe.name}: {_scores(scores)}")
-        log.say(f"{_scores(scores)} after {summary['seconds']:.0f} s; see {directory}/curves.png" if at == steps
-                else f"stopped at step {at} of {steps} and saved; go on with: {_again(directory)}")  # fmt: skip
+        curves.draw(directory, f"{recipe.name}: {scores_text(scores)}")
+        log.say(f"{scores_text(scores)} after {summary['seconds']:.0f} s; see {directory}/curves.png" if at == steps
+                else f"stopped at step {at} of {steps} and saved; go on with: {again(directory)}")  # fmt: skip
     return TrainResult(directory, summary, training, state)
 
 
-def _finished(directory: Path, training: Training, state: TrainState) -> TrainResult:
-    """The result of a run that was resumed at its end: there is nothing to do, and nothing is written."""
+def _finished(directory: Path, training: Training, state: TrainState) -> TrainResult | None:
+    """The result of a run that is resumed at its end, if it wrote one: nothing is done again."""
     path = directory / "result.json"
     summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not summary.get("finished"):
+        return None
     if jax.process_index() == 0:
-        print(f"{directory} is finished: {_scores(summary.get('eval', {}))}; see {directory}/curves.png")
+        print(f"{directory} is finished: {scores_text(summary['eval'])}; see {directory}/curves.png")
     return TrainResult(directory, summary, training, state)
-
-
-class _StopSignal:
-    """Turns SIGTERM and Ctrl-C into a question to ask between calls, while it is entered; once.
-
-    Several processes must all stop at the same step: JAX's own preemption service agrees on one, and catches
-    SIGTERM itself.
-    """
-
-    def __init__(self) -> None:
-        self._asked = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "_StopSignal":
-        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, before in self._before.items():
-            signal.signal(number, before)
-
-    def asked(self, step: int) -> bool:
-        if jax.process_count() > 1:
-            self._asked |= multihost_utils.reached_preemption_sync_point(step)
-        return self._asked
-
-    def _ask(self, number: int, frame: object) -> None:
-        self._asked = True
-        self.__exit__()
-
-
-def _heading(
-    recipe: Recipe, mesh: jax.sharding.Mesh, directory: Path, examples: int, params: Any, done: int
-) -> str:
-    what = f"resuming {recipe.name} at step {done}" if done else f"training {recipe.name}"
-    count = sum(x.size for x in jax.tree.leaves(params))
-    axes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1)
-    devices = f"{mesh.size} x {jax.devices()[0].device_kind}{f' ({axes})' if axes else ''}"
-    return (
-        f"{what}: {examples:,} examples of {recipe.data.name}, {count:,} parameters, {devices}, "
-        f"into {directory}"
-    )
-
-
-def _scores(scores: Mapping[str, float]) -> str:
-    return "  ".join(f"{name} {value:.4f}" for name, value in scores.items()) or "not evaluated"
-
-
-def _again(directory: Path) -> str:
-    """What to type to go on: the same words as before, and --resume."""
-    if rundir.command() is None:
-        return f"ja.train(recipe, run={str(directory)!r}, resume=True)"
-    words = [word for word in sys.argv[1:] if word not in ("--resume", "--overwrite")]
-    return shlex.join(["python", "-m", "jaxaccel.train", *words, "--resume"])
 
 
 def main(argv: Sequence[str]) -> int:

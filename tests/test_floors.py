@@ -9,11 +9,11 @@ ROOT = Path(jaxaccel.__file__).parent
 
 # Each floor may import itself and what lies below. A new module needs its place here.
 FLOORS = [
-    {"errors", "calls", "metrics", "trees", "runtime"},
+    {"errors", "files", "calls", "metrics", "trees", "runtime"},
     {"interpret", "arrays"},
     {"augment", "models", "parallel", "data"},
-    {"tasks", "modules", "optim", "step", "checkpoint", "runlog"},
-    {"recipe", "recipes", "rundir", "curves", "cli", "pacing", "findings"},
+    {"tasks", "modules", "optim", "step", "checkpoint", "runlog", "signals"},
+    {"recipe", "recipes", "rundir", "curves", "cli", "pacing", "findings", "wording"},
     {"train", "doctor"},
 ]
 FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}

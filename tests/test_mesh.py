@@ -31,17 +31,15 @@ MESHES = ["8,1,1", "1,8,1", "2,2,2", "4,1,2", "1,2,4"]
 
 @pytest.mark.parametrize("mesh", MESHES)
 def test_the_loss_curve_is_that_of_one_device(report, mesh):
-    # Float32 sums in another order: after 50 steps of Adam the curves still agree to 1e-3.
+    # Float32 sums in another order: after 50 steps of Adam the curves still agree to 1e-5.
     assert len(report["vit"]["1,1,1"]["losses"]) == 50
-    assert report["vit"][mesh]["losses"] == pytest.approx(
-        report["vit"]["1,1,1"]["losses"], rel=1e-3, abs=1e-3
-    )
-    assert report["vit"]["1,1,1"]["losses"][-1] < 0.8 * report["vit"]["1,1,1"]["losses"][0]
+    assert report["vit"][mesh]["losses"] == pytest.approx(report["vit"]["1,1,1"]["losses"], rel=0, abs=1e-5)
+    assert report["vit"]["1,1,1"]["losses"][-1] < report["vit"]["1,1,1"]["losses"][0] - 0.01
 
 
 def test_batch_norm_and_augmentation_too(report):
     expected = report["convnet"]["1,1,1"]["losses"]
-    assert report["convnet"]["8,1,1"]["losses"] == pytest.approx(expected, rel=2e-3, abs=2e-3)
+    assert report["convnet"]["8,1,1"]["losses"] == pytest.approx(expected, rel=0, abs=1e-5)
 
 
 def test_data_parallel_sums_gradients_and_gathers_nothing(report):
@@ -64,7 +62,7 @@ def test_fsdp_splits_parameters_and_optimizer_state(report):
 def test_tensor_parallel_splits_heads_and_hidden_units(report):
     shards = report["vit"]["1,2,4"]["shards"]
     (width, heads, head_dim), part = shards["params/blocks/0/attention/query/kernel"]
-    assert part == [width // 2, heads // 4, head_dim]  # fsdp takes the width, model the heads
+    assert part == [width, heads // 4, head_dim]  # whole heads; too small for fsdp to split the width too
     (heads, head_dim, width), part = shards["params/blocks/0/attention/out/kernel"]
     assert part[0] == heads // 4
     (width, hidden), part = shards["params/blocks/0/mlp/up/kernel"]
@@ -73,9 +71,11 @@ def test_tensor_parallel_splits_heads_and_hidden_units(report):
     assert part[0] == hidden // 4
 
 
-def test_tensor_parallel_alone_gathers_no_kernel(report):
-    assert report["vit"]["2,1,4"]["gathered_kernels"] == []
-    assert report["vit"]["2,1,4"]["collectives"]["all-reduce"] > 0
+def test_tensor_parallel_alone_gathers_nothing(report):
+    for mesh in ("2,1,4", "4,1,2"):
+        counts = report["vit"][mesh]["collectives"]
+        assert counts["all-gather"] == counts["all-to-all"] == counts["collective-permute"] == 0
+        assert counts["all-reduce"] > 0
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,8 @@ def test_recipe_json_names_every_difference():
 def test_every_recipe_documents_itself():
     for name in SHRUNKEN:
         module = recipe.load(name)[1]
-        assert f"python -m jaxaccel.train {name}" in module.__doc__ or name == "digits"
+        assert f"python -m jaxaccel.train {name}" in module.__doc__
+        assert "Data:" in module.__doc__ and "Hardware:" in module.__doc__
         assert recipe.load_recipe(name).name == name
 
 

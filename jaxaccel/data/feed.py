@@ -1,7 +1,7 @@
 """One split on its way into jitted steps: resident on the device, or streamed. Both yield the same batches."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -23,9 +23,19 @@ class Feed:
 
     arrays: dict[str, jax.Array]
     """The whole split, copied to each device; empty where it is streamed."""
+    mesh: Mesh
     items: Callable[[Sequence[range]], Iterator[Item]]
     """For each range of steps, arrays (steps, batch, ...) on the device: ``index`` and ``mask`` and, where
     the split is streamed, the examples themselves."""
+
+    def item_shape(self, batch: Mapping[str, jax.ShapeDtypeStruct], steps: int) -> dict[str, Any]:
+        """Shape, dtype and sharding of the item of a call of `steps` steps of such batches."""
+        sharding = batch_sharding(self.mesh, leading=1)
+        return {
+            name: jax.ShapeDtypeStruct((steps, *x.shape), x.dtype, sharding=sharding)
+            for name, x in batch.items()
+            if name not in self.arrays
+        }
 
 
 def choose(
@@ -55,7 +65,7 @@ def resident_feed(
         rows = (_stacked([order(step) for step in call]) for call in calls)
         return prefetch(rows, lambda item: _put(item, mesh, whole=True))
 
-    return Feed(arrays, items)
+    return Feed(arrays, mesh, items)
 
 
 def stream_feed(
@@ -72,7 +82,7 @@ def stream_feed(
         batches = stream(Batches(source, element, order, steps, part), workers)
         return prefetch((_stacked([batch]) for batch in batches), lambda item: _put(item, mesh, whole=False))
 
-    return Feed({}, items)
+    return Feed({}, mesh, items)
 
 
 def _stacked(rows: Sequence[Item]) -> Item:

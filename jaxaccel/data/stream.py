@@ -5,6 +5,7 @@ neither the number of workers nor that of processes changes what a batch holds.
 """
 
 import dataclasses
+import itertools
 import os
 import sys
 from collections import deque
@@ -17,6 +18,7 @@ import numpy as np
 from jaxaccel.data.order import Item
 from jaxaccel.data.resident import Element
 from jaxaccel.data.sources import Source
+from jaxaccel.errors import UserError
 
 THREADS = 4
 """Threads that read ahead, in each worker process or, without any, in this one."""
@@ -73,8 +75,17 @@ def prefetch(items: Iterable[Any], put: Callable[[Any], Any], depth: int = 2) ->
 
 def local_part(sharding: jax.sharding.Sharding, batch_size: int) -> slice:
     """The rows of a batch of `batch_size` that the devices of this process hold under `sharding`."""
-    rows = [index[0] for index in sharding.addressable_devices_indices_map((batch_size,)).values() if index]
-    return slice(min(row.start or 0 for row in rows), max(row.stop or batch_size for row in rows))
+    found = sharding.addressable_devices_indices_map((batch_size,)).values()
+    rows = sorted({(index[0].start or 0, index[0].stop or batch_size) for index in found if index})
+    if not rows:
+        raise UserError(
+            "the mesh leaves a process without a device: make it larger, or start fewer processes"
+        )
+    if any(before[1] != after[0] for before, after in itertools.pairwise(rows)):
+        raise UserError(
+            "a process would need several pieces of each batch: use --data.feed resident with this mesh"
+        )
+    return slice(rows[0][0], rows[-1][1])
 
 
 def _keep_off_the_accelerator(index: int, count: int) -> None:

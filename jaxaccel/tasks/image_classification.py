@@ -38,6 +38,12 @@ class ImageClassification(Task):
                 f"image classification needs the features image and label; the data set has {', '.join(features)}"
             )
         height, width, channels = image.shape
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, channels or 3):
+                raise UserError(
+                    f"task.{name} has {len(values)} numbers and the images have {channels or 3} channels: give one, "
+                    "or one a channel"
+                )
         if self.image_size:
             height = width = self.image_size
         elif not (height and width):

@@ -1,0 +1,39 @@
+"""The lines by which a run tells what it does."""
+
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxaccel import rundir
+from jaxaccel.recipe import Recipe
+
+
+def heading(
+    recipe: Recipe, mesh: jax.sharding.Mesh, directory: Path, examples: int, params: Any, done: int
+) -> str:
+    """What is trained, on what, and where it goes."""
+    what = f"resuming {recipe.name} at step {done}" if done else f"training {recipe.name}"
+    count = sum(x.size for x in jax.tree.leaves(params))
+    axes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1)
+    devices = f"{mesh.size} x {jax.devices()[0].device_kind}{f' ({axes})' if axes else ''}"
+    return (
+        f"{what}: {examples:,} examples of {recipe.data.name}, {count:,} parameters, {devices}, "
+        f"into {directory}"
+    )
+
+
+def scores_text(scores: Mapping[str, float]) -> str:
+    """Metrics on one line."""
+    return "  ".join(f"{name} {value:.4f}" for name, value in scores.items()) or "not evaluated"
+
+
+def again(directory: Path) -> str:
+    """What to type to go on: the same words as before, and --resume."""
+    if rundir.command() is None:
+        return f"ja.train(recipe, run={str(directory)!r}, resume=True)"
+    words = [word for word in sys.argv[1:] if word not in ("--resume", "--overwrite")]
+    return shlex.join(["python", "-m", "jaxaccel.train", *words, "--resume"])
