@@ -27,8 +27,6 @@ TENSOR_PARALLEL: tuple[tuple[str, int], ...] = (
     ("**/mlp/*/bias", -1),
     ("**/{dense,hidden}/kernel", -1),
     ("**/{dense,hidden}/bias", -1),
-    ("**/head/kernel", -2),  # by input, behind a layer split by output; splitting classes would gather logits
-    ("**/head/bias", 0),
 )
 
 # Splitting small arrays costs a gather and saves nothing.
