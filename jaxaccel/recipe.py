@@ -2,17 +2,18 @@
 
 import dataclasses
 import importlib.util
+import json
 import pkgutil
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from jaxaccel import augment as augmentations
-from jaxaccel import models
+from jaxaccel import models, tasks
 from jaxaccel.calls import nearest, parse, render
 from jaxaccel.errors import UserError
 from jaxaccel.optim import Optimizer, Schedule
@@ -129,6 +130,36 @@ def to_json(recipe: Any) -> Any:
     return str(recipe) if isinstance(recipe, Path) else recipe
 
 
+def from_json(values: Mapping[str, Any]) -> Recipe:
+    """The recipe that `to_json` wrote down.
+
+    Raises:
+      UserError: a function in it cannot be found, or a field is of another version of jaxaccel.
+    """
+    plain = {name: _tuples(value) for name, value in values.items()}
+    parts = {"data": Data, "optimizer": Optimizer, "schedule": Schedule, "mesh": MeshShape}
+    try:
+        for name, kind in parts.items():
+            plain[name] = kind(**plain[name])
+        task = dict(plain["task"])
+        plain["task"] = getattr(tasks, task.pop("kind"))(**task)
+        paths = {
+            name: Path(value) for name in ("dir", "downloads") if (value := getattr(plain["data"], name))
+        }
+        plain["data"] = dataclasses.replace(plain["data"], **paths)
+        plain["model"] = parse(plain["model"], NAMES)
+        plain["augment"] = tuple(parse(text, NAMES) for text in plain["augment"])
+        return Recipe(**plain)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"recipe.json is not of this version of jaxaccel: {error}") from error
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _tuples(inner) for key, inner in value.items()}
+    return tuple(_tuples(inner) for inner in value) if isinstance(value, list) else value
+
+
 def differences(now: Any, before: Any, path: str = "") -> list[tuple[str, Any, Any]]:
     """(dotted path, value now, value before) of all leaves in which two results of `to_json` differ."""
     if isinstance(now, dict) and isinstance(before, dict):
@@ -149,7 +180,9 @@ def names() -> dict[str, str]:
 
 
 def load_recipe(name: str) -> Recipe:
-    """The recipe of that name, or of the Python file at that path; change it with `dataclasses.replace`.
+    """The recipe of that name, of the Python file at that path, or of the run in that directory.
+
+    Change it with `dataclasses.replace`.
 
     Raises:
       UserError: there is none, or the file defines no `recipe()` that returns a `Recipe`.
@@ -163,6 +196,8 @@ def load(name: str) -> tuple[Recipe, Any]:
     Raises:
       UserError: there is none, or the file defines no `recipe()` that returns a `Recipe`.
     """
+    if (Path(name) / "recipe.json").is_file():
+        return _from_run(Path(name))
     module = _from_file(Path(name)) if name.endswith(".py") else _module(name)
     made = module.recipe() if callable(getattr(module, "recipe", None)) else None
     if not isinstance(made, Recipe):
@@ -179,17 +214,26 @@ def _module(name: str) -> Any:
     return importlib.import_module(f"jaxaccel.recipes.{name}")
 
 
+def _from_run(directory: Path) -> tuple[Recipe, Any]:
+    """The recipe of a run, and the module that defined it, if it was a file of the user's own, else this one."""
+    record = json.loads((directory / "recipe.json").read_text(encoding="utf-8"))
+    own = record.get("module")
+    module = _from_file(directory / f"{own}.py") if own and own not in sys.modules else None
+    return from_json(record["recipe"]), module or sys.modules[own or __name__]
+
+
 def _from_file(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"no recipe file {path}: write one, or name one of --list")
-    spec = importlib.util.spec_from_file_location(path.stem, path.absolute())
+    # Under its own name, so that its functions can be named in recipe.json and pickled for workers.
+    name = path.stem
+    spec = importlib.util.spec_from_file_location(name, path.absolute())
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    taken = sys.modules.get(path.stem)
+    taken = sys.modules.get(name)
     if taken is not None and getattr(taken, "__file__", None) != str(path.absolute()):
-        raise UserError(f"{path}: another module is called {path.stem} already: rename the file")
-    # Under its own name, so that its functions can be named in recipe.json and pickled for workers.
-    sys.modules[path.stem] = module
+        raise UserError(f"{path}: another module is called {name} already: rename the file")
+    sys.modules[name] = module
     sys.path.insert(0, str(path.parent.absolute()))
     spec.loader.exec_module(module)
     return module

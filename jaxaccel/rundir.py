@@ -86,11 +86,12 @@ def _make(directory: Path, recipe: Recipe, source: Path | None, overwrite: bool)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if source is not None:
-            shutil.copyfile(source, directory / "recipe.py")
+            shutil.copyfile(source, directory / source.name)
         write_json(
             directory / "recipe.json",
             {
                 "recipe": to_json(recipe),
+                "module": source.stem if source else None,
                 "command": command(),
                 "versions": runtime.versions(),
                 "git_commit": runtime.git_commit(source.parent if source else Path(__file__).parent),

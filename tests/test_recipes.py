@@ -93,6 +93,18 @@ def test_recipe_json_names_every_difference():
     assert a["model"].startswith("ConvNet(")
 
 
+@pytest.mark.parametrize("name", SHRUNKEN)
+def test_a_recipe_comes_back_from_json(name):
+    shipped = recipe.load_recipe(name)
+    written = json.loads(json.dumps(to_json(shipped)))
+    back = recipe.from_json(written)
+    assert differences(json.loads(json.dumps(to_json(back))), written) == []
+    for part in ("task", "data", "optimizer", "schedule", "mesh"):
+        assert getattr(back, part) == getattr(shipped, part)
+    with pytest.raises(UserError, match="not of this version"):
+        recipe.from_json(written | {"warp": 9})
+
+
 def test_every_recipe_documents_itself():
     for name in SHRUNKEN:
         module = recipe.load(name)[1]
