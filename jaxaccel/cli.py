@@ -66,7 +66,8 @@ def read(program: str, description: str, argv: Sequence[str]) -> tuple[Recipe, O
 def run(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> NoReturn:
     """Calls `main` and exits with what it returns; a mistake becomes one line and exit code 2."""
     if "--traceback" not in argv:
-        _quiet_other_threads()
+        # What fails in a thread of Orbax reaches this one as well, and is told here, once.
+        threading.excepthook = lambda _: None
     try:
         sys.exit(main(argv))
     except KeyboardInterrupt:
@@ -90,18 +91,6 @@ def fail(message: str, trace: bool = False) -> NoReturn:
     sys.stdout.flush()
     # Threads that Orbax or grain still run must not keep the process, nor add their tracebacks to the line.
     os._exit(2)
-
-
-def _quiet_other_threads() -> None:
-    """What fails in a thread of Orbax or TensorStore reaches the main one too, and is told there, once."""
-    shown = sys.excepthook
-
-    def hook(*error: Any) -> None:
-        if threading.current_thread() is threading.main_thread():
-            shown(*error)
-
-    sys.excepthook = hook
-    threading.excepthook = lambda _: None
 
 
 _SAID = {
