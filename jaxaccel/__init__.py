@@ -13,44 +13,87 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxaccel import augment, models
+    from jaxaccel.arrays import QuantArray
+    from jaxaccel.compress import dequantize, quantize
     from jaxaccel.data import open_source
     from jaxaccel.errors import UserError
+    from jaxaccel.explain import explain
     from jaxaccel.optim import Optimizer, Schedule
     from jaxaccel.parallel import MeshShape
     from jaxaccel.recipe import Data, Recipe, load_recipe
     from jaxaccel.tasks import ImageClassification, Task
     from jaxaccel.train import TrainResult, train
+    from jaxaccel.transforms import (
+        Calibration,
+        LossScale,
+        RunningRanges,
+        bfloat16,
+        calibrate,
+        fake_int8,
+        float8,
+        float16,
+        fold,
+        int8,
+    )
 
 _HOMES = {
+    "Calibration": "transforms",
     "Data": "recipe",
     "ImageClassification": "tasks",
+    "LossScale": "transforms",
     "MeshShape": "parallel",
     "Optimizer": "optim",
+    "QuantArray": "arrays",
     "Recipe": "recipe",
+    "RunningRanges": "transforms",
     "Schedule": "optim",
     "Task": "tasks",
     "TrainResult": "train",
     "UserError": "errors",
+    "bfloat16": "transforms",
+    "calibrate": "transforms",
+    "dequantize": "compress",
+    "explain": "explain",
+    "fake_int8": "transforms",
+    "float16": "transforms",
+    "float8": "transforms",
+    "fold": "transforms",
+    "int8": "transforms",
     "load_recipe": "recipe",
     "open_source": "data",
+    "quantize": "compress",
     "train": "train",
 }
 _MODULES = ("augment", "models")
 
 __all__ = [
+    "Calibration",
     "Data",
     "ImageClassification",
+    "LossScale",
     "MeshShape",
     "Optimizer",
+    "QuantArray",
     "Recipe",
+    "RunningRanges",
     "Schedule",
     "Task",
     "TrainResult",
     "UserError",
     "augment",
+    "bfloat16",
+    "calibrate",
+    "dequantize",
+    "explain",
+    "fake_int8",
+    "float8",
+    "float16",
+    "fold",
+    "int8",
     "load_recipe",
     "models",
     "open_source",
+    "quantize",
     "train",
 ]
 

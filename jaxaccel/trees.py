@@ -1,15 +1,28 @@
 """Leaves of a pytree by path: ``stages/0/1/conv1/kernel``, selected by ``**/kernel``."""
 
+import difflib
 import functools
 import re
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
+
+from jaxaccel.errors import UserError
+
+Where = str | Sequence[str] | Callable[[str], bool]
+"""Which leaves: a pattern (see `matches`), several of them, or a predicate of the path."""
 
 
 def path_text(path: tuple[Any, ...]) -> str:
     """A key path of `jax.tree_util` as text, parts joined by ``/``."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def parameter_path(path: tuple[Any, ...]) -> str:
+    """The same without the last part of an NNX variable, which is always ``value``."""
+    text = path_text(path)
+    return text.removesuffix("/value")
 
 
 def matches(where: str, path: str) -> bool:
@@ -19,6 +32,35 @@ def matches(where: str, path: str) -> bool:
     ``{a,b}`` for either of several texts.
     """
     return _pattern(where).fullmatch(path) is not None
+
+
+def selects(where: Where, path: str) -> bool:
+    """Whether `where` selects `path`."""
+    if callable(where):
+        return bool(where(path))
+    return any(matches(pattern, path) for pattern in ([where] if isinstance(where, str) else where))
+
+
+def check_where(where: Where, paths: Iterable[str], what: str = "where") -> None:
+    """Checks that every pattern of `where` selects one of `paths`.
+
+    Raises:
+      UserError: one selects none; it names the paths nearest to it.
+    """
+    paths = sorted(set(paths))
+    for pattern in [where] if callable(where) or isinstance(where, str) else where:
+        if any(selects(pattern, path) for path in paths):
+            continue
+        if callable(pattern):
+            raise UserError(f"{what} selects none of the {len(paths)} parameters: {_some(paths)}")
+        near = difflib.get_close_matches(pattern.replace("*", ""), paths, n=3, cutoff=0.0)
+        raise UserError(
+            f"{what}={pattern!r} matches none of the {len(paths)} parameters; nearest: {_some(near)}"
+        )
+
+
+def _some(paths: Sequence[str]) -> str:
+    return ", ".join(paths[:5]) + (", ..." if len(paths) > 5 else "")
 
 
 @functools.cache

@@ -1,0 +1,19 @@
+"""Programs evaluated with other rules and other kinds of array. Only this package knows JAX's internals."""
+
+import jaxaccel.interpret.bodies  # noqa: F401  fills BODIES
+from jaxaccel.interpret.arrays import ARRAY_RULES, Compressed, array_rule, is_compressed, register
+from jaxaccel.interpret.bilinear import bilinear
+from jaxaccel.interpret.evaluate import Observation, Rule, Transformation, transform
+
+__all__ = [
+    "ARRAY_RULES",
+    "Compressed",
+    "Observation",
+    "Rule",
+    "Transformation",
+    "array_rule",
+    "bilinear",
+    "is_compressed",
+    "register",
+    "transform",
+]

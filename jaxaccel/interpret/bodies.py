@@ -1,0 +1,280 @@
+"""How the interpreter enters equations that hold programs of their own.
+
+Each entry of `BODIES` builds the same construct around a body that is interpreted. Results and loop carries keep
+the shapes and dtypes they had; compressed arrays go in as they are, except where a loop would have to change them.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import linear_util
+
+from jaxaccel.interpret.arrays import is_compressed
+from jaxaccel.interpret.bilinear import bilinear_p
+from jaxaccel.interpret.evaluate import BODIES, Interpreter, Place, parts
+
+Values = list[Any]
+Paths = list[str | None]
+Outs = tuple[Sequence[Any], Sequence[str | None]]
+
+
+class Body:
+    """A sub-jaxpr as a function of its inputs -> (results, observed).
+
+    After a call, `paths` are the parameter paths of the results.
+    """
+
+    def __init__(self, interpreter: Interpreter, jaxpr: Any, paths: Paths, place: Place) -> None:
+        self.interpreter, self.place, self.paths_in = interpreter, place, paths
+        self.jaxpr, self.consts = parts(jaxpr)
+        self.paths: Paths = []
+
+    def __call__(self, *values: Any) -> tuple[list[Any], dict[str, Any]]:
+        """(results, observed)."""
+        outs, observed, self.paths = self.interpreter.evaluate(
+            self.jaxpr, self.consts, values, self.paths_in, self.place
+        )
+        return outs, observed
+
+    def dense(self, *values: Any) -> tuple[list[Any], dict[str, Any]]:
+        """The same with dense results."""
+        outs, observed = self(*values)
+        return [self.interpreter.dense(x, self.place, "leaves a loop or branch") for x in outs], observed
+
+
+def _entry(*names: str) -> Callable[[Callable[..., Outs]], Callable[..., Outs]]:
+    def add(function: Callable[..., Outs]) -> Callable[..., Outs]:
+        BODIES.update(dict.fromkeys(names, function))
+        return function
+
+    return add
+
+
+@_entry("jit", "pjit", "closed_call", "core_call")
+def _jit(i: Interpreter, eqn: Any, values: Values, paths: Paths, place: Place, observed: dict) -> Outs:
+    p = eqn.params
+    body = Body(i, p["jaxpr"] if "jaxpr" in p else p["call_jaxpr"], paths, place)
+
+    def call(*values: Any) -> Any:
+        outs, seen = body(*_constrained(values, p.get("in_shardings")))
+        return _constrained(outs, p.get("out_shardings")), seen
+
+    call.__name__ = call.__qualname__ = p.get("name", "call")
+    options = dict(p.get("compiler_options_kvs", ()))
+    outs, seen = jax.jit(call, inline=p.get("inline", True), compiler_options=options or None)(*values)
+    observed.update(seen)
+    return outs, body.paths
+
+
+def _constrained(values: Sequence[Any], shardings: Sequence[Any] | None) -> list[Any]:
+    """`values` under those of `shardings` that were given."""
+    if shardings is None:
+        return list(values)
+    return [
+        jax.lax.with_sharding_constraint(x, s)
+        if isinstance(s, jax.sharding.Sharding) and not is_compressed(x)
+        else x
+        for x, s in zip(values, shardings, strict=True)
+    ]
+
+
+@_entry("remat2", "checkpoint", "remat")
+def _remat(i: Interpreter, eqn: Any, values: Values, paths: Paths, place: Place, observed: dict) -> Outs:
+    p = eqn.params
+    body = Body(i, p["jaxpr"], paths, place)
+    if p["differentiated"]:
+        # Made by `grad` already: what keeps XLA from undoing it is in the primitive itself.
+        closed = jax.make_jaxpr(lambda *values: body.dense(*values)[0])(*values)
+        if not closed.consts:
+            jaxpr = closed if type(p["jaxpr"]) is type(closed) else closed.jaxpr
+            return eqn.primitive.bind(*jax.tree.leaves(values), **{**p, "jaxpr": jaxpr}), body.paths
+    policy = p["policy"] and partial(_as_original, p["policy"])
+    outs, seen = jax.checkpoint(body, prevent_cse=p["prevent_cse"], policy=policy)(*values)
+    observed.update(seen)
+    return outs, body.paths
+
+
+def _as_original(policy: Callable[..., Any], primitive: Any, *avals: Any, **params: Any) -> Any:
+    """A policy such as `dots_saveable` means the product, however it is computed."""
+    if primitive is bilinear_p:
+        primitive, params = params["product"], dict(params["params"])
+    return policy(primitive, *avals[:2], **params)
+
+
+@_entry("scan")
+def _scan(i: Interpreter, eqn: Any, values: Values, paths: Paths, place: Place, observed: dict) -> Outs:
+    p = eqn.params
+    n_consts, n_carry = _scan_parts(p, len(values))
+    trips = place.trips and place.trips * p["length"]
+    body = Body(i, p["jaxpr"], paths, Place(place.path, trips))
+    inner = body.jaxpr
+    # A carry that the body hands on untouched is a constant: a compressed parameter may stay what it is.
+    kept = {k for k in range(n_consts, n_consts + n_carry) if inner.outvars[k - n_consts] is inner.invars[k]}
+    moving = [k for k in range(n_consts, n_consts + n_carry) if k not in kept]
+    init = [i.dense(values[k], place, "is carried through a loop") for k in moving]
+    xs = [x.rows() if is_compressed(x) else x for x in values[n_consts + n_carry :]]
+
+    def step(carry: Values, row: Values) -> tuple[Values, Any]:
+        now = [*values[: n_consts + n_carry], *row]
+        for k, x in zip(moving, carry, strict=True):
+            now[k] = x
+        outs, seen = body.dense(*now) if not kept else _kept_dense(body, now, {k - n_consts for k in kept})
+        return [outs[k - n_consts] for k in moving], (outs[n_carry:], seen)
+
+    more = {k: p[k] for k in ("reverse", "length", "unroll")}
+    carry, (ys, seen) = jax.lax.scan(step, init, xs, **more)
+    outs = [values[k] if k in kept else None for k in range(n_consts, n_consts + n_carry)]
+    for k, x in zip(moving, carry, strict=True):
+        outs[k - n_consts] = x
+    observed.update({name: i.t.observation.reduce(value) for name, value in seen.items()})  # type: ignore[union-attr]
+    kept_paths = [paths[k] if k in kept else None for k in range(n_consts, n_consts + n_carry)]
+    return [*outs, *ys], kept_paths + [None] * len(ys)
+
+
+def _scan_parts(p: Any, inputs: int) -> tuple[int, int]:
+    """How many inputs of a scan are constants, and how many are carried (JAX 0.11 keeps a tree of them)."""
+    if "num_consts" in p:
+        return p["num_consts"], p["num_carry"]
+    consts, carry, _ = (list(part) for part in p["ft_in"].update(range(inputs)).unpack())
+    return len(consts), len(carry)
+
+
+def _kept_dense(body: Body, values: Values, kept: set[int]) -> tuple[list[Any], dict[str, Any]]:
+    outs, seen = body(*values)
+    dense = body.interpreter.dense
+    return [
+        x if k in kept else dense(x, body.place, "leaves a loop or branch") for k, x in enumerate(outs)
+    ], seen
+
+
+@_entry("while")
+def _while(i: Interpreter, eqn: Any, values: Values, paths: Paths, place: Place, observed: dict) -> Outs:
+    p = eqn.params
+    n_test, n_body = p["cond_nconsts"], p["body_nconsts"]
+    test_consts, body_consts, init = (
+        values[:n_test],
+        values[n_test : n_test + n_body],
+        values[n_test + n_body :],
+    )
+    test_paths, body_paths = paths[:n_test], paths[n_test : n_test + n_body]
+    none: Paths = [None] * len(init)
+    unknown = place.path
+    test = Body(i, p["cond_jaxpr"], test_paths + none, Place((*unknown, 0), None))
+    body = Body(i, p["body_jaxpr"], body_paths + none, Place((*unknown, 1), None))
+    init = [i.dense(x, place, "is carried through a loop") for x in init]
+    start: dict[str, Any] = {}
+    if i.t.observation:
+        shapes = jax.eval_shape(lambda carry: body.dense(*body_consts, *carry)[1], init)
+        start = {name: i.t.observation.identity(shape) for name, shape in shapes.items()}
+
+    def more(state: tuple[Values, dict]) -> Any:
+        return test.dense(*test_consts, *state[0])[0][0]
+
+    def step(state: tuple[Values, dict]) -> tuple[Values, dict]:
+        carry, before = state
+        outs, seen = body.dense(*body_consts, *carry)
+        return outs, _joined(i, [before, seen])
+
+    outs, seen = jax.lax.while_loop(more, step, (init, start))
+    observed.update(seen)
+    return outs, none
+
+
+@_entry("cond")
+def _cond(i: Interpreter, eqn: Any, values: Values, paths: Paths, place: Place, observed: dict) -> Outs:
+    index, *operands = values
+    bodies = [Body(i, branch, paths[1:], place.inside(k)) for k, branch in enumerate(eqn.params["branches"])]
+    every: dict[str, Any] = {}
+    if i.t.observation:
+        for body in bodies:
+            shapes = jax.eval_shape(lambda *x, body=body: body.dense(*x)[1], *operands)
+            every |= {name: i.t.observation.identity(shape) for name, shape in shapes.items()}
+
+    def branch(body: Body, *operands: Any) -> tuple[list[Any], dict[str, Any]]:
+        outs, seen = body.dense(*operands)
+        return outs, {**every, **seen}
+
+    outs, seen = jax.lax.switch(index, [partial(branch, body) for body in bodies], *operands)
+    observed.update(seen)
+    return outs, [None] * len(outs)
+
+
+def _joined(i: Interpreter, seen: list[dict[str, Any]]) -> dict[str, Any]:
+    if i.t.observation is None:
+        return {}
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *seen)
+    return {name: i.t.observation.reduce(value) for name, value in stacked.items()}
+
+
+@_entry("custom_jvp_call", "custom_vjp_call")
+def _custom(i: Interpreter, eqn: Any, values: Values, paths: Paths, place: Place, observed: dict) -> Outs:
+    p = eqn.params
+    compressed = any(is_compressed(x) for x in values)
+    if i.t.primal_only or compressed:
+        if compressed and not i.t.primal_only:
+            i.note("primal only", place, eqn.primitive.name, "its own derivative is dropped")
+        body = Body(i, p["call_jaxpr"], paths, place)
+        outs, seen = body(*values)
+        observed.update(seen)
+        return outs, body.paths
+    # The derivative is a program as well, made when it is asked for. Both are replaced, with the shapes and dtypes
+    # they had, so what the one saves still fits the other.
+    rule = "jvp_jaxpr_fun" if "jvp_jaxpr_fun" in p else "fwd_jaxpr_thunk"
+
+    def made(*args: Any) -> Any:
+        jaxpr, *rest = p[rule].call_wrapped(*args)
+        consts, *others = rest
+        closed = _rewritten(i, jaxpr, consts, place.inside(1))
+        return (closed.jaxpr, closed.consts, *others)
+
+    new = {
+        **p,
+        "call_jaxpr": _rewritten(i, p["call_jaxpr"], (), place.inside(0), paths),
+        rule: linear_util.wrap_init(made, debug_info=p[rule].debug_info),
+    }
+    return eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(new)), [None] * len(eqn.outvars)
+
+
+def _rewritten(
+    i: Interpreter, jaxpr: Any, consts: Sequence[Any], place: Place, paths: Sequence[str | None] = ()
+) -> Any:
+    """The interpreted program as a closed jaxpr with the inputs and results of `jaxpr`."""
+    inner, own = parts(jaxpr)
+    known = paths or [None] * len(inner.invars)
+    shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in inner.invars]
+    return jax.make_jaxpr(lambda *values: i.evaluate(inner, consts or own, values, known, place)[0])(*shapes)
+
+
+@_entry("shard_map")
+def _shard_map(i: Interpreter, eqn: Any, values: Values, paths: Paths, place: Place, observed: dict) -> Outs:
+    p = eqn.params
+    body = Body(i, p["jaxpr"], paths, place)
+
+    def local(*values: Any) -> list[Any]:
+        outs, seen = body.dense(*values)
+        if seen:
+            i.note("not observed", place, "shard_map", "ranges inside it are not seen")
+        return outs
+
+    outs = jax.shard_map(
+        local, mesh=p["mesh"], in_specs=tuple(map(_specs, values, p["in_specs"])), out_specs=list(p["out_specs"]),
+        axis_names=set(p["newly_manual_axes"]), check_vma=p["check_vma"],
+    )(*values)  # fmt: skip
+    return outs, [None] * len(outs)
+
+
+def _specs(value: Any, spec: Any) -> Any:
+    """The spec of an array, or for a compressed one that of each leaf: an axis of size 1 is not split."""
+    if not is_compressed(value):
+        return spec
+
+    def one(leaf: Any) -> Any:
+        names = tuple(spec) + (None,) * (leaf.ndim - len(spec))
+        return jax.sharding.PartitionSpec(
+            *(name if size > 1 else None for name, size in zip(names, leaf.shape, strict=True))
+        )
+
+    return jax.tree.map(one, value)

@@ -1,0 +1,21 @@
+"""Functions in, functions out: the same computation in other numbers."""
+
+from jaxaccel.transforms.calibrate import Calibration, calibrate
+from jaxaccel.transforms.int8 import int8
+from jaxaccel.transforms.loss_scale import LossScale, LossScaleState
+from jaxaccel.transforms.precision import bfloat16, float8, float16
+from jaxaccel.transforms.qat import fake_int8
+from jaxaccel.transforms.running import RunningRanges
+
+__all__ = [
+    "Calibration",
+    "LossScale",
+    "LossScaleState",
+    "RunningRanges",
+    "bfloat16",
+    "calibrate",
+    "fake_int8",
+    "float8",
+    "float16",
+    "int8",
+]

@@ -1,0 +1,183 @@
+"""Static activation ranges, from a look at some batches."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxaccel import files, numerics
+from jaxaccel.calls import nearest
+from jaxaccel.errors import UserError
+from jaxaccel.interpret import Observation, Transformation, is_compressed, transform
+from jaxaccel.sites import BILINEAR, Site
+
+PyTree = Any
+Method = Literal["absmax", "percentile", "mse", "entropy"]
+BINS = 2048
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """The largest magnitude that each site's activations may have; a pytree of float32 scalars."""
+
+    ranges: Mapping[str, Any]
+    """By site name, as `explain` shows it."""
+
+    def range_of(self, site: str) -> Any:
+        """The range of `site`.
+
+        Raises:
+          UserError: there is none.
+        """
+        if site not in self.ranges:
+            raise UserError(
+                f"the calibration has no range for {site}{nearest(site, dict(self.ranges))}; calibrate this function"
+            )
+        return self.ranges[site]
+
+    def save(self, path: Path | str) -> None:
+        """Writes it as JSON."""
+        files.write_text(Path(path), json.dumps({k: float(v) for k, v in self.ranges.items()}, indent=2))
+
+    @classmethod
+    def load(cls, path: Path | str) -> "Calibration":
+        """Reads what `save` wrote.
+
+        Raises:
+          UserError: the file is missing or is none.
+        """
+        try:
+            ranges = {str(k): np.float32(v) for k, v in json.loads(Path(path).read_text()).items()}
+        except (OSError, ValueError, AttributeError, TypeError) as error:
+            raise UserError(f"{path} holds no calibration: {error}") from error
+        return cls(ranges)
+
+
+def calibrate(
+    f: Callable[..., Any],
+    params: PyTree,
+    batches: Iterable[Any],
+    *,
+    method: Method = "absmax",
+    percentile: float = 99.99,
+    argnums: int | Sequence[int] = 0,
+) -> Calibration:
+    """Activation ranges of every product of f with a parameter, for `int8(f, calibration=...)`.
+
+    Args:
+      f: the function, called as ``f(params, *batch)``.
+      params: its parameters, quantised or not.
+      batches: each a tuple of further arguments, or a single one. A few hundred examples do.
+      method: ``absmax`` takes the largest magnitude seen; ``percentile`` clips the rarest; ``mse`` clips where the
+        squared error is least; ``entropy`` where the histogram of the clipped and rounded values diverges least from
+        the original one (Migacz 2017, "8-bit inference with TensorRT"; Wu et al. 2020, arXiv:2004.09602, section 3.3).
+      percentile: for that method, the share of magnitudes that is kept, in percent.
+      argnums: which arguments hold the parameters; all but the first are then among the batch.
+
+    Raises:
+      UserError: there are no batches, f has no product with a parameter, or values are not finite.
+    """
+    if method not in ("absmax", "percentile", "mse", "entropy"):
+        raise UserError(f"method must be absmax, percentile, mse or entropy, got {method!r}")
+    calls = [batch if isinstance(batch, tuple) else (batch,) for batch in batches]
+    if not calls:
+        raise UserError("calibrate needs at least one batch")
+    observe = jax.jit(lambda p, *x: _observing(f, _largest, argnums)(p, *x)[1])
+    seen = [observe(params, *call) for call in calls]
+    largest = {name: max(float(s[name]) for s in seen) for name in seen[0]}
+    if not largest:
+        raise UserError(
+            "f multiplies no parameter: nothing to calibrate (argnums says which arguments hold them)"
+        )
+    broken = [name for name, value in largest.items() if not np.isfinite(value)]
+    if broken:
+        raise UserError(f"activations before {broken[0]} are not finite; calibrate a function that works")
+    if method == "absmax":
+        return Calibration({name: np.float32(value) for name, value in largest.items()})
+    tops = {name: max(value, numerics.TINY) for name, value in largest.items()}
+    histogram = jax.jit(lambda p, *x: _observing(f, _counts(tops), argnums)(p, *x)[1])
+    counts: dict[str, np.ndarray] = {name: np.zeros(BINS) for name in tops}
+    for call in calls:
+        for name, more in histogram(params, *call).items():
+            counts[name] += np.asarray(more)
+    choose = {"percentile": lambda c: _percentile(c, percentile), "mse": _mse, "entropy": _entropy}[method]
+    return Calibration({name: np.float32(tops[name] * choose(counts[name]) / BINS) for name in tops})
+
+
+def _observing(
+    f: Callable[..., Any], measure: Callable[[Site, jax.Array], jax.Array], argnums: int | Sequence[int]
+) -> Callable[..., Any]:
+    """f -> (result, measures by site) of the other operand of every product with a parameter."""
+
+    def rule(site: Site, lhs: Any, rhs: Any) -> Any:
+        dense = [x.materialise() if is_compressed(x) else x for x in (lhs, rhs)]
+        if site.weight is not None and jnp.issubdtype(dense[1 - site.weight].dtype, jnp.floating):
+            site.observe(measure(site, dense[1 - site.weight]))
+        return site.bind(*dense)
+
+    rules = {**dict.fromkeys(BILINEAR, rule), "gather": lambda site, *_: NotImplemented}
+    joined = Observation(lambda x: _reduced(x), lambda shape: jnp.zeros(shape.shape, shape.dtype))
+    return transform(
+        f, Transformation("calibrate", rules, argnums, arrays=True, primal_only=True, observation=joined)
+    )
+
+
+def _reduced(x: jax.Array) -> jax.Array:
+    """Over a leading axis: the largest of scalars, the sum of histograms."""
+    return jnp.max(x, 0) if x.ndim == 1 else jnp.sum(x, 0)
+
+
+def _largest(site: Site, x: jax.Array) -> jax.Array:
+    return jnp.max(jnp.abs(x), initial=0).astype(jnp.float32)
+
+
+def _counts(tops: Mapping[str, float]) -> Callable[[Site, jax.Array], jax.Array]:
+    def measure(site: Site, x: jax.Array) -> jax.Array:
+        bins = jnp.clip(jnp.abs(x) * (BINS / tops[site.name]), 0, BINS - 1).astype(jnp.int32)
+        return jnp.zeros(BINS).at[bins.ravel()].add(1)
+
+    return measure
+
+
+def _percentile(counts: np.ndarray, percentile: float) -> float:
+    """How many bins hold `percentile` of the magnitudes."""
+    share = np.cumsum(counts) / counts.sum()
+    return float(np.searchsorted(share, percentile / 100) + 1)
+
+
+def _mse(counts: np.ndarray) -> float:
+    """The number of bins to keep at which rounding and clipping cost least in squares."""
+    centres = np.arange(BINS) + 0.5
+    tops = np.arange(BINS // 8, BINS + 1, 8)
+    scale = tops / numerics.qmax(8)
+    rounded = np.clip(np.round(centres / scale[:, None]), 0, numerics.qmax(8)) * scale[:, None]
+    return float(tops[np.argmin(((rounded - centres) ** 2 * counts).sum(1))])
+
+
+def _entropy(counts: np.ndarray) -> float:
+    """The number of bins to keep at which the Kullback-Leibler divergence is least."""
+    levels = numerics.qmax(8) + 1
+    best = (np.inf, BINS)
+    for top in range(levels, BINS + 1, 8):
+        p = counts[:top].copy()
+        p[-1] += counts[top:].sum()
+        group = np.arange(top) * levels // top
+        filled = counts[:top] > 0
+        totals = np.bincount(group, counts[:top], levels)
+        occupied = np.bincount(group, filled, levels)
+        q = np.where(filled, (totals / np.maximum(occupied, 1))[group], 0)
+        p, q = _smooth(p), _smooth(q)
+        best = min(best, (float((p * np.log(p / q)).sum()), top))
+    return float(best[1])
+
+
+def _smooth(counts: np.ndarray, floor: float = 1e-6) -> np.ndarray:
+    """A distribution without zeros."""
+    share = counts / max(counts.sum(), 1) + floor
+    return share / share.sum()

@@ -1,0 +1,248 @@
+"""Functions on quantised parameters: products of integers where it pays, scales where it does not."""
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxaccel import numerics
+from jaxaccel.arrays import QuantArray
+from jaxaccel.errors import UserError
+from jaxaccel.interpret import Transformation, is_compressed, transform
+from jaxaccel.sites import BILINEAR, Site, on
+from jaxaccel.transforms import integer, lowerings
+from jaxaccel.transforms.calibrate import Calibration
+
+Activations = Literal["dynamic", "static", "none"]
+
+
+def int8(
+    f: Callable[..., Any],
+    *,
+    activations: Activations | None = None,
+    calibration: Calibration | None = None,
+    attention: bool = False,
+    train: bool = False,
+    key: jax.Array | None = None,
+    argnums: int | Sequence[int] = 0,
+    strict: bool = False,
+    backend: str | None = None,
+) -> Callable[..., Any]:
+    """`f` on parameters with `QuantArray` leaves, products as int8 x int8 -> int32.
+
+    f never sees the compressed type; the result has its signature, shapes and dtypes. Compose inside `jax.jit`. Where a
+    product of integers is known to be slower than float32 on the backend, it is lowered to another form or left in
+    float32, and `explain` says so. Parameters that are not quantised are left alone.
+
+    Args:
+      f: any JAX function.
+      activations: ``dynamic`` quantises the other operand of each product at the scale of its own values, one for each
+        row of a matrix product or example of a convolution; ``static`` at the scale of `calibration`; ``none`` leaves
+        it as it is (weight-only: fewer bytes to read). Static where a calibration is given, else dynamic.
+      calibration: activation ranges from `calibrate` with the same f.
+      attention: quantise products of two activations as well, dynamically.
+      train: quantise both operands of every product of float parameters, forward and, with stochastic rounding of
+        cotangents, backward (as AQT does; Abdolrashidi et al. 2021, arXiv:2105.03536). Needs `key`.
+      key: random key for stochastic rounding; give each step its own.
+      argnums: which arguments hold the parameters.
+      strict: raise `UserError` where a compressed parameter had to be materialised.
+      backend: ``cpu``, ``gpu`` or ``tpu``, to compile for another backend than the default one.
+
+    Raises:
+      UserError: the options contradict each other; or, when called, a calibrated range is missing.
+    """
+    if train:
+        if key is None:
+            raise UserError("int8(train=True) rounds at random: give it a key=, another one for each step")
+        return transform(f, Transformation("int8", _training(key), argnums=argnums, strict=strict))
+    activations = activations or ("static" if calibration is not None else "dynamic")
+    if (activations == "static") != (calibration is not None):
+        raise UserError(
+            'activations="static" and calibration= go together: make one with ja.calibrate(f, ...)'
+        )
+    rule = _Rule(activations, calibration, attention, on(backend))
+    rules = {**dict.fromkeys(BILINEAR, rule), "gather": _lookup}
+    return transform(f, Transformation("int8", rules, argnums=argnums, arrays=True, strict=strict))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rule:
+    """What becomes of a product."""
+
+    activations: Activations
+    calibration: Calibration | None
+    attention: bool
+    backend: str
+
+    def __call__(self, site: Site, lhs: Any, rhs: Any) -> Any:
+        operands = [lhs, rhs]
+        quantised = [isinstance(x, QuantArray) for x in operands]
+        if any(is_compressed(x) and not q for x, q in zip(operands, quantised, strict=True)):
+            return NotImplemented
+        if not any(quantised):
+            return self._between_activations(site, lhs, rhs)
+        if all(quantised):
+            return self._product(site, "int8", lhs, rhs, "int8 x int8 -> int32")
+        side = quantised.index(True)
+        w, x = operands[side], operands[1 - side]
+        form, reason = self._form(site, side, w, x)
+        if form == "float32":
+            return self._dense(site, side, w, x, reason)
+        if form == "weight-only":
+            return self._weight_only(site, side, w, x)
+        if form == "folded":
+            rank = [1] * x.ndim
+            x, w = _fold_scale(site, side, w, x, rank)
+        xq = integer.quantised(x, site.primitive, site.params, 1 - side, self._scale(site))
+        if form == "blocks":
+            out = integer.blocked(site.params, site.bind, side, w, xq)
+            if out is None:
+                return self._dense(site, side, w, x, "its blocks of scales do not split the sum")
+            site.record(f"{self.activations}: int8 x int8 -> int32 by blocks", _dtype(w))
+            return out
+        pair = (w, xq) if side == 0 else (xq, w)
+        return self._product(site, form, pair[0], pair[1], f"{self.activations}: " + _lowering(form))
+
+    def _form(self, site: Site, side: int, w: QuantArray, x: Any) -> tuple[str, str]:
+        """Which lowering the product takes, and why where it is not the plain one."""
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return "float32", f"the other operand is {x.dtype}"
+        dot = site.primitive == "dot_general"
+        if self.activations == "none":
+            fits = integer.fits(site.primitive, site.params, side, w) and w.zero_point is None
+            return ("weight-only" if fits else "float32"), "weight-only"
+        if not dot and (side == 0 or w.zero_point is not None):
+            return "float32", "quantised input" if side == 0 else "zero points in a convolution"
+        if not integer.fits(site.primitive, site.params, side, w):
+            if dot and _is_blocked(site, side, w):
+                return "blocks", ""
+            if dot and self.activations == "dynamic" and _scales_contracted_alone(site, side, w):
+                return "folded", ""
+            return "float32", "its scales vary along the sum"
+        if dot:
+            return "int8", ""
+        return lowerings.choose(site.params, x, w, self.backend)
+
+    def _scale(self, site: Site) -> Any:
+        return None if self.calibration is None else numerics.scale_of(self.calibration.range_of(site.name))
+
+    def _product(self, site: Site, form: str, lhs: QuantArray, rhs: QuantArray, lowering: str) -> Any:
+        bind = (
+            site.bind if site.primitive == "dot_general" else lowerings.convolve(form, site.params, site.bind)
+        )
+        weight = rhs if site.weight in (1, None) else lhs
+        site.record(lowering, _dtype(weight))
+        return integer.product(site.primitive, site.params, bind, lhs, rhs)
+
+    def _dense(self, site: Site, side: int, w: QuantArray, x: Any, reason: str) -> Any:
+        dense = w.materialise()
+        site.record("dequantised", str(site.inputs[side].dtype), reason)
+        return site.bind(*((dense, x) if side == 0 else (x, dense)))
+
+    def _weight_only(self, site: Site, side: int, w: QuantArray, x: Any) -> Any:
+        """The product with the integers themselves, scaled after: the scales are far fewer than the weights."""
+        site.record("integers as " + str(x.dtype), _dtype(w), "weight-only")
+        values = w.integers().astype(x.dtype)
+        out = site.bind(*((values, x) if side == 0 else (x, values)))
+        return out * integer.in_output(site.primitive, site.params, side, w.scale, x.ndim)
+
+    def _between_activations(self, site: Site, lhs: Any, rhs: Any) -> Any:
+        floating = all(x.dtype == jnp.float32 for x in (lhs, rhs))
+        if self.attention and floating and site.path is None and site.primitive == "dot_general":
+            pair = [integer.quantised(x, "dot_general", site.params, k) for k, x in enumerate((lhs, rhs))]
+            return self._product(site, "int8", pair[0], pair[1], "dynamic: int8 x int8 -> int32")
+        why = "no parameter is quantised" if site.path is None else "not quantised"
+        site.record("-", site.narrowed or str(site.inputs[0].dtype), why)
+        return NotImplemented
+
+
+def _lookup(site: Site, x: Any, *indices: Any) -> Any:
+    """Rows of an embedding; the array's own rule does it."""
+    if isinstance(x, QuantArray):
+        site.record("rows of integers, scaled after", _dtype(x))
+    return NotImplemented
+
+
+def _dtype(w: QuantArray) -> str:
+    return f"int{w.bits}"
+
+
+def _lowering(form: str) -> str:
+    return "int8 x int8 -> int32" + form.removeprefix("int8")
+
+
+def _is_blocked(site: Site, side: int, w: QuantArray) -> bool:
+    axes = integer.shared_axes("dot_general", site.params, side, w.ndim)
+    return len(axes) == 1 and 1 < w.scale.shape[axes[0]] < w.shape[axes[0]]
+
+
+def _scales_contracted_alone(site: Site, side: int, w: QuantArray) -> bool:
+    """Whether the scales vary along contracted axes only, one for each index."""
+    axes = integer.shared_axes("dot_general", site.params, side, w.ndim)
+    whole = all(w.scale.shape[a] in (1, w.shape[a]) for a in axes)
+    alone = all(w.scale.shape[a] == 1 for a in range(w.ndim) if a not in axes)
+    return whole and alone and w.zero_point is None
+
+
+def _fold_scale(site: Site, side: int, w: QuantArray, x: Any, shape: list[int]) -> tuple[Any, QuantArray]:
+    """Scales along the sum move to the other operand: sum_k x_k (s_k q_k) = sum_k (x_k s_k) q_k."""
+    contracting = site.params["dimension_numbers"][0]
+    scale = w.scale
+    order = [*contracting[side], *(a for a in range(w.ndim) if a not in contracting[side])]
+    sizes = [scale.shape[a] for a in contracting[side]]
+    moved = jnp.transpose(scale, order).reshape(sizes)
+    order = sorted(range(len(sizes)), key=lambda k: contracting[1 - side][k])
+    moved = jnp.transpose(moved, order)
+    for axis in contracting[1 - side]:
+        shape[axis] = sizes[list(contracting[1 - side]).index(axis)]
+    return x * moved.reshape(shape), w.with_scales(lambda s: jnp.ones([1] * s.ndim, s.dtype))
+
+
+def _training(key: jax.Array) -> Mapping[str, Callable[..., Any]]:
+    def rule(site: Site, lhs: Any, rhs: Any) -> Any:
+        floating = all(x.dtype == jnp.float32 for x in site.inputs)
+        if not floating or site.path is None or site.narrowed:
+            why = f"is {site.inputs[0].dtype}" if not floating else "multiplies no parameter"
+            site.record("-", site.narrowed or str(site.inputs[0].dtype), why)
+            return NotImplemented
+        site.record("int8 x int8 -> int32, forward and backward", "int8")
+        here = jax.random.fold_in(key, zlib.crc32(site.name.encode()) & 0x7FFFFFFF)
+        return site.product(_Train(), lhs, rhs, jax.random.key_data(here))
+
+    return dict.fromkeys(BILINEAR, rule)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Train:
+    """A product of operands quantised as they come; the cotangent is rounded at random, so that it is unbiased."""
+
+    cotangent: int | None = None
+    name: str = "int8"
+
+    def __call__(
+        self, primitive: Any, params: Mapping[str, Any], lhs: jax.Array, rhs: jax.Array, key: jax.Array
+    ) -> jax.Array:
+        pair = []
+        for operand, x in enumerate((lhs, rhs)):
+            q = integer.quantised(x, primitive.name, params, operand)
+            if operand == self.cotangent:
+                noise = jax.random.fold_in(jax.random.wrap_key_data(key), operand)
+                q = dataclasses.replace(q, qvalue=_at_random(noise, x, q.scale))
+            pair.append(q)
+
+        def bind(*values: Any, **changed: Any) -> jax.Array:
+            return primitive.bind(*values, **{**params, **changed})
+
+        dtype = params["preferred_element_type"] or lhs.dtype
+        return integer.product(primitive.name, params, bind, *pair).astype(dtype)
+
+    def transposed(self, cotangent: int) -> "_Train":
+        return _Train(cotangent)
+
+
+def _at_random(key: jax.Array, x: jax.Array, scale: jax.Array) -> jax.Array:
+    top = numerics.qmax(8)
+    return jnp.clip(numerics.round_stochastic(key, x * (1 / scale)), -top, top).astype(jnp.int8)

@@ -1,0 +1,104 @@
+"""The forms in which an int8 convolution can be handed to XLA, and which of them a backend runs fast.
+
+All forms give the same integers. The choices for the CPU are those measured by `benchmarks/precision.py --layers`
+(XLA:CPU has fused int8 kernels for ungrouped 2-D convolutions in NHWC with 32 channels or more; beside them int8 is
+up to 27 times slower than float32). A form named ``float32`` means: leave the convolution as it was.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxaccel.transforms.integer import Bind
+
+FEW = 8
+"""Input channels below which int8 cannot win on the CPU, even padded: the stem of an image network."""
+LANES = 32
+"""Channels that the CPU's int8 kernels want."""
+
+
+def choose(params: Mapping[str, Any], lhs: Any, rhs: Any, backend: str) -> tuple[str, str]:
+    """(form, reason) for an int8 convolution of operands of these shapes."""
+    grouped = params["feature_group_count"] > 1 or params["batch_group_count"] > 1
+    if backend == "gpu" and grouped:
+        return "float32", "grouped int8 convolutions give wrong values on GPUs (openxla/xla#49123)"
+    if backend != "cpu":
+        return "int8", ""
+    numbers = params["dimension_numbers"]
+    features = lhs.shape[numbers.lhs_spec[1]]
+    if grouped:
+        return "float32", "grouped int8 convolutions are slow on the CPU"
+    if lhs.ndim > 4 or lhs.ndim < 3:
+        return "float32", f"{lhs.ndim - 2}-D int8 convolutions are slow on the CPU"
+    if any(d > 1 for d in params["lhs_dilation"]):
+        return "float32", "transposed int8 convolutions are slow on the CPU"
+    if features < FEW:
+        return "float32", f"{features} input channels are too few for int8 on the CPU"
+    if _pointwise(params, rhs):
+        return "int8 as a matrix product", ""
+    if rhs.shape[numbers.rhs_spec[0]] < LANES:
+        return f"int8, channels padded to {LANES}", ""
+    if lhs.ndim == 3 or numbers.lhs_spec != (0, 3, 1, 2) or numbers.out_spec != (0, 3, 1, 2):
+        return "int8 as NHWC", ""
+    return "int8", ""
+
+
+def convolve(form: str, params: Mapping[str, Any], bind: Bind) -> Bind:
+    """What takes the place of ``bind``: (lhs, rhs) of int8 -> int32 in the layout of the result."""
+    if form == "int8":
+        return bind
+    if form == "int8 as a matrix product":
+        return lambda lhs, rhs, **_: _as_dot(params, lhs, rhs)
+    return lambda lhs, rhs, **_: _as_nhwc(params, lhs, rhs, pad="padded" in form)
+
+
+def _pointwise(params: Mapping[str, Any], rhs: Any) -> bool:
+    spatial = params["dimension_numbers"].rhs_spec[2:]
+    return all(rhs.shape[axis] == 1 for axis in spatial) and all(p == (0, 0) for p in params["padding"])
+
+
+def _as_dot(params: Mapping[str, Any], lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+    """A 1x1 convolution as the matrix product that it is; strides take every so many-th pixel."""
+    numbers = params["dimension_numbers"]
+    lhs = jnp.transpose(lhs, (numbers.lhs_spec[0], *numbers.lhs_spec[2:], numbers.lhs_spec[1]))
+    lhs = lhs[(slice(None), *(slice(None, None, s) for s in params["window_strides"]))]
+    rhs = jnp.transpose(rhs, (*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0]))
+    rhs = rhs.reshape(rhs.shape[-2:])
+    out = jax.lax.dot_general(
+        lhs, rhs, (((lhs.ndim - 1,), (0,)), ((), ())), preferred_element_type=jnp.int32
+    )  # fmt: skip
+    return _from_last(out, numbers.out_spec)
+
+
+def _as_nhwc(params: Mapping[str, Any], lhs: jax.Array, rhs: jax.Array, pad: bool) -> jax.Array:
+    """The convolution with channels last, 1-D as 2-D, and where asked with channels of 0 up to `LANES`."""
+    numbers = params["dimension_numbers"]
+    lhs = jnp.transpose(lhs, (numbers.lhs_spec[0], *numbers.lhs_spec[2:], numbers.lhs_spec[1]))
+    rhs = jnp.transpose(rhs, (*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0]))
+    windows: dict[str, Any] = {
+        name: tuple(params[name]) for name in ("window_strides", "padding", "rhs_dilation")
+    }
+    flat = lhs.ndim == 3
+    if flat:
+        lhs, rhs = lhs[:, None], rhs[None]
+        one: dict[str, Any] = {"window_strides": 1, "padding": (0, 0), "rhs_dilation": 1}
+        windows = {name: (one[name], *value) for name, value in windows.items()}
+    features = rhs.shape[-1]
+    if pad:
+        inputs, outputs = -rhs.shape[-2] % LANES, -features % LANES
+        lhs = jnp.pad(lhs, [(0, 0)] * 3 + [(0, inputs)])
+        rhs = jnp.pad(rhs, [(0, 0)] * 2 + [(0, inputs), (0, outputs)])
+    out = jax.lax.conv_general_dilated(
+        lhs, rhs, **windows, dimension_numbers=("NHWC", "HWIO", "NHWC"), preferred_element_type=jnp.int32
+    )[..., :features]  # fmt: skip
+    return _from_last(out[:, 0] if flat else out, numbers.out_spec)
+
+
+def _from_last(out: jax.Array, spec: tuple[int, ...]) -> jax.Array:
+    """(batch, spatial..., features) in the layout of `spec`: the axes of batch, features, spatial."""
+    order = [0] * out.ndim
+    for axis, source in zip(spec, (0, out.ndim - 1, *range(1, out.ndim - 1)), strict=True):
+        order[axis] = source
+    return jnp.transpose(out, order)

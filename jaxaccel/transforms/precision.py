@@ -1,0 +1,196 @@
+"""Functions in less precision: matrix products and convolutions of narrow operands, all else as it was.
+
+Products take bfloat16, float16 or float8 operands and sum in float32; their results, and with them softmax,
+normalisation, losses, reductions and carries of loops, stay in the dtypes that the function gives them
+(Micikevicius et al. 2018, arXiv:1710.03740). Casts next to a product are fused into it by XLA. The products of the
+backward pass are narrow as well, whether `jax.grad` is applied to the result or the result is made of a gradient.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxaccel import numerics
+from jaxaccel.errors import UserError
+from jaxaccel.interpret import Transformation, transform
+from jaxaccel.sites import BILINEAR, Site, on
+from jaxaccel.trees import Where, selects
+
+
+def bfloat16(
+    f: Callable[..., Any],
+    *,
+    keep: Where = (),
+    argnums: int | Sequence[int] = 0,
+    strict: bool = False,
+    backend: str | None = None,
+) -> Callable[..., Any]:
+    """`f` with matrix products and convolutions of bfloat16 operands, summed in float32.
+
+    The result has the signature, shapes and dtypes of f. Compose it with `jax.jit`, `jax.grad` and the like in any
+    order; compose inside `jax.jit`, for a call that is not compiled traces f anew each time.
+
+    Args:
+      f: any JAX function.
+      keep: parameters by path (``"**/head/kernel"``) whose products stay as they are.
+      argnums: which arguments hold the parameters that `keep` selects from.
+      strict: raise `UserError` where a product could not be reached.
+      backend: ``cpu``, ``gpu`` or ``tpu``, to compile for another backend than the default one.
+
+    Raises:
+      UserError: when called, if `keep` matches no parameter.
+    """
+    narrow = partial(_Narrow, "bfloat16", on(backend))
+    return _narrowed(f, "bfloat16", narrow(), keep, argnums, strict)
+
+
+def float16(
+    f: Callable[..., Any],
+    *,
+    keep: Where = (),
+    argnums: int | Sequence[int] = 0,
+    strict: bool = False,
+    backend: str | None = None,
+) -> Callable[..., Any]:
+    """`f` with matrix products and convolutions of float16 operands, summed in float32.
+
+    Values above 65,504 overflow and gradients below 6e-8 vanish: train with `LossScale`. Arguments as of `bfloat16`.
+    """
+    return _narrowed(f, "float16", _Narrow("float16", on(backend)), keep, argnums, strict)
+
+
+def float8(
+    f: Callable[..., Any],
+    *,
+    keep: Where = (),
+    argnums: int | Sequence[int] = 0,
+    strict: bool = False,
+    backend: str | None = None,
+    emulate: bool = False,
+) -> Callable[..., Any]:
+    """`f` with matrix products of float8 operands, each at a scale of its own, summed in float32.
+
+    Operands are e4m3 in the forward pass, cotangents e5m2 in the backward one (Micikevicius et al. 2022,
+    arXiv:2209.05433). Convolutions stay as they are. Other arguments as of `bfloat16`.
+
+    Args:
+      emulate: go on where the backend has no such products, to study what they cost in accuracy.
+
+    Raises:
+      UserError: the backend has none.
+    """
+    if not emulate and not _has_float8(on(backend)):
+        raise UserError(
+            f"no float8 products on this {on(backend)}: they need a GPU of compute capability 8.9 or newer; use"
+            " bfloat16, or emulate=True to study the accuracy alone"
+        )
+    return _narrowed(f, "float8", _Float8(), keep, argnums, strict)
+
+
+def _narrowed(
+    f: Callable[..., Any],
+    name: str,
+    compute: "_Narrow | _Float8",
+    keep: Where,
+    argnums: int | Sequence[int],
+    strict: bool,
+) -> Callable[..., Any]:
+    def rule(site: Site, lhs: Any, rhs: Any) -> Any:
+        reason = _left_alone(site, keep) or compute.refuses(site)
+        if reason:
+            site.record("-", site.narrowed or str(site.inputs[0].dtype), reason)
+            return NotImplemented
+        site.record(f"{compute.name} x {compute.name} -> float32", compute.name)
+        return site.product(compute, lhs, rhs)
+
+    rules = dict.fromkeys(BILINEAR, rule)
+    where = {"keep": keep} if keep else {}
+    return transform(f, Transformation(name, rules, argnums=argnums, strict=strict, where=where))
+
+
+def _left_alone(site: Site, keep: Where) -> str:
+    """Why the product at `site` stays as it is, or nothing."""
+    dtypes = [x.dtype for x in site.inputs]
+    if site.narrowed:
+        return f"is {site.narrowed} already"
+    if not all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes):
+        return f"is {dtypes[0]}"
+    if all(jnp.finfo(dtype).bits <= 16 for dtype in dtypes):
+        return f"is {dtypes[0]} already"
+    if any(dtype == jnp.float64 for dtype in dtypes):
+        return "float64 was asked for"
+    if _asks_for_more(site.params["precision"]):
+        return "asks for a higher precision"
+    if site.path is not None and keep and selects(keep, site.path):
+        return "kept"
+    return ""
+
+
+def _asks_for_more(precision: Any) -> bool:
+    wanted = precision if isinstance(precision, tuple) else (precision,)
+    return any(p not in (None, jax.lax.Precision.DEFAULT) for p in wanted)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Narrow:
+    """A product of operands rounded to `name`, summed in float32."""
+
+    name: str
+    backend: str
+
+    def refuses(self, site: Site) -> str:
+        return ""
+
+    def __call__(
+        self, primitive: Any, params: Mapping[str, Any], lhs: jax.Array, rhs: jax.Array
+    ) -> jax.Array:
+        dtype = params["preferred_element_type"] or jnp.result_type(lhs, rhs)
+        # cuDNN has no convolution of 16-bit operands with a float32 result; it sums in float32 and rounds once.
+        narrow_result = self.backend == "gpu" and primitive.name == "conv_general_dilated"
+        preferred = jnp.dtype(self.name if narrow_result else "float32")
+        operands = (lhs.astype(self.name), rhs.astype(self.name))
+        return primitive.bind(*operands, **{**params, "preferred_element_type": preferred}).astype(dtype)
+
+    def transposed(self, cotangent: int) -> "_Narrow":
+        return self
+
+
+@dataclasses.dataclass(frozen=True)
+class _Float8:
+    """A matrix product of operands scaled into the range of float8."""
+
+    lhs: str = "float8_e4m3fn"
+    rhs: str = "float8_e4m3fn"
+    name: str = "float8"
+
+    def refuses(self, site: Site) -> str:
+        return "" if site.primitive == "dot_general" else "float8 is for matrix products alone"
+
+    def __call__(
+        self, primitive: Any, params: Mapping[str, Any], lhs: jax.Array, rhs: jax.Array
+    ) -> jax.Array:
+        dtype = params["preferred_element_type"] or jnp.result_type(lhs, rhs)
+        (lhs, lhs_scale), (rhs, rhs_scale) = _scaled(lhs, self.lhs), _scaled(rhs, self.rhs)
+        out = primitive.bind(lhs, rhs, **{**params, "preferred_element_type": jnp.dtype("float32")})
+        return (out * (lhs_scale * rhs_scale)).astype(dtype)
+
+    def transposed(self, cotangent: int) -> "_Float8":
+        return dataclasses.replace(self, **{"lhs" if cotangent == 0 else "rhs": "float8_e5m2"})
+
+
+def _scaled(x: jax.Array, dtype: str) -> tuple[jax.Array, jax.Array]:
+    """`x` in a float8 dtype and the scalar scale that it is to be multiplied by."""
+    top = float(jnp.finfo(dtype).max)
+    scale = jnp.maximum(jnp.max(jnp.abs(x), initial=0), numerics.TINY).astype(jnp.float32) / top
+    return jnp.clip(x / scale, -top, top).astype(dtype), scale
+
+
+def _has_float8(backend: str) -> bool:
+    if backend != "gpu":
+        return False
+    capability = getattr(jax.devices("gpu")[0], "compute_capability", "0")
+    return float(capability) >= 8.9

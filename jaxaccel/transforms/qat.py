@@ -1,0 +1,116 @@
+"""Training for quantisation: float arithmetic with the rounding that `int8` will do."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxaccel import numerics
+from jaxaccel.compress.quantize import Axes, quantize
+from jaxaccel.errors import UserError
+from jaxaccel.interpret import Observation, Transformation, is_compressed, transform
+from jaxaccel.sites import BILINEAR, Site, on
+from jaxaccel.transforms import integer, lowerings
+from jaxaccel.transforms.calibrate import Calibration
+from jaxaccel.transforms.int8 import Activations
+from jaxaccel.trees import Where, selects
+
+PyTree = Any
+
+
+def fake_int8(
+    f: Callable[..., Any],
+    where: Where = "**/{kernel,embedding}",
+    *,
+    bits: int = 8,
+    channels: Axes | None = None,
+    block: int | None = None,
+    range: str = "absmax",
+    activations: Activations | None = None,
+    calibration: Calibration | None = None,
+    observe: bool = False,
+    argnums: int = 0,
+    strict: bool = False,
+    backend: str | None = None,
+) -> Callable[..., Any]:
+    """`f` with the rounding of ``int8(f)`` on ``quantize(params)``, in float32 and differentiable.
+
+    Parameters and activations are rounded to the values that their integers stand for. The derivative of rounding is
+    that of the identity (straight-through), so `jax.grad` of the result trains the float parameters for what
+    quantisation will do to them (Jacob et al. 2018, arXiv:1712.05877, section 3). One scale for each output channel
+    commutes with the factor that BatchNorm multiplies the channel by: what is trained here before BatchNorm is folded
+    is what `fold` and `quantize` then make.
+
+    Args:
+      f: any JAX function.
+      where: which parameters, as for `quantize`; so are `bits`, `channels`, `block` and `range`.
+      activations: ``dynamic``, ``static`` (needs `calibration`) or ``none``, as for `int8`.
+      calibration: activation ranges. They may be traced: their gradient is that of LSQ, so ranges can be learned.
+      observe: return (result, {site: largest magnitude of its activations}), for `RunningRanges`.
+      argnums: which argument holds the parameters.
+      strict: raise `UserError` where a product could not be reached.
+      backend: the one that the quantised function will run on: its products that stay in float32 do so here.
+
+    Raises:
+      UserError: when called, if `where` matches no parameter, or a calibrated range is missing.
+    """
+    activations = activations or ("static" if calibration is not None else "dynamic")
+    if (activations == "static") != (calibration is not None):
+        raise UserError(
+            'activations="static" and calibration= go together: make one with ja.calibrate(f, ...)'
+        )
+
+    def rule(site: Site, lhs: Any, rhs: Any) -> Any:
+        weight = site.weight
+        if weight is None or not selects(where, site.path or ""):
+            site.record("-", str(site.inputs[0].dtype), "not quantised")
+            return NotImplemented
+        operands = [lhs, rhs]
+        x = operands[1 - weight]
+        reason = _float_because(site, operands, on(backend)) if activations != "none" else "weight-only"
+        if observe and jnp.issubdtype(x.dtype, jnp.floating):
+            site.observe(jnp.max(jnp.abs(x), initial=0).astype(jnp.float32))
+        if not reason:
+            operands[1 - weight] = numerics.fake(x, _scale(site, x, 1 - weight, calibration))
+        site.record("float32 of integers", f"int{bits}", reason)
+        return site.bind(*operands)
+
+    rules = {**dict.fromkeys(BILINEAR, rule), "gather": lambda site, *_: NotImplemented}
+    joined = Observation(lambda x: jnp.max(x, 0), lambda shape: jnp.zeros(shape.shape, shape.dtype))
+    inner = transform(
+        f, Transformation("fake_int8", rules, argnums, strict=strict, observation=joined if observe else None)
+    )
+
+    def rounded(params: PyTree) -> PyTree:
+        quantised = quantize(params, where, bits=bits, channels=channels, block=block, range=range)
+        return jax.tree.map(_straight_through, quantised, params, is_leaf=is_compressed)
+
+    def transformed(*args: Any, **kwargs: Any) -> Any:
+        return inner(*args[:argnums], rounded(args[argnums]), *args[argnums + 1 :], **kwargs)
+
+    return transformed
+
+
+def _straight_through(quantised: Any, x: Any) -> Any:
+    """The value of `quantised` with the derivative of `x`."""
+    if not is_compressed(quantised):
+        return x
+    return jax.lax.stop_gradient(quantised.materialise()) + (x - jax.lax.stop_gradient(x))
+
+
+def _float_because(site: Site, operands: list[Any], backend: str) -> str:
+    """Why `int8` will leave the activations of this product in float32, or nothing."""
+    if site.primitive == "dot_general":
+        return ""
+    if site.weight == 0:
+        return "quantised input"
+    form, reason = lowerings.choose(site.params, operands[0], operands[1], backend)
+    return reason if form == "float32" else ""
+
+
+def _scale(site: Site, x: jax.Array, operand: int, calibration: Calibration | None) -> jax.Array:
+    if calibration is not None:
+        return numerics.scale_of(jnp.asarray(calibration.range_of(site.name)))
+    axes = integer.shared_axes(site.primitive, site.params, operand, x.ndim)
+    return jax.lax.stop_gradient(numerics.scale_of(numerics.absmax(x, axes)))
