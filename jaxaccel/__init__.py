@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from jaxaccel.compress import dequantize, quantize
     from jaxaccel.data import open_source
     from jaxaccel.errors import UserError
-    from jaxaccel.explain import explain
+    from jaxaccel.explanation import explain
     from jaxaccel.optim import Optimizer, Schedule
     from jaxaccel.parallel import MeshShape
     from jaxaccel.recipe import Data, Recipe, load_recipe
@@ -53,7 +53,7 @@ _HOMES = {
     "bfloat16": "transforms",
     "calibrate": "transforms",
     "dequantize": "compress",
-    "explain": "explain",
+    "explain": "explanation",
     "fake_int8": "transforms",
     "float16": "transforms",
     "float8": "transforms",

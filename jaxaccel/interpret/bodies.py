@@ -170,17 +170,31 @@ def _while(i: Interpreter, eqn: Any, values: Values, paths: Paths, place: Place,
         shapes = jax.eval_shape(lambda carry: body.dense(*body_consts, *carry)[1], init)
         start = {name: i.t.observation.identity(shape) for name, shape in shapes.items()}
 
+    # A loop under `vmap` has a test for each example, and those that are done keep what they have.
+    batched = test.jaxpr.outvars[0].aval.ndim > 0
+
+    def going(carry: Values) -> Any:
+        return test.dense(*test_consts, *carry)[0][0]
+
     def more(state: tuple[Values, dict]) -> Any:
-        return test.dense(*test_consts, *state[0])[0][0]
+        return jnp.any(going(state[0])) if batched else going(state[0])
 
     def step(state: tuple[Values, dict]) -> tuple[Values, dict]:
         carry, before = state
         outs, seen = body.dense(*body_consts, *carry)
+        if batched:
+            still = going(carry)
+            outs = [_where(still, new, old) for new, old in zip(outs, carry, strict=True)]
         return outs, _joined(i, [before, seen])
 
     outs, seen = jax.lax.while_loop(more, step, (init, start))
     observed.update(seen)
     return outs, none
+
+
+def _where(chosen: Any, x: Any, y: Any) -> Any:
+    """`x` where `chosen`, which has its leading axes, and else `y`."""
+    return jnp.where(jnp.expand_dims(chosen, range(chosen.ndim, x.ndim)), x, y)
 
 
 @_entry("cond")

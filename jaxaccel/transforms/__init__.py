@@ -1,6 +1,7 @@
 """Functions in, functions out: the same computation in other numbers."""
 
 from jaxaccel.transforms.calibrate import Calibration, calibrate
+from jaxaccel.transforms.fold import fold
 from jaxaccel.transforms.int8 import int8
 from jaxaccel.transforms.loss_scale import LossScale, LossScaleState
 from jaxaccel.transforms.precision import bfloat16, float8, float16
@@ -17,5 +18,6 @@ __all__ = [
     "fake_int8",
     "float8",
     "float16",
+    "fold",
     "int8",
 ]

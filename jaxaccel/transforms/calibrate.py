@@ -163,6 +163,8 @@ def _mse(counts: np.ndarray) -> float:
 def _entropy(counts: np.ndarray) -> float:
     """The number of bins to keep at which the Kullback-Leibler divergence is least."""
     levels = numerics.qmax(8) + 1
+    counts = counts.copy()
+    counts[0] = counts[1]  # zeros, which are exact at any scale, would drown the rest after a ReLU
     best = (np.inf, BINS)
     for top in range(levels, BINS + 1, 8):
         p = counts[:top].copy()

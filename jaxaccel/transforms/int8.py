@@ -25,6 +25,7 @@ def int8(
     activations: Activations | None = None,
     calibration: Calibration | None = None,
     attention: bool = False,
+    lowering: lowerings.Choice = "auto",
     train: bool = False,
     key: jax.Array | None = None,
     argnums: int | Sequence[int] = 0,
@@ -44,6 +45,7 @@ def int8(
         it as it is (weight-only: fewer bytes to read). Static where a calibration is given, else dynamic.
       calibration: activation ranges from `calibrate` with the same f.
       attention: quantise products of two activations as well, dynamically.
+      lowering: ``auto`` leaves convolutions in float32 that are slower as int8 on the backend; ``int8`` does not.
       train: quantise both operands of every product of float parameters, forward and, with stochastic rounding of
         cotangents, backward (as AQT does; Abdolrashidi et al. 2021, arXiv:2105.03536). Needs `key`.
       key: random key for stochastic rounding; give each step its own.
@@ -63,7 +65,7 @@ def int8(
         raise UserError(
             'activations="static" and calibration= go together: make one with ja.calibrate(f, ...)'
         )
-    rule = _Rule(activations, calibration, attention, on(backend))
+    rule = _Rule(activations, calibration, attention, lowering, on(backend))
     rules = {**dict.fromkeys(BILINEAR, rule), "gather": _lookup}
     return transform(f, Transformation("int8", rules, argnums=argnums, arrays=True, strict=strict))
 
@@ -75,6 +77,7 @@ class _Rule:
     activations: Activations
     calibration: Calibration | None
     attention: bool
+    lowering: lowerings.Choice
     backend: str
 
     def __call__(self, site: Site, lhs: Any, rhs: Any) -> Any:
@@ -124,7 +127,7 @@ class _Rule:
             return "float32", "its scales vary along the sum"
         if dot:
             return "int8", ""
-        return lowerings.choose(site.params, x, w, self.backend)
+        return lowerings.choose(site.params, x, w, self.backend, self.lowering)
 
     def _scale(self, site: Site) -> Any:
         return None if self.calibration is None else numerics.scale_of(self.calibration.range_of(site.name))

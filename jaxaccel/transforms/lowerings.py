@@ -6,21 +6,32 @@ up to 27 times slower than float32). A form named ``float32`` means: leave the c
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from jaxaccel.transforms.integer import Bind
 
+Choice = Literal["auto", "int8"]
 FEW = 8
 """Input channels below which int8 cannot win on the CPU, even padded: the stem of an image network."""
 LANES = 32
 """Channels that the CPU's int8 kernels want."""
+MOST = 2
+"""How many times the work of a convolution padding to `LANES` may cost; int8 saves about that much."""
 
 
-def choose(params: Mapping[str, Any], lhs: Any, rhs: Any, backend: str) -> tuple[str, str]:
+def choose(
+    params: Mapping[str, Any], lhs: Any, rhs: Any, backend: str, choice: Choice = "auto"
+) -> tuple[str, str]:
     """(form, reason) for an int8 convolution of operands of these shapes."""
+    form, reason = _fastest(params, lhs, rhs, backend)
+    wrong = backend == "gpu" and form == "float32"
+    return ("int8", "") if choice == "int8" and form == "float32" and not wrong else (form, reason)
+
+
+def _fastest(params: Mapping[str, Any], lhs: Any, rhs: Any, backend: str) -> tuple[str, str]:
     grouped = params["feature_group_count"] > 1 or params["batch_group_count"] > 1
     if backend == "gpu" and grouped:
         return "float32", "grouped int8 convolutions give wrong values on GPUs (openxla/xla#49123)"
@@ -38,11 +49,18 @@ def choose(params: Mapping[str, Any], lhs: Any, rhs: Any, backend: str) -> tuple
         return "float32", f"{features} input channels are too few for int8 on the CPU"
     if _pointwise(params, rhs):
         return "int8 as a matrix product", ""
-    if rhs.shape[numbers.rhs_spec[0]] < LANES:
+    outputs = rhs.shape[numbers.rhs_spec[0]]
+    if outputs < LANES:
+        if _up(features) * LANES > MOST * features * outputs:
+            return "float32", f"{features} x {outputs} channels are too few for int8 on the CPU"
         return f"int8, channels padded to {LANES}", ""
     if lhs.ndim == 3 or numbers.lhs_spec != (0, 3, 1, 2) or numbers.out_spec != (0, 3, 1, 2):
         return "int8 as NHWC", ""
     return "int8", ""
+
+
+def _up(channels: int) -> int:
+    return -(-channels // LANES) * LANES
 
 
 def convolve(form: str, params: Mapping[str, Any], bind: Bind) -> Bind:

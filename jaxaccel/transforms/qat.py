@@ -32,6 +32,7 @@ def fake_int8(
     observe: bool = False,
     argnums: int = 0,
     strict: bool = False,
+    lowering: lowerings.Choice = "auto",
     backend: str | None = None,
 ) -> Callable[..., Any]:
     """`f` with the rounding of ``int8(f)`` on ``quantize(params)``, in float32 and differentiable.
@@ -50,7 +51,7 @@ def fake_int8(
       observe: return (result, {site: largest magnitude of its activations}), for `RunningRanges`.
       argnums: which argument holds the parameters.
       strict: raise `UserError` where a product could not be reached.
-      backend: the one that the quantised function will run on: its products that stay in float32 do so here.
+      lowering, backend: as for `int8`: products that will stay in float32 there do so here.
 
     Raises:
       UserError: when called, if `where` matches no parameter, or a calibrated range is missing.
@@ -68,7 +69,9 @@ def fake_int8(
             return NotImplemented
         operands = [lhs, rhs]
         x = operands[1 - weight]
-        reason = _float_because(site, operands, on(backend)) if activations != "none" else "weight-only"
+        reason = (
+            _float_because(site, operands, on(backend), lowering) if activations != "none" else "weight-only"
+        )
         if observe and jnp.issubdtype(x.dtype, jnp.floating):
             site.observe(jnp.max(jnp.abs(x), initial=0).astype(jnp.float32))
         if not reason:
@@ -99,13 +102,13 @@ def _straight_through(quantised: Any, x: Any) -> Any:
     return jax.lax.stop_gradient(quantised.materialise()) + (x - jax.lax.stop_gradient(x))
 
 
-def _float_because(site: Site, operands: list[Any], backend: str) -> str:
+def _float_because(site: Site, operands: list[Any], backend: str, choice: lowerings.Choice) -> str:
     """Why `int8` will leave the activations of this product in float32, or nothing."""
     if site.primitive == "dot_general":
         return ""
     if site.weight == 0:
         return "quantised input"
-    form, reason = lowerings.choose(site.params, operands[0], operands[1], backend)
+    form, reason = lowerings.choose(site.params, operands[0], operands[1], backend, choice)
     return reason if form == "float32" else ""
 
 

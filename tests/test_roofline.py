@@ -1,0 +1,90 @@
+"""Roofline arithmetic on kept and compiled programs; tests/tpu has those that need the TPU's compiler."""
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+
+from jaxaccel import hlo
+from jaxaccel.errors import UserError
+from jaxaccel.roofline import CHIPS, compile_for, roofline
+
+TEXTS = Path(__file__).parent / "data" / "hlo"
+
+
+def kept(name):
+    return (TEXTS / f"{name}.txt").read_text()
+
+
+def compiled(f, *arguments):
+    return jax.jit(f).lower(*(jax.ShapeDtypeStruct(*a) for a in arguments)).compile()
+
+
+def test_compute_and_memory():
+    line = roofline(kept("cpu_dot_int8"), "v5e")
+    flops, moved = 2 * 128 * 256 * 512, 128 * 256 + 256 * 512 + 4 * 128 * 512
+    assert (line.chip, dict(line.flops), line.bytes_accessed) == ("v5e", {"s8": flops}, moved)
+    assert line.seconds_compute == pytest.approx(flops / 393e12)
+    assert line.seconds_memory == pytest.approx(moved / 819e9)
+    assert (line.seconds, line.bound) == (line.seconds_memory, "memory")
+    assert line.reported_bytes is None
+
+
+def test_the_bound_follows_the_bytes():
+    line = roofline(kept("cpu_dot_int8"), CHIPS["v5e"], bytes_accessed=1)
+    assert (line.seconds, line.bound) == (line.seconds_compute, "compute")
+
+
+def test_loops_count_as_often_as_they_run():
+    line = roofline(kept("tpu_scan_f32"), "v5e")
+    assert line.flops == {"f32": 6 * 2 * 64 * 256 * 256}
+
+
+@pytest.mark.parametrize(
+    "types, precision, rate",
+    [
+        (("s8", "s8"), "default", "int8"),
+        (("s4", "s8"), "default", "int8"),
+        (("f8e4m3fn", "f8e4m3fn"), "default", "float8"),
+        (("bf16", "s8"), "default", "bfloat16"),
+        (("bf16", "bf16"), "highest", "bfloat16"),
+        (("f32", "bf16"), "default", "float32"),
+        (("f32", "f32"), "high", "high"),
+        (("f32", "f32"), "highest", "highest"),
+        (("s32", "s32"), "default", "highest"),
+        (("f64", "f64"), "default", "highest"),
+    ],
+)
+@pytest.mark.parametrize("chip", CHIPS.values(), ids=CHIPS)
+def test_the_wider_type_sets_the_rate(chip, types, precision, rate):
+    product = hlo.Operation("dot", "dot", types, ((), ()), "f32", (), 1, "", None, None, 1, precision)
+    assert chip.rate(product) == getattr(chip, rate)
+
+
+@pytest.mark.parametrize("chip", CHIPS.values(), ids=CHIPS)
+def test_narrow_types_are_never_slower(chip):
+    assert chip.int8 >= chip.bfloat16 >= chip.float32 >= chip.high >= chip.highest > 0
+    assert chip.name in CHIPS and 1e12 < chip.bandwidth * 2 < 1e13
+
+
+def test_a_compiled_program_also_has_the_count_of_xla():
+    def product(x, w):
+        return lax.dot(x, w)
+
+    line = roofline(compiled(product, ((32, 64), jnp.float32), ((64, 48), jnp.float32)), "h100")
+    assert line.reported_bytes == line.bytes_accessed == 4 * (32 * 64 + 64 * 48 + 32 * 48)
+    assert line.flops == {"f32": 2 * 32 * 64 * 48}
+
+
+def test_unknown_chip():
+    with pytest.raises(UserError, match="no chip 'v5': choose one of v4, v5e"):
+        roofline(kept("cpu_dot_int8"), "v5")
+
+
+def test_without_libtpu_one_line_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'jaxaccel\[tpu\]'"):
+        compile_for(lambda x: x, jax.ShapeDtypeStruct((4,), jnp.float32))

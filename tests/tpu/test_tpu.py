@@ -1,0 +1,145 @@
+"""What the TPU's own compiler makes of float32, bfloat16 and int8 variants of a function. No TPU is needed.
+
+libtpu is (`pip install 'jaxaccel[tpu]'`), which slows `import jax`, so it has an environment of its own: `.ci/tpu`.
+"""
+
+import importlib.util
+import itertools
+import time
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+from jax import lax
+
+from jaxaccel import hlo, models
+from jaxaccel.errors import UserError
+from jaxaccel.roofline import compile_for, roofline
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="libtpu is not installed; .ci/tpu makes its environment",
+)
+
+CHIPS = 4
+BATCH = 128 * CHIPS
+# In which type the products of a variant must be computed.
+PRODUCTS = {"bfloat16": "bf16", "int8": "s8"}
+
+
+def struct(shape, dtype):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def cast(tree, dtype):
+    """The floating-point arrays of `tree`, as `dtype`."""
+    return jax.tree.map(
+        lambda x: struct(x.shape, dtype if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype), tree
+    )
+
+
+def variants(f, params, x):
+    """Functions that compute `f(params, x)` in less and less exact types, with shapes of arguments.
+
+    The transformations of the package are to stand here; these are by hand.
+    """
+    return {
+        "float32": (f, params, x),
+        "bfloat16": (f, cast(params, jnp.bfloat16), cast(x, jnp.bfloat16)),
+    }
+
+
+def small_net(dtype, sums):
+    """A 3x3 convolution, a rescaling and a matrix product; operands have `dtype`, sums have `sums`."""
+
+    def net(params, x):
+        conv, dense = params
+        labels = ("NHWC", "HWIO", "NHWC")
+        y = lax.conv_general_dilated(
+            x, conv, (1, 1), "SAME", dimension_numbers=labels, preferred_element_type=sums
+        )
+        y = jnp.clip(jnp.maximum(y.astype(jnp.float32), 0) * 0.01, 0, 127)
+        if dtype == jnp.int8:
+            y = jnp.round(y)
+        return lax.dot(y.astype(dtype).reshape(-1, dense.shape[0]), dense, preferred_element_type=sums)
+
+    return (
+        net,
+        (struct((3, 3, 128, 256), dtype), struct((256, 512), dtype)),
+        struct((BATCH, 14, 14, 128), dtype),
+    )
+
+
+def net(make):
+    model = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
+    model.eval()
+    graph, params = nnx.split(model)
+    return lambda params, x: nnx.merge(graph, params)(x), params, struct((BATCH, 224, 224, 3), jnp.float32)
+
+
+def share(line, dtype):
+    """The part of all operations that is computed in `dtype`."""
+    return line.flops.get(dtype, 0) / sum(line.flops.values())
+
+
+def test_int8_is_multiplied_as_int8():
+    lines = {}
+    for name, dtype, sums, wanted in (
+        ("int8", jnp.int8, jnp.int32, ("s8", "s8", "s32")),
+        ("bfloat16", jnp.bfloat16, jnp.float32, ("bf16", "bf16", "f32")),
+    ):
+        program = compile_for(*small_net(dtype, sums), topology="v5e:2x2")
+        products = hlo.operations(program.as_text() or "")
+        assert [(*p.operand_dtypes, p.dtype) for p in products] == [wanted] * 2
+        assert {p.upcast_from for p in products} == {None}
+        assert {p.opcode for p in products} == {"convolution"}  # the TPU knows nothing else
+        lines[name] = roofline(program, "v5e")
+    int8, bfloat16 = lines["int8"], lines["bfloat16"]
+    assert list(int8.flops.values()) == list(bfloat16.flops.values())
+    assert int8.bytes_accessed < bfloat16.bytes_accessed
+    assert int8.reported_bytes < bfloat16.reported_bytes
+    assert int8.seconds_compute == pytest.approx(bfloat16.seconds_compute * 197 / 393)
+    assert int8.seconds < bfloat16.seconds
+
+
+@pytest.mark.parametrize("make", [models.resnet50, models.vit_s16], ids=["resnet50", "vit_s16"])
+def test_no_variant_of_a_net_is_slower_than_the_one_before(make, capsys):
+    lines = {}
+    for name, (f, params, x) in variants(*net(make)).items():
+        start = time.perf_counter()
+        program = compile_for(f, params, x, topology="v5e:2x2")
+        seconds = time.perf_counter() - start
+        lines[name] = line = roofline(program, "v5e")
+        with capsys.disabled():
+            print(
+                f"\n{make.__name__} {name}: {seconds:.0f} s to compile, {line}, {line.seconds * 1e3:.2f} ms"
+            )
+        if name in PRODUCTS:
+            assert share(line, PRODUCTS[name]) > 0.95
+    for before, after in itertools.pairwise(lines):
+        assert lines[after].bytes_accessed < lines[before].bytes_accessed
+        # Float32 at the default precision already takes one pass of bfloat16, so bfloat16 only saves traffic.
+        assert lines[after].seconds <= lines[before].seconds
+    if "int8" in lines:
+        assert lines["int8"].seconds < lines["bfloat16"].seconds
+
+
+def test_one_chip_has_the_share_of_one_chip():
+    f, params, x = small_net(jnp.bfloat16, jnp.float32)
+    whole = roofline(compile_for(f, params, x, chips=1), "v5e")
+    part = roofline(compile_for(f, params, x), "v5e")
+    assert whole.flops["bf16"] == CHIPS * part.flops["bf16"]
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        ({"topology": "v9:2x2"}, "no TPU topology 'v9:2x2'"),
+        ({"chips": 5}, "has 4 chips"),
+        ({"chips": 3}, "does not divide over 3 chips"),
+    ],
+)
+def test_refused(options, says):
+    with pytest.raises(UserError, match=says):
+        compile_for(lambda x: x, struct((BATCH, 8), jnp.float32), **options)
