@@ -1,11 +1,12 @@
 """What a transformation did, site by site: `explain`."""
 
 import dataclasses
+import importlib
 import io
 import json
 import re
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,9 +16,6 @@ from rich.table import Table
 from jaxaccel import hlo, sites
 from jaxaccel.errors import UserError
 from jaxaccel.interpret import is_compressed
-
-if TYPE_CHECKING:
-    import pandas
 
 COLUMNS = (
     *("transformation", "site", "operation", "path", "shapes", "flops", "share", "before", "after"),
@@ -40,14 +38,14 @@ class Explanation:
         """The rows as JSON."""
         return json.dumps(list(self.rows), indent=1)
 
-    def to_dataframe(self) -> "pandas.DataFrame":
-        """The rows as a pandas data frame.
+    def to_dataframe(self) -> Any:
+        """The rows as a `pandas.DataFrame`.
 
         Raises:
           UserError: pandas is not installed.
         """
         try:
-            import pandas
+            pandas = importlib.import_module("pandas")
         except ImportError as error:
             raise UserError("to_dataframe needs pandas: pip install pandas") from error
         return pandas.DataFrame(list(self.rows), columns=list(COLUMNS))
@@ -94,9 +92,9 @@ def explain(f: Callable[..., Any], *args: Any, compiled: bool = False, **kwargs:
     Raises:
       UserError: no transformation of ours is traced when `f` is.
     """
-    function = (
-        f.__wrapped__ if hasattr(f, "lower") and hasattr(f, "__wrapped__") else f
-    )  # a jitted one may be cached
+    function: Callable[..., Any] = (
+        getattr(f, "__wrapped__", f) if hasattr(f, "lower") else f
+    )  # not a cached trace
     leaves, treedef = jax.tree.flatten((args, kwargs))
     held = [i for i, x in enumerate(leaves) if isinstance(x, (jax.Array, np.ndarray, jax.ShapeDtypeStruct))]
 
@@ -109,13 +107,15 @@ def explain(f: Callable[..., Any], *args: Any, compiled: bool = False, **kwargs:
 
     arrays = [leaves[i] for i in held]
     with sites.recording() as runs:
-        lowered = jax.jit(call).lower(*arrays) if compiled else jax.eval_shape(call, *arrays)
+        text = jax.jit(call).lower(*arrays).compile().as_text() if compiled else None
+        if not compiled:
+            jax.eval_shape(call, *arrays)
     if not runs:
         raise UserError(
             "nothing to explain: f traces no transformation such as ja.int8(f); one that is jitted inside f may have"
             " been traced before"
         )
-    operations = hlo.operations(lowered.compile().as_text()) if compiled else []
+    operations = hlo.operations(text) if text else []
     rows = [row for run in runs for row in _rows(run, operations, compiled)]
     return Explanation(tuple(rows))
 

@@ -83,6 +83,8 @@ class Recipe:
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     mesh: MeshShape = MeshShape()
+    precision: Literal["float32", "bfloat16", "float16", "int8-qat"] = "float32"
+    """Of matrix products and convolutions; int8-qat trains float32 weights to be quantised."""
     remat: Literal["none", "nothing_saveable", "dots_saveable", "dots_with_no_batch_dims_saveable"] = "none"
     """What to keep of the forward pass for the backward one; less keeps less memory and computes more."""
     non_finite: Literal["stop", "skip"] = "stop"

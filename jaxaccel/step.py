@@ -12,10 +12,22 @@ import optax
 from jaxaccel.metrics import Mean
 from jaxaccel.modules import Model
 from jaxaccel.tasks.task import Batch, Task
+from jaxaccel.transforms import LossScale, LossScaleState, bfloat16, fake_int8, float16
 
 PyTree = Any
 Arrays = Mapping[str, jax.Array]
 Augment = Callable[[jax.Array, Batch], Batch]
+Precision = Literal["float32", "bfloat16", "float16", "int8-qat"]
+
+TRANSFORMATIONS: dict[Precision, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
+    "float32": lambda f: f,
+    "bfloat16": bfloat16,
+    "float16": float16,
+    "int8-qat": fake_int8,
+}
+"""What each precision makes of a function whose first argument is the parameters."""
+LOSS_SCALE = LossScale()
+"""Of training in float16."""
 
 
 @jax.tree_util.register_dataclass
@@ -32,6 +44,8 @@ class TrainState:
     """Moving average of the parameters, or None."""
     halted: jax.Array
     """() bool: a step came out non-finite; the state is as it was before it and no longer moves."""
+    loss_scale: LossScaleState | None = None
+    """Where training is in float16."""
 
     def weights(self) -> PyTree:
         """The parameters that evaluation uses: the moving average where there is one."""
@@ -45,6 +59,7 @@ class StepMetrics(NamedTuple):
     learning_rate: jax.Array
     gradient_norm: jax.Array
     finite: jax.Array
+    """() bool: nothing is wrong. A step left out because the loss scale was too large is not."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +77,7 @@ class Training:
     remat: str = "none"
     """Name of a policy in `jax.checkpoint_policies`: what to keep of the forward pass for the backward one."""
     non_finite: Literal["stop", "skip"] = "stop"
+    precision: Precision = "float32"
 
     def init(self) -> TrainState:
         """The state before the first step, a function of the seed alone."""
@@ -73,6 +89,7 @@ class Training:
             opt_state=self.tx.init(params),
             ema=jax.tree.map(jnp.copy, params) if self.ema else None,
             halted=jnp.bool_(False),
+            loss_scale=LOSS_SCALE.init() if self.precision == "float16" else None,
         )
 
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
@@ -80,6 +97,8 @@ class Training:
         key = jax.random.fold_in(jax.random.key(self.seed), state.step)
         batch = self.augment(jax.random.fold_in(key, 0), batch)
         grads, means, model_state = self._gradients(state, batch, jax.random.fold_in(key, 1))
+        if state.loss_scale is not None:
+            grads, _ = LOSS_SCALE.unscale(grads, state.loss_scale)
         updates, opt_state = self.tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         norm = optax.global_norm(grads)
@@ -94,7 +113,13 @@ class Training:
         # A select and no branch: XLA fuses it into the update, and nothing waits for the host to decide.
         use = finite & ~state.halted
         new = jax.tree.map(lambda now, before: jnp.where(use, now, before), moved, state)
-        goes_on = use | (self.non_finite == "skip")
+        if state.loss_scale is not None:
+            # An overflow of the gradient alone is how the scale is found: that step is left out, and all is well.
+            too_large = state.loss_scale.scale > LOSS_SCALE.minimum
+            overflow = jnp.isfinite(means["loss"].total) & ~jnp.isfinite(norm) & too_large
+            new = dataclasses.replace(new, loss_scale=LOSS_SCALE.update(state.loss_scale, finite))
+            finite |= overflow
+        goes_on = (finite & ~state.halted) | (self.non_finite == "skip")
         new = dataclasses.replace(new, step=state.step + goes_on, halted=~goes_on)
         return new, StepMetrics(means, jnp.asarray(self.schedule(state.step)), norm, finite)
 
@@ -106,10 +131,10 @@ class Training:
         """The model in evaluation mode as a function of its inputs alone."""
         key = jax.random.key(self.seed)  # unused in evaluation mode, but the signature asks for one
 
-        def apply(*inputs: PyTree) -> PyTree:
+        def apply(weights: PyTree, *inputs: PyTree) -> PyTree:
             return self.model.apply(weights, model_state, *inputs, key=key, train=False)[0]
 
-        return apply
+        return partial(TRANSFORMATIONS[self.precision](apply), weights)
 
     def _gradients(
         self, state: TrainState, batch: Batch, key: jax.Array
@@ -124,9 +149,11 @@ class Training:
         ) -> tuple[jax.Array, Any]:
             outputs, model_state = apply(params, model_state, *self.task.inputs(batch), key=key)
             loss, means = self.task.loss(outputs, batch)
+            if state.loss_scale is not None:
+                loss = LOSS_SCALE.scale(loss, state.loss_scale)
             return loss, (means, model_state)
 
-        grad_fn = jax.grad(loss_fn, has_aux=True)
+        grad_fn = jax.grad(TRANSFORMATIONS[self.precision](loss_fn), has_aux=True)
         if self.accumulate == 1:
             grads, (means, model_state) = grad_fn(state.params, state.model_state, batch, key)
             return grads, means, model_state

@@ -28,8 +28,8 @@ def fold(f: Callable[..., Any], params: PyTree, *args: Any) -> tuple[Callable[..
         function takes other batch sizes as well.
 
     Returns:
-      (g, folded): ``g(folded, *args)`` equals ``f(params, *args)`` to rounding. `folded` is a nested dictionary in which
-      weights keep the paths that they had.
+      (g, folded): ``g(folded, *args)`` equals ``f(params, *args)`` to rounding. `folded` is a nested dictionary in
+      which weights keep the paths that they had.
 
     Raises:
       UserError: `params` are quantised already; or, when g is called, it needs other parameters at these shapes.
