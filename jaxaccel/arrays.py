@@ -300,7 +300,9 @@ def _gather(site: Site, x: QuantArray, indices: Any) -> Any:
         for axis in numbers.start_index_map:
             leaf = _full(leaf, axis, x.shape[axis])
         now = tuple(leaf.shape[a] if a in whole else sizes[a] for a in range(x.ndim))
-        return site.bind(leaf, indices, **{"slice_sizes": now})
+        # What lies outside is NaN where it is filled: the scale brings that, integers have none.
+        fill = site.params["fill_value"] if leaf.dtype == jnp.float32 else 0
+        return site.bind(leaf, indices, slice_sizes=now, fill_value=fill)
 
     rows = x.with_scales(taken, qvalue=taken(x.qvalue))
     return rows.materialise()

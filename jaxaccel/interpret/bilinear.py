@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core as jcore
 from jax.interpreters import ad, batching, mlir
 
@@ -102,6 +103,19 @@ ad.primitive_transposes[bilinear_p] = _transpose
 def _batch(
     args: Sequence[Any], dims: Sequence[Any], *, product: Any, params: tuple[Any, ...], compute: Compute
 ) -> tuple[Any, int]:
+    if any(dim is not None for dim in dims[2:]):
+        # Each example has a random key of its own, and must draw what it would draw alone: one after the other.
+        mapped = {
+            k: jnp.moveaxis(x, dim, 0)
+            for k, (x, dim) in enumerate(zip(args, dims, strict=True))
+            if dim is not None
+        }
+
+        def one(row: Mapping[int, Any]) -> Any:
+            values = [row.get(k, x) for k, x in enumerate(args)]
+            return bilinear_p.bind(*values, product=product, params=params, compute=compute)
+
+        return jax.lax.map(one, mapped), 0
     batched = jax.vmap(lambda lhs, rhs: product.bind(lhs, rhs, **dict(params)), in_axes=tuple(dims[:2]))
     return _with(lambda _: compute, args[2:], batched, *args[:2]), 0
 

@@ -167,7 +167,9 @@ def _while(i: Interpreter, eqn: Any, values: Values, paths: Paths, place: Place,
     init = [i.dense(x, place, "is carried through a loop") for x in init]
     start: dict[str, Any] = {}
     if i.t.observation:
-        shapes = jax.eval_shape(lambda carry: body.dense(*body_consts, *carry)[1], init)
+        # The test first, as when the loop is traced: sites are named in the order in which they are met.
+        shapes = jax.eval_shape(lambda carry: test.dense(*test_consts, *carry)[1], init)
+        shapes |= jax.eval_shape(lambda carry: body.dense(*body_consts, *carry)[1], init)
         start = {name: i.t.observation.identity(shape) for name, shape in shapes.items()}
 
     # A loop under `vmap` has a test for each example, and those that are done keep what they have.
@@ -181,14 +183,16 @@ def _while(i: Interpreter, eqn: Any, values: Values, paths: Paths, place: Place,
 
     def step(state: tuple[Values, dict]) -> tuple[Values, dict]:
         carry, before = state
+        tested = test.dense(*test_consts, *carry)[1] if start else {}
         outs, seen = body.dense(*body_consts, *carry)
         if batched:
             still = going(carry)
             outs = [_where(still, new, old) for new, old in zip(outs, carry, strict=True)]
-        return outs, _joined(i, [before, seen])
+        return outs, _joined(i, [before, {**start, **tested, **seen}])
 
     outs, seen = jax.lax.while_loop(more, step, (init, start))
-    observed.update(seen)
+    last = test.dense(*test_consts, *outs)[1] if start else {}
+    observed.update(_joined(i, [seen, {**start, **last}]))
     return outs, none
 
 

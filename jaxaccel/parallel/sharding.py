@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxaccel.interpret import is_compressed
 from jaxaccel.parallel.mesh import DATA, FSDP, MODEL
 from jaxaccel.trees import matches, path_text
 
@@ -50,12 +51,26 @@ def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSp
 
 
 def state_sharding(tree: Any, mesh: Mesh) -> Any:
-    """A tree of `NamedSharding`, one for each array (or `jax.ShapeDtypeStruct`) of `tree`."""
+    """A tree of `NamedSharding`, one for each array (or `jax.ShapeDtypeStruct`) of `tree`.
 
-    def leaf(path: tuple[Any, ...], x: Any) -> NamedSharding:
-        return NamedSharding(mesh, partition_spec(path_text(path), x.shape, mesh))
+    The arrays in a compressed one are split as what it stands for, but for axes along which they are shared.
+    """
 
-    return jax.tree_util.tree_map_with_path(leaf, tree)
+    def leaf(path: tuple[Any, ...], x: Any) -> Any:
+        spec = partition_spec(path_text(path), x.shape, mesh)
+        return jax.tree.map(lambda part: NamedSharding(mesh, _fitting(spec, part.shape, mesh)), x)
+
+    return jax.tree_util.tree_map_with_path(leaf, tree, is_leaf=is_compressed)
+
+
+def _fitting(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """`spec` without the axes that it does not divide in an array of `shape`."""
+    return PartitionSpec(
+        *(
+            name if name and size % mesh.shape[name] == 0 else None
+            for name, size in zip(spec, shape, strict=False)
+        )
+    )
 
 
 def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:

@@ -1,0 +1,110 @@
+"""Runs quantised models on eight devices in several meshes and prints what the tests of them want to know."""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from jaxaccel import runtime
+
+runtime.setup()
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+import orbax.checkpoint as ocp  # noqa: E402
+from jax.sharding import PartitionSpec as P  # noqa: E402
+
+import jaxaccel as ja  # noqa: E402
+from jaxaccel import models  # noqa: E402
+from jaxaccel.modules import as_model  # noqa: E402
+from jaxaccel.parallel import MeshShape, batch_sharding, make_mesh, state_sharding  # noqa: E402
+
+MESHES = {"8,1,1": (8, 1, 1), "1,8,1": (1, 8, 1), "2,2,2": (2, 2, 2), "1,1,8": (1, 1, 8)}
+
+
+def network():
+    facts = {"classes": 16, "channels": 3, "image_size": 16}
+    make = lambda **kw: models.VisionTransformer(width=64, depth=2, heads=8, patch_size=4, **kw)  # noqa: E731
+
+    def factory(classes: int, channels: int, image_size: int, rngs):
+        return make(classes=classes, channels=channels, image_size=image_size, rngs=rngs)
+
+    model = as_model(factory, facts, (jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32),))
+    params, state = model.init(jax.random.key(0))
+    params["head"] = jax.tree.map(
+        lambda x: jax.random.normal(jax.random.key(2), x.shape), params["head"]
+    )  # not zeros
+    return (lambda p, x: model.apply(p, state, x, key=jax.random.key(0), train=False)[0]), params
+
+
+def shards(tree):
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    return {
+        name: [x.shape, x.addressable_shards[0].data.shape]
+        for name, (_, x) in zip(names, leaves, strict=True)
+    }
+
+
+def main():
+    f, params = network()
+    x = jax.random.normal(jax.random.key(1), (16, 16, 16, 3))
+    ranges = ja.calibrate(f, params, [x])
+    found = {}
+    for bits in (8, 4):
+        q = ja.quantize(params, bits=bits)
+        functions = {
+            "dynamic": ja.int8(f),
+            "static": ja.int8(f, calibration=ranges),
+            "bfloat16": ja.bfloat16(ja.int8(f)),
+        }
+        alone = {name: np.asarray(jax.jit(g)(q, x)) for name, g in functions.items()}
+        for mesh_name, shape in MESHES.items():
+            mesh = make_mesh(MeshShape(*shape), jax.devices())
+            q_split = jax.device_put(q, state_sharding(q, mesh))
+            x_split = jax.device_put(x, batch_sharding(mesh))
+            for name, g in functions.items():
+                difference = np.abs(np.asarray(jax.jit(g)(q_split, x_split)) - alone[name]).max()
+                found[f"{bits}/{mesh_name}/{name}"] = float(difference / np.abs(alone[name]).max())
+            found[f"{bits}/{mesh_name}/shards"] = shards(q_split)
+    q = ja.quantize(params)
+    with tempfile.TemporaryDirectory() as directory, ocp.StandardCheckpointer() as checkpointer:
+        first, second = (make_mesh(MeshShape(*MESHES[name]), jax.devices()) for name in ("2,2,2", "1,1,8"))
+        checkpointer.save(Path(directory) / "q", jax.device_put(q, state_sharding(q, first)))
+        checkpointer.wait_until_finished()
+        target = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), q, state_sharding(q, second)
+        )
+        again = checkpointer.restore(Path(directory) / "q", target)
+        same = jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), q, again)
+        found["restored"] = all(jax.tree.leaves(same)) and isinstance(
+            jax.tree.leaves(again, is_leaf=lambda x: isinstance(x, ja.QuantArray))[1], ja.QuantArray
+        )
+        found["restored shards"] = shards(again)
+    found["shard_map"] = shard_mapped()
+    print(json.dumps(found))
+
+
+def shard_mapped():
+    """int8 inside shard_map, with weights split by output, and shard_map inside int8."""
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    params = {"kernel": jax.random.normal(jax.random.key(0), (32, 64))}
+    x, q = jax.random.normal(jax.random.key(1), (16, 32)), ja.quantize(params)
+
+    def f(p, x):
+        return x @ p["kernel"]
+
+    want = ja.int8(f)(q, x)
+    split = jax.tree.map(lambda _: P(None, "d"), q)
+    inside = jax.shard_map(ja.int8(f), mesh=mesh, in_specs=(split, P()), out_specs=P(None, "d"))(q, x)
+    mapped = jax.shard_map(f, mesh=mesh, in_specs=({"kernel": P(None, "d")}, P()), out_specs=P(None, "d"))
+    outside = jax.jit(ja.int8(mapped, strict=True))(q, x)
+    rows = jax.shard_map(f, mesh=mesh, in_specs=({"kernel": P()}, P("d")), out_specs=P("d"))
+    by_rows = jax.jit(ja.int8(rows, strict=True))(q, x)
+    return [float(jnp.abs(y - want).max()) for y in (inside, outside, by_rows)]
+
+
+if __name__ == "__main__":
+    main()
+    sys.stdout.flush()

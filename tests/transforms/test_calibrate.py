@@ -1,0 +1,106 @@
+"""Static ranges: each method against its definition on data whose answer is known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxaccel as ja
+from jaxaccel import numerics
+
+
+def f(params, x):
+    return jax.nn.relu(x @ params["a"]["kernel"]) @ params["b"]["kernel"]
+
+
+PARAMS = {
+    "a": {"kernel": jax.random.normal(jax.random.key(0), (16, 32))},
+    "b": {"kernel": jax.random.normal(jax.random.key(1), (32, 8))},
+}
+BATCHES = [jax.random.normal(jax.random.key(k), (n, 16)) for k, n in enumerate((8, 8, 3))]
+
+
+def test_absmax_is_the_largest_magnitude_of_all_batches():
+    ranges = ja.calibrate(f, PARAMS, BATCHES).ranges
+    assert set(ranges) == {"a/kernel", "b/kernel"}
+    np.testing.assert_allclose(ranges["a/kernel"], max(float(jnp.abs(x).max()) for x in BATCHES), rtol=1e-6)
+    hidden = [float((x @ PARAMS["a"]["kernel"]).max()) for x in BATCHES]
+    np.testing.assert_allclose(ranges["b/kernel"], max(hidden), rtol=1e-6)
+
+
+def one(x, **options):
+    identity = {"kernel": jnp.eye(x.shape[-1])}
+    return float(ja.calibrate(lambda p, x: x @ p["kernel"], identity, [x], **options).ranges["kernel"])
+
+
+def test_percentile_is_that_of_numpy():
+    x = jax.random.normal(jax.random.key(0), (4000, 16))
+    for share in (99.0, 99.9):
+        want = np.percentile(np.abs(x), share)
+        assert abs(one(x, method="percentile", percentile=share) - want) < 2 * float(jnp.abs(x).max()) / 2048
+
+
+def test_mse_is_the_best_of_a_search():
+    x = jax.random.laplace(jax.random.key(0), (4000, 16))
+
+    def error(top):
+        scale = jnp.float32(top / 127)
+        return float(jnp.mean((numerics.to_integers(x, scale) * scale - x) ** 2))
+
+    largest = float(jnp.abs(x).max())
+    found = one(x, method="mse")
+    best = min(error(largest * share) for share in np.linspace(0.1, 1, 200))
+    assert found < largest and error(found) < 1.02 * best
+
+
+def test_entropy_clips_rare_outliers_and_is_not_led_by_zeros():
+    x = jax.random.normal(jax.random.key(0), (4000, 16))
+    with_outlier = x.at[0, 0].set(100.0)
+    assert 2.5 < one(with_outlier, method="entropy") < 25
+    assert one(jax.nn.relu(x), method="entropy") > 2.5
+
+
+def test_ranges_in_loops_and_branches_are_those_of_every_turn():
+    w = {"kernel": jnp.eye(4)}
+
+    def grows(p, x):
+        x = jax.lax.scan(lambda x, _: (2 * (x @ p["kernel"]), None), x, length=3)[0]
+        x = jax.lax.fori_loop(0, x.shape[0], lambda i, x: x @ p["kernel"], x)
+        x = jax.lax.while_loop(lambda x: x.max() < 100, lambda x: 3 * (x @ p["kernel"]), x)
+        return jax.lax.cond(x.sum() > 0, lambda x: x @ p["kernel"], lambda x: x, x)
+
+    ranges = ja.calibrate(grows, w, [jnp.ones((2, 4)), jnp.full((2, 4), 0.5)]).ranges
+    assert [float(v) for v in ranges.values()] == [4.0, 8.0, 72.0, 216.0]
+
+
+def test_one_batch_size_serves_another():
+    ranges = ja.calibrate(f, PARAMS, BATCHES)
+    g = jax.jit(ja.int8(f, calibration=ranges))
+    q = ja.quantize(PARAMS)
+    for n in (1, 5, 64):
+        x = BATCHES[0][:1].repeat(n, 0)
+        np.testing.assert_allclose(g(q, x)[:1], g(q, x[:1]), rtol=1e-5, atol=1e-4)
+
+
+def test_it_is_saved_and_read(tmp_path):
+    ranges = ja.calibrate(f, PARAMS, BATCHES)
+    ranges.save(tmp_path / "ranges.json")
+    again = ja.Calibration.load(tmp_path / "ranges.json")
+    assert {k: float(v) for k, v in again.ranges.items()} == {k: float(v) for k, v in ranges.ranges.items()}
+    (tmp_path / "ranges.json").write_text("[1")
+    with pytest.raises(ja.UserError, match="holds no calibration"):
+        ja.Calibration.load(tmp_path / "ranges.json")
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: ja.calibrate(f, PARAMS, []), "at least one batch"),
+        (lambda: ja.calibrate(f, PARAMS, BATCHES, method="max"), "absmax, percentile"),
+        (lambda: ja.calibrate(lambda p, x: x, PARAMS, BATCHES), "multiplies no parameter"),
+        (lambda: ja.calibrate(f, PARAMS, [jnp.full((2, 16), jnp.nan)]), "not finite"),
+    ],
+)
+def test_mistakes_get_one_line(call, says):
+    with pytest.raises(ja.UserError, match=says):
+        call()

@@ -1,0 +1,169 @@
+"""fold: the same function with less to do."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jaxaccel as ja
+from jaxaccel import models
+from jaxaccel.modules import as_model
+
+
+def served(make, shape):
+    """A model in inference, its variables with statistics that are not those of the start, and an input."""
+    facts = {"classes": 5, "channels": shape[-1], "image_size": shape[1]}
+    model = as_model(make, facts, (jax.ShapeDtypeStruct(shape, jnp.float32),))
+    params, state = model.init(jax.random.key(0))
+    leaves, treedef = jax.tree.flatten((params, state))
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    leaves = [
+        x + 0.3 * jax.random.uniform(k, x.shape) if x.dtype == jnp.float32 else x
+        for x, k in zip(leaves, keys, strict=True)
+    ]
+    params, state = jax.tree.unflatten(treedef, leaves)
+
+    def f(variables, x):
+        return model.apply(*variables, x, key=jax.random.key(0), train=False)[0]
+
+    return f, (params, state), jax.random.normal(jax.random.key(2), shape)
+
+
+def equations(f, *args):
+    def count(jaxpr):
+        inner = [
+            sub
+            for eqn in jaxpr.eqns
+            for v in eqn.params.values()
+            for sub in ([v] if hasattr(v, "jaxpr") else [])
+        ]
+        return [eqn.primitive.name for eqn in jaxpr.eqns] + [n for sub in inner for n in count(sub.jaxpr)]
+
+    return count(jax.make_jaxpr(f)(*args).jaxpr)
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [(models.resnet20, (2, 16, 16, 3)), (models.resnet18, (1, 32, 32, 3)), (models.ConvNet, (2, 28, 28, 1))],
+)
+def test_networks_compute_the_same_without_their_batch_norm(make, shape):
+    f, variables, x = served(make, shape)
+    g, folded = ja.fold(f, variables, x)
+    want = f(variables, x)
+    np.testing.assert_allclose(jax.jit(g)(folded, x), want, rtol=2e-4, atol=2e-4 * float(jnp.abs(want).max()))
+    assert "rsqrt" in equations(f, variables, x) and "rsqrt" not in equations(g, folded, x)
+    names = {
+        jax.tree_util.keystr(p, simple=True, separator="/")
+        for p, _ in jax.tree_util.tree_leaves_with_path(folded)
+    }
+    assert not any("mean" in name or "var" in name for name in names)
+    assert any(name.endswith("kernel") for name in names)
+
+
+def test_another_batch_size_needs_no_other_parameters():
+    f, variables, x = served(models.resnet20, (2, 16, 16, 3))
+    g, folded = ja.fold(f, variables, x)
+    more = jnp.concatenate([x, x, x])
+    np.testing.assert_allclose(g(folded, more), f(variables, more), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(g(folded, x[:1]), f(variables, x[:1]), rtol=1e-3, atol=1e-4)
+
+
+def test_weights_keep_their_paths_so_that_patterns_select_them():
+    f, variables, x = served(models.resnet20, (1, 16, 16, 3))
+    _, folded = ja.fold(f, variables, x)
+    q = ja.quantize(folded)
+    kinds = [type(leaf) for leaf in jax.tree.leaves(q, is_leaf=lambda leaf: isinstance(leaf, ja.QuantArray))]
+    assert kinds.count(ja.QuantArray) == 20  # every convolution and the head
+
+
+CHAINS = {
+    "bias": lambda y, p: y + p["b"],
+    "scale": lambda y, p: y * p["s"],
+    "divide": lambda y, p: y / p["s"],
+    "subtract": lambda y, p: p["b"] - y,
+    "negate": lambda y, p: -(y - p["b"]),
+    "numbers": lambda y, p: (2 * y + 1) / 4 - 3,
+    "batch norm": lambda y, p: (y - p["b"]) * jax.lax.rsqrt(p["s"] ** 2 + 1e-5) * p["s"] + p["b"],
+    "used twice": lambda y, p: y * p["s"] + y,
+    "varies over rows": lambda y, p: y * jnp.arange(1.0, y.shape[0] + 1).reshape(-1, *[1] * (y.ndim - 1)),
+    "depends on the input": lambda y, p: y * y.mean(),
+    "wraps": lambda y, p: jax.jit(lambda y: y * p["s"])(y) + p["b"],
+}
+PRODUCTS = {
+    "dense": ((4, 6), (6, 8), lambda x, w: x @ w),
+    "dense of more axes": ((2, 3, 6), (6, 8), lambda x, w: x @ w),
+    "convolution": ((2, 5, 5, 6), (3, 3, 6, 8), lambda x, w: _conv(x, w, 1)),
+    "grouped convolution": ((2, 5, 5, 6), (3, 3, 3, 8), lambda x, w: _conv(x, w, 2)),
+    "depthwise convolution": ((2, 5, 5, 8), (3, 3, 1, 8), lambda x, w: _conv(x, w, 8)),
+}
+
+
+def _conv(x, w, groups):
+    return jax.lax.conv_general_dilated(
+        x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
+    )
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_chains(product, chain):
+    x_shape, w_shape, multiply = PRODUCTS[product]
+    keys = jax.random.split(jax.random.key(0), 4)
+    params = {
+        "kernel": jax.random.normal(keys[0], w_shape),
+        "s": jax.random.uniform(keys[1], (8,), minval=0.5, maxval=2),
+        "b": jax.random.normal(keys[2], (8,)),
+    }
+
+    def f(p, x):
+        return CHAINS[chain](multiply(x, p["kernel"]), p)
+
+    x = jax.random.normal(keys[3], x_shape)
+    g, folded = ja.fold(f, params, x)
+    np.testing.assert_allclose(g(folded, x), f(params, x), rtol=1e-4, atol=1e-4)
+    left = equations(g, folded, x)
+    if chain in ("scale", "divide"):
+        assert not {"mul", "div"} & set(left)
+    if chain in ("bias", "subtract", "negate", "numbers", "batch norm", "wraps"):
+        assert len({"mul", "div", "sub", "neg"} & set(left)) == 0 and left.count("add") == 1
+
+
+def test_what_depends_on_parameters_alone_is_computed_once():
+    def f(p, x):
+        return x @ (jnp.linalg.inv(p["kernel"] @ p["kernel"].T + jnp.eye(4)) / jnp.linalg.norm(p["kernel"]))
+
+    params, x = {"kernel": jax.random.normal(jax.random.key(0), (4, 4))}, jnp.ones((2, 4))
+    g, folded = ja.fold(f, params, x)
+    assert equations(g, folded, x).count("dot_general") == 1 and len(equations(g, folded, x)) <= 2
+    np.testing.assert_allclose(g(folded, x), f(params, x), rtol=1e-5)
+
+
+def test_it_composes_with_other_transformations():
+    f, variables, x = served(models.resnet20, (2, 16, 16, 3))
+    g, folded = ja.fold(f, variables, x)
+    want = f(variables, x)
+    for h, p in ((ja.bfloat16(g), folded), (ja.int8(g), ja.quantize(folded))):
+        assert float(jnp.abs(jax.jit(h)(p, x) - want).max()) < 0.1 * float(jnp.abs(want).max())
+    h, again = ja.fold(g, folded, x)
+    np.testing.assert_allclose(h(again, x), want, rtol=1e-3, atol=1e-3)
+
+
+def test_modules_and_other_pytrees_are_parameters_too():
+    model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+    g, folded = ja.fold(lambda model, x: model(x) * 2, model, jnp.ones((2, 4)))
+    assert sorted(folded) == ["bias", "kernel"]
+    np.testing.assert_allclose(g(folded, jnp.ones((2, 4))), 2 * model(jnp.ones((2, 4))), rtol=1e-6)
+
+
+def test_mistakes_get_one_line():
+    params = {"kernel": jnp.ones((4, 4))}
+    with pytest.raises(ja.UserError, match="fold the float parameters first"):
+        ja.fold(lambda p, x: x @ p["kernel"], ja.quantize(params), jnp.ones((1, 4)))
+
+    def f(p, x):
+        return x @ p["kernel"] if x.shape[0] == 1 else x @ (p["kernel"] @ p["kernel"])[:, :2]
+
+    g, folded = ja.fold(f, params, jnp.ones((1, 4)))
+    with pytest.raises(ja.UserError, match="fold it with examples"):
+        g(folded, jnp.ones((2, 4)))
