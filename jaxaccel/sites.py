@@ -41,6 +41,9 @@ class Site:
     observe: Callable[[Any], None]
     """Sends a pytree of arrays out of the program, beside its results."""
 
+    replace: Callable[[int, Any], None]
+    """``replace(operand, value)``: what later equations read in place of that operand."""
+
     @property
     def weight(self) -> int | None:
         """Which operand is the parameter: the second one where both are."""

@@ -31,9 +31,73 @@ def test_train_step(tmp_path):
     assert "× NNX" in done.stdout
 
 
-@pytest.mark.parametrize("script", ["train_step.py", "allocator.py", "startup.py"])
+@pytest.mark.parametrize("script", ["train_step.py", "allocator.py", "startup.py", "precision.py"])
 def test_help_teaches(script):
     done = subprocess.run(
         [sys.executable, SCRIPTS / script, "--help"], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0 and f"python benchmarks/{script}" in done.stdout
+
+
+def test_precision(tmp_path):
+    done = subprocess.run(
+        [sys.executable, SCRIPTS / "precision.py", "--models", "mlp", "resnet20", "--batch", "2",
+         "--repeats", "1", "--seconds", "0.001", "--no-rivals", "--out", tmp_path],
+        capture_output=True, text=True, timeout=180,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (file,) = tmp_path.glob("precision-*.json")
+    record = json.loads(file.read_text())
+    assert {"date", "device_kind", "cpu", "versions", "load_average"} <= record["machine"].keys()
+    assert [(cell["model"], cell["batch_size"]) for cell in record["cells"]] == [("mlp", 2), ("resnet20", 2)]
+    for cell in record["cells"]:
+        rows = {row["name"]: row for row in cell["variants"]}
+        assert rows.keys() >= {
+            "float32",
+            "bfloat16",
+            "int8 dynamic",
+            "int8 static, folded",
+            "int8 weight-only",
+        }
+        assert cell["failed"] == {} and {row["group"] for row in rows.values()} == {"jaxaccel"}
+        reference = rows["float32"]
+        assert reference["relative_error"] == 0 and reference["explained_share"] is None
+        for row in rows.values():
+            assert 0 < row["min_ms"] <= row["median_ms"] <= row["max_ms"]
+            assert row["ratio"] == pytest.approx(row["median_ms"] / reference["median_ms"])
+        # Narrow arithmetic leaves a trace in the numbers; so do weights of one byte in their size.
+        assert rows["float32, folded"]["relative_error"] < 1e-5 < 1e-4 < rows["bfloat16"]["relative_error"]
+        assert rows["bfloat16"]["explained_share"] == pytest.approx(1)
+        assert rows["int8 weight-only"]["explained_share"] == 0
+        assert rows["int8 dynamic"]["weight_bytes"] < 0.3 * reference["weight_bytes"]
+    mlp, resnet = ({row["name"]: row for row in cell["variants"]} for cell in record["cells"])
+    assert mlp["int8 dynamic"]["explained_share"] == pytest.approx(1)
+    assert 0.5 < resnet["int8 dynamic"]["explained_share"] < 1, "narrow stages stay in float32"
+    assert "× float32" in done.stdout
+
+
+def test_precision_layers(tmp_path):
+    done = subprocess.run(
+        [sys.executable, SCRIPTS / "precision.py", "--layers", "--sites", "lstm gate", "depthwise 14", "1-D, 64",
+         "--batch", "2", "--repeats", "1", "--seconds", "0.001", "--out", tmp_path],
+        capture_output=True, text=True, timeout=180,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (file,) = tmp_path.glob("precision_layers-*.json")
+    assert file.with_suffix(".png").stat().st_size > 5000
+    sites = {entry["site"]: entry for entry in json.loads(file.read_text())["sites"]}
+    forms = {name: {row["name"] for row in entry["forms"]} for name, entry in sites.items()}
+    assert forms == {
+        "dot lstm gate": {"float32", "bfloat16", "int8"},
+        "conv mobilenet depthwise 14": {"float32", "bfloat16", "int8"},
+        "conv 1-D, 64 channels": {"float32", "bfloat16", "int8", "int8 as NHWC"},
+    }
+    for entry in sites.values():
+        rows = {row["name"]: row for row in entry["forms"]}
+        assert all(row["right"] for row in rows.values())
+        times = {name: row["median_ms"] for name, row in rows.items() if name != "bfloat16"}
+        assert times[entry["fastest"]] == min(times.values())
+        cost = times[entry["choice"]] / min(times.values())
+        assert entry["choice_over_fastest"] == pytest.approx(cost) and entry["slower"] == (cost > 1.1)
+    choices = [entry["choice"] for entry in sites.values()]
+    assert choices == ["int8", "float32", "int8 as NHWC"], "what lowerings.choose picks on the CPU"

@@ -93,8 +93,8 @@ def transform(f: Callable[..., Any], t: Transformation) -> Callable[..., Any]:
         outs, observed, _ = interpreter.evaluate(
             *parts(closed), [leaves[i] for i in traced], [names[i] for i in traced], Place()
         )
-        interpreter.finish()
         out = jax.tree.unflatten(out_tree[0], [interpreter.dense(x, Place()) for x in outs])
+        interpreter.finish()
         return (out, observed) if t.observation else out
 
     return transformed
@@ -121,6 +121,7 @@ class Interpreter:
         self.records: dict[tuple[Any, ...], Record] = {}
         self._names: dict[tuple[int, ...], str] = {}
         self._uses: dict[str, int] = {}
+        self._replaced: dict[int, Any] = {}
         self._concerned: dict[int, tuple[Any, bool]] = {}
 
     def evaluate(
@@ -149,6 +150,10 @@ class Interpreter:
             with eqn.ctx.manager:
                 outs, out_paths = self._equation(eqn, operands, operand_paths, place.inside(number), observed)
             env.update(zip(eqn.outvars, outs, strict=True))
+            for operand, value in self._replaced.items():
+                if not isinstance(eqn.invars[operand], jcore.Literal):
+                    env[eqn.invars[operand]] = value
+            self._replaced = {}
             known.update(zip(eqn.outvars, out_paths, strict=True))
         return (
             [read(atom) for atom in jaxpr.outvars],
@@ -213,29 +218,33 @@ class Interpreter:
     ) -> Any:
         primitive, params, narrowed = meaning(eqn)
         original = eqn.primitive if narrowed is None else eqn.params["product"]
+        # What a narrowed product takes besides its two operands is its own affair: a random key.
+        own = [] if narrowed is None else operands[2:]
+        used = len(operands) - len(own)
 
         def bind(*values: Any, **changed: Any) -> Any:
             if narrowed is not None and not changed:
-                return eqn.primitive.bind(*values, **eqn.params)
+                return eqn.primitive.bind(*values, *own, **eqn.params)
             return original.bind(*values, **{**params, **changed})
 
         site = Site(
             name=name,
             primitive=primitive,
             params=params,
-            inputs=tuple(atom.aval for atom in eqn.invars),
+            inputs=tuple(atom.aval for atom in eqn.invars[:used]),
             output=eqn.outvars[0].aval,
-            paths=tuple(paths),
+            paths=tuple(paths[:used]),
             trips=place.trips,
             bind=bind,
             product=lambda compute, *values: bilinear(original, params, compute, *values),
             narrowed=narrowed,
             record=lambda lowering, dtype, reason="": self._site(site, place, lowering, dtype, reason),
             observe=lambda value: observed.__setitem__(name, value),
+            replace=self._replaced.__setitem__,
         )
         # The name reaches the metadata of the HLO, where `explain` finds it again.
         with jax.named_scope(f"{self.t.name}:{name}"):
-            out = rule(site, *operands)
+            out = rule(site, *operands[:used])
             if out is NotImplemented or is_compressed(out):
                 return out
             return out.astype(site.output.dtype) if out.dtype != site.output.dtype else out

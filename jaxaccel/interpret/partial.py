@@ -1,6 +1,7 @@
 """A program in two: what depends on the parameters alone, and the rest."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,22 +30,35 @@ def split(closed: Any, paths: Sequence[str]) -> Split:
     """Splits a closed jaxpr, whose first inputs are the parameters with these `paths`.
 
     An equation belongs to the first half when all that it needs does and it has no effects. Loops are not taken apart.
+    What only repeats parameters (a bias broadcast over the batch) is done again in the second half: it costs less than
+    reading it, and the parameters stay those of any batch size. Constants belong to both.
     """
     jaxpr, consts = parts(closed)
     jaxpr, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)
     n = len(paths)
     origin: dict[Any, str] = dict(zip(jaxpr.invars[:n], paths, strict=True))
-    origin |= {var: f"constant/{k}" for k, var in enumerate(jaxpr.constvars)}
+    grown: set[Any] = set()
+    free: set[Any] = set(jaxpr.constvars)
     first, second = [], []
     for eqn in jaxpr.eqns:
         inputs = [x for x in eqn.invars if not isinstance(x, jcore.Literal)]
-        if eqn.effects or not all(x in origin for x in inputs):
+        if not eqn.effects and all(x in free for x in inputs):
+            free.update(eqn.outvars)
+            first.append(eqn)
             second.append(eqn)
-            continue
-        first.append(eqn)
-        origin |= {out: _descent(eqn, inputs, origin) for out in eqn.outvars}
-    wanted = [x for eqn in second for x in eqn.invars] + list(jaxpr.outvars)
-    residuals = list(dict.fromkeys(x for x in wanted if not isinstance(x, jcore.Literal) and x in origin))
+        elif not eqn.effects and all(x in origin or x in free for x in inputs):
+            origin |= {out: _descent(eqn, inputs, origin) for out in eqn.outvars}
+            first.append(eqn)
+            sources = [x for x in inputs if x in origin]
+            largest = max(_size(x) for x in sources)
+            if grown.issuperset(sources) or any(_size(out) > largest for out in eqn.outvars):
+                grown.update(eqn.outvars)
+                second.append(eqn)
+        else:
+            second.append(eqn)
+    second, wanted = _needed(second, jaxpr.outvars)
+    # In the order in which they are made, which does not depend on the batch size; that of their use may.
+    residuals = [x for x in origin if x in wanted and x not in grown]
 
     def known(params: Sequence[Any]) -> list[Any]:
         env = dict(zip(jaxpr.constvars, consts, strict=True)) | dict(
@@ -54,7 +68,8 @@ def split(closed: Any, paths: Sequence[str]) -> Split:
         return [env[var] for var in residuals]
 
     def rest(values: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
-        env = dict(zip(residuals, values, strict=True)) | dict(zip(jaxpr.invars[n:], inputs, strict=True))
+        env = dict(zip(jaxpr.constvars, consts, strict=True)) | dict(zip(residuals, values, strict=True))
+        env |= dict(zip(jaxpr.invars[n:], inputs, strict=True))
         _run(second, env)
         return [_read(env, x) for x in jaxpr.outvars]
 
@@ -62,13 +77,29 @@ def split(closed: Any, paths: Sequence[str]) -> Split:
     return Split(known, rest, _unique([origin[var] for var in residuals]), shapes)
 
 
+def _needed(eqns: Sequence[Any], outs: Sequence[Any]) -> tuple[list[Any], set[Any]]:
+    """Those of `eqns` that `outs` need, and all that is read."""
+    wanted = {x for x in outs if not isinstance(x, jcore.Literal)}
+    kept = []
+    for eqn in reversed(eqns):
+        if eqn.effects or wanted.intersection(eqn.outvars):
+            kept.append(eqn)
+            wanted.update(x for x in eqn.invars if not isinstance(x, jcore.Literal))
+    kept.reverse()
+    return kept, wanted
+
+
 def _descent(eqn: Any, inputs: Sequence[Any], origin: dict[Any, str]) -> str:
     """The parameter that a result is named after: the one of its shape, else the largest of those it came from."""
+    inputs = [x for x in inputs if x in origin]
     if eqn.primitive.name in LAYOUT:
-        return origin[inputs[0]] if inputs else "constant"
+        return origin[inputs[0]]
     shape = eqn.outvars[0].aval.shape
-    ranked = sorted(inputs, key=lambda x: (x.aval.shape == shape, x.aval.size, "constant" not in origin[x]))
-    return origin[ranked[-1]] if ranked else "constant"
+    return origin[max(reversed(inputs), key=lambda x: (x.aval.shape == shape, _size(x)))]
+
+
+def _size(x: Any) -> int:
+    return math.prod(x.aval.shape)
 
 
 def _unique(names: Sequence[str]) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,7 +89,7 @@ def calibrate(
     calls = [batch if isinstance(batch, tuple) else (batch,) for batch in batches]
     if not calls:
         raise UserError("calibrate needs at least one batch")
-    observe = jax.jit(lambda p, *x: _observing(f, _largest, argnums)(p, *x)[1])
+    observe = _compiled(_observing(f, _largest, argnums))
     seen = [observe(params, *call) for call in calls]
     largest = {name: max(float(s[name]) for s in seen) for name in seen[0]}
     if not largest:
@@ -101,7 +102,7 @@ def calibrate(
     if method == "absmax":
         return Calibration({name: np.float32(value) for name, value in largest.items()})
     tops = {name: max(value, numerics.TINY) for name, value in largest.items()}
-    histogram = jax.jit(lambda p, *x: _observing(f, _counts(tops), argnums)(p, *x)[1])
+    histogram = _compiled(_observing(f, _counts(tops), argnums))
     counts: dict[str, np.ndarray] = {name: np.zeros(BINS) for name in tops}
     for call in calls:
         for name, more in histogram(params, *call).items():
@@ -126,6 +127,25 @@ def _observing(
     return transform(
         f, Transformation("calibrate", rules, argnums, arrays=True, primal_only=True, observation=joined)
     )
+
+
+def _compiled(observing: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
+    """What `observing` observes, compiled; leaves that are no arrays (functions of a module, say) are constants."""
+
+    @partial(jax.jit, static_argnums=1)
+    def observed(arrays: list[Any], rest: tuple[Any, tuple[Any, ...]]) -> Any:
+        tree, others = rest
+        leaves = [b if a is None else a for a, b in zip(arrays, others, strict=True)]
+        return observing(*jax.tree.unflatten(tree, leaves))[1]
+
+    def call(*args: Any) -> dict[str, Any]:
+        leaves, tree = jax.tree.flatten(args)
+        is_array = [isinstance(x, (jax.Array, np.ndarray, np.generic)) for x in leaves]
+        arrays = [x if a else None for x, a in zip(leaves, is_array, strict=True)]
+        others = tuple(None if a else x for x, a in zip(leaves, is_array, strict=True))
+        return observed(arrays, (tree, others))
+
+    return call
 
 
 def _reduced(x: jax.Array) -> jax.Array:

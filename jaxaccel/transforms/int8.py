@@ -100,6 +100,9 @@ class _Rule:
             rank = [1] * x.ndim
             x, w = _fold_scale(site, side, w, x, rank)
         xq = integer.quantised(x, site.primitive, site.params, 1 - side, self._scale(site))
+        if self.calibration is not None:
+            # A residual path then reads the same integers, so no float copy of the activations is written.
+            site.replace(1 - side, xq.materialise())
         if form == "blocks":
             out = integer.blocked(site.params, site.bind, side, w, xq)
             if out is None:

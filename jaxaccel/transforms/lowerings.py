@@ -1,10 +1,11 @@
-"""The forms in which an int8 convolution can be handed to XLA, and which of them a backend runs fast.
+"""The forms in which a product can be handed to XLA, and which of them a backend runs fast.
 
 All forms give the same integers. The choices for the CPU are those measured by `benchmarks/precision.py --layers`
 (XLA:CPU has fused int8 kernels for ungrouped 2-D convolutions in NHWC with 32 channels or more; beside them int8 is
 up to 27 times slower than float32). A form named ``float32`` means: leave the convolution as it was.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -49,12 +50,14 @@ def _fastest(params: Mapping[str, Any], lhs: Any, rhs: Any, backend: str) -> tup
         return "float32", f"{features} input channels are too few for int8 on the CPU"
     if _pointwise(params, rhs):
         return "int8 as a matrix product", ""
+    if lhs.ndim == 4 and (numbers.lhs_spec != (0, 3, 1, 2) or numbers.out_spec != (0, 3, 1, 2)):
+        return "float32", "int8 convolutions with channels first are slow on the CPU"
     outputs = rhs.shape[numbers.rhs_spec[0]]
     if outputs < LANES:
         if _up(features) * LANES > MOST * features * outputs:
             return "float32", f"{features} x {outputs} channels are too few for int8 on the CPU"
         return f"int8, channels padded to {LANES}", ""
-    if lhs.ndim == 3 or numbers.lhs_spec != (0, 3, 1, 2) or numbers.out_spec != (0, 3, 1, 2):
+    if lhs.ndim == 3:
         return "int8 as NHWC", ""
     return "int8", ""
 
@@ -70,6 +73,46 @@ def convolve(form: str, params: Mapping[str, Any], bind: Bind) -> Bind:
     if form == "int8 as a matrix product":
         return lambda lhs, rhs, **_: _as_dot(params, lhs, rhs)
     return lambda lhs, rhs, **_: _as_nhwc(params, lhs, rhs, pad="padded" in form)
+
+
+def two_rows(params: Mapping[str, Any], bind: Bind, lhs: Any) -> Bind | None:
+    """For int8 matrix products of a single row: the row and one of zeros. None for other products.
+
+    XLA:CPU widens the integers of a matrix-vector product: at 4096 x 4096 it took 30 ms, with two rows 6 (float32: 2).
+    """
+    (contracting, _), (batch, _) = params["dimension_numbers"]
+    free = [axis for axis in range(lhs.ndim) if axis not in (*contracting, *batch)]
+    if not free or batch or any(lhs.shape[axis] != 1 for axis in free):
+        return None
+
+    def padded(lhs: jax.Array, rhs: jax.Array, **changed: Any) -> jax.Array:
+        lhs = jnp.pad(lhs, [(0, int(axis == free[0])) for axis in range(lhs.ndim)])
+        return bind(lhs, rhs, **changed)[:1]
+
+    return padded
+
+
+def narrow_product(primitive: Any, params: Mapping[str, Any], lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+    """A 16-bit matrix product as XLA:CPU runs it: (batch, rows, sum) x (batch, sum, columns), nothing fused into it.
+
+    In other forms, and with a transposition behind it, XLA:CPU compiles bfloat16 products that it then cannot run
+    ("Unsupported element type for DotThunk"). Products with a vector are fast in float32 alone.
+    """
+    (sums, batch), ranks = params["dimension_numbers"], (lhs.ndim, rhs.ndim)
+    free = [[a for a in range(ranks[k]) if a not in (*sums[k], *batch[k])] for k in (0, 1)]
+    shape = [*(lhs.shape[a] for a in (*batch[0], *free[0])), *(rhs.shape[a] for a in free[1])]
+    count = math.prod(lhs.shape[a] for a in batch[0])
+    rows, columns = math.prod(lhs.shape[a] for a in free[0]), math.prod(rhs.shape[a] for a in free[1])
+    if min(rows, columns) == 1:
+        return primitive.bind(lhs.astype(jnp.float32), rhs.astype(jnp.float32), **params)
+    many = [count] if batch[0] else []
+    size = math.prod(lhs.shape[a] for a in sums[0])
+    lhs = jnp.transpose(lhs, (*batch[0], *free[0], *sums[0])).reshape(*many, rows, size)
+    rhs = jnp.transpose(rhs, (*batch[1], *sums[1], *free[1])).reshape(*many, size, columns)
+    first = tuple(range(len(many)))
+    numbers = (((lhs.ndim - 1,), (rhs.ndim - 2,)), (first, first))
+    out = primitive.bind(lhs, rhs, **{**params, "dimension_numbers": numbers})
+    return jax.lax.optimization_barrier(out).reshape(shape)
 
 
 def _pointwise(params: Mapping[str, Any], rhs: Any) -> bool:

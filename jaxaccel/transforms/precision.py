@@ -8,7 +8,6 @@ backward pass are narrow as well, whether `jax.grad` is applied to the result or
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -18,6 +17,7 @@ from jaxaccel import numerics
 from jaxaccel.errors import UserError
 from jaxaccel.interpret import Transformation, transform
 from jaxaccel.sites import BILINEAR, Site, on
+from jaxaccel.transforms import lowerings
 from jaxaccel.trees import Where, selects
 
 
@@ -44,8 +44,7 @@ def bfloat16(
     Raises:
       UserError: when called, if `keep` matches no parameter.
     """
-    narrow = partial(_Narrow, "bfloat16", on(backend))
-    return _narrowed(f, "bfloat16", narrow(), keep, argnums, strict)
+    return _narrowed(f, "bfloat16", _Narrow("bfloat16", on(backend)), keep, argnums, strict, backend)
 
 
 def float16(
@@ -60,7 +59,7 @@ def float16(
 
     Values above 65,504 overflow and gradients below 6e-8 vanish: train with `LossScale`. Arguments as of `bfloat16`.
     """
-    return _narrowed(f, "float16", _Narrow("float16", on(backend)), keep, argnums, strict)
+    return _narrowed(f, "float16", _Narrow("float16", on(backend)), keep, argnums, strict, backend)
 
 
 def float8(
@@ -98,13 +97,16 @@ def _narrowed(
     keep: Where,
     argnums: int | Sequence[int],
     strict: bool,
+    backend: str | None = None,
 ) -> Callable[..., Any]:
     def rule(site: Site, lhs: Any, rhs: Any) -> Any:
         reason = _left_alone(site, keep) or compute.refuses(site)
         if reason:
             site.record("-", site.narrowed or str(site.inputs[0].dtype), reason)
             return NotImplemented
-        site.record(f"{compute.name} x {compute.name} -> float32", compute.name)
+        widened = site.primitive == "conv_general_dilated" and on(backend) == "cpu"
+        reason = "XLA:CPU computes it in float32, so nothing is gained" if widened else ""
+        site.record(f"{compute.name} x {compute.name} -> float32", compute.name, reason)
         return site.product(compute, lhs, rhs)
 
     rules = dict.fromkeys(BILINEAR, rule)
@@ -149,11 +151,15 @@ class _Narrow:
         self, primitive: Any, params: Mapping[str, Any], lhs: jax.Array, rhs: jax.Array
     ) -> jax.Array:
         dtype = params["preferred_element_type"] or jnp.result_type(lhs, rhs)
-        # cuDNN has no convolution of 16-bit operands with a float32 result; it sums in float32 and rounds once.
-        narrow_result = self.backend == "gpu" and primitive.name == "conv_general_dilated"
-        preferred = jnp.dtype(self.name if narrow_result else "float32")
-        operands = (lhs.astype(self.name), rhs.astype(self.name))
-        return primitive.bind(*operands, **{**params, "preferred_element_type": preferred}).astype(dtype)
+        lhs, rhs = lhs.astype(self.name), rhs.astype(self.name)
+        # Accelerators sum a convolution in float32 and round once, so a narrow result halves what is written (and cuDNN
+        # has no other).
+        convolution = primitive.name == "conv_general_dilated"
+        preferred = self.name if convolution and self.backend != "cpu" else "float32"
+        params = {**params, "preferred_element_type": jnp.dtype(preferred)}
+        if self.backend == "cpu" and not convolution and params.get("out_sharding") is None:
+            return lowerings.narrow_product(primitive, params, lhs, rhs).astype(dtype)
+        return primitive.bind(lhs, rhs, **params).astype(dtype)
 
     def transposed(self, cotangent: int) -> "_Narrow":
         return self

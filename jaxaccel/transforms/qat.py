@@ -76,6 +76,8 @@ def fake_int8(
             site.observe(jnp.max(jnp.abs(x), initial=0).astype(jnp.float32))
         if not reason:
             operands[1 - weight] = numerics.fake(x, _scale(site, x, 1 - weight, calibration))
+            if calibration is not None:
+                site.replace(1 - weight, operands[1 - weight])  # as int8 does
         site.record("float32 of integers", f"int{bits}", reason)
         return site.bind(*operands)
 

@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 from jax import lax
 
+import jaxaccel as ja
 from jaxaccel import hlo, models
 from jaxaccel.errors import UserError
 from jaxaccel.roofline import compile_for, roofline
@@ -32,22 +33,24 @@ def struct(shape, dtype):
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def cast(tree, dtype):
-    """The floating-point arrays of `tree`, as `dtype`."""
-    return jax.tree.map(
-        lambda x: struct(x.shape, dtype if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype), tree
-    )
+def variants(f, params, image):
+    """Functions of (params, images) in less and less exact types, with shapes of arguments.
 
-
-def variants(f, params, x):
-    """Functions that compute `f(params, x)` in less and less exact types, with shapes of arguments.
-
-    The transformations of the package are to stand here; these are by hand.
+    int8 is static, folded, with the products of two activations in bfloat16.
     """
+    images = struct((BATCH, *image.shape[1:]), jnp.float32)
+    g, folded = ja.fold(f, params, image)
+    ranges = ja.calibrate(g, folded, [image])
+    static = ja.bfloat16(ja.int8(g, calibration=ranges, backend="tpu"), backend="tpu")
     return {
-        "float32": (f, params, x),
-        "bfloat16": (f, cast(params, jnp.bfloat16), cast(x, jnp.bfloat16)),
+        "float32": (f, shapes(params), images),
+        "bfloat16": (ja.bfloat16(f, backend="tpu"), shapes(params), images),
+        "int8": (static, shapes(ja.quantize(folded)), images),
     }
+
+
+def shapes(tree):
+    return jax.tree.map(lambda x: struct(x.shape, x.dtype), tree)
 
 
 def small_net(dtype, sums):
@@ -72,10 +75,11 @@ def small_net(dtype, sums):
 
 
 def net(make):
-    model = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
+    model = make(rngs=nnx.Rngs(0))
     model.eval()
     graph, params = nnx.split(model)
-    return lambda params, x: nnx.merge(graph, params)(x), params, struct((BATCH, 224, 224, 3), jnp.float32)
+    image = jax.random.normal(jax.random.key(0), (1, 224, 224, 3))
+    return lambda params, x: nnx.merge(graph, params)(x), params, image
 
 
 def share(line, dtype):
@@ -116,7 +120,8 @@ def test_no_variant_of_a_net_is_slower_than_the_one_before(make, capsys):
                 f"\n{make.__name__} {name}: {seconds:.0f} s to compile, {line}, {line.seconds * 1e3:.2f} ms"
             )
         if name in PRODUCTS:
-            assert share(line, PRODUCTS[name]) > 0.95
+            # Attention multiplies activations: 8 % of a ViT, in bfloat16 also beside int8.
+            assert share(line, PRODUCTS[name]) > 0.9
     for before, after in itertools.pairwise(lines):
         assert lines[after].bytes_accessed < lines[before].bytes_accessed
         # Float32 at the default precision already takes one pass of bfloat16, so bfloat16 only saves traffic.

@@ -1,0 +1,98 @@
+"""The networks whose inference is measured, with weights as training leaves them: nowhere all zeros or ones."""
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax_steps import MLP
+
+from jaxaccel import models
+from jaxaccel.modules import as_model
+from jaxaccel.trees import path_text
+
+
+class LSTM(nnx.Module):
+    """A long short-term memory over a sequence; its last output is classified."""
+
+    def __init__(self, *, features: int, classes: int, rngs: nnx.Rngs) -> None:
+        self.rnn = nnx.RNN(nnx.LSTMCell(features, features, rngs=rngs), rngs=rngs)
+        self.head = nnx.Linear(features, classes, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, T, features) -> (B, classes)."""
+        outputs: Any = self.rnn(x)
+        return self.head(outputs[:, -1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """How to make a network, and what it is fed."""
+
+    name: str
+    make: Callable[..., nnx.Module]
+    """Takes `rngs`."""
+    shape: tuple[int, ...]
+    """Of one example."""
+
+    def examples(self, batch_size: int, seed: int = 1) -> jax.Array:
+        """Random inputs of variance 1."""
+        return jax.random.normal(jax.random.key(seed), (batch_size, *self.shape))
+
+
+NETWORKS: Mapping[str, Network] = {
+    network.name: network
+    for network in (
+        Network("resnet20", partial(models.resnet20, classes=10), (32, 32, 3)),
+        Network("resnet50", models.resnet50, (224, 224, 3)),
+        Network("vit_s16", models.vit_s16, (224, 224, 3)),
+        Network("mlp", partial(MLP, hidden=1024, image_size=28, channels=1, classes=10), (28, 28, 1)),
+        Network("lstm", partial(LSTM, features=256, classes=10), (64, 256)),
+    )
+}
+
+
+def function(network: Network) -> tuple[Callable[[Any, jax.Array], jax.Array], dict[str, Any]]:
+    """(f, variables): ``f(variables, x)`` are the network's outputs in inference."""
+    shape = jax.ShapeDtypeStruct((1, *network.shape), jnp.float32)
+    model = as_model(network.make, {}, (shape,))
+
+    def f(variables: Any, x: jax.Array) -> jax.Array:
+        return model.apply(variables["params"], variables["state"], x, key=jax.random.key(0), train=False)[0]
+
+    params, state = jax.jit(model.init)(jax.random.key(0))
+    return f, trained({"params": params, "state": state})
+
+
+def module(network: Network, variables: Mapping[str, Any]) -> nnx.Module:
+    """The same network as a Flax module, in inference."""
+    made = network.make(rngs=nnx.Rngs(0))
+    _, params, _, state = nnx.split(made, nnx.Param, nnx.RngState, ...)
+    for part, values in ((params, variables["params"]), (state, variables["state"])):
+        nnx.replace_by_pure_dict(part, values)
+        nnx.update(made, part)
+    made.eval()
+    return made
+
+
+def trained(variables: dict[str, Any]) -> dict[str, Any]:
+    """`variables` with every constant leaf drawn at random.
+
+    Heads and the last BatchNorm of a residual block start at 0: quantised or not, an untrained network answers 0.
+    """
+
+    def one(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
+        values, text = np.asarray(x), path_text(path)
+        if x.size > 1 and (values != values.flat[0]).any():
+            return x
+        rng = np.random.default_rng(zlib.crc32(text.encode()))
+        positive = {"scale", "var"} & set(text.split("/"))
+        drawn = rng.uniform(0.5, 1.5, x.shape) if positive else rng.normal(0, 0.1, x.shape)
+        return jnp.asarray(drawn, x.dtype)
+
+    return jax.tree_util.tree_map_with_path(one, variables)
