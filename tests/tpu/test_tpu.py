@@ -1,10 +1,9 @@
-"""What the TPU's own compiler makes of float32, bfloat16 and int8 variants of a function. No TPU is needed.
+"""What the TPU's own compiler makes of bfloat16 and int8 variants of a function. No TPU is needed.
 
 libtpu is (`pip install 'jaxaccel[tpu]'`), which slows `import jax`, so it has an environment of its own: `.ci/tpu`.
 """
 
 import importlib.util
-import itertools
 import time
 
 import jax
@@ -34,7 +33,7 @@ def struct(shape, dtype):
 
 
 def variants(f, params, image):
-    """Functions of (params, images) in less and less exact types, with shapes of arguments.
+    """Functions of (params, images) in bfloat16 and in int8, with shapes of arguments.
 
     int8 is static, folded, with the products of two activations in bfloat16.
     """
@@ -43,7 +42,6 @@ def variants(f, params, image):
     ranges = ja.calibrate(g, folded, [image])
     static = ja.bfloat16(ja.int8(g, calibration=ranges, backend="tpu"), backend="tpu")
     return {
-        "float32": (f, shapes(params), images),
         "bfloat16": (ja.bfloat16(f, backend="tpu"), shapes(params), images),
         "int8": (static, shapes(ja.quantize(folded)), images),
     }
@@ -108,7 +106,7 @@ def test_int8_is_multiplied_as_int8():
 
 
 @pytest.mark.parametrize("make", [models.resnet50, models.vit_s16], ids=["resnet50", "vit_s16"])
-def test_no_variant_of_a_net_is_slower_than_the_one_before(make, capsys):
+def test_a_net_in_int8_moves_less_and_is_faster_than_in_bfloat16(make, capsys):
     lines = {}
     for name, (f, params, x) in variants(*net(make)).items():
         start = time.perf_counter()
@@ -119,15 +117,12 @@ def test_no_variant_of_a_net_is_slower_than_the_one_before(make, capsys):
             print(
                 f"\n{make.__name__} {name}: {seconds:.0f} s to compile, {line}, {line.seconds * 1e3:.2f} ms"
             )
-        if name in PRODUCTS:
-            # Attention multiplies activations: 8 % of a ViT, in bfloat16 also beside int8.
-            assert share(line, PRODUCTS[name]) > 0.9
-    for before, after in itertools.pairwise(lines):
-        assert lines[after].bytes_accessed < lines[before].bytes_accessed
-        # Float32 at the default precision already takes one pass of bfloat16, so bfloat16 only saves traffic.
-        assert lines[after].seconds <= lines[before].seconds
-    if "int8" in lines:
-        assert lines["int8"].seconds < lines["bfloat16"].seconds
+        # Attention multiplies activations: 8 % of a ViT, in bfloat16 also beside int8.
+        assert share(line, PRODUCTS[name]) > 0.9
+    int8, bfloat16 = lines["int8"], lines["bfloat16"]
+    assert int8.bytes_accessed < bfloat16.bytes_accessed
+    assert int8.reported_bytes < bfloat16.reported_bytes
+    assert int8.seconds < bfloat16.seconds
 
 
 def test_one_chip_has_the_share_of_one_chip():
