@@ -53,7 +53,7 @@ def _entry(*names: str) -> Callable[[Callable[..., Outs]], Callable[..., Outs]]:
     return add
 
 
-@_entry("jit", "pjit", "closed_call", "core_call")
+@_entry("jit", "pjit", "closed_call", "core_call", "eval_jaxpr")
 def _jit(i: Interpreter, eqn: Any, values: Values, paths: Paths, place: Place, observed: dict) -> Outs:
     p = eqn.params
     body = Body(i, p["jaxpr"] if "jaxpr" in p else p["call_jaxpr"], paths, place)
@@ -260,7 +260,8 @@ def _rewritten(
     i: Interpreter, jaxpr: Any, consts: Sequence[Any], place: Place, paths: Sequence[str | None] = ()
 ) -> Any:
     """The interpreted program as a closed jaxpr with the inputs and results of `jaxpr`."""
-    inner, own = parts(jaxpr)
+    # From 0.11 on, JAX hands the constants of a derivative's program over apart from it: as its first inputs.
+    inner, own = parts(jaxpr.with_consts(consts) if consts and hasattr(jaxpr, "with_consts") else jaxpr)
     known = paths or [None] * len(inner.invars)
     shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in inner.invars]
     return jax.make_jaxpr(lambda *values: i.evaluate(inner, consts or own, values, known, place)[0])(*shapes)

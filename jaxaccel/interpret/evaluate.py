@@ -311,6 +311,8 @@ def sub_jaxprs(params: Mapping[str, Any]) -> list[Any]:
         for item in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(item, (jcore.Jaxpr, jcore.ClosedJaxpr)):
                 found.append(item)
+            elif isinstance(getattr(item, "params", None), Mapping):  # a primitive made of others (0.11)
+                found += sub_jaxprs(item.params)
     return found
 
 
