@@ -40,6 +40,8 @@ class Options:
     steps: int = 400
     batch: int = 128
     learning_rate: float = 0.002
+    control: bool = True
+    """Also fine-tune as long in float32 and quantise that."""
     seed: int = 0
     out: Path | None = None
     """Also write the rows here, as JSON."""
@@ -97,14 +99,15 @@ def main() -> None:
     def qat(f: Callable) -> Callable:
         return ja.fake_int8(f, bits=options.bits, lowering="int8")
 
-    control = fine_tuned(options, model, variables, train, lambda f: f, "float32 fine-tuning")
     trained = fine_tuned(options, model, variables, train, qat, "quantisation-aware training")
     rows = {
         "float32": accuracy(inference(model), variables, *test),
         f"int{options.bits} weights, PTQ": tested(options, model, variables, test),
-        f"float32 fine-tuning, then int{options.bits} PTQ": tested(options, model, control, test),
         f"int{options.bits} weights, QAT": tested(options, model, trained, test),
     }
+    if options.control:
+        control = fine_tuned(options, model, variables, train, lambda f: f, "float32 fine-tuning")
+        rows[f"float32 fine-tuning, then int{options.bits} PTQ"] = tested(options, model, control, test)
     first, ptq, *_ = rows.values()
     table = Table(title=f"ResNet-20, CIFAR-10 test, {options.steps} steps of {options.batch}")
     table.add_column("network")

@@ -64,7 +64,11 @@ def fake(x: jax.Array, scale: jax.Array, bits: int = 8) -> jax.Array:
     the scale is the one of LSQ (Esser et al. 2020, arXiv:1902.08153, equation 3), without its normalising factor.
     """
     top = qmax(bits)
-    return (round_straight_through(jnp.clip(x * (1 / scale), -top, top)) * scale).astype(x.dtype)
+    # Rounded before it is clipped: at a scale of its own values the largest one lies on the bound, where a clip halves
+    # the gradient.
+    q = round_straight_through(x * (1 / scale))
+    q = jnp.where(jnp.abs(q) <= top, q, jnp.sign(q) * top)
+    return (q * scale).astype(x.dtype)
 
 
 def round_stochastic(key: jax.Array, x: jax.Array) -> jax.Array:
