@@ -106,7 +106,7 @@ def qwix(network: Network, variables: Mapping[str, Any]) -> Iterator[Variant | t
 
     Qwix rules match modules by path: one rule for all of them is what its documentation starts with.
     """
-    from qwix import QuantizationRule
+    from qwix import QuantizationRule  # pyright: ignore[reportMissingImports]
 
     for name, rule in (
         ("Qwix W8A8", QuantizationRule(weight_qtype="int8", act_qtype="int8")),
@@ -125,7 +125,7 @@ def _merged(graph: Any, state: Any, x: jax.Array) -> jax.Array:
 
 
 def _quantised_by_qwix(network: Network, variables: Mapping[str, Any], rule: Any) -> nnx.Module:
-    from qwix import PtqProvider, quantize_model
+    from qwix import PtqProvider, quantize_model  # pyright: ignore[reportMissingImports]
 
     model: Any = module(network, variables)
     x = network.examples(1, seed=2)
