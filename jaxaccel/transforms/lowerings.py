@@ -75,23 +75,6 @@ def convolve(form: str, params: Mapping[str, Any], bind: Bind) -> Bind:
     return lambda lhs, rhs, **_: _as_nhwc(params, lhs, rhs, pad="padded" in form)
 
 
-def two_rows(params: Mapping[str, Any], bind: Bind, lhs: Any) -> Bind | None:
-    """For int8 matrix products of a single row: the row and one of zeros. None for other products.
-
-    XLA:CPU widens the integers of a matrix-vector product: at 4096 x 4096 it took 30 ms, with two rows 6 (float32: 2).
-    """
-    (contracting, _), (batch, _) = params["dimension_numbers"]
-    free = [axis for axis in range(lhs.ndim) if axis not in (*contracting, *batch)]
-    if not free or batch or any(lhs.shape[axis] != 1 for axis in free):
-        return None
-
-    def padded(lhs: jax.Array, rhs: jax.Array, **changed: Any) -> jax.Array:
-        lhs = jnp.pad(lhs, [(0, int(axis == free[0])) for axis in range(lhs.ndim)])
-        return bind(lhs, rhs, **changed)[:1]
-
-    return padded
-
-
 def narrow_product(primitive: Any, params: Mapping[str, Any], lhs: jax.Array, rhs: jax.Array) -> jax.Array:
     """A 16-bit matrix product as XLA:CPU runs it: (batch, rows, sum) x (batch, sum, columns), nothing fused into it.
 
