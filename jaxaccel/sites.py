@@ -33,14 +33,14 @@ class Site:
     bind: Callable[..., Any]
     """Computes the primitive: ``bind(*operands, **changed_params)``."""
     product: Callable[..., Any]
-    """``product(compute, lhs, rhs, *extra)``: the product as `compute` does it, with the primitive's derivatives."""
+    """``product(compute, lhs, rhs, *extra, **changed_params)``, as `compute` does it, with the derivatives of the
+    primitive."""
     narrowed: str | None
     """What an inner transformation already made of it, or None."""
     record: Callable[..., None]
     """``record(lowering, dtype, reason="")``: what was done."""
     observe: Callable[[Any], None]
     """Sends a pytree of arrays out of the program, beside its results."""
-
     replace: Callable[[int, Any], None]
     """``replace(operand, value)``: what later equations read in place of that operand."""
 

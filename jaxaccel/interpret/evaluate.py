@@ -236,7 +236,9 @@ class Interpreter:
             paths=tuple(paths[:used]),
             trips=place.trips,
             bind=bind,
-            product=lambda compute, *values: bilinear(original, params, compute, *values),
+            product=lambda compute, *values, **changed: bilinear(
+                original, {**params, **changed}, compute, *values
+            ),
             narrowed=narrowed,
             record=lambda lowering, dtype, reason="": self._site(site, place, lowering, dtype, reason),
             observe=lambda value: observed.__setitem__(name, value),

@@ -3,6 +3,7 @@
 import dataclasses
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -104,7 +105,7 @@ class _Rule:
             # A residual path then reads the same integers, so no float copy of the activations is written.
             site.replace(1 - side, xq.materialise())
         if form == "blocks":
-            out = integer.blocked(site.params, site.bind, side, w, xq)
+            out = integer.blocked(site.params, self._bind(site), side, w, xq)
             if out is None:
                 return self._dense(site, side, w, x, "its blocks of scales do not split the sum")
             site.record(f"{self.activations}: int8 x int8 -> int32 by blocks", _dtype(w))
@@ -136,12 +137,16 @@ class _Rule:
         return None if self.calibration is None else numerics.scale_of(self.calibration.range_of(site.name))
 
     def _product(self, site: Site, form: str, lhs: QuantArray, rhs: QuantArray, lowering: str) -> Any:
-        bind = (
-            site.bind if site.primitive == "dot_general" else lowerings.convolve(form, site.params, site.bind)
-        )
+        bind = lowerings.convolve(form, site.params, site.bind)
+        if site.primitive == "dot_general":
+            bind = self._bind(site)
         weight = rhs if site.weight in (1, None) else lhs
         site.record(lowering, _dtype(weight))
         return integer.product(site.primitive, site.params, bind, lhs, rhs)
+
+    def _bind(self, site: Site) -> integer.Bind:
+        """A matrix product of integers in the form that the backend runs fast."""
+        return partial(site.product, lowerings.Integers()) if self.backend == "cpu" else site.bind
 
     def _dense(self, site: Site, side: int, w: QuantArray, x: Any, reason: str) -> Any:
         dense = w.materialise()

@@ -5,8 +5,9 @@ All forms give the same integers. The choices for the CPU are those measured by 
 up to 27 times slower than float32). A form named ``float32`` means: leave the convolution as it was.
 """
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -75,21 +76,65 @@ def convolve(form: str, params: Mapping[str, Any], bind: Bind) -> Bind:
     return lambda lhs, rhs, **_: _as_nhwc(params, lhs, rhs, pad="padded" in form)
 
 
+@dataclasses.dataclass(frozen=True)
+class Integers:
+    """A matrix product of integers as XLA:CPU runs it: its int8 kernels want two rows and two columns at least.
+
+    Padding a vector with zeros to two of them takes a fifth of the time (`benchmarks/precision.py --layers`). What is a
+    vector is known last, after `jax.vmap`.
+    """
+
+    name: str = "int8"
+
+    def __call__(
+        self, primitive: Any, params: Mapping[str, Any], lhs: jax.Array, rhs: jax.Array
+    ) -> jax.Array:
+        """``primitive.bind(lhs, rhs, **params)``."""
+        rows, columns = _free_sizes(params, lhs.shape, rhs.shape)
+        if rows == columns or min(rows, columns) != 1 or params.get("out_sharding") is not None:
+            return primitive.bind(lhs, rhs, **params)
+        pair, few = [lhs, rhs], 0 if rows == 1 else 1
+        pair[few] = jnp.pad(pair[few][..., None], [(0, 0)] * pair[few].ndim + [(0, 1)])
+        out = primitive.bind(*pair, **params)
+        added = out.ndim - 1 if few else lhs.ndim - len(params["dimension_numbers"][0][0])
+        return jax.lax.index_in_dim(out, 0, added, keepdims=False)
+
+    def transposed(self, cotangent: int) -> "Integers":
+        """The same: integers have no derivative."""
+        return self
+
+
+def is_vector(params: Mapping[str, Any], lhs: Sequence[int], rhs: Sequence[int]) -> bool:
+    """Whether a matrix product of operands of these shapes multiplies by a single row or column."""
+    return min(_free_sizes(params, lhs, rhs)) == 1
+
+
+def _free_sizes(params: Mapping[str, Any], lhs: Sequence[int], rhs: Sequence[int]) -> tuple[int, int]:
+    """(rows, columns) of a matrix product."""
+    sums, batch = params["dimension_numbers"]
+    rows, columns = (
+        math.prod(n for a, n in enumerate(shape) if a not in (*sums[k], *batch[k]))
+        for k, shape in enumerate((lhs, rhs))
+    )
+    return rows, columns
+
+
 def narrow_product(primitive: Any, params: Mapping[str, Any], lhs: jax.Array, rhs: jax.Array) -> jax.Array:
     """A 16-bit matrix product as XLA:CPU runs it: (batch, rows, sum) x (batch, sum, columns), nothing fused into it.
 
     In other forms, and with a transposition behind it, XLA:CPU compiles bfloat16 products that it then cannot run
-    ("Unsupported element type for DotThunk"). Products with a vector are fast in float32 alone.
+    ("Unsupported element type for DotThunk"). It has none with a vector: those are of rounded float32 operands.
     """
+    if is_vector(params, lhs.shape, rhs.shape):
+        return primitive.bind(lhs.astype(jnp.float32), rhs.astype(jnp.float32), **params)
     (sums, batch), ranks = params["dimension_numbers"], (lhs.ndim, rhs.ndim)
     free = [[a for a in range(ranks[k]) if a not in (*sums[k], *batch[k])] for k in (0, 1)]
     shape = [*(lhs.shape[a] for a in (*batch[0], *free[0])), *(rhs.shape[a] for a in free[1])]
-    count = math.prod(lhs.shape[a] for a in batch[0])
-    rows, columns = math.prod(lhs.shape[a] for a in free[0]), math.prod(rhs.shape[a] for a in free[1])
-    if min(rows, columns) == 1:
-        return primitive.bind(lhs.astype(jnp.float32), rhs.astype(jnp.float32), **params)
-    many = [count] if batch[0] else []
-    size = math.prod(lhs.shape[a] for a in sums[0])
+    many = [math.prod(lhs.shape[a] for a in batch[0])] if batch[0] else []
+    size, (rows, columns) = (
+        math.prod(lhs.shape[a] for a in sums[0]),
+        _free_sizes(params, lhs.shape, rhs.shape),
+    )
     lhs = jnp.transpose(lhs, (*batch[0], *free[0], *sums[0])).reshape(*many, rows, size)
     rhs = jnp.transpose(rhs, (*batch[1], *sums[1], *free[1])).reshape(*many, size, columns)
     first = tuple(range(len(many)))

@@ -8,7 +8,7 @@ backward pass are narrow as well, whether `jax.grad` is applied to the result or
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ def bfloat16(
     f: Callable[..., Any],
     *,
     keep: Where = (),
+    lowering: Literal["auto", "bfloat16"] = "auto",
     argnums: int | Sequence[int] = 0,
     strict: bool = False,
     backend: str | None = None,
@@ -37,6 +38,8 @@ def bfloat16(
     Args:
       f: any JAX function.
       keep: parameters by path (``"**/head/kernel"``) whose products stay as they are.
+      lowering: ``auto`` leaves in float32 what the backend computes in float32 anyway (on the CPU, convolutions and
+        products with a vector); ``bfloat16`` rounds its operands all the same, to study what they cost in accuracy.
       argnums: which arguments hold the parameters that `keep` selects from.
       strict: raise `UserError` where a product could not be reached.
       backend: ``cpu``, ``gpu`` or ``tpu``, to compile for another backend than the default one.
@@ -44,13 +47,14 @@ def bfloat16(
     Raises:
       UserError: when called, if `keep` matches no parameter.
     """
-    return _narrowed(f, "bfloat16", _Narrow("bfloat16", on(backend)), keep, argnums, strict, backend)
+    return _narrowed(f, _Narrow("bfloat16", on(backend), lowering != "auto"), keep, argnums, strict)
 
 
 def float16(
     f: Callable[..., Any],
     *,
     keep: Where = (),
+    lowering: Literal["auto", "float16"] = "auto",
     argnums: int | Sequence[int] = 0,
     strict: bool = False,
     backend: str | None = None,
@@ -59,7 +63,7 @@ def float16(
 
     Values above 65,504 overflow and gradients below 6e-8 vanish: train with `LossScale`. Arguments as of `bfloat16`.
     """
-    return _narrowed(f, "float16", _Narrow("float16", on(backend)), keep, argnums, strict, backend)
+    return _narrowed(f, _Narrow("float16", on(backend), lowering != "auto"), keep, argnums, strict)
 
 
 def float8(
@@ -87,31 +91,27 @@ def float8(
             f"no float8 products on this {on(backend)}: they need a GPU of compute capability 8.9 or newer; use"
             " bfloat16, or emulate=True to study the accuracy alone"
         )
-    return _narrowed(f, "float8", _Float8(), keep, argnums, strict)
+    return _narrowed(f, _Float8(), keep, argnums, strict)
 
 
 def _narrowed(
     f: Callable[..., Any],
-    name: str,
     compute: "_Narrow | _Float8",
     keep: Where,
     argnums: int | Sequence[int],
     strict: bool,
-    backend: str | None = None,
 ) -> Callable[..., Any]:
     def rule(site: Site, lhs: Any, rhs: Any) -> Any:
         reason = _left_alone(site, keep) or compute.refuses(site)
         if reason:
             site.record("-", site.narrowed or str(site.inputs[0].dtype), reason)
             return NotImplemented
-        widened = site.primitive == "conv_general_dilated" and on(backend) == "cpu"
-        reason = "XLA:CPU computes it in float32, so nothing is gained" if widened else ""
-        site.record(f"{compute.name} x {compute.name} -> float32", compute.name, reason)
+        site.record(*compute.lowered(site))
         return site.product(compute, lhs, rhs)
 
     rules = dict.fromkeys(BILINEAR, rule)
     where = {"keep": keep} if keep else {}
-    return transform(f, Transformation(name, rules, argnums=argnums, strict=strict, where=where))
+    return transform(f, Transformation(compute.name, rules, argnums=argnums, strict=strict, where=where))
 
 
 def _left_alone(site: Site, keep: Where) -> str:
@@ -143,21 +143,43 @@ class _Narrow:
 
     name: str
     backend: str
+    insist: bool
 
     def refuses(self, site: Site) -> str:
+        if site.primitive == "conv_general_dilated" and self._widened(
+            site.primitive, site.params, *site.inputs
+        ):
+            return f"XLA:CPU has no {self.name} convolutions"
         return ""
+
+    def lowered(self, site: Site) -> tuple[str, str, str]:
+        if self._widened(site.primitive, site.params, *site.inputs):
+            return (
+                "float32",
+                "float32",
+                f"XLA:CPU has no {self.name} products with a vector (vmap may make it a matrix)",
+            )
+        return f"{self.name} x {self.name} -> float32", self.name, ""
+
+    def _widened(self, primitive: str, params: Mapping[str, Any], lhs: Any, rhs: Any) -> bool:
+        """Whether the backend would compute it in float32 whatever it is given."""
+        if self.backend != "cpu" or self.insist:
+            return False
+        return primitive == "conv_general_dilated" or lowerings.is_vector(params, lhs.shape, rhs.shape)
 
     def __call__(
         self, primitive: Any, params: Mapping[str, Any], lhs: jax.Array, rhs: jax.Array
     ) -> jax.Array:
         dtype = params["preferred_element_type"] or jnp.result_type(lhs, rhs)
+        cpu, convolution = self.backend == "cpu", primitive.name == "conv_general_dilated"
+        if self._widened(primitive.name, params, lhs, rhs):
+            return primitive.bind(lhs, rhs, **params)
         lhs, rhs = lhs.astype(self.name), rhs.astype(self.name)
         # Accelerators sum a convolution in float32 and round once, so a narrow result halves what is written (and cuDNN
         # has no other).
-        convolution = primitive.name == "conv_general_dilated"
-        preferred = self.name if convolution and self.backend != "cpu" else "float32"
+        preferred = self.name if convolution and not cpu else "float32"
         params = {**params, "preferred_element_type": jnp.dtype(preferred)}
-        if self.backend == "cpu" and not convolution and params.get("out_sharding") is None:
+        if cpu and not convolution and params.get("out_sharding") is None:
             return lowerings.narrow_product(primitive, params, lhs, rhs).astype(dtype)
         return primitive.bind(lhs, rhs, **params).astype(dtype)
 
@@ -175,6 +197,9 @@ class _Float8:
 
     def refuses(self, site: Site) -> str:
         return "" if site.primitive == "dot_general" else "float8 is for matrix products alone"
+
+    def lowered(self, site: Site) -> tuple[str, str, str]:
+        return "float8 x float8 -> float32", "float8", ""
 
     def __call__(
         self, primitive: Any, params: Mapping[str, Any], lhs: jax.Array, rhs: jax.Array

@@ -112,9 +112,35 @@ def test_accelerators_round_the_result_of_a_convolution_and_nothing_else(name, b
         )
         return x.mean((1, 2)) @ params["head"]
 
-    convolution, dot = products(t(f, backend=backend), params, x)
+    convolution, dot = products(t(f, backend=backend, lowering=name), params, x)
     assert convolution == ((element,), "f32" if backend == "cpu" else element)
     assert dot == ((element,), "f32")
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_what_the_cpu_widens_is_left_in_float32(name):
+    t, element, _ = NARROW[name]
+    kernel, vector = normal(3, 3, 4, 8), normal(16)
+
+    def convolve(kernel, x):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    def multiply(w, x):
+        return x @ w
+
+    narrow, wide = ((element,), "f32"), (("f32",), "f32")
+    on_cpu = functools.partial(t, backend="cpu")
+    assert products(on_cpu(convolve), kernel, normal(2, 5, 5, 4)) == [wide]
+    assert products(on_cpu(multiply), PARAMS["a"], vector) == [wide]
+    assert products(t(multiply, backend="gpu"), PARAMS["a"], vector) == [narrow]
+    # A model written for one example: many of them are a matrix.
+    assert products(jax.vmap(on_cpu(multiply), (None, 0)), PARAMS["a"], X) == [narrow]
+    (row,) = ja.explain(on_cpu(convolve), kernel, normal(2, 5, 5, 4)).rows
+    assert (row["after"], row["lowering"]) == ("float32", "-") and "XLA:CPU" in row["reason"]
+    (row,) = ja.explain(on_cpu(multiply), PARAMS["a"], vector).rows
+    assert row["after"] == "float32" and "vector" in row["reason"]
 
 
 def step_of(name):
@@ -146,7 +172,7 @@ def step_of(name):
 def test_all_but_products_stays_float32(name, model):
     t, element, _ = NARROW[name]
     step, params = step_of(model)
-    before, after = operations(step, params), operations(t(step), params)
+    before, after = operations(step, params), operations(t(step, lowering=name), params)
     touched = {op for op, operands, results in after if element in (*operands, *results)}
     layout = {"convert", "transpose", "reshape", "broadcast_in_dim"}
     assert touched <= {"dot_general", "convolution", *layout}
@@ -373,7 +399,8 @@ def with_derivatives(f):
 def test_every_form_of_a_product(form):
     f, args = FORMS[form]
     wanted = jit(with_derivatives(f))(*args)
-    for t, _, tolerance in NARROW.values():
+    for name, (t, _, tolerance) in NARROW.items():
+        t = functools.partial(t, lowering=name)
         for g in (with_derivatives(t(f)), t(with_derivatives(f))):
             assert_near(jit(g)(*args), wanted, 2 * tolerance)
 
