@@ -83,7 +83,13 @@ class Run:
     """What one transformation did to one program."""
 
     transformation: str
-    records: list[Record]
+    by_place: Mapping[tuple[Any, ...], Record]
+    """By the numbers of the enclosing equations and the kind. Grows when derivatives are made later."""
+
+    @property
+    def records(self) -> list[Record]:
+        """In the order of the program."""
+        return [self.by_place[key] for key in sorted(self.by_place, key=lambda key: key[0])]
 
 
 _runs: contextvars.ContextVar[list[Run] | None] = contextvars.ContextVar("jaxaccel_runs", default=None)

@@ -1,6 +1,6 @@
 """Programs evaluated with other rules and other kinds of array. Only this package knows JAX's internals."""
 
-import jaxaccel.interpret.bodies  # noqa: F401  fills BODIES
+import jaxaccel.interpret.derivatives  # noqa: F401  fills BODIES, as does what it imports
 from jaxaccel.interpret.arrays import ARRAY_RULES, Compressed, array_rule, is_compressed, register
 from jaxaccel.interpret.bilinear import bilinear
 from jaxaccel.interpret.evaluate import Observation, Rule, Transformation, transform

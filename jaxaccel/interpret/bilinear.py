@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 from jax.extend import core as jcore
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, batching, mlir, partial_eval
 
 from jaxaccel.sites import BILINEAR
 
@@ -121,6 +121,26 @@ def _batch(
 
 
 batching.primitive_batchers[bilinear_p] = _batch
+
+
+def _remat(saveable: Callable[..., Any], unknown: Sequence[bool], held: Sequence[bool], eqn: Any) -> Any:
+    """How `jax.checkpoint` splits it: its policy is asked about the product, however that is computed.
+
+    A policy that would move it to the host has it computed again instead.
+    """
+    inputs = [
+        x for x, here in zip(eqn.invars, held, strict=True) if not isinstance(x, jcore.Literal) and not here
+    ]
+    if any(unknown):
+        return None, eqn, [True], [True], inputs
+    avals = [x.aval for x in eqn.invars[:2]]
+    verdict = saveable(eqn.params["product"], *avals, **dict(eqn.params["params"]))
+    if verdict is True or type(verdict).__name__ == "SaveableType":
+        return eqn, None, [False], [False], []
+    return eqn, eqn, [False], [True], inputs
+
+
+partial_eval.partial_eval_jaxpr_custom_rules[bilinear_p] = _remat
 
 
 def _with(

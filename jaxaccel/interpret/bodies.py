@@ -10,10 +10,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend import linear_util
 
 from jaxaccel.interpret.arrays import is_compressed
-from jaxaccel.interpret.bilinear import bilinear_p
 from jaxaccel.interpret.evaluate import BODIES, Interpreter, Place, parts
 
 Values = list[Any]
@@ -45,7 +43,9 @@ class Body:
         return [self.interpreter.dense(x, self.place, "leaves a loop or branch") for x in outs], observed
 
 
-def _entry(*names: str) -> Callable[[Callable[..., Outs]], Callable[..., Outs]]:
+def entry(*names: str) -> Callable[[Callable[..., Outs]], Callable[..., Outs]]:
+    """Adds a function to `BODIES` for primitives of these names."""
+
     def add(function: Callable[..., Outs]) -> Callable[..., Outs]:
         BODIES.update(dict.fromkeys(names, function))
         return function
@@ -53,7 +53,7 @@ def _entry(*names: str) -> Callable[[Callable[..., Outs]], Callable[..., Outs]]:
     return add
 
 
-@_entry("jit", "pjit", "closed_call", "core_call", "eval_jaxpr")
+@entry("jit", "pjit", "closed_call", "core_call", "eval_jaxpr")
 def _jit(i: Interpreter, eqn: Any, values: Values, paths: Paths, place: Place, observed: dict) -> Outs:
     p = eqn.params
     body = Body(i, p["jaxpr"] if "jaxpr" in p else p["call_jaxpr"], paths, place)
@@ -81,7 +81,7 @@ def _constrained(values: Sequence[Any], shardings: Sequence[Any] | None) -> list
     ]
 
 
-@_entry("remat2", "checkpoint", "remat")
+@entry("remat2", "checkpoint", "remat")
 def _remat(i: Interpreter, eqn: Any, values: Values, paths: Paths, place: Place, observed: dict) -> Outs:
     p = eqn.params
     body = Body(i, p["jaxpr"], paths, place)
@@ -91,20 +91,12 @@ def _remat(i: Interpreter, eqn: Any, values: Values, paths: Paths, place: Place,
         if not closed.consts:
             jaxpr = closed if type(p["jaxpr"]) is type(closed) else closed.jaxpr
             return eqn.primitive.bind(*jax.tree.leaves(values), **{**p, "jaxpr": jaxpr}), body.paths
-    policy = p["policy"] and partial(_as_original, p["policy"])
-    outs, seen = jax.checkpoint(body, prevent_cse=p["prevent_cse"], policy=policy)(*values)
+    outs, seen = jax.checkpoint(body, prevent_cse=p["prevent_cse"], policy=p["policy"])(*values)
     observed.update(seen)
     return outs, body.paths
 
 
-def _as_original(policy: Callable[..., Any], primitive: Any, *avals: Any, **params: Any) -> Any:
-    """A policy such as `dots_saveable` means the product, however it is computed."""
-    if primitive is bilinear_p:
-        primitive, params = params["product"], dict(params["params"])
-    return policy(primitive, *avals[:2], **params)
-
-
-@_entry("scan")
+@entry("scan")
 def _scan(i: Interpreter, eqn: Any, values: Values, paths: Paths, place: Place, observed: dict) -> Outs:
     p = eqn.params
     n_consts, n_carry = _scan_parts(p, len(values))
@@ -150,7 +142,7 @@ def _kept_dense(body: Body, values: Values, kept: set[int]) -> tuple[list[Any], 
     ], seen
 
 
-@_entry("while")
+@entry("while")
 def _while(i: Interpreter, eqn: Any, values: Values, paths: Paths, place: Place, observed: dict) -> Outs:
     p = eqn.params
     n_test, n_body = p["cond_nconsts"], p["body_nconsts"]
@@ -201,7 +193,7 @@ def _where(chosen: Any, x: Any, y: Any) -> Any:
     return jnp.where(jnp.expand_dims(chosen, range(chosen.ndim, x.ndim)), x, y)
 
 
-@_entry("cond")
+@entry("cond")
 def _cond(i: Interpreter, eqn: Any, values: Values, paths: Paths, place: Place, observed: dict) -> Outs:
     index, *operands = values
     bodies = [Body(i, branch, paths[1:], place.inside(k)) for k, branch in enumerate(eqn.params["branches"])]
@@ -227,47 +219,7 @@ def _joined(i: Interpreter, seen: list[dict[str, Any]]) -> dict[str, Any]:
     return {name: i.t.observation.reduce(value) for name, value in stacked.items()}
 
 
-@_entry("custom_jvp_call", "custom_vjp_call")
-def _custom(i: Interpreter, eqn: Any, values: Values, paths: Paths, place: Place, observed: dict) -> Outs:
-    p = eqn.params
-    compressed = any(is_compressed(x) for x in values)
-    if i.t.primal_only or compressed:
-        if compressed and not i.t.primal_only:
-            i.note("primal only", place, eqn.primitive.name, "its own derivative is dropped")
-        body = Body(i, p["call_jaxpr"], paths, place)
-        outs, seen = body(*values)
-        observed.update(seen)
-        return outs, body.paths
-    # The derivative is a program as well, made when it is asked for. Both are replaced, with the shapes and dtypes
-    # they had, so what the one saves still fits the other.
-    rule = "jvp_jaxpr_fun" if "jvp_jaxpr_fun" in p else "fwd_jaxpr_thunk"
-
-    def made(*args: Any) -> Any:
-        jaxpr, *rest = p[rule].call_wrapped(*args)
-        consts, *others = rest
-        closed = _rewritten(i, jaxpr, consts, place.inside(1))
-        return (closed.jaxpr, closed.consts, *others)
-
-    new = {
-        **p,
-        "call_jaxpr": _rewritten(i, p["call_jaxpr"], (), place.inside(0), paths),
-        rule: linear_util.wrap_init(made, debug_info=p[rule].debug_info),
-    }
-    return eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(new)), [None] * len(eqn.outvars)
-
-
-def _rewritten(
-    i: Interpreter, jaxpr: Any, consts: Sequence[Any], place: Place, paths: Sequence[str | None] = ()
-) -> Any:
-    """The interpreted program as a closed jaxpr with the inputs and results of `jaxpr`."""
-    # From 0.11 on, JAX hands the constants of a derivative's program over apart from it: as its first inputs.
-    inner, own = parts(jaxpr.with_consts(consts) if consts and hasattr(jaxpr, "with_consts") else jaxpr)
-    known = paths or [None] * len(inner.invars)
-    shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in inner.invars]
-    return jax.make_jaxpr(lambda *values: i.evaluate(inner, consts or own, values, known, place)[0])(*shapes)
-
-
-@_entry("shard_map")
+@entry("shard_map")
 def _shard_map(i: Interpreter, eqn: Any, values: Values, paths: Paths, place: Place, observed: dict) -> Outs:
     p = eqn.params
     body = Body(i, p["jaxpr"], paths, place)

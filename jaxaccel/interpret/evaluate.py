@@ -6,10 +6,11 @@ entered. Values may be compressed arrays (`arrays.register`), which reach the ru
 rule for one gets it materialised, and that is recorded.
 """
 
+import contextlib
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -174,9 +175,9 @@ class Interpreter:
         Raises:
           UserError: the transformation is strict and something could not be done.
         """
-        records = [self.records[key] for key in sorted(self.records, key=lambda key: key[0])]
-        sites.publish(sites.Run(self.t.name, records))
-        problems = [f"{r.name}: {r.reason}" for r in records if r.kind != "site"]
+        run = sites.Run(self.t.name, self.records)
+        sites.publish(run)
+        problems = [f"{r.name}: {r.reason}" for r in run.records if r.kind != "site"]
         if self.t.strict and problems:
             raise UserError(f"{self.t.name}(strict=True): " + "; ".join(problems))
 
@@ -260,6 +261,19 @@ class Interpreter:
             numbered = f"{base}[{use - 1}]" if not found else f"{base}#{use}"
             self._names[place.path] = base if found and use == 1 else numbered
         return self._names[place.path]
+
+    def uses(self) -> dict[str, int]:
+        """How often each parameter, or primitive, has been met so far."""
+        return dict(self._uses)
+
+    @contextlib.contextmanager
+    def counting_from(self, uses: Mapping[str, int]) -> Iterator[None]:
+        """Names sites as if no more had been met: the same ones, in another form."""
+        now, self._uses = self._uses, dict(uses)
+        try:
+            yield
+        finally:
+            self._uses = now
 
     def _site(self, site: Site, place: Place, lowering: str, dtype: str, reason: str) -> None:
         shapes = tuple(tuple(x.shape) for x in (*site.inputs[:2], site.output))
@@ -350,4 +364,4 @@ def _parameter_paths(
 
 
 BODIES: dict[str, Callable[..., Any]] = {}
-"""By primitive: how to enter it. `interpret.bodies` fills it."""
+"""By primitive: how to enter it. `interpret.bodies` and `interpret.derivatives` fill it."""

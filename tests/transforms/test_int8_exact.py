@@ -1,12 +1,14 @@
 """int8 x int8 -> int32 is exact: bit-equal to NumPy's integers, in every form of product, on extreme inputs too."""
 
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxaccel as ja
 from jaxaccel.arrays import QuantArray
 from jaxaccel.transforms import integer, lowerings
 
@@ -21,6 +23,10 @@ DOTS = {
     "two batch axes": ((2, 3, 5, 7), (3, 2, 7, 4), (((3,), (2,)), ((0, 1), (1, 0)))),
     "two sums": ((5, 2, 7), (7, 2, 3), (((1, 2), (1, 0)), ((), ()))),
     "long sum": ((3, 4096), (4096, 2), (((1,), (0,)), ((), ()))),
+    "row": ((1, 7), (7, 3), (((1,), (0,)), ((), ()))),
+    "column": ((5, 7), (7, 1), (((1,), (0,)), ((), ()))),
+    "rows in a batch": ((2, 1, 7), (7, 3, 2), (((2,), (0,)), ((0,), (2,)))),
+    "columns in a batch": ((5, 2, 7), (7, 2), (((2,), (0,)), ((1,), (1,)))),
     "empty": ((0, 7), (7, 3), (((1,), (0,)), ((), ()))),
     "empty sum": ((4, 0), (0, 3), (((1,), (0,)), ((), ()))),
 }
@@ -136,9 +142,37 @@ def test_matrix_products(form, kind):
     left, right, numbers = DOTS[form]
     a, b = integers(left, kind, 0), integers(right, kind, 1)
     want = numpy_dot(a, b, numbers)
-    got = jax.jit(lambda a, b: jax.lax.dot_general(a, b, numbers, preferred_element_type=jnp.int32))(a, b)
-    assert got.dtype == jnp.int32
-    np.testing.assert_array_equal(got, want)
+
+    def plain(a, b):
+        return jax.lax.dot_general(a, b, numbers, preferred_element_type=jnp.int32)
+
+    def lowered(a, b):
+        (eqn,) = jax.make_jaxpr(plain)(a, b).eqns
+        return lowerings.Integers()(eqn.primitive, eqn.params, a, b)
+
+    for f in (plain, lowered):
+        got = jax.jit(f)(a, b)
+        assert got.dtype == jnp.int32
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+def test_a_vector_is_multiplied_as_two_rows_unless_vmap_makes_a_matrix_of_it(transpose):
+    w, x = integers((8, 6), "random", 0), np.random.default_rng(1).standard_normal((5, 8)).astype(np.float32)
+    q = QuantArray(jnp.asarray(w), jnp.ones((1, 6), jnp.float32))
+
+    def f(q, x):
+        return q.T @ x if transpose else x @ q
+
+    def shapes(g, *args):
+        text = jax.jit(g).lower(*args).as_text()
+        return sorted(re.findall(r"tensor<([\dx]+)xi8>", re.findall(r"stablehlo.dot_general.*", text)[0]))
+
+    one, many = ja.int8(f, backend="cpu"), jax.vmap(ja.int8(f, backend="cpu"), (None, 0))
+    assert any("2" in shape.split("x") for shape in shapes(one, q, x[0]))
+    assert any("5" in shape.split("x") for shape in shapes(many, q, x))
+    np.testing.assert_allclose(many(q, x), np.stack([one(q, row) for row in x]), rtol=1e-6)
+    assert not any("2" in shape.split("x") for shape in shapes(ja.int8(f, backend="gpu"), q, x[0]))
 
 
 def forms(conv):
