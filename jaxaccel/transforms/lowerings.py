@@ -122,7 +122,7 @@ def _free_sizes(params: Mapping[str, Any], lhs: Sequence[int], rhs: Sequence[int
 def narrow_product(primitive: Any, params: Mapping[str, Any], lhs: jax.Array, rhs: jax.Array) -> jax.Array:
     """A 16-bit matrix product as XLA:CPU runs it: (batch, rows, sum) x (batch, sum, columns), nothing fused into it.
 
-    In other forms, and with a transposition behind it, XLA:CPU compiles bfloat16 products that it then cannot run
+    In other forms, and with a transposition around it, XLA:CPU compiles bfloat16 products that it then cannot run
     ("Unsupported element type for DotThunk"). It has none with a vector: those are of rounded float32 operands.
     """
     if is_vector(params, lhs.shape, rhs.shape):
@@ -139,6 +139,7 @@ def narrow_product(primitive: Any, params: Mapping[str, Any], lhs: jax.Array, rh
     rhs = jnp.transpose(rhs, (*batch[1], *sums[1], *free[1])).reshape(*many, size, columns)
     first = tuple(range(len(many)))
     numbers = (((lhs.ndim - 1,), (rhs.ndim - 2,)), (first, first))
+    lhs, rhs = jax.lax.optimization_barrier((lhs, rhs))
     out = primitive.bind(lhs, rhs, **{**params, "dimension_numbers": numbers})
     return jax.lax.optimization_barrier(out).reshape(shape)
 

@@ -425,6 +425,22 @@ def test_second_order_of_the_rule_is_that_of_finite_differences():
         )
 
 
+@pytest.mark.parametrize("name", NARROW)
+def test_reverse_over_reverse_compiles_and_runs(name):
+    t, _, tolerance = NARROW[name]
+
+    def product_with_hessian(f):
+        def directional(params, x):
+            gradients = jax.grad(loss(f))(params, x)
+            return sum(jnp.vdot(g, params[key]) for key, g in gradients.items())
+
+        return jax.grad(directional)
+
+    want = jax.jit(product_with_hessian(mlp))(PARAMS, X)
+    for g in (product_with_hessian(t(mlp)), t(product_with_hessian(mlp))):
+        assert_near(jax.jit(g)(PARAMS, X), want, 2 * tolerance)
+
+
 def test_products_of_one_array_with_itself_and_of_constants():
     def f(x):
         return (x @ x.T).sum() + (x @ jnp.eye(16)).sum() + (jnp.ones((3, 6)) @ x).sum()
