@@ -19,6 +19,7 @@ import jaxaccel as ja
 from jaxaccel import numerics
 from jaxaccel.transforms import integer, lowerings
 
+TWO_ROWS = "int8, a vector as two rows"
 SLOWER = 1.1
 """A choice that takes this many times as long as the fastest form is marked."""
 
@@ -37,6 +38,9 @@ class Traced:
     def bind(self, *values: Any, **changed: Any) -> jax.Array:
         return self.primitive.bind(*values, **{**self.params, **changed})
 
+    def two_rows(self, *values: Any, **changed: Any) -> jax.Array:
+        return lowerings.Integers()(self.primitive, {**self.params, **changed}, *values)
+
 
 def traced(site: Site, batch_size: int) -> Traced:
     """`site` on random arrays."""
@@ -50,19 +54,20 @@ def traced(site: Site, batch_size: int) -> Traced:
 def forms(t: Traced, static: bool) -> Iterator[Variant]:
     """Every form the site can take, float32 first."""
     yield Variant("float32", "form", "float32", t.f, t.weight)
-    yield Variant("bfloat16", "form", "bfloat16", ja.bfloat16(t.f), t.weight)
+    yield Variant("bfloat16", "form", "bfloat16", ja.bfloat16(t.f, lowering="bfloat16"), t.weight)
     dot = t.primitive.name == "dot_general"
     channels = -1 if dot else t.params["dimension_numbers"].rhs_spec[0]
     quantised = ja.quantize(t.weight, where=lambda _: True, channels=channels)
     scale = numerics.scale_of(jnp.max(jnp.abs(t.x))) if static else None
-    for form in ("int8",) if dot else possible(t):
+    for form in possible(t):
         yield Variant(form, "form", "int8", _integer(t, form, scale), quantised)
 
 
 def possible(t: Traced) -> list[str]:
-    """The int8 forms of a convolution that give its result; the last two are for plain ones of up to two dimensions."""
-    p, numbers = t.params, t.params["dimension_numbers"]
-    found = ["int8"]
+    """The int8 forms that give its result; those of a convolution are for plain ones of up to two dimensions."""
+    p, numbers, found = t.params, t.params["dimension_numbers"], ["int8"]
+    if t.primitive.name == "dot_general":
+        return found + [TWO_ROWS] * lowerings.is_vector(p, t.x.shape, t.weight.shape)
     grouped = p["feature_group_count"] > 1 or p["batch_group_count"] > 1
     if grouped or t.x.ndim > 4 or any(d > 1 for d in p["lhs_dilation"]):
         return found
@@ -79,7 +84,9 @@ def possible(t: Traced) -> list[str]:
 
 def _integer(t: Traced, form: str, scale: Any) -> Callable[[Any, jax.Array], jax.Array]:
     """As `ja.int8` computes it in that form: quantise the inputs, multiply integers, scale."""
-    bind = t.bind if t.primitive.name == "dot_general" else lowerings.convolve(form, t.params, t.bind)
+    bind = lowerings.convolve(form, t.params, t.bind)
+    if t.primitive.name == "dot_general":
+        bind = t.two_rows if form == TWO_ROWS else t.bind
 
     def f(weight: Any, x: jax.Array) -> jax.Array:
         xq = integer.quantised(x, t.primitive.name, t.params, 0, scale)
@@ -91,7 +98,7 @@ def _integer(t: Traced, form: str, scale: Any) -> Callable[[Any, jax.Array], jax
 def chosen(t: Traced) -> tuple[str, str]:
     """(form, reason) that `ja.int8` takes here."""
     if t.primitive.name == "dot_general":
-        return "int8", ""
+        return possible(t)[-1], ""
     return lowerings.choose(t.params, t.x, t.weight, jax.default_backend())
 
 

@@ -76,6 +76,7 @@ NCHW = ("NCHW", "OIHW", "NCHW")
 SITES: tuple[Site, ...] = (
     _dot("mlp 784-1024", (784,), 1024),
     _dot("mlp 1024-1024", (1024,), 1024),
+    _dot("llm 4096-4096", (4096,), 4096),
     _dot("mlp 1024-10", (1024,), 10),
     _dot("lstm gate", (256,), 256),
     _dot("lstm four gates", (256,), 1024),
