@@ -20,6 +20,7 @@ from jaxaccel import numerics
 from jaxaccel.transforms import integer, lowerings
 
 TWO_ROWS = "int8, a vector as two rows"
+TICKS = (0.05, 0.1, 0.2, 0.5, 1, 2, 4)
 SLOWER = 1.1
 """A choice that takes this many times as long as the fastest form is marked."""
 
@@ -78,7 +79,7 @@ def possible(t: Traced) -> list[str]:
         found.append("int8 as NHWC")
     features = (t.weight.shape[numbers.rhs_spec[0]], t.weight.shape[numbers.rhs_spec[1]])
     if any(n % lowerings.LANES for n in features):
-        found.append(f"int8, channels padded to {lowerings.LANES}")
+        found.append(lowerings.PADDED)
     return found
 
 
@@ -187,6 +188,7 @@ def plot(found: Sequence[dict[str, Any]], where: dict[str, Any], file: Path) -> 
     axes.scatter(*zip(*picks, strict=True), s=110, facecolors="none", edgecolors="black", label="chosen")
     axes.axvline(1, color="grey", linewidth=1)
     axes.set_xscale("log")
+    axes.set_xticks(TICKS, [f"{t:g}" for t in TICKS])
     axes.set_yticks(range(len(found)), [_label(e) for e in found], fontsize=7)
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)

@@ -2,7 +2,7 @@
 
 All forms give the same integers. The choices for the CPU are those measured by `benchmarks/precision.py --layers`
 (XLA:CPU has fused int8 kernels for ungrouped 2-D convolutions in NHWC with 32 channels or more; beside them int8 is
-up to 27 times slower than float32). A form named ``float32`` means: leave the convolution as it was.
+up to 17 times slower than float32). A form named ``float32`` means: leave the convolution as it was.
 """
 
 import dataclasses
@@ -16,12 +16,10 @@ import jax.numpy as jnp
 from jaxaccel.transforms.integer import Bind
 
 Choice = Literal["auto", "int8"]
-FEW = 8
-"""Input channels below which int8 cannot win on the CPU, even padded: the stem of an image network."""
 LANES = 32
 """Channels that the CPU's int8 kernels want."""
-MOST = 2
-"""How many times the work of a convolution padding to `LANES` may cost; int8 saves about that much."""
+PADDED = f"int8, channels padded to {LANES}"
+"""Still slower than float32, but faster than fewer channels."""
 
 
 def choose(
@@ -29,8 +27,9 @@ def choose(
 ) -> tuple[str, str]:
     """(form, reason) for an int8 convolution of operands of these shapes."""
     form, reason = _fastest(params, lhs, rhs, backend)
-    wrong = backend == "gpu" and form == "float32"
-    return ("int8", "") if choice == "int8" and form == "float32" and not wrong else (form, reason)
+    if choice == "auto" or form != "float32" or backend == "gpu":
+        return form, reason
+    return (PADDED if "too few" in reason else "int8"), ""
 
 
 def _fastest(params: Mapping[str, Any], lhs: Any, rhs: Any, backend: str) -> tuple[str, str]:
@@ -47,24 +46,16 @@ def _fastest(params: Mapping[str, Any], lhs: Any, rhs: Any, backend: str) -> tup
         return "float32", f"{lhs.ndim - 2}-D int8 convolutions are slow on the CPU"
     if any(d > 1 for d in params["lhs_dilation"]):
         return "float32", "transposed int8 convolutions are slow on the CPU"
-    if features < FEW:
-        return "float32", f"{features} input channels are too few for int8 on the CPU"
+    outputs = rhs.shape[numbers.rhs_spec[0]]
+    if min(features, outputs) < LANES:
+        return "float32", f"{features} x {outputs} channels are too few for int8 on the CPU"
     if _pointwise(params, rhs):
         return "int8 as a matrix product", ""
     if lhs.ndim == 4 and (numbers.lhs_spec != (0, 3, 1, 2) or numbers.out_spec != (0, 3, 1, 2)):
         return "float32", "int8 convolutions with channels first are slow on the CPU"
-    outputs = rhs.shape[numbers.rhs_spec[0]]
-    if outputs < LANES:
-        if _up(features) * LANES > MOST * features * outputs:
-            return "float32", f"{features} x {outputs} channels are too few for int8 on the CPU"
-        return f"int8, channels padded to {LANES}", ""
     if lhs.ndim == 3:
         return "int8 as NHWC", ""
     return "int8", ""
-
-
-def _up(channels: int) -> int:
-    return -(-channels // LANES) * LANES
 
 
 def convolve(form: str, params: Mapping[str, Any], bind: Bind) -> Bind:
@@ -73,7 +64,7 @@ def convolve(form: str, params: Mapping[str, Any], bind: Bind) -> Bind:
         return bind
     if form == "int8 as a matrix product":
         return lambda lhs, rhs, **_: _as_dot(params, lhs, rhs)
-    return lambda lhs, rhs, **_: _as_nhwc(params, lhs, rhs, pad="padded" in form)
+    return lambda lhs, rhs, **_: _as_nhwc(params, lhs, rhs, pad=form == PADDED)
 
 
 @dataclasses.dataclass(frozen=True)
