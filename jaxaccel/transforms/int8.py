@@ -36,8 +36,9 @@ def int8(
     """`f` on parameters with `QuantArray` leaves, products as int8 x int8 -> int32.
 
     f never sees the compressed type; the result has its signature, shapes and dtypes. Compose inside `jax.jit`. Where a
-    product of integers is known to be slower than float32 on the backend, it is lowered to another form or left in
-    float32, and `explain` says so. Parameters that are not quantised are left alone.
+    convolution of integers is known to be slower than float32 on the backend, it is lowered to another form or left in
+    float32, and `explain` says so. Parameters that are not quantised are left alone. Without `train` it is for
+    inference: rounded activations have no derivative, and asking for one raises.
 
     Args:
       f: any JAX function.
@@ -55,7 +56,8 @@ def int8(
       backend: ``cpu``, ``gpu`` or ``tpu``, to compile for another backend than the default one.
 
     Raises:
-      UserError: the options contradict each other; or, when called, a calibrated range is missing.
+      UserError: the options contradict each other; or, when called, a calibrated range is missing; or, when
+        differentiated, activations were rounded.
     """
     if train:
         if key is None:
@@ -100,7 +102,7 @@ class _Rule:
         if form == "folded":
             rank = [1] * x.ndim
             x, w = _fold_scale(site, side, w, x, rank)
-        xq = integer.quantised(x, site.primitive, site.params, 1 - side, self._scale(site))
+        xq = integer.quantised(_for_inference(x), site.primitive, site.params, 1 - side, self._scale(site))
         if self.calibration is not None:
             # A residual path then reads the same integers, so no float copy of the activations is written.
             site.replace(1 - side, xq.materialise())
@@ -163,11 +165,28 @@ class _Rule:
     def _between_activations(self, site: Site, lhs: Any, rhs: Any) -> Any:
         floating = all(x.dtype == jnp.float32 for x in (lhs, rhs))
         if self.attention and floating and site.path is None and site.primitive == "dot_general":
-            pair = [integer.quantised(x, "dot_general", site.params, k) for k, x in enumerate((lhs, rhs))]
+            pair = [
+                integer.quantised(_for_inference(x), "dot_general", site.params, k)
+                for k, x in enumerate((lhs, rhs))
+            ]
             return self._product(site, "int8", pair[0], pair[1], "dynamic: int8 x int8 -> int32")
         why = "no parameter is quantised" if site.path is None else "not quantised"
         site.record("-", site.narrowed or str(site.inputs[0].dtype), why)
         return NotImplemented
+
+
+@jax.custom_jvp
+def _for_inference(x: jax.Array) -> jax.Array:
+    """`x`, which must not be differentiated: behind it is a rounding whose derivative is 0."""
+    return x
+
+
+@_for_inference.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    raise UserError(
+        "int8 rounds activations, which has no derivative: train with ja.fake_int8(f) or ja.int8(f, train=True,"
+        " key=...); for int8 products in a gradient, transform the gradient: ja.int8(jax.grad(f, argnums=1))"
+    )
 
 
 def _lookup(site: Site, x: Any, *indices: Any) -> Any:

@@ -32,6 +32,9 @@ def bfloat16(
 ) -> Callable[..., Any]:
     """`f` with matrix products and convolutions of bfloat16 operands, summed in float32.
 
+    Products that ask for a higher precision, of float64 or of 16 bits already stay as they are. GPUs and TPUs round the
+    sums of a convolution to bfloat16 once, as they write them.
+
     The result has the signature, shapes and dtypes of f. Compose it with `jax.jit`, `jax.grad` and the like in any
     order; compose inside `jax.jit`, for a call that is not compiled traces f anew each time.
 

@@ -224,3 +224,18 @@ def test_scales_along_the_sum_move_to_the_other_operand():
     (record,) = records(ja.int8(logits, strict=True), q, x).values()
     assert record.after == "int8"
     assert error(ja.int8(logits)(q, x), logits(w, x)) < 0.02
+
+
+def test_a_derivative_of_rounded_activations_is_refused():
+    x = jnp.ones((4, 8))
+    q = ja.quantize({"kernel": jnp.ones((8, 3))})
+
+    def f(params, x):
+        return jnp.sum(x @ params["kernel"])
+
+    for g in (ja.int8(f), jax.jit(ja.int8(f)), ja.int8(f, calibration=ja.Calibration({"kernel": 1.0}))):
+        with pytest.raises(ja.UserError, match="fake_int8"):
+            jax.grad(g, argnums=1)(q, x)
+    # Weights alone leave the activations as they are; what is not differentiated may be rounded.
+    jax.grad(ja.int8(f, activations="none"), argnums=1)(q, x)
+    assert jax.grad(lambda scale: scale * ja.int8(f)(q, x))(2.0) == pytest.approx(96, rel=0.01)
