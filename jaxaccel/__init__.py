@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         float16,
         fold,
         int8,
+        retarget,
     )
 
 _HOMES = {
@@ -62,6 +63,7 @@ _HOMES = {
     "load_recipe": "recipe",
     "open_source": "data",
     "quantize": "compress",
+    "retarget": "transforms",
     "train": "train",
 }
 _MODULES = ("augment", "models")
@@ -94,6 +96,7 @@ __all__ = [
     "models",
     "open_source",
     "quantize",
+    "retarget",
     "train",
 ]
 

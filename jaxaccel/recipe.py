@@ -85,6 +85,8 @@ class Recipe:
     mesh: MeshShape = MeshShape()
     precision: Literal["float32", "bfloat16", "float16", "int8-qat"] = "float32"
     """Of matrix products and convolutions; int8-qat trains float32 weights to be quantised."""
+    lowering: Literal["auto", "xla"] = "auto"
+    """Of convolutions and poolings: auto takes forms that a single CPU device is known to run faster than XLA's own."""
     remat: Literal["none", "nothing_saveable", "dots_saveable", "dots_with_no_batch_dims_saveable"] = "none"
     """What to keep of the forward pass for the backward one; less keeps less memory and computes more."""
     non_finite: Literal["stop", "skip"] = "stop"
@@ -113,7 +115,7 @@ class Recipe:
 
 MAY_DIFFER_ON_RESUME = (
     "mesh.", "non_finite", "data.dir", "data.downloads", "data.feed", "data.resident_share", "data.workers", "keep",
-    "steps_per_call",
+    "steps_per_call", "lowering",
 )  # fmt: skip
 """What changes how a run is computed, but not what."""
 

@@ -12,7 +12,7 @@ import optax
 from jaxaccel.metrics import Mean
 from jaxaccel.modules import Model
 from jaxaccel.tasks.task import Batch, Task
-from jaxaccel.transforms import LossScale, LossScaleState, bfloat16, fake_int8, float16
+from jaxaccel.transforms import LossScale, LossScaleState, bfloat16, fake_int8, float16, retarget
 
 PyTree = Any
 Arrays = Mapping[str, jax.Array]
@@ -79,6 +79,7 @@ class Training:
     """Name of a policy in `jax.checkpoint_policies`: what to keep of the forward pass for the backward one."""
     non_finite: Literal["stop", "skip"] = "stop"
     precision: Precision = "float32"
+    lowering: Literal["auto", "xla"] = "auto"
 
     def init(self) -> TrainState:
         """The state before the first step, a function of the seed alone."""
@@ -137,6 +138,11 @@ class Training:
 
         return partial(TRANSFORMATIONS[self.precision](apply), weights)
 
+    def lowered(self, f: Callable[..., Any]) -> Callable[..., Any]:
+        """`f` with its convolutions and poolings in the forms that this backend runs fast, or as XLA has them."""
+        # A batch that is split over devices must not be cut into pieces as well.
+        return retarget(f, argnums=()) if self.lowering == "auto" and jax.device_count() == 1 else f
+
     def _gradients(
         self, state: TrainState, batch: Batch, key: jax.Array
     ) -> tuple[PyTree, dict[str, Mean], PyTree]:
@@ -188,7 +194,7 @@ def several(training: Training, constrain: Callable[[Batch], Batch] = lambda bat
 
     def steps(state: TrainState, arrays: Arrays, fed: Batch) -> tuple[TrainState, StepMetrics]:
         def body(state: TrainState, item: Batch) -> tuple[TrainState, StepMetrics]:
-            return training.step(state, constrain(gather(arrays, item)))
+            return training.lowered(training.step)(state, constrain(gather(arrays, item)))
 
         return loop(body, state, dict(fed))
 
@@ -202,7 +208,8 @@ def several_evaluations(
 
     def evaluations(weights: PyTree, model_state: PyTree, arrays: Arrays, fed: Batch) -> dict[str, Mean]:
         def body(carry: None, item: Batch) -> tuple[None, dict[str, Mean]]:
-            return None, training.evaluate(weights, model_state, constrain(gather(arrays, item)))
+            evaluate = training.lowered(training.evaluate)
+            return None, evaluate(weights, model_state, constrain(gather(arrays, item)))
 
         _, means = loop(body, None, dict(fed))
         return jax.tree.map(lambda x: x.sum(0), means)

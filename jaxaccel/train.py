@@ -129,7 +129,7 @@ def _train(
     training = Training(
         model, task, recipe.optimizer.build(schedule), schedule, augment.chain(*recipe.augment),
         recipe.seed, recipe.optimizer.accumulate, recipe.optimizer.ema, recipe.remat, recipe.non_finite,
-        recipe.precision,
+        recipe.precision, recipe.lowering,
     )  # fmt: skip
     state_shape = jax.eval_shape(training.init)
     shardings = state_sharding(state_shape, mesh)

@@ -13,7 +13,7 @@ FLOORS = [
         *("errors", "files", "calls", "metrics", "trees", "runtime", "numerics", "sites"),
         *("hlo", "torch_files", "torch_pickle"),
     },
-    {"interpret", "arrays", "roofline"},
+    {"interpret", "arrays", "lowerings", "roofline"},
     {"augment", "models", "parallel", "data", "transforms", "compress"},
     {"tasks", "modules", "optim", "step", "checkpoint", "runlog", "signals", "pretrained", "explanation"},
     {"recipe", "recipes", "rundir", "curves", "cli", "pacing", "findings", "wording"},

@@ -6,6 +6,7 @@ from jaxaccel.transforms.int8 import int8
 from jaxaccel.transforms.loss_scale import LossScale, LossScaleState
 from jaxaccel.transforms.precision import bfloat16, float8, float16
 from jaxaccel.transforms.qat import fake_int8
+from jaxaccel.transforms.retarget import retarget
 from jaxaccel.transforms.running import RunningRanges
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "float16",
     "fold",
     "int8",
+    "retarget",
 ]

@@ -1,0 +1,117 @@
+"""Which form each convolution and pooling takes on the CPU: by rules that measurements back, or by timing them.
+
+`benchmarks/lowerings.py` measures the menu; its record is what `known` was written from.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from jaxaccel.lowerings import convolution, pooling, tuning
+
+FEW = 9
+"""Elements of a window up to which one slice for each of them is fast."""
+CACHE = 2**25
+"""Bytes of an input up to which several passes over it cost little."""
+XLA = "xla"
+"""The form that XLA itself gives it."""
+PRIMITIVES: tuple[str, ...] = (
+    "conv_general_dilated",
+    "reduce_window_max",
+    "reduce_window_sum",
+    "select_and_scatter_add",
+)
+Params = Mapping[str, Any]
+
+
+def forms(primitive: str, params: Params, shapes: Sequence[Any]) -> list[str]:
+    """The forms that compute it, `XLA` first. `shapes` are the operands', with dtypes."""
+    if not all(jax.numpy.issubdtype(x.dtype, jax.numpy.floating) for x in shapes):
+        return [XLA]
+    if primitive == "conv_general_dilated":
+        return convolution.forms(params, shapes[0].shape, shapes[1].shape)
+    if primitive == "select_and_scatter_add":
+        return pooling.forms(params, shapes[1].shape) if params["select_prim"] is jax.lax.ge_p else [XLA]
+    return pooling.forms(params, shapes[0].shape)
+
+
+def compute(primitive: str, params: Params, operands: Sequence[jax.Array], form: str) -> jax.Array:
+    """The primitive on `operands` in one of its `forms` other than `XLA`."""
+    if primitive == "conv_general_dilated":
+        return convolution.convolve(params, operands[0], operands[1], form)
+    if primitive == "select_and_scatter_add":
+        return pooling.scatter(operands[0], operands[1], params, form)
+    return (pooling.maximum if primitive == "reduce_window_max" else pooling.total)(operands[0], params, form)
+
+
+def known(primitive: str, params: Params, shapes: Sequence[Any]) -> tuple[str, str]:
+    """(form, reason) by the rules, which go by float32 alone: that is what was measured."""
+    found = forms(primitive, params, shapes)
+    if len(found) == 1:
+        return XLA, "has no other form"
+    if any(x.dtype != jax.numpy.float32 for x in shapes):
+        return XLA, f"was not measured in {shapes[0].dtype}"
+    rule = _convolution if primitive == "conv_general_dilated" else _pooling
+    form, reason = rule(primitive, params, shapes)
+    better = form != XLA and form in found
+    return (form, reason) if better else (XLA, "no other form is known to be faster")
+
+
+def _convolution(primitive: str, params: Params, shapes: Sequence[Any]) -> tuple[str, str]:
+    numbers = params["dimension_numbers"]
+    if params["batch_group_count"] > 1:
+        return "sums", "XLA:CPU runs gradients of depthwise convolutions one group at a time"
+    if params["feature_group_count"] > 1:
+        return "shifts", "XLA:CPU runs depthwise convolutions one group at a time"
+    if shapes[0].shape[numbers.lhs_spec[1]] == 1:
+        return "shifts", "a single input channel"
+    window = math.prod(shapes[1].shape[axis] for axis in numbers.rhs_spec[2:])
+    places = convolution.places(params, shapes[0].shape, shapes[1].shape)
+    if window > 1 and places == 1:
+        return "places", "is a matrix product: the gradient of a window of 1"
+    if places < window:
+        return "pieces", "the gradient by weights; a few examples at a time stay in the cache"
+    return XLA, ""
+
+
+def _pooling(primitive: str, params: Params, shapes: Sequence[Any]) -> tuple[str, str]:
+    window = params["window_dimensions"]
+    apart = tuple(window) == tuple(params["window_strides"])
+    if primitive == "select_and_scatter_add":
+        if apart:
+            return "blocks", "XLA:CPU scatters one element at a time"
+        return ("taps", "XLA:CPU scatters one element at a time") if math.prod(window) <= FEW else (XLA, "")
+    if apart:
+        return "blocks", "windows that do not overlap"
+    small = math.prod(shapes[0].shape) * shapes[0].dtype.itemsize <= CACHE
+    if math.prod(window) <= FEW and small:
+        return "taps", "a window of few elements"
+    return XLA, ""
+
+
+def tuned(primitive: str, params: Params, shapes: Sequence[Any]) -> tuple[str, str]:
+    """(form, reason) by timing all forms on this device, once."""
+    found = forms(primitive, params, shapes)
+    if len(found) == 1:
+        return XLA, "has no other form"
+    kept = {key: str(value) for key, value in sorted(params.items()) if key not in ("out_sharding",)}
+    what = f"{primitive} {kept} {[f'{x.dtype}{list(x.shape)}' for x in shapes]}"
+    primitive_ = _PRIMITIVES[primitive]
+    contenders = {
+        form: (lambda *operands, form=form: compute(primitive, params, operands, form))
+        if form != XLA
+        else (lambda *operands: primitive_.bind(*operands, **params))
+        for form in found
+    }
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in shapes]
+    return tuning.fastest(what, contenders, shapes), "timed on this device"
+
+
+_PRIMITIVES = {
+    "conv_general_dilated": jax.lax.conv_general_dilated_p,
+    "reduce_window_max": jax.lax.reduce_window_max_p,
+    "reduce_window_sum": jax.lax.reduce_window_sum_p,
+    "select_and_scatter_add": jax.lax.select_and_scatter_add_p,
+}

@@ -1,0 +1,164 @@
+"""Every form of a convolution or pooling computes what XLA's own does, whatever its shapes: values and gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from jax import lax
+
+from jaxaccel.lowerings import menu
+
+# Most of the time goes to compiling the reference.
+quick = settings(
+    max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+LAYOUTS = {
+    1: [("NHC", "HIO", "NHC"), ("NCH", "OIH", "NCH")],
+    2: [
+        ("NHWC", "HWIO", "NHWC"),
+        ("NCHW", "OIHW", "NCHW"),
+        ("NHWC", "HWIO", "NCHW"),
+        ("CHWN", "IHWO", "HWNC"),
+    ],
+    3: [("NDHWC", "DHWIO", "NDHWC")],
+}
+
+
+def normal(shape, seed=0, dtype=jnp.float32):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
+
+
+def equation(f, *args):
+    """The last operation of the menu in the program of `f`."""
+    return [e for e in jax.make_jaxpr(f)(*args).eqns if e.primitive.name in menu.PRIMITIVES][-1]
+
+
+def check_forms(eqn, tolerance=1e-4):
+    """All forms of an equation on random operands; the forms that it has."""
+    shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
+    # Few different values, so that windows hold equal ones.
+    pooled = eqn.primitive.name != "conv_general_dilated"
+    operands = [normal(s.shape, i, s.dtype) for i, s in enumerate(shapes)]
+    operands = [jnp.round(x) if pooled else x for x in operands]
+    want = eqn.primitive.bind(*operands, **eqn.params)
+    found = menu.forms(eqn.primitive.name, eqn.params, shapes)
+    for form in found[1:]:
+        got = jax.jit(lambda *x, form=form: menu.compute(eqn.primitive.name, eqn.params, x, form))(*operands)
+        assert got.shape == want.shape and got.dtype == want.dtype, form
+        scale = np.abs(np.asarray(want, np.float32)).max(initial=1)
+        np.testing.assert_allclose(
+            np.asarray(got, np.float32), np.asarray(want, np.float32), atol=tolerance * scale, err_msg=form
+        )
+    return found
+
+
+@st.composite
+def convolutions(draw):
+    """(function of inputs and weights, their shapes)."""
+    dims = draw(st.integers(1, 3))
+    layout = draw(st.sampled_from(LAYOUTS[dims]))
+    axes = sorted(set(layout[0]) - set("NC"))
+
+    def several(low, high):
+        return tuple(draw(st.integers(low, high)) for _ in range(dims))
+
+    channels, features = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    groups = draw(st.sampled_from([1, channels]))
+    lhs = {"N": draw(st.integers(0, 3)), "C": channels, **dict(zip(axes, several(1, 7), strict=True))}
+    rhs = {
+        "I": channels // groups,
+        "O": features * groups,
+        **dict(zip(axes, several(1, 3), strict=True)),
+    }
+    uneven = tuple(zip(several(-1, 2), several(-1, 2), strict=True))
+    padding = draw(st.sampled_from(["SAME", "VALID", uneven]))
+    options = {
+        "window_strides": several(1, 3),
+        "padding": padding,
+        "lhs_dilation": several(1, 2) if padding is uneven else (1,) * dims,
+        "rhs_dilation": several(1, 2),
+        "feature_group_count": groups,
+        "dimension_numbers": layout,
+    }
+    shapes = tuple(lhs[a] for a in layout[0]), tuple(rhs[a] for a in layout[1])
+    return lambda x, w: lax.conv_general_dilated(x, w, **options), shapes
+
+
+@quick
+@given(convolutions())
+def test_convolutions_and_their_gradients(drawn):
+    f, shapes = drawn
+    x, w = (jnp.zeros(shape) for shape in shapes)
+    y = jax.eval_shape(f, x, w)
+    check_forms(equation(f, x, w))
+    if 0 in y.shape or 0 in x.shape:
+        return  # JAX itself cannot always differentiate what is empty
+    g = jnp.zeros(y.shape)
+    check_forms(equation(lambda w, g: jax.vjp(lambda x: f(x, w), x)[1](g)[0], w, g))
+    check_forms(equation(lambda x, g: jax.vjp(lambda w: f(x, w), w)[1](g)[0], x, g))
+
+
+@st.composite
+def poolings(draw):
+    """(window, strides, padding, dilation) of an array, and its shape."""
+    shape = (
+        draw(st.integers(1, 2)),
+        draw(st.integers(2, 9)),
+        draw(st.integers(2, 9)),
+        draw(st.integers(1, 3)),
+    )
+    window = (1, draw(st.integers(1, 3)), draw(st.integers(1, 3)), 1)
+    strides = draw(st.sampled_from([window, (1, 1, 2, 1), (1, 2, 2, 1), (1, 3, 1, 1)]))
+    padding = draw(st.sampled_from(["SAME", "VALID", ((0, 0), (1, 0), (0, 1), (0, 0))]))
+    return (window, strides, padding), shape
+
+
+@quick
+@given(poolings())
+def test_poolings_and_their_gradients(drawn):
+    config, shape = drawn
+    x = jnp.zeros(shape)
+    for start, combine in ((-jnp.inf, lax.max), (0.0, lax.add)):
+
+        def f(x, start=start, combine=combine):
+            return lax.reduce_window(x, start, combine, *config)
+
+        y = jax.eval_shape(f, x)
+        check_forms(equation(f, x))
+        if 0 not in y.shape:
+            gradient = equation(lambda x, g, f=f: jax.vjp(f, x)[1](g)[0], x, jnp.zeros(y.shape))
+            check_forms(gradient)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_narrow_types_keep_their_dtype(dtype):
+    x, w = jnp.zeros((2, 4, 6, 6), dtype), jnp.zeros((8, 4, 3, 3), dtype)
+    found = check_forms(equation(lambda x, w: lax.conv(x, w, (1, 1), "SAME"), x, w), 0.03)
+    assert len(found) > 1
+
+    def pool(x):
+        return lax.reduce_window(x, -jnp.inf, lax.max, (1, 1, 2, 2), (1, 1, 2, 2), "VALID")
+
+    check_forms(equation(pool, x), 0)
+
+
+def test_what_has_no_other_form_is_left_alone():
+    integers = jnp.zeros((1, 4, 4, 8), jnp.int8), jnp.zeros((3, 3, 8, 8), jnp.int8)
+    numbers = ("NHWC", "HWIO", "NHWC")
+
+    def f(x, w, **options):
+        return lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=numbers, **options)
+
+    assert check_forms(equation(f, *integers)) == ["xla"]
+    grouped = normal((1, 4, 4, 8)), normal((3, 3, 4, 8))
+    assert check_forms(equation(lambda x, w: f(x, w, feature_group_count=2), *grouped)) == ["xla"]
+    batches = normal((4, 4, 4, 8)), normal((3, 3, 8, 8))
+    assert check_forms(equation(lambda x, w: f(x, w, batch_group_count=2), *batches)) == ["xla"]
+    assert check_forms(equation(f, normal((0, 4, 4, 8)), normal((3, 3, 8, 8)))) == ["xla"]
+    dilated = equation(
+        lambda x: lax.reduce_window(x, 0.0, lax.add, (2, 2), (1, 1), "VALID", base_dilation=(2, 2)),
+        normal((4, 4)),
+    )
+    assert check_forms(dilated) == ["xla"]
