@@ -13,7 +13,13 @@ from jaxaccel.lowerings import convolution, pooling, tuning
 
 FEW = 9
 """Elements of a window up to which one slice for each of them is fast."""
-CACHE = 2**25
+MANY = 64
+"""The same for sums of windows at every place."""
+WIDE = 128
+"""Channels from which on the gradient of a depthwise convolution by its weights is better summed channel by channel."""
+BATCH = 64
+"""Examples from which on the gradient of a convolution by its weights is better made of a few at a time."""
+CACHE = 2**26
 """Bytes of an input up to which several passes over it cost little."""
 XLA = "xla"
 """The form that XLA itself gives it."""
@@ -62,7 +68,12 @@ def known(primitive: str, params: Params, shapes: Sequence[Any]) -> tuple[str, s
 def _convolution(primitive: str, params: Params, shapes: Sequence[Any]) -> tuple[str, str]:
     numbers = params["dimension_numbers"]
     if params["batch_group_count"] > 1:
-        return "sums", "XLA:CPU runs gradients of depthwise convolutions one group at a time"
+        wide = shapes[1].shape[numbers.rhs_spec[0]] >= WIDE
+        return (
+            ("sums", "XLA:CPU runs gradients of depthwise convolutions one group at a time")
+            if wide
+            else (XLA, "")
+        )
     if params["feature_group_count"] > 1:
         return "shifts", "XLA:CPU runs depthwise convolutions one group at a time"
     if shapes[0].shape[numbers.lhs_spec[1]] == 1:
@@ -71,7 +82,7 @@ def _convolution(primitive: str, params: Params, shapes: Sequence[Any]) -> tuple
     places = convolution.places(params, shapes[0].shape, shapes[1].shape)
     if window > 1 and places == 1:
         return "places", "is a matrix product: the gradient of a window of 1"
-    if places < window:
+    if places < window and shapes[0].shape[numbers.lhs_spec[1]] >= BATCH:
         return "pieces", "the gradient by weights; a few examples at a time stay in the cache"
     return XLA, ""
 
@@ -85,6 +96,12 @@ def _pooling(primitive: str, params: Params, shapes: Sequence[Any]) -> tuple[str
         return ("taps", "XLA:CPU scatters one element at a time") if math.prod(window) <= FEW else (XLA, "")
     if apart:
         return "blocks", "windows that do not overlap"
+    if (
+        primitive == "reduce_window_sum"
+        and set(params["window_strides"]) == {1}
+        and math.prod(window) <= MANY
+    ):
+        return "taps", "windows at every place: the gradient of a sum"
     small = math.prod(shapes[0].shape) * shapes[0].dtype.itemsize <= CACHE
     if math.prod(window) <= FEW and small:
         return "taps", "a window of few elements"
