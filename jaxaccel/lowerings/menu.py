@@ -96,16 +96,19 @@ def _pooling(primitive: str, params: Params, shapes: Sequence[Any]) -> tuple[str
         return ("taps", "XLA:CPU scatters one element at a time") if math.prod(window) <= FEW else (XLA, "")
     if apart:
         return "blocks", "windows that do not overlap"
-    if (
-        primitive == "reduce_window_sum"
-        and set(params["window_strides"]) == {1}
-        and math.prod(window) <= MANY
-    ):
+    everywhere = set(params["window_strides"]) == {1} and _overlaps(params, shapes[0].shape)
+    if primitive == "reduce_window_sum" and everywhere and math.prod(window) <= MANY:
         return "taps", "windows at every place: the gradient of a sum"
     small = math.prod(shapes[0].shape) * shapes[0].dtype.itemsize <= CACHE
     if math.prod(window) <= FEW and small:
         return "taps", "a window of few elements"
     return XLA, ""
+
+
+def _overlaps(params: Params, shape: Sequence[int]) -> bool:
+    """Whether there is more than one window along an axis on which windows are larger than 1."""
+    counts = pooling.sizes(params, shape)
+    return any(n > 1 and w > 1 for n, w in zip(counts, params["window_dimensions"], strict=True))
 
 
 def tuned(primitive: str, params: Params, shapes: Sequence[Any]) -> tuple[str, str]:

@@ -17,7 +17,7 @@ Params = Mapping[str, Any]
 
 def forms(params: Params, shape: Sequence[int]) -> list[str]:
     """The forms in which the pooling of an array of this shape can be computed, ``xla`` first."""
-    if any(d != 1 for d in params.get("base_dilation", ())) or 0 in shape or 0 in _sizes(params, shape):
+    if any(d != 1 for d in params.get("base_dilation", ())) or 0 in shape or 0 in sizes(params, shape):
         return ["xla"]
     window, strides = params["window_dimensions"], params["window_strides"]
     apart = all(d == 1 for d in params.get("window_dilation", ())) and tuple(window) == tuple(strides)
@@ -76,22 +76,22 @@ class _Split:
 def _split(x: jax.Array, params: Params, form: str, fill: Any) -> _Split:
     window, strides = params["window_dimensions"], params["window_strides"]
     dilation = params.get("window_dilation") or (1,) * x.ndim
-    sizes = _sizes(params, x.shape)
+    counts = sizes(params, x.shape)
     low = [p[0] for p in params["padding"]]
     # Just as much padding as the windows reach; negative where they leave elements out.
     reach = [
-        (n - 1) * s + (w - 1) * d + 1 for n, s, w, d in zip(sizes, strides, window, dilation, strict=True)
+        (n - 1) * s + (w - 1) * d + 1 for n, s, w, d in zip(counts, strides, window, dilation, strict=True)
     ]
     config = [(a, r - a - n, 0) for a, r, n in zip(low, reach, x.shape, strict=True)]
     padded = jax.lax.pad(x, jnp.asarray(fill, x.dtype), config)
     undo = [(-a, -b, 0) for a, b, _ in config]
     places = list(np.ndindex(*window))
     if form == "blocks":
-        split = [n for pair in zip(sizes, window, strict=True) for n in pair]
+        split = [n for pair in zip(counts, window, strict=True) for n in pair]
         blocks = padded.reshape(split)
 
         def joined(parts: list[jax.Array]) -> jax.Array:
-            stacked = jnp.stack(parts, -1).reshape(*sizes, *window)
+            stacked = jnp.stack(parts, -1).reshape(*counts, *window)
             order = [axis for k in range(x.ndim) for axis in (k, x.ndim + k)]
             whole = stacked.transpose(order).reshape(padded.shape)
             return jax.lax.pad(whole, jnp.zeros((), whole.dtype), undo)
@@ -105,7 +105,7 @@ def _split(x: jax.Array, params: Params, form: str, fill: Any) -> _Split:
         jax.lax.slice(
             padded,
             start,
-            [a + (n - 1) * s + 1 for a, n, s in zip(start, sizes, strides, strict=True)],
+            [a + (n - 1) * s + 1 for a, n, s in zip(start, counts, strides, strict=True)],
             strides,
         )
         for start in starts
@@ -116,7 +116,7 @@ def _split(x: jax.Array, params: Params, form: str, fill: Any) -> _Split:
         for start, part in zip(starts, parts, strict=True):
             config = [
                 (a, r - a - ((n - 1) * s + 1), s - 1)
-                for a, r, n, s in zip(start, reach, sizes, strides, strict=True)
+                for a, r, n, s in zip(start, reach, counts, strides, strict=True)
             ]
             out = out + jax.lax.pad(part, jnp.zeros((), part.dtype), config)
         return jax.lax.pad(out, jnp.zeros((), out.dtype), undo)
@@ -124,15 +124,15 @@ def _split(x: jax.Array, params: Params, form: str, fill: Any) -> _Split:
     return _Split(taps, added)
 
 
-def _sizes(params: Params, shape: Sequence[int]) -> list[int]:
+def sizes(params: Params, shape: Sequence[int]) -> list[int]:
     """How many windows fit along each axis."""
     dilation = params.get("window_dilation") or (1,) * len(shape)
-    sizes = []
+    found = []
     for n, w, s, d, (low, high) in zip(
         shape, params["window_dimensions"], params["window_strides"], dilation, params["padding"], strict=True
     ):
-        sizes.append(max(0, (n + low + high - ((w - 1) * d + 1)) // s + 1))
-    return sizes
+        found.append(max(0, (n + low + high - ((w - 1) * d + 1)) // s + 1))
+    return found
 
 
 def _lowest(dtype: Any) -> Any:
