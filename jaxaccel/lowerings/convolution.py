@@ -123,7 +123,7 @@ class _Canonical:
         return jnp.transpose(rhs, (*spec[2:], spec[1], spec[0]))
 
     def output(self, out: jax.Array) -> jax.Array:
-        return _from_last(out, self.numbers.out_spec)
+        return from_last(out, self.numbers.out_spec)
 
     def tap(self, x: jax.Array, place: Sequence[int]) -> jax.Array:
         """The inputs that one place in the window meets: (N, spatial of the output..., C)."""
@@ -156,10 +156,10 @@ def _channels_last(params: Params, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
     lhs, rhs = jax.lax.optimization_barrier((lhs, rhs))
     plain = jax.lax.ConvDimensionNumbers(last, (n - 1, n - 2, *range(n - 2)), last)
     out = jax.lax.conv_general_dilated_p.bind(lhs, rhs, **{**params, "dimension_numbers": plain})
-    return _from_last(out, numbers.out_spec)
+    return from_last(out, numbers.out_spec)
 
 
-def _from_last(out: jax.Array, spec: Sequence[int]) -> jax.Array:
+def from_last(out: jax.Array, spec: Sequence[int]) -> jax.Array:
     """(N, spatial..., O) in the layout of `spec`."""
     order = [0] * out.ndim
     for axis, source in zip(spec, (0, out.ndim - 1, *range(1, out.ndim - 1)), strict=True):

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from jaxaccel.lowerings.convolution import from_last
 from jaxaccel.transforms.integer import Bind
 
 Choice = Literal["auto", "int8"]
@@ -150,7 +151,7 @@ def _as_dot(params: Mapping[str, Any], lhs: jax.Array, rhs: jax.Array) -> jax.Ar
     out = jax.lax.dot_general(
         lhs, rhs, (((lhs.ndim - 1,), (0,)), ((), ())), preferred_element_type=jnp.int32
     )  # fmt: skip
-    return _from_last(out, numbers.out_spec)
+    return from_last(out, numbers.out_spec)
 
 
 def _as_nhwc(params: Mapping[str, Any], lhs: jax.Array, rhs: jax.Array, pad: bool) -> jax.Array:
@@ -174,12 +175,4 @@ def _as_nhwc(params: Mapping[str, Any], lhs: jax.Array, rhs: jax.Array, pad: boo
     out = jax.lax.conv_general_dilated(
         lhs, rhs, **windows, dimension_numbers=("NHWC", "HWIO", "NHWC"), preferred_element_type=jnp.int32
     )[..., :features]  # fmt: skip
-    return _from_last(out[:, 0] if flat else out, numbers.out_spec)
-
-
-def _from_last(out: jax.Array, spec: tuple[int, ...]) -> jax.Array:
-    """(batch, spatial..., features) in the layout of `spec`: the axes of batch, features, spatial."""
-    order = [0] * out.ndim
-    for axis, source in zip(spec, (0, out.ndim - 1, *range(1, out.ndim - 1)), strict=True):
-        order[axis] = source
-    return jnp.transpose(out, order)
+    return from_last(out[:, 0] if flat else out, numbers.out_spec)
