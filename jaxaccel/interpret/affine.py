@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.extend import core as jcore
 
 from jaxaccel.interpret.bilinear import bilinear_p
-from jaxaccel.interpret.evaluate import meaning, parts
+from jaxaccel.interpret.jaxprs import meaning, parts
 from jaxaccel.sites import BILINEAR
 
 _INLINED = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "custom_jvp_call": "call_jaxpr"}

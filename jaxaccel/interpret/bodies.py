@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxaccel.interpret.arrays import is_compressed
-from jaxaccel.interpret.evaluate import BODIES, Interpreter, Place, parts
+from jaxaccel.interpret.evaluate import BODIES, Interpreter, Place
+from jaxaccel.interpret.jaxprs import parts
 
 Values = list[Any]
 Paths = list[str | None]

@@ -9,7 +9,7 @@ import jax
 from jax.extend import core as jcore
 from jax.interpreters import partial_eval
 
-from jaxaccel.interpret.evaluate import LAYOUT, parts
+from jaxaccel.interpret.jaxprs import LAYOUT, parts
 
 
 @dataclasses.dataclass(frozen=True)

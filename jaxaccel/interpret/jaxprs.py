@@ -1,0 +1,39 @@
+"""Reading jaxprs, which JAX 0.10 and 0.11 keep differently."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jax.extend import core as jcore
+
+from jaxaccel.interpret.bilinear import bilinear_p
+
+LAYOUT = frozenset({
+    *("reshape", "transpose", "broadcast_in_dim", "squeeze", "expand_dims", "slice", "dynamic_slice", "rev", "copy"),
+    *("copy_p", "convert_element_type", "reduce_precision", "sharding_constraint", "optimization_barrier"),
+    *("pvary", "pcast", "pbroadcast"),
+})  # fmt: skip
+"""Primitives after which a parameter is still that parameter, in another layout or dtype."""
+
+
+def meaning(eqn: Any) -> tuple[str, dict[str, Any], str | None]:
+    """(primitive, params, what was made of it): a product that is narrowed already still means a product."""
+    if eqn.primitive is bilinear_p:
+        return eqn.params["product"].name, dict(eqn.params["params"]), eqn.params["compute"].name
+    return eqn.primitive.name, eqn.params, None
+
+
+def parts(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
+    """A jaxpr and its constants, whether JAX keeps them in one object (0.11) or, when closed, in two (0.10)."""
+    return (jaxpr.jaxpr, jaxpr.consts) if hasattr(jaxpr, "jaxpr") else (jaxpr, ())
+
+
+def sub_jaxprs(params: Mapping[str, Any]) -> list[Any]:
+    """The jaxprs among the parameters of an equation."""
+    found = []
+    for value in params.values():
+        for item in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(item, (jcore.Jaxpr, jcore.ClosedJaxpr)):
+                found.append(item)
+            elif isinstance(getattr(item, "params", None), Mapping):  # a primitive made of others (0.11)
+                found += sub_jaxprs(item.params)
+    return found
