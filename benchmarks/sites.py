@@ -85,6 +85,7 @@ SITES: tuple[Site, ...] = (
     _dot("vit_s16 query", (197, 384), 384),
     _dot("vit_s16 up", (197, 384), 1536),
     _dot("vit_s16 down", (197, 1536), 384),
+    _conv("mnist stem", (28, 28, 1), 32, 3),
     _conv("resnet20 stem", (32, 32, 3), 16, 3),
     _conv("resnet20 stage 1", (32, 32, 16), 16, 3),
     _conv("resnet20 stage 2, stride 2", (32, 32, 16), 32, 3, stride=2),
