@@ -101,3 +101,19 @@ def test_precision_layers(tmp_path):
         assert entry["choice_over_fastest"] == pytest.approx(cost) and entry["slower"] == (cost > 1.1)
     choices = [entry["choice"] for entry in sites.values()]
     assert choices == ["int8", "float32", "int8 as NHWC"], "what lowerings.choose picks on the CPU"
+
+
+def test_lowerings(tmp_path):
+    done = subprocess.run(
+        [sys.executable, SCRIPTS / "lowerings.py", "--sites", "pool 2x2", "--batch", "1", "--repeats", "1",
+         "--seconds", "0.001", "--out", tmp_path],
+        capture_output=True, text=True, timeout=180,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (file,) = tmp_path.glob("lowerings-*.json")
+    cases = json.loads(file.read_text())["cases"]
+    assert len(cases) == 12 and file.with_suffix(".png").exists()
+    for case in cases:
+        assert case["forms"][0]["name"] == "xla" and len(case["forms"]) > 1
+        assert case["choice"] in [form["name"] for form in case["forms"]]
+        assert all(form["relative_error"] < 1e-5 for form in case["forms"])
