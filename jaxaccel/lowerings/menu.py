@@ -117,7 +117,7 @@ def tuned(primitive: str, params: Params, shapes: Sequence[Any]) -> tuple[str, s
     if len(found) == 1:
         return XLA, "has no other form"
     kept = {key: str(value) for key, value in sorted(params.items()) if key not in ("out_sharding",)}
-    what = f"{primitive} {kept} {[f'{x.dtype}{list(x.shape)}' for x in shapes]}"
+    what = f"{primitive} {kept} {[f'{x.dtype}{list(x.shape)}' for x in shapes]} {found}"
     primitive_ = _PRIMITIVES[primitive]
     contenders = {
         form: (lambda *operands, form=form: compute(primitive, params, operands, form))

@@ -61,9 +61,10 @@ def _processor() -> str:
 def _verdicts() -> dict[str, str]:
     file = place()
     try:
-        return json.loads(file.read_text(encoding="utf-8")) if file else {}
+        found = json.loads(file.read_text(encoding="utf-8")) if file else {}
     except (OSError, ValueError):  # none yet, or damaged: they are timed again
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _keep(known: Mapping[str, str]) -> None:
