@@ -1,8 +1,9 @@
-"""Single matrix products and convolutions in every form that `jaxaccel.transforms.lowerings` has; for precision.py."""
+"""Single matrix products and convolutions in every form that `jaxaccel.lowerings` has; for precision.py."""
 
 import argparse
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from variants import LIMITS, Compiled, Variant, relative_error
 
 import jaxaccel as ja
 from jaxaccel import numerics
-from jaxaccel.transforms import integer, lowerings
+from jaxaccel.lowerings import convolution, menu, products
+from jaxaccel.transforms import integer
 
 TWO_ROWS = "int8, a vector as two rows"
+FORMS = ("matmul", "patches", "space to depth", "channels last")
 TICKS = (0.05, 0.1, 0.2, 0.5, 1, 2, 4)
 SLOWER = 1.1
 """A choice that takes this many times as long as the fastest form is marked."""
@@ -40,7 +43,10 @@ class Traced:
         return self.primitive.bind(*values, **{**self.params, **changed})
 
     def two_rows(self, *values: Any, **changed: Any) -> jax.Array:
-        return lowerings.Integers()(self.primitive, {**self.params, **changed}, *values)
+        return products.Integers()(self.primitive, {**self.params, **changed}, *values)
+
+    def formed(self, form: str, lhs: jax.Array, rhs: jax.Array, **changed: Any) -> jax.Array:
+        return convolution.convolve({**self.params, **changed}, lhs, rhs, form)
 
 
 def traced(site: Site, batch_size: int) -> Traced:
@@ -65,29 +71,18 @@ def forms(t: Traced, static: bool) -> Iterator[Variant]:
 
 
 def possible(t: Traced) -> list[str]:
-    """The int8 forms that give its result; those of a convolution are for plain ones of up to two dimensions."""
-    p, numbers, found = t.params, t.params["dimension_numbers"], ["int8"]
+    """The int8 forms that give its result and may pay."""
     if t.primitive.name == "dot_general":
-        return found + [TWO_ROWS] * lowerings.is_vector(p, t.x.shape, t.weight.shape)
-    grouped = p["feature_group_count"] > 1 or p["batch_group_count"] > 1
-    if grouped or t.x.ndim > 4 or any(d > 1 for d in p["lhs_dilation"]):
-        return found
-    spatial = numbers.rhs_spec[2:]
-    if all(t.weight.shape[a] == 1 for a in spatial) and all(pad == (0, 0) for pad in p["padding"]):
-        found.append("int8 as a matrix product")
-    if t.x.ndim == 3 or numbers.lhs_spec != (0, 3, 1, 2):
-        found.append("int8 as NHWC")
-    features = (t.weight.shape[numbers.rhs_spec[0]], t.weight.shape[numbers.rhs_spec[1]])
-    if any(n % lowerings.LANES for n in features):
-        found.append(lowerings.PADDED)
-    return found
+        return ["int8"] + [TWO_ROWS] * products.is_vector(t.params, t.x.shape, t.weight.shape)
+    found = convolution.forms(t.params, t.x.shape, t.weight.shape, integers=True)
+    return ["int8", *(f"int8 as {form}" for form in found if form in FORMS)]
 
 
 def _integer(t: Traced, form: str, scale: Any) -> Callable[[Any, jax.Array], jax.Array]:
     """As `ja.int8` computes it in that form: quantise the inputs, multiply integers, scale."""
-    bind = lowerings.convolve(form, t.params, t.bind)
-    if t.primitive.name == "dot_general":
-        bind = t.two_rows if form == TWO_ROWS else t.bind
+    bind = t.two_rows if form == TWO_ROWS else t.bind
+    if form.startswith("int8 as "):
+        bind = partial(t.formed, form.removeprefix("int8 as "))
 
     def f(weight: Any, x: jax.Array) -> jax.Array:
         xq = integer.quantised(x, t.primitive.name, t.params, 0, scale)
@@ -100,7 +95,8 @@ def chosen(t: Traced) -> tuple[str, str]:
     """(form, reason) that `ja.int8` takes here."""
     if t.primitive.name == "dot_general":
         return possible(t)[-1], ""
-    return lowerings.choose(t.params, t.x, t.weight, jax.default_backend())
+    form, reason = menu.integers(t.params, t.x, t.weight, jax.default_backend())
+    return {"float32": form, menu.XLA: "int8"}.get(form, f"int8 as {form}"), reason
 
 
 def judged(rows: Sequence[dict[str, Any]], choice: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import jax
 STACK = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
 
 # glibc's mallopt parameters, from malloc.h.
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,15 +45,18 @@ def keep_freed_memory() -> str:
 
     XLA:CPU allocates its temporaries anew for each execution. As glibc ships, large ones are fresh
     pages each time, and the kernel must clear each on first touch: for a small ConvNet's step that
-    took more time than the arithmetic (`benchmarks/allocator.py`).
+    took more time than the arithmetic (`benchmarks/allocator.py`). All threads share one arena, unless
+    ``MALLOC_ARENA_MAX`` says otherwise: those of their own hold 64 MB at most, and what is larger is mapped anew.
     """
     if os.environ.get("JAXACCEL_ALLOCATOR") == "0":
         return "left alone (JAXACCEL_ALLOCATOR=0)"
     if platform.libc_ver()[0] != "glibc":
         return "left alone (not glibc)"
     libc = ctypes.CDLL(None)
-    settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**28))
-    accepted = all(libc.mallopt(name, value) == 1 for name, value in settings)
+    settings = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_TOP_PAD: 2**28}
+    if "MALLOC_ARENA_MAX" not in os.environ:
+        settings[_M_ARENA_MAX] = 1
+    accepted = all(libc.mallopt(name, value) == 1 for name, value in settings.items())
     return "glibc keeps freed memory" if accepted else "glibc refused mallopt"
 
 

@@ -90,7 +90,7 @@ def test_precision_layers(tmp_path):
     assert forms == {
         "dot lstm gate": {"float32", "bfloat16", "int8"},
         "conv mobilenet depthwise 14": {"float32", "bfloat16", "int8"},
-        "conv 1-D, 64 channels": {"float32", "bfloat16", "int8", "int8 as NHWC"},
+        "conv 1-D, 64 channels": {"float32", "bfloat16", "int8", "int8 as channels last", "int8 as patches"},
     }
     for entry in sites.values():
         rows = {row["name"]: row for row in entry["forms"]}
@@ -100,7 +100,7 @@ def test_precision_layers(tmp_path):
         cost = times[entry["choice"]] / min(times.values())
         assert entry["choice_over_fastest"] == pytest.approx(cost) and entry["slower"] == (cost > 1.1)
     choices = [entry["choice"] for entry in sites.values()]
-    assert choices == ["int8", "float32", "int8 as NHWC"], "what lowerings.choose picks on the CPU"
+    assert choices == ["int8", "float32", "int8 as channels last"], "what the menu picks on the CPU"
 
 
 def test_lowerings(tmp_path):

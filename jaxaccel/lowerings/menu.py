@@ -1,11 +1,13 @@
 """Which form each convolution and pooling takes on the CPU: by rules that measurements back, or by timing them.
 
-`benchmarks/lowerings.py` measures the menu; its record is what `known` was written from.
+`benchmarks/lowerings.py` measures the menu; its record is what `known` was written from. `integers` is the menu of
+int8 convolutions, from `benchmarks/precision.py --layers`: XLA:CPU has fused int8 kernels for ungrouped 2-D
+convolutions in NHWC with 32 channels or more; beside them int8 is up to 17 times slower than float32.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -21,6 +23,10 @@ BATCH = 64
 """Examples from which on the gradient of a convolution by its weights is better made of a few at a time."""
 CACHE = 2**26
 """Bytes of an input up to which several passes over it cost little."""
+LANES = 32
+"""Channels that the CPU's int8 kernels want."""
+OUTPUTS = 16
+"""Output channels below which int8 gains nothing on the CPU."""
 XLA = "xla"
 """The form that XLA itself gives it."""
 PRIMITIVES: tuple[str, ...] = (
@@ -30,6 +36,7 @@ PRIMITIVES: tuple[str, ...] = (
     "select_and_scatter_add",
 )
 Params = Mapping[str, Any]
+Choice = Literal["auto", "int8"]
 
 
 def forms(primitive: str, params: Params, shapes: Sequence[Any]) -> list[str]:
@@ -109,6 +116,46 @@ def _overlaps(params: Params, shape: Sequence[int]) -> bool:
     """Whether there is more than one window along an axis on which windows are larger than 1."""
     counts = pooling.sizes(params, shape)
     return any(n > 1 and w > 1 for n, w in zip(counts, params["window_dimensions"], strict=True))
+
+
+def integers(params: Params, lhs: Any, rhs: Any, backend: str, choice: Choice = "auto") -> tuple[str, str]:
+    """(form, reason) for an int8 convolution of operands of these shapes.
+
+    The form ``float32`` means: leave it as it was. With the `choice` ``int8`` that is only where integers give wrong
+    values.
+    """
+    grouped = params["feature_group_count"] > 1 or params["batch_group_count"] > 1
+    if backend == "gpu" and grouped:
+        return "float32", "grouped int8 convolutions give wrong values on GPUs (openxla/xla#49123)"
+    if backend != "cpu":
+        return XLA, ""
+    form, reason = "float32", "grouped int8 convolutions are slow on the CPU"
+    if not grouped:
+        form, reason = _integers(params, lhs, rhs)
+    return (form, reason) if choice == "auto" or form != "float32" else (XLA, "")
+
+
+def _integers(params: Params, lhs: Any, rhs: Any) -> tuple[str, str]:
+    numbers = params["dimension_numbers"]
+    if not 3 <= lhs.ndim <= 4:
+        return "float32", f"{lhs.ndim - 2}-D int8 convolutions are slow on the CPU"
+    if any(d > 1 for d in params["lhs_dilation"]):
+        return "float32", "transposed int8 convolutions are slow on the CPU"
+    features, outputs = lhs.shape[numbers.lhs_spec[1]], rhs.shape[numbers.rhs_spec[0]]
+    window = math.prod(rhs.shape[axis] for axis in numbers.rhs_spec[2:])
+    if outputs < OUTPUTS or features * window < LANES:
+        return "float32", f"{features} x {outputs} channels are too few for int8 on the CPU"
+    found = convolution.forms(params, lhs.shape, rhs.shape, integers=True)
+    if "matmul" in found:
+        return "matmul", ""
+    if lhs.ndim == 4 and (numbers.lhs_spec != (0, 3, 1, 2) or numbers.out_spec != (0, 3, 1, 2)):
+        return "float32", "int8 convolutions with channels first are slow on the CPU"
+    if min(features, outputs) < LANES:
+        block = features * math.prod(params["window_strides"])
+        wanted = "space to depth" if block < LANES else "patches"
+        wanted = wanted if wanted in found else "patches"
+        return (wanted, "") if wanted in found else ("float32", "few channels and a large window")
+    return ("channels last" if lhs.ndim == 3 else XLA), ""
 
 
 def tuned(primitive: str, params: Params, shapes: Sequence[Any]) -> tuple[str, str]:

@@ -13,8 +13,9 @@ from jaxaccel import numerics
 from jaxaccel.arrays import QuantArray
 from jaxaccel.errors import UserError
 from jaxaccel.interpret import Transformation, is_compressed, transform
+from jaxaccel.lowerings import convolution, menu, products
 from jaxaccel.sites import BILINEAR, Site, on
-from jaxaccel.transforms import integer, lowerings
+from jaxaccel.transforms import integer
 from jaxaccel.transforms.calibrate import Calibration
 
 Activations = Literal["dynamic", "static", "none"]
@@ -26,7 +27,7 @@ def int8(
     activations: Activations | None = None,
     calibration: Calibration | None = None,
     attention: bool = False,
-    lowering: lowerings.Choice = "auto",
+    lowering: menu.Choice = "auto",
     train: bool = False,
     key: jax.Array | None = None,
     argnums: int | Sequence[int] = 0,
@@ -80,7 +81,7 @@ class _Rule:
     activations: Activations
     calibration: Calibration | None
     attention: bool
-    lowering: lowerings.Choice
+    lowering: menu.Choice
     backend: str
 
     def __call__(self, site: Site, lhs: Any, rhs: Any) -> Any:
@@ -91,7 +92,7 @@ class _Rule:
         if not any(quantised):
             return self._between_activations(site, lhs, rhs)
         if all(quantised):
-            return self._product(site, "int8", lhs, rhs, "int8 x int8 -> int32")
+            return self._product(site, menu.XLA, lhs, rhs, "int8 x int8 -> int32")
         side = quantised.index(True)
         w, x = operands[side], operands[1 - side]
         form, reason = self._form(site, side, w, x)
@@ -132,23 +133,25 @@ class _Rule:
                 return "folded", ""
             return "float32", "its scales vary along the sum"
         if dot:
-            return "int8", ""
-        return lowerings.choose(site.params, x, w, self.backend, self.lowering)
+            return menu.XLA, ""
+        return menu.integers(site.params, x, w, self.backend, self.lowering)
 
     def _scale(self, site: Site) -> Any:
         return None if self.calibration is None else numerics.scale_of(self.calibration.range_of(site.name))
 
     def _product(self, site: Site, form: str, lhs: QuantArray, rhs: QuantArray, lowering: str) -> Any:
-        bind = lowerings.convolve(form, site.params, site.bind)
-        if site.primitive == "dot_general":
-            bind = self._bind(site)
+        def formed(lhs: jax.Array, rhs: jax.Array, **changed: Any) -> jax.Array:
+            return convolution.convolve({**site.params, **changed}, lhs, rhs, form)
+
+        dot = site.primitive == "dot_general"
+        bind = self._bind(site) if dot else (site.bind if form == menu.XLA else formed)
         weight = rhs if site.weight in (1, None) else lhs
         site.record(lowering, _dtype(weight))
         return integer.product(site.primitive, site.params, bind, lhs, rhs)
 
     def _bind(self, site: Site) -> integer.Bind:
         """A matrix product of integers in the form that the backend runs fast."""
-        return partial(site.product, lowerings.Integers()) if self.backend == "cpu" else site.bind
+        return partial(site.product, products.Integers()) if self.backend == "cpu" else site.bind
 
     def _dense(self, site: Site, side: int, w: QuantArray, x: Any, reason: str) -> Any:
         dense = w.materialise()
@@ -169,7 +172,7 @@ class _Rule:
                 integer.quantised(_for_inference(x), "dot_general", site.params, k)
                 for k, x in enumerate((lhs, rhs))
             ]
-            return self._product(site, "int8", pair[0], pair[1], "dynamic: int8 x int8 -> int32")
+            return self._product(site, menu.XLA, pair[0], pair[1], "dynamic: int8 x int8 -> int32")
         why = "no parameter is quantised" if site.path is None else "not quantised"
         site.record("-", site.narrowed or str(site.inputs[0].dtype), why)
         return NotImplemented
@@ -201,7 +204,7 @@ def _dtype(w: QuantArray) -> str:
 
 
 def _lowering(form: str) -> str:
-    return "int8 x int8 -> int32" + form.removeprefix("int8")
+    return "int8 x int8 -> int32" + (f" as {form}" if form in convolution.FORMS else "")
 
 
 def _is_blocked(site: Site, side: int, w: QuantArray) -> bool:

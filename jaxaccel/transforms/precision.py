@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jaxaccel import numerics
 from jaxaccel.errors import UserError
 from jaxaccel.interpret import Transformation, transform
+from jaxaccel.lowerings import products
 from jaxaccel.sites import BILINEAR, Site, on
-from jaxaccel.transforms import lowerings
 from jaxaccel.trees import Where, selects
 
 
@@ -168,7 +168,7 @@ class _Narrow:
         """Whether the backend would compute it in float32 whatever it is given."""
         if self.backend != "cpu" or self.insist:
             return False
-        return primitive == "conv_general_dilated" or lowerings.is_vector(params, lhs.shape, rhs.shape)
+        return primitive == "conv_general_dilated" or products.is_vector(params, lhs.shape, rhs.shape)
 
     def __call__(
         self, primitive: Any, params: Mapping[str, Any], lhs: jax.Array, rhs: jax.Array
@@ -183,7 +183,7 @@ class _Narrow:
         preferred = self.name if convolution and not cpu else "float32"
         params = {**params, "preferred_element_type": jnp.dtype(preferred)}
         if cpu and not convolution and params.get("out_sharding") is None:
-            return lowerings.narrow_product(primitive, params, lhs, rhs).astype(dtype)
+            return products.narrow_product(primitive, params, lhs, rhs).astype(dtype)
         return primitive.bind(lhs, rhs, **params).astype(dtype)
 
     def transposed(self, cotangent: int) -> "_Narrow":

@@ -10,8 +10,9 @@ from jaxaccel import numerics
 from jaxaccel.compress.quantize import Axes, quantize
 from jaxaccel.errors import UserError
 from jaxaccel.interpret import Observation, Transformation, is_compressed, transform
+from jaxaccel.lowerings import menu
 from jaxaccel.sites import BILINEAR, Site, on
-from jaxaccel.transforms import integer, lowerings
+from jaxaccel.transforms import integer
 from jaxaccel.transforms.calibrate import Calibration
 from jaxaccel.transforms.int8 import Activations
 from jaxaccel.trees import Where, selects
@@ -32,7 +33,7 @@ def fake_int8(
     observe: bool = False,
     argnums: int = 0,
     strict: bool = False,
-    lowering: lowerings.Choice = "auto",
+    lowering: menu.Choice = "auto",
     backend: str | None = None,
 ) -> Callable[..., Any]:
     """`f` with the rounding of ``int8(f)`` on ``quantize(params)``, in float32 and differentiable.
@@ -104,13 +105,13 @@ def _straight_through(quantised: Any, x: Any) -> Any:
     return jax.lax.stop_gradient(quantised.materialise()) + (x - jax.lax.stop_gradient(x))
 
 
-def _float_because(site: Site, operands: list[Any], backend: str, choice: lowerings.Choice) -> str:
+def _float_because(site: Site, operands: list[Any], backend: str, choice: menu.Choice) -> str:
     """Why `int8` will leave the activations of this product in float32, or nothing."""
     if site.primitive == "dot_general":
         return ""
     if site.weight == 0:
         return "quantised input"
-    form, reason = lowerings.choose(site.params, operands[0], operands[1], backend, choice)
+    form, reason = menu.integers(site.params, operands[0], operands[1], backend, choice)
     return reason if form == "float32" else ""
 
 

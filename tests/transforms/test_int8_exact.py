@@ -10,7 +10,8 @@ import pytest
 
 import jaxaccel as ja
 from jaxaccel.arrays import QuantArray
-from jaxaccel.transforms import integer, lowerings
+from jaxaccel.lowerings import convolution, menu, products
+from jaxaccel.transforms import integer
 
 DOTS = {
     "matrix": ((5, 7), (7, 3), (((1,), (0,)), ((), ()))),
@@ -148,7 +149,7 @@ def test_matrix_products(form, kind):
 
     def lowered(a, b):
         (eqn,) = jax.make_jaxpr(plain)(a, b).eqns
-        return lowerings.Integers()(eqn.primitive, eqn.params, a, b)
+        return products.Integers()(eqn.primitive, eqn.params, a, b)
 
     for f in (plain, lowered):
         got = jax.jit(f)(a, b)
@@ -176,14 +177,10 @@ def test_a_vector_is_multiplied_as_two_rows_unless_vmap_makes_a_matrix_of_it(tra
 
 
 def forms(conv):
-    """The lowerings that the menu may choose for it."""
-    lhs, _, _, options = CONVS[conv]
-    yield "int8"
-    if len(lhs) == 5 or options.keys() & {"feature_group_count", "batch_group_count", "lhs_dilation"}:
-        return
-    yield from ("int8, channels padded to 32", "int8 as NHWC")
-    if conv.startswith("pointwise"):
-        yield "int8 as a matrix product"
+    """All that it has but XLA's own."""
+    lhs, rhs, numbers, options = CONVS[conv]
+    eqn = conv_eqn((lhs, rhs), numbers, options)
+    yield from convolution.forms(eqn.params, lhs, rhs, integers=True)[1:]
 
 
 @pytest.mark.parametrize("kind", ["random", "extreme"])
@@ -192,10 +189,8 @@ def test_convolutions_in_every_lowering(conv, form, kind):
     lhs, rhs, numbers, options = CONVS[conv]
     eqn = conv_eqn((lhs, rhs), numbers, options)
     x, w = integers(lhs, kind, 0), integers(rhs, kind, 1)
-    convolve = lowerings.convolve(form, eqn.params, bind_of(eqn))
-    got = jax.jit(lambda x, w: convolve(x, w, preferred_element_type=jnp.dtype("int32"), precision=None))(
-        x, w
-    )
+    params = {**eqn.params, "preferred_element_type": jnp.dtype("int32"), "precision": None}
+    got = jax.jit(lambda x, w: convolution.convolve(params, x, w, form))(x, w)
     assert got.dtype == jnp.int32
     np.testing.assert_array_equal(got, numpy_conv(x, w, eqn.params))
 
@@ -240,5 +235,5 @@ def test_scales_meet_the_right_axes_of_convolutions(conv):
 
 def test_a_grouped_convolution_is_not_given_to_a_gpu_as_int8():
     eqn = conv_eqn(CONVS["grouped"][:2], NHWC, CONVS["grouped"][3])
-    form, reason = lowerings.choose(eqn.params, *(x.aval for x in eqn.invars), "gpu", "int8")
+    form, reason = menu.integers(eqn.params, *(x.aval for x in eqn.invars), "gpu", "int8")
     assert form == "float32" and "wrong" in reason
