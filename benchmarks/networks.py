@@ -13,6 +13,7 @@ from flax import nnx
 from jax_steps import MLP
 
 from jaxaccel import models
+from jaxaccel.models.vit import Block
 from jaxaccel.modules import as_model
 from jaxaccel.trees import path_text
 
@@ -28,6 +29,21 @@ class LSTM(nnx.Module):
         """(B, T, features) -> (B, classes)."""
         outputs: Any = self.rnn(x)
         return self.head(outputs[:, -1])
+
+
+class Encoder(nnx.Module):
+    """A pre-norm Transformer encoder over a sequence of embeddings; the mean of its outputs is classified."""
+
+    def __init__(self, *, width: int, depth: int, heads: int, classes: int, rngs: nnx.Rngs) -> None:
+        self.blocks = nnx.List([Block(width, heads, 4 * width, dropout=0.0, rngs=rngs) for _ in range(depth)])
+        self.norm = nnx.LayerNorm(width, rngs=rngs)
+        self.head = nnx.Linear(width, classes, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, T, width) -> (B, classes)."""
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x).mean(axis=1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +66,11 @@ NETWORKS: Mapping[str, Network] = {
     for network in (
         Network("resnet20", partial(models.resnet20, classes=10), (32, 32, 3)),
         Network("resnet50", models.resnet50, (224, 224, 3)),
+        Network("mobilenet_v2", models.mobilenet_v2, (224, 224, 3)),
         Network("vit_s16", models.vit_s16, (224, 224, 3)),
         Network("mlp", partial(MLP, hidden=1024, image_size=28, channels=1, classes=10), (28, 28, 1)),
         Network("lstm", partial(LSTM, features=256, classes=10), (64, 256)),
+        Network("encoder", partial(Encoder, width=512, depth=6, heads=8, classes=10), (128, 512)),
     )
 }
 

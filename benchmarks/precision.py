@@ -1,6 +1,7 @@
-"""Latency of inference in float32, bfloat16 and int8, ours and Qwix's, side by side.
+"""Latency of inference in float32, bfloat16 and int8: ours, Qwix's, PyTorch's and ONNX Runtime's, side by side.
 
     python benchmarks/precision.py [--models resnet20 mlp ...] [--batch 1 16] [--repeats 15] [--no-rivals]
+                                   [--peers-python PATH]
     python benchmarks/precision.py --layers [--batch 1 16]
 
 Variants take turns, repeat by repeat, so that a busy moment of the machine hits them all. Before they are timed,
@@ -20,13 +21,15 @@ import record
 from networks import NETWORKS, Network
 from rich.console import Console
 from rich.table import Table
-from train_step import measure
+from train_step import Process, Remote, measure
 from variants import LIMITS, Compiled, Variant, explained_share, ours, qwix, relative_error
 
 from jaxaccel import runtime
 
 
-def cell(network: Network, batch_size: int, options: argparse.Namespace) -> dict[str, Any]:
+def cell(
+    network: Network, batch_size: int, options: argparse.Namespace, peers: Process | None
+) -> dict[str, Any]:
     """Everything about one network at one batch size: each variant checked, then all timed in turns."""
     x = network.examples(batch_size)
     variants, failed = list(ours(network, batch_size)), {}
@@ -39,16 +42,22 @@ def cell(network: Network, batch_size: int, options: argparse.Namespace) -> dict
     reference = entries[0].output()
     errors = [relative_error(entry.output(), reference) for entry in entries]
     check(network, entries, errors)
-    rows = measure(entries, options.repeats, options.seconds, options.budget)
-    for row, entry, variant, error in zip(rows, entries, variants, errors, strict=True):
+    made = peers.ask(network=network.name, shape=x.shape) if peers else {"names": (), "versions": {}}
+    others = [Remote(peers, name, "peer") for name in made["names"]] if peers else []
+    rows = measure([*entries, *others], options.repeats, options.seconds, options.budget)
+    for row in rows:
+        row["ratio"] = row["median_ms"] / rows[0]["median_ms"]
+    for row, entry, variant, error in zip(rows, entries, variants, errors, strict=False):
         row |= {
-            "ratio": row["median_ms"] / rows[0]["median_ms"],
             "relative_error": error,
             "explained_share": explained_share(variant, x),
             "compiled_share": entry.compiled_share(),
             "weight_bytes": entry.weight_bytes,
         }
-    return {"model": network.name, "batch_size": batch_size, "variants": rows, "failed": failed}
+    return {
+        "model": network.name, "batch_size": batch_size, "variants": rows, "failed": failed,
+        "peers": made["versions"],
+    }  # fmt: skip
 
 
 def check(network: Network, entries: Sequence[Compiled], errors: Sequence[float]) -> None:
@@ -67,13 +76,15 @@ def table(network: Network, cells: Sequence[dict[str, Any]], where: dict[str, An
         shown.add_column(heading, justify="right", style="bold" if heading == "× float32" else None)
     for entry in cells:
         for row in entry["variants"]:
-            said = row["explained_share"]
-            shown.add_row(
-                str(entry["batch_size"]), row["name"],
-                f"{row['median_ms']:.3g} ({row['min_ms']:.3g}–{row['max_ms']:.3g})", f"{row['ratio']:.2f}",
-                f"{row['relative_error']:.1e}", "-" if said is None else f"{said:.0%}",
-                f"{row['compiled_share']:.0%}", f"{row['weight_bytes'] / 1e6:.2f}",
-            )  # fmt: skip
+            time = f"{row['median_ms']:.3g} ({row['min_ms']:.3g}–{row['max_ms']:.3g})"
+            line = [str(entry["batch_size"]), row["name"], time, f"{row['ratio']:.2f}"]
+            if row["group"] != "peer":
+                said = row["explained_share"]
+                line += [
+                    f"{row['relative_error']:.1e}", "-" if said is None else f"{said:.0%}",
+                    f"{row['compiled_share']:.0%}", f"{row['weight_bytes'] / 1e6:.2f}",
+                ]  # fmt: skip
+            shown.add_row(*line)
         shown.add_section()
     failed = {name: why for entry in cells for name, why in entry["failed"].items()}
     shown.caption = "\n".join(f"{name} cannot do it: {why}" for name, why in failed.items()) or None
@@ -85,12 +96,15 @@ def networks(options: argparse.Namespace, console: Console) -> None:
     where, cells = record.machine(), []
     if options.rivals:
         where["versions"]["qwix"] = metadata.version("qwix")
+    peers = Process(options.peers_python, "peers.py") if options.peers_python else None
     file = options.out / record.path("precision", where).name
     for name in options.models:
         for batch_size in options.batch:
-            cells.append(cell(NETWORKS[name], batch_size, options))
+            cells.append(cell(NETWORKS[name], batch_size, options, peers))
             record.write(file, {"machine": where, "repeats": options.repeats, "cells": cells})
         console.print(table(NETWORKS[name], [c for c in cells if c["model"] == name], where))
+    if peers:
+        peers.close()
     console.print(f"written to {file}")
 
 
@@ -109,6 +123,10 @@ def main(argv: Sequence[str]) -> int:
     add(
         "--rivals", action=argparse.BooleanOptionalAction, default=util.find_spec("qwix") is not None,
         help="Qwix as well (default: where it is installed)",
+    )  # fmt: skip
+    add(
+        "--peers-python", metavar="PATH",
+        help="a Python with torch, torchvision, onnx, onnxscript and onnxruntime: PyTorch and ONNX Runtime as well",
     )  # fmt: skip
     add("--layers", action="store_true", help="time single matrix products and convolutions instead")
     add("--static", action="store_true", help="of --layers: inputs quantised at a scale known beforehand")

@@ -39,21 +39,14 @@ class Contender(Protocol):
         ...
 
 
-class TorchProcess:
-    """The process that runs torch_steps.py."""
+class Process:
+    """Another Python that runs a script beside this one: commands and answers are lines of JSON."""
 
-    def __init__(self, python: str) -> None:
+    def __init__(self, python: str, script: str) -> None:
         self._process = subprocess.Popen(
-            [python, str(Path(__file__).with_name("torch_steps.py"))],
+            [python, str(Path(__file__).with_name(script))],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
-        self.version = ""
-
-    def contenders(self, workload: Workload, examples: int, batch_size: int) -> Iterator["TorchContender"]:
-        """One for each memory layout worth trying."""
-        made = self.ask(workload=workload.name, examples=examples, batch_size=batch_size)
-        self.version = f"{made['torch']} on {made['device']}"
-        return (TorchContender(self, name) for name in made["names"])
 
     def ask(self, **command: Any) -> Any:
         """Sends a command and waits for its answer."""
@@ -61,7 +54,7 @@ class TorchProcess:
         self._process.stdin.write(json.dumps(command) + "\n")
         self._process.stdin.flush()
         if not (answer := self._process.stdout.readline()):
-            raise RuntimeError(f"the PyTorch process ended with code {self._process.wait()}")
+            raise RuntimeError(f"{self._process.args} ended with code {self._process.wait()}")
         return json.loads(answer)
 
     def close(self) -> None:
@@ -69,13 +62,25 @@ class TorchProcess:
         self._process.communicate()
 
 
-class TorchContender:
-    """One layout of the model in the PyTorch process."""
+class TorchProcess(Process):
+    """The process that runs torch_steps.py."""
 
-    group = "torch"
+    def __init__(self, python: str) -> None:
+        super().__init__(python, "torch_steps.py")
+        self.version = ""
 
-    def __init__(self, process: TorchProcess, name: str) -> None:
-        self.name, self._process = name, process
+    def contenders(self, workload: Workload, examples: int, batch_size: int) -> Iterator["Remote"]:
+        """One for each memory layout worth trying."""
+        made = self.ask(workload=workload.name, examples=examples, batch_size=batch_size)
+        self.version = f"{made['torch']} on {made['device']}"
+        return (Remote(self, name, "torch") for name in made["names"])
+
+
+class Remote:
+    """What another process runs under this name."""
+
+    def __init__(self, process: Process, name: str, group: str) -> None:
+        self.name, self.group, self._process = name, group, process
 
     def run(self, steps: int) -> float:
         """Seconds a step, measured over there."""

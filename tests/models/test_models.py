@@ -19,6 +19,7 @@ SMALL = {
     "resnet_cifar": (functools.partial(models.ResNetCifar, 8, width=4), (8, 8, 3)),
     "resnet_basic": (functools.partial(models.ResNet, (1, 1), bottleneck=False, width=4), (32, 32, 3)),
     "resnet_bottleneck": (functools.partial(models.ResNet, (2, 1), bottleneck=True, width=4), (32, 32, 3)),
+    "mobilenet": (functools.partial(models.MobileNetV2, width=0.1, dropout=0.0), (32, 32, 3)),
     "vit": (
         functools.partial(
             models.VisionTransformer, width=12, depth=1, heads=3, patch_size=4, image_size=(8, 12)
@@ -85,6 +86,7 @@ def loss_and_gradients(model, x):
         ("resnet18", 11_689_512),
         ("resnet34", 21_797_672),
         ("resnet50", 25_557_032),
+        ("mobilenet_v2", 3_504_872),
         ("vit_ti16", 5_717_416),
         ("vit_s16", 22_050_664),
         ("vit_b16", 86_567_656),
@@ -107,6 +109,7 @@ def test_parameter_counts_are_the_published_ones(name, count):
         ("resnet20", {"classes": 100, "channels": 1}, (32, 32, 1), 100),
         ("resnet18", {}, (224, 224, 3), 1000),
         ("resnet50", {"classes": 7}, (65, 90, 3), 7),
+        ("mobilenet_v2", {"classes": 7}, (65, 90, 3), 7),
         ("vit_ti16", {}, (224, 224, 3), 1000),
         ("vit_s16", {"image_size": 32, "patch_size": 4, "classes": 10, "dropout": 0.1}, (32, 32, 3), 10),
     ],
@@ -130,6 +133,10 @@ def test_parameter_paths():
     assert not any("shortcut" in path for path in cifar)
     resnet = of(models.resnet50)
     assert {"stem/conv/kernel", "stages/0/0/conv3/kernel", "stages/1/0/shortcut/conv/kernel"} <= set(resnet)
+    mobile = of(models.mobilenet_v2)
+    assert mobile["blocks/16/depthwise/conv/kernel"].shape == (3, 3, 1, 960)
+    assert {"blocks/1/expand/conv/kernel", "blocks/0/project/norm/bias", "last/conv/kernel"} <= set(mobile)
+    assert not any(path.startswith("blocks/0/expand") for path in mobile)
     convnet = of(models.ConvNet)
     assert {"stages/0/first/conv/kernel", "stages/2/residuals/0/conv/kernel", "hidden/kernel"} <= set(convnet)
     vit = of(models.vit_s16)
@@ -150,8 +157,9 @@ def test_every_parameter_has_a_finite_gradient(name):
     assert np.isfinite(loss)
     for path, gradient in paths(gradients).items():
         assert np.isfinite(gradient).all(), path
-        # Softmax does not see what is added to all its inputs: the keys' bias has no gradient in exact arithmetic.
-        if not path.endswith("attention/key/bias"):
+        # Softmax does not see what is added to all its inputs, nor BatchNorm, behind a 1x1 convolution, what is added
+        # to all pixels of one: these biases have no gradient in exact arithmetic.
+        if not path.endswith(("attention/key/bias", "project/norm/bias")):
             assert np.abs(gradient).max() > 1e-6, path
 
 
@@ -288,6 +296,25 @@ def test_bottleneck_strides_in_the_3x3_convolution():
     assert [s if isinstance(s, int) else max(s) for s in strides] == [1, 2, 1]
 
 
+def test_mobilenet_channels_are_multiples_of_eight():
+    def widths(width):
+        model = nnx.eval_shape(lambda: models.mobilenet_v2(width=width, rngs=nnx.Rngs(0)))
+        return [block.project.conv.out_features for block in model.blocks], model.head.in_features
+
+    stages = [(16, 1), (24, 2), (32, 3), (64, 4), (96, 3), (160, 3), (320, 1)]
+    assert widths(1.0) == ([n for n, count in stages for _ in range(count)], 1280)
+    narrow = [(8, 1), (8, 2), (16, 3), (24, 4), (32, 3), (56, 3), (112, 1)]  # torchvision's at 0.35
+    assert widths(0.35) == ([n for n, count in narrow for _ in range(count)], 1280)
+    assert widths(1.4)[1] == 1792
+
+
+def test_mobilenet_blocks_add_their_input_where_shapes_allow():
+    model = nnx.eval_shape(lambda: models.mobilenet_v2(rngs=nnx.Rngs(0)))
+    assert [i for i, block in enumerate(model.blocks) if block.residual] == [2, 4, 5, 7, 8, 9, 11, 12, 14, 15]
+    strides = [block.depthwise.conv.strides for block in model.blocks]
+    assert [i for i, s in enumerate(strides) if s == 2 or s == (2, 2)] == [1, 3, 6, 13]
+
+
 def test_vit_sees_the_order_of_patches_through_positions_only():
     model, x = small("vit")
     disturb(model)
@@ -327,6 +354,7 @@ def test_vit_starts_with_even_logits():
         (lambda r: models.ResNetCifar(21, rngs=r), r"depth must be 6n \+ 2"),
         (lambda r: models.ResNetCifar(20, width=5, rngs=r), "width must be even"),
         (lambda r: models.ResNet((2, 0), bottleneck=True, rngs=r), "blocks"),
+        (lambda r: models.mobilenet_v2(width=0, rngs=r), "width=0 must be positive"),
         (lambda r: models.vit_s16(image_size=30, rngs=r), "30x30 is no multiple of patch_size=16"),
         (lambda r: models.VisionTransformer(width=10, depth=1, heads=3, rngs=r), "heads=3"),
         (lambda r: models.VisionTransformer(width=9, depth=1, heads=3, dropout=-1, rngs=r), "dropout"),
