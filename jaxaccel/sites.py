@@ -43,6 +43,10 @@ class Site:
     """Sends a pytree of arrays out of the program, beside its results."""
     replace: Callable[[int, Any], None]
     """``replace(operand, value)``: what later equations read in place of that operand."""
+    remember: Callable[[Any, Any], None]
+    """``remember(value, fact)``: what later rules are told of that very value."""
+    recall: Callable[[Any], Any]
+    """``recall(value)``: the fact, or None."""
 
     @property
     def weight(self) -> int | None:

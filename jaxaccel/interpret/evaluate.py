@@ -124,6 +124,9 @@ class Interpreter:
         self._names: dict[tuple[int, ...], str] = {}
         self._uses: dict[str, int] = {}
         self._replaced: dict[int, Any] = {}
+        self._facts: dict[
+            int, tuple[Any, Any]
+        ] = {}  # by id, with the value itself, so that the id stays its own
         self._concerned: dict[int, tuple[Any, bool]] = {}
 
     def evaluate(
@@ -245,6 +248,8 @@ class Interpreter:
             record=lambda lowering, dtype, reason="": self._site(site, place, lowering, dtype, reason),
             observe=lambda value: observed.__setitem__(name, value),
             replace=self._replaced.__setitem__,
+            remember=lambda value, fact: self._facts.__setitem__(id(value), (value, fact)),
+            recall=lambda value: self._facts.get(id(value), (None, None))[1],
         )
         # The name reaches the metadata of the HLO, where `explain` finds it again.
         with jax.named_scope(f"{self.t.name}:{name}"):

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import core
 
 from jaxaccel import numerics
 from jaxaccel.arrays import QuantArray
@@ -101,12 +103,8 @@ class _Rule:
         if form == "weight-only":
             return self._weight_only(site, side, w, x)
         if form == "folded":
-            rank = [1] * x.ndim
-            x, w = _fold_scale(site, side, w, x, rank)
-        xq = integer.quantised(_for_inference(x), site.primitive, site.params, 1 - side, self._scale(site))
-        if self.calibration is not None:
-            # A residual path then reads the same integers, so no float copy of the activations is written.
-            site.replace(1 - side, xq.materialise())
+            x, w = integer.fold_scale(site.params, side, w, x)
+        xq = self._quantised(site, 1 - side, x)
         if form == "blocks":
             out = integer.blocked(site.params, self._bind(site), side, w, xq)
             if out is None:
@@ -127,17 +125,34 @@ class _Rule:
         if not dot and (side == 0 or w.zero_point is not None):
             return "float32", "quantised input" if side == 0 else "zero points in a convolution"
         if not integer.fits(site.primitive, site.params, side, w):
-            if dot and _is_blocked(site, side, w):
+            if dot and integer.is_blocked(site.params, side, w):
                 return "blocks", ""
-            if dot and self.activations == "dynamic" and _scales_contracted_alone(site, side, w):
+            if (
+                dot
+                and self.activations == "dynamic"
+                and integer.scales_contracted_alone(site.params, side, w)
+            ):
                 return "folded", ""
             return "float32", "its scales vary along the sum"
         if dot:
             return menu.XLA, ""
         return menu.integers(site.params, x, w, self.backend, self.lowering)
 
-    def _scale(self, site: Site) -> Any:
-        return None if self.calibration is None else numerics.scale_of(self.calibration.range_of(site.name))
+    def _quantised(self, site: Site, operand: int, x: jax.Array) -> QuantArray:
+        if self.calibration is None:
+            return integer.quantised(_for_inference(x), site.primitive, site.params, operand)
+        largest = self.calibration.range_of(site.name)
+        known = site.recall(x)
+        if known is not None and (known[0] is largest or _equal(known[0], largest)):
+            return known[1]
+        scale = numerics.scale_of(largest)
+        xq = integer.quantised(_for_inference(x), site.primitive, site.params, operand, scale)
+        # Whatever else reads these activations then reads the same integers: another product takes them as they are,
+        # and for a residual path no float copy is written.
+        dense = xq.materialise()
+        site.replace(operand, dense)
+        site.remember(dense, (largest, xq))
+        return xq
 
     def _product(self, site: Site, form: str, lhs: QuantArray, rhs: QuantArray, lowering: str) -> Any:
         def formed(lhs: jax.Array, rhs: jax.Array, **changed: Any) -> jax.Array:
@@ -199,39 +214,18 @@ def _lookup(site: Site, x: Any, *indices: Any) -> Any:
     return NotImplemented
 
 
+def _equal(a: Any, b: Any) -> bool:
+    """Whether two ranges are known now, and equal."""
+    traced = isinstance(a, core.Tracer) or isinstance(b, core.Tracer)
+    return not traced and bool(np.array_equal(a, b))
+
+
 def _dtype(w: QuantArray) -> str:
     return f"int{w.bits}"
 
 
 def _lowering(form: str) -> str:
     return "int8 x int8 -> int32" + (f" as {form}" if form in convolution.FORMS else "")
-
-
-def _is_blocked(site: Site, side: int, w: QuantArray) -> bool:
-    axes = integer.shared_axes("dot_general", site.params, side, w.ndim)
-    return len(axes) == 1 and 1 < w.scale.shape[axes[0]] < w.shape[axes[0]]
-
-
-def _scales_contracted_alone(site: Site, side: int, w: QuantArray) -> bool:
-    """Whether the scales vary along contracted axes only, one for each index."""
-    axes = integer.shared_axes("dot_general", site.params, side, w.ndim)
-    whole = all(w.scale.shape[a] in (1, w.shape[a]) for a in axes)
-    alone = all(w.scale.shape[a] == 1 for a in range(w.ndim) if a not in axes)
-    return whole and alone and w.zero_point is None
-
-
-def _fold_scale(site: Site, side: int, w: QuantArray, x: Any, shape: list[int]) -> tuple[Any, QuantArray]:
-    """Scales along the sum move to the other operand: sum_k x_k (s_k q_k) = sum_k (x_k s_k) q_k."""
-    contracting = site.params["dimension_numbers"][0]
-    scale = w.scale
-    order = [*contracting[side], *(a for a in range(w.ndim) if a not in contracting[side])]
-    sizes = [scale.shape[a] for a in contracting[side]]
-    moved = jnp.transpose(scale, order).reshape(sizes)
-    order = sorted(range(len(sizes)), key=lambda k: contracting[1 - side][k])
-    moved = jnp.transpose(moved, order)
-    for axis in contracting[1 - side]:
-        shape[axis] = sizes[list(contracting[1 - side]).index(axis)]
-    return x * moved.reshape(shape), w.with_scales(lambda s: jnp.ones([1] * s.ndim, s.dtype))
 
 
 def _training(key: jax.Array) -> Mapping[str, Callable[..., Any]]:

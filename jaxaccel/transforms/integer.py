@@ -125,3 +125,32 @@ def _split(x: QuantArray, axis: int, blocks: int) -> QuantArray:
     q = x.integers()
     q = q.reshape(*q.shape[:axis], blocks, q.shape[axis] // blocks, *q.shape[axis + 1 :])
     return QuantArray(q, jnp.expand_dims(x.scale, axis + 1), bits=x.bits, real=x.real)
+
+
+def is_blocked(params: Mapping[str, Any], side: int, w: QuantArray) -> bool:
+    """Whether the one contracted axis of a matrix product has a scale for each of several blocks."""
+    axes = shared_axes("dot_general", params, side, w.ndim)
+    return len(axes) == 1 and 1 < w.scale.shape[axes[0]] < w.shape[axes[0]]
+
+
+def scales_contracted_alone(params: Mapping[str, Any], side: int, w: QuantArray) -> bool:
+    """Whether the scales vary along contracted axes only, one for each index."""
+    axes = shared_axes("dot_general", params, side, w.ndim)
+    whole = all(w.scale.shape[a] in (1, w.shape[a]) for a in axes)
+    alone = all(w.scale.shape[a] == 1 for a in range(w.ndim) if a not in axes)
+    return whole and alone and w.zero_point is None
+
+
+def fold_scale(params: Mapping[str, Any], side: int, w: QuantArray, x: Any) -> tuple[Any, QuantArray]:
+    """Scales along the sum move to the other operand: sum_k x_k (s_k q_k) = sum_k (x_k s_k) q_k."""
+    contracting = params["dimension_numbers"][0]
+    scale = w.scale
+    order = [*contracting[side], *(a for a in range(w.ndim) if a not in contracting[side])]
+    sizes = [scale.shape[a] for a in contracting[side]]
+    moved = jnp.transpose(scale, order).reshape(sizes)
+    order = sorted(range(len(sizes)), key=lambda k: contracting[1 - side][k])
+    moved = jnp.transpose(moved, order)
+    shape = [1] * x.ndim
+    for axis in contracting[1 - side]:
+        shape[axis] = sizes[list(contracting[1 - side]).index(axis)]
+    return x * moved.reshape(shape), w.with_scales(lambda s: jnp.ones([1] * s.ndim, s.dtype))

@@ -239,3 +239,22 @@ def test_a_derivative_of_rounded_activations_is_refused():
     # Weights alone leave the activations as they are; what is not differentiated may be rounded.
     jax.grad(ja.int8(f, activations="none"), argnums=1)(q, x)
     assert jax.grad(lambda scale: scale * ja.int8(f)(q, x))(2.0) == pytest.approx(96, rel=0.01)
+
+
+def test_static_activations_that_several_products_read_are_quantised_once():
+    keys = jax.random.split(jax.random.key(0), 4)
+    params = {name: jax.random.normal(key, (8, 8)) for name, key in zip("abc", keys, strict=False)}
+    x = jax.random.normal(keys[3], (4, 8))
+
+    def f(params, x):
+        return sum(x @ w for w in params.values()) + x
+
+    calibration, q = ja.calibrate(f, params, [x]), ja.quantize(params, where="*")
+    static = jax.jit(ja.int8(f, calibration=calibration))
+    rounded = re.findall(r"bitcast_convert.*4x8xf32", static.lower(q, x).as_text())
+    assert len(rounded) == 1
+    # Other ranges, other integers: each product by its own.
+    different = ja.Calibration({**calibration.ranges, "b": 2 * calibration.ranges["b"]})
+    text = jax.jit(ja.int8(f, calibration=different)).lower(q, x).as_text()
+    assert len(re.findall(r"bitcast_convert.*4x8xf32", text)) == 3
+    np.testing.assert_allclose(static(q, x), f(params, x), atol=0.2)
