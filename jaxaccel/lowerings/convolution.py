@@ -124,8 +124,9 @@ def _taps(c: Canonical, x: jax.Array, w: jax.Array, precision: Any, dtype: Any) 
 
 
 def _patches(c: Canonical, x: jax.Array, w: jax.Array, precision: Any, dtype: Any) -> jax.Array:
+    # Without the barriers XLA computes what is copied anew for each place, and again for each output feature.
+    x = jax.lax.optimization_barrier(x)
     patches = jnp.concatenate([c.tap(x, place) for place in np.ndindex(*c.window)], -1)
-    # Without the barrier XLA computes each copied element anew for each output feature.
     patches = jax.lax.optimization_barrier(patches)
     return jnp.matmul(patches, w.reshape(-1, w.shape[-1]), precision=precision, preferred_element_type=dtype)
 
