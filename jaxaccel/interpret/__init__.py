@@ -4,6 +4,7 @@ import jaxaccel.interpret.derivatives  # noqa: F401  fills BODIES, as does what 
 from jaxaccel.interpret.arrays import ARRAY_RULES, Compressed, array_rule, is_compressed, register
 from jaxaccel.interpret.bilinear import bilinear
 from jaxaccel.interpret.evaluate import Observation, Rule, Transformation, transform
+from jaxaccel.interpret.loops import hoist
 
 __all__ = [
     "ARRAY_RULES",
@@ -13,6 +14,7 @@ __all__ = [
     "Transformation",
     "array_rule",
     "bilinear",
+    "hoist",
     "is_compressed",
     "register",
     "transform",

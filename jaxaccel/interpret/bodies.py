@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxaccel.interpret.arrays import is_compressed
 from jaxaccel.interpret.evaluate import BODIES, Interpreter, Place
-from jaxaccel.interpret.jaxprs import parts
+from jaxaccel.interpret.jaxprs import parts, scan_parts
 
 Values = list[Any]
 Paths = list[str | None]
@@ -100,7 +100,7 @@ def _remat(i: Interpreter, eqn: Any, values: Values, paths: Paths, place: Place,
 @entry("scan")
 def _scan(i: Interpreter, eqn: Any, values: Values, paths: Paths, place: Place, observed: dict) -> Outs:
     p = eqn.params
-    n_consts, n_carry = _scan_parts(p, len(values))
+    n_consts, n_carry = scan_parts(p, len(values))
     trips = place.trips and place.trips * p["length"]
     body = Body(i, p["jaxpr"], paths, Place(place.path, trips))
     inner = body.jaxpr
@@ -125,14 +125,6 @@ def _scan(i: Interpreter, eqn: Any, values: Values, paths: Paths, place: Place, 
     observed.update({name: i.t.observation.reduce(value) for name, value in seen.items()})  # type: ignore[union-attr]
     kept_paths = [paths[k] if k in kept else None for k in range(n_consts, n_consts + n_carry)]
     return [*outs, *ys], kept_paths + [None] * len(ys)
-
-
-def _scan_parts(p: Any, inputs: int) -> tuple[int, int]:
-    """How many inputs of a scan are constants, and how many are carried (JAX 0.11 keeps a tree of them)."""
-    if "num_consts" in p:
-        return p["num_consts"], p["num_carry"]
-    consts, carry, _ = (list(part) for part in p["ft_in"].update(range(inputs)).unpack())
-    return len(consts), len(carry)
 
 
 def _kept_dense(body: Body, values: Values, kept: set[int]) -> tuple[list[Any], dict[str, Any]]:

@@ -28,7 +28,7 @@ from jaxaccel.trees import Where, check_where, parameter_path
 
 PyTree = Any
 Rule = Callable[..., Any]
-"""``rule(site, *operands)`` returns the result, or NotImplemented to leave the equation as it is."""
+"""``rule(site, *operands)`` returns the result (a list: a loop's), or NotImplemented to leave the equation as it is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +193,8 @@ class Interpreter:
         if rule is not None:
             out = self._ask(rule, eqn, operands, paths, place, observed, self._name(eqn, paths, place))
             if out is not NotImplemented:
-                return [out], [None]
+                outs = out if isinstance(out, list) else [out]
+                return outs, [None] * len(outs)
         for x in compressed:
             array_rule_ = ARRAY_RULES[type(x)].get(name)
             if array_rule_ is not None:
@@ -254,14 +255,14 @@ class Interpreter:
         # The name reaches the metadata of the HLO, where `explain` finds it again.
         with jax.named_scope(f"{self.t.name}:{name}"):
             out = rule(site, *operands[:used])
-            if out is NotImplemented or is_compressed(out):
+            if out is NotImplemented or is_compressed(out) or isinstance(out, list):
                 return out
             return out.astype(site.output.dtype) if out.dtype != site.output.dtype else out
 
     def _name(self, eqn: Any, paths: list[str | None], place: Place) -> str:
         primitive = meaning(eqn)[0]
         if place.path not in self._names:
-            found = [path for path in paths[:2] if path is not None]
+            found = [path for path in paths[:2] if path is not None and primitive in sites.SITES]
             base = found[-1] if found else primitive
             use = self._uses[base] = self._uses.get(base, 0) + 1
             numbered = f"{base}[{use - 1}]" if not found else f"{base}#{use}"

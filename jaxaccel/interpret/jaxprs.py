@@ -37,3 +37,11 @@ def sub_jaxprs(params: Mapping[str, Any]) -> list[Any]:
             elif isinstance(getattr(item, "params", None), Mapping):  # a primitive made of others (0.11)
                 found += sub_jaxprs(item.params)
     return found
+
+
+def scan_parts(params: Mapping[str, Any], inputs: int) -> tuple[int, int]:
+    """How many inputs of a scan are constants, and how many are carried (JAX 0.11 keeps a tree of them)."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = (list(part) for part in params["ft_in"].update(range(inputs)).unpack())
+    return len(consts), len(carry)

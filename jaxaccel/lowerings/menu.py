@@ -21,6 +21,8 @@ WIDE = 128
 """Channels from which on the gradient of a depthwise convolution by its weights is better summed channel by channel."""
 BATCH = 64
 """Examples from which on the gradient of a convolution by its weights is better made of a few at a time."""
+ROWS = 128
+"""Rows of a product at each step of a loop up to which one product of all steps is faster."""
 CACHE = 2**26
 """Bytes of an input up to which several passes over it cost little."""
 LANES = 32
@@ -118,6 +120,16 @@ def _overlaps(params: Params, shape: Sequence[int]) -> bool:
     """Whether there is more than one window along an axis on which windows are larger than 1."""
     counts = pooling.sizes(params, shape)
     return any(n > 1 and w > 1 for n, w in zip(counts, params["window_dimensions"], strict=True))
+
+
+def leaves_a_loop(rows: int, kept: int) -> bool:
+    """Whether a matrix product of a scan is better run once for all steps, outside.
+
+    Args:
+      rows: of its operand at one step.
+      kept: bytes that all steps together keep for it. A loop over micro-batches is there to save them.
+    """
+    return rows <= ROWS and kept <= CACHE
 
 
 def integers(params: Params, lhs: Any, rhs: Any, backend: str, choice: Choice = "auto") -> tuple[str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from jaxaccel.interpret import Transformation, transform
+from jaxaccel.interpret import Transformation, hoist, transform
 from jaxaccel.lowerings import menu
 from jaxaccel.sites import Site, on
 
@@ -47,8 +47,20 @@ def retarget(
             return site.product(compute, *operands)
         return menu.compute(site.primitive, site.params, operands, form)
 
-    rules = dict.fromkeys(menu.PRIMITIVES, rule)
-    return transform(f, Transformation("retarget", rules, argnums=argnums))
+    def loop(site: Site, *operands: Any) -> Any:
+        found = hoist(site.params, operands, menu.leaves_a_loop)
+        if found is None:
+            return NotImplemented
+        site.record(
+            f"{found.before} products before the loop, {found.after} after it, {found.merged} in it merged",
+            str(site.output.dtype),
+            "small products at each step",
+        )
+        return found.outs
+
+    if compute.backend == "cpu":
+        f = transform(f, Transformation("retarget loops", {"scan": loop}, argnums=argnums))
+    return transform(f, Transformation("retarget", dict.fromkeys(menu.PRIMITIVES, rule), argnums=argnums))
 
 
 @dataclasses.dataclass(frozen=True)

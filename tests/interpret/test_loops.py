@@ -1,0 +1,190 @@
+"""Products taken out of scans: the same results and gradients, and fewer products at each step."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import jaxaccel as ja
+
+on_cpu = functools.partial(ja.retarget, backend="cpu")
+
+
+def normal(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+def products_in_loops(f, *args):
+    """How many matrix products the scans of a program run at each step, by loop."""
+
+    def count(jaxpr):
+        jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+        total = 0
+        for eqn in jaxpr.eqns:
+            named = eqn.params.get("product", eqn.primitive).name
+            total += named == "dot_general"
+            subs = [p for p in eqn.params.values() if hasattr(p, "eqns") or hasattr(p, "jaxpr")]
+            inner = sum(count(sub) for sub in subs)
+            if eqn.primitive.name == "scan":
+                found.append(inner)
+            total += inner
+        return total
+
+    found = []
+    count(jax.make_jaxpr(f)(*args))
+    return found
+
+
+def assert_near(got, want, rtol=1e-4):
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * np.abs(b).max(initial=1e-6))
+
+
+class Gated(nnx.Module):
+    def __init__(self, cell, features, rngs):
+        self.rnn = nnx.RNN(cell(features, features, rngs=rngs), rngs=rngs)
+        self.head = nnx.Linear(features, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(self.rnn(x)[:, -1])
+
+
+@pytest.mark.parametrize("cell", [nnx.LSTMCell, nnx.GRUCell, nnx.SimpleCell])
+def test_the_step_of_a_recurrent_network(cell):
+    graph, params, rest = nnx.split(Gated(cell, 8, nnx.Rngs(0)), nnx.Param, ...)
+    x = normal(4, 10, 8)
+
+    def step(params, x):
+        def loss(params):
+            return jnp.sum(nnx.merge(graph, params, rest, copy=True)(x) ** 2)
+
+        return jax.value_and_grad(loss)(params)
+
+    assert_near(jax.jit(on_cpu(step))(params, x), jax.jit(step)(params, x))
+    before, after = products_in_loops(step, params, x), products_in_loops(on_cpu(step), params, x)
+    assert after == [1, 1] and sum(before) > 2 * sum(after)
+
+
+# Bodies (carry, row, weights) -> (carry, out).
+BODIES = {
+    "weights on the left": lambda c, x, w: (jnp.tanh((w["a"] @ x[:, None])[:, 0] + w["b"] @ c), c),
+    "transposed weights": lambda c, x, w: (jnp.tanh(x @ w["a"].T + c @ w["b"].T), c[::-1]),
+    "a transposed input": lambda c, x, w: (jnp.tanh(x[None].T.T @ w["a"])[0] + c, c),
+    "the input alone": lambda c, x, w: (c + 1, x @ w["a"] @ w["b"]),
+    "the carry alone": lambda c, x, w: (jnp.tanh(c @ w["a"] + c @ w["b"]), x),
+    "a product used twice": lambda c, x, w: (c + x @ w["a"], jnp.sin(x @ w["a"]) @ w["b"]),
+    "weights that change": lambda c, x, w: (jnp.tanh(c @ (w["a"] * x) + c @ w["b"]), c),
+    "an outer product": lambda c, x, w: (jnp.tanh(jnp.outer(x, c) @ w["b"][0] + x @ w["a"]), c),
+    "nothing to take out": lambda c, x, w: (jnp.tanh(c * x), c),
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"reverse": True}, {"unroll": 3}], ids=str)
+@pytest.mark.parametrize("name", BODIES)
+def test_every_kind_of_body(name, options):
+    w, c, xs = {"a": normal(5, 5), "b": normal(5, 5, seed=1)}, normal(5, seed=2), normal(7, 5, seed=3)
+
+    def f(w, c, xs):
+        end, outs = jax.lax.scan(lambda c, x: BODIES[name](c, x, w), c, xs, **options)
+        return jnp.sum(jnp.cos(end)) + jnp.sum(outs**2)
+
+    assert_near(on_cpu(f)(w, c, xs), f(w, c, xs))
+    gradient = jax.grad(f, argnums=(0, 1, 2))
+    assert_near(jax.jit(on_cpu(gradient))(w, c, xs), jax.jit(gradient)(w, c, xs))
+    assert_near(jax.jit(jax.grad(on_cpu(f), argnums=(0, 1, 2)))(w, c, xs), gradient(w, c, xs))
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(
+    st.integers(0, 3), st.integers(1, 3), st.integers(1, 4), st.booleans(), st.sampled_from(["ij", "ji"])
+)  # fmt: skip
+def test_shapes_and_axes(steps, batch, features, reverse, layout):
+    """Any einsum of the input and of the carry, with several matrices each."""
+    sizes = {"i": features, "j": features}
+    w = [normal(*(sizes[a] for a in layout), seed=k) for k in range(4)]
+    c, xs = normal(batch, features, seed=5), normal(steps, batch, features, seed=6)
+
+    def f(w, c, xs):
+        def body(c, x):
+            parts = [jnp.einsum(f"bi,{layout}->bj", y, m) for y, m in zip((x, x, c, c), w, strict=True)]
+            return jnp.tanh(parts[0] * parts[2] + parts[1]), parts[3]
+
+        end, outs = jax.lax.scan(body, c, xs, reverse=reverse)
+        return jnp.sum(end**2) + jnp.sum(outs)
+
+    gradient = jax.value_and_grad(f, argnums=(0, 1, 2))
+    assert_near(jax.jit(on_cpu(gradient))(w, c, xs), jax.jit(gradient)(w, c, xs))
+    if steps:
+        # That of the carry; its gradient, and that of the input.
+        assert products_in_loops(on_cpu(gradient), w, c, xs) == [1, 2]
+
+
+def recurrent(w, c, xs):
+    def body(c, x):
+        c = jnp.tanh(x @ w["a"] + c @ w["b"])
+        return c, c
+
+    return jnp.sum(jax.lax.scan(body, c, xs)[1] ** 2)
+
+
+def operands(batch=2, steps=6, features=4):
+    w = {"a": normal(features, features), "b": normal(features, features, seed=1)}
+    return w, normal(batch, features, seed=2), normal(steps, batch, features, seed=3)
+
+
+def test_narrow_products_stay_narrow():
+    gradient = jax.grad(ja.bfloat16(recurrent, lowering="bfloat16", backend="tpu"))
+    w, c, xs = operands()
+    assert_near(on_cpu(gradient)(w, c, xs), gradient(w, c, xs), 0.02)
+    text = jax.jit(on_cpu(gradient)).lower(w, c, xs).as_text()
+    assert products_in_loops(on_cpu(gradient), w, c, xs) == [1, 1]
+    assert all("bf16" in line for line in text.splitlines() if "stablehlo.dot_general" in line)
+
+
+def test_loops_in_loops_and_under_other_transformations():
+    w, c, xs = operands()
+
+    def nested(w, c, xs):
+        return jax.lax.scan(lambda s, k: (s + recurrent(w, c * k, xs), None), 0.0, jnp.arange(3.0))[0]
+
+    gradient = jax.grad(nested)
+    assert_near(on_cpu(gradient)(w, c, xs), gradient(w, c, xs))
+    remat = jax.grad(jax.checkpoint(recurrent))
+    assert_near(jax.jit(on_cpu(remat))(w, c, xs), remat(w, c, xs))
+    many = jax.vmap(jax.grad(recurrent), (None, 0, None))
+    cs = jnp.stack([c, 2 * c])
+    assert_near(on_cpu(many)(w, cs, xs), many(w, cs, xs))
+    assert_near(jax.vmap(on_cpu(jax.grad(recurrent)), (None, 0, None))(w, cs, xs), many(w, cs, xs))
+
+
+def test_what_has_many_rows_or_would_keep_much_stays_in_the_loop():
+    """A loop over micro-batches saves the memory that one large product would take."""
+    w, c, xs = operands(batch=200)
+    gradient = jax.grad(recurrent)
+    assert products_in_loops(on_cpu(gradient), w, c, xs) == products_in_loops(gradient, w, c, xs)
+    w, c, xs = (
+        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), x) for x in operands(features=4)
+    )
+    long = jax.ShapeDtypeStruct((2**22, *xs.shape[1:]), xs.dtype)
+    assert products_in_loops(gradient, w, c, long) == [2, 3]
+    assert products_in_loops(on_cpu(gradient), w, c, long) == [1, 3], "x @ a + c @ b became one product"
+
+
+def test_explain_says_so_and_accelerators_are_left_alone():
+    w, c, xs = operands()
+    rows = ja.explain(on_cpu(jax.grad(recurrent)), w, c, xs).rows
+    loops = [row["lowering"] for row in rows if row["site"].startswith("scan")]
+    assert loops == [
+        "1 products before the loop, 0 after it, 0 in it merged",
+        "0 products before the loop, 2 after it, 0 in it merged",
+    ]
+    for backend in ("gpu", "tpu"):
+        f = ja.retarget(jax.grad(recurrent), backend=backend)
+        assert products_in_loops(f, w, c, xs) == products_in_loops(jax.grad(recurrent), w, c, xs)
