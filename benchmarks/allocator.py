@@ -21,8 +21,8 @@ from workloads import WORKLOADS, data
 
 SETTINGS = {
     "as shipped": {"JAXACCEL_ALLOCATOR": "0"},
+    "keeps freed memory, many arenas": {"JAXACCEL_ALLOCATOR": "1", "MALLOC_ARENA_MAX": "16"},
     "keeps freed memory": {"JAXACCEL_ALLOCATOR": "1"},
-    "the same, one arena": {"JAXACCEL_ALLOCATOR": "1", "MALLOC_ARENA_MAX": "1"},
 }
 """Environment of each side. Arenas: threads other than the first allocate from heaps of 64 MB at most."""
 

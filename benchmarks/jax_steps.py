@@ -39,10 +39,23 @@ class MLP(nnx.Module):
         return self.head(nnx.relu(self.second(x)))
 
 
+class RowLSTM(nnx.Module):
+    """A long short-term memory that reads an image row by row; its last output is classified."""
+
+    def __init__(self, *, hidden: int, image_size: int, channels: int, classes: int, rngs: nnx.Rngs) -> None:
+        self.rnn = nnx.RNN(nnx.LSTMCell(image_size * channels, hidden, rngs=rngs), rngs=rngs)
+        self.head = nnx.Linear(hidden, classes, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        outputs: Any = self.rnn(x.reshape(*x.shape[:2], -1))
+        return self.head(outputs[:, -1])
+
+
 _FACTORIES: Mapping[str, Callable[..., nnx.Module]] = {
     "mlp": MLP,
     "convnet": models.ConvNet,
     "resnet20": models.resnet20,
+    "lstm": RowLSTM,
 }
 
 

@@ -92,20 +92,20 @@ def table(network: Network, cells: Sequence[dict[str, Any]], where: dict[str, An
 
 
 def networks(options: argparse.Namespace, console: Console) -> None:
-    """All cells asked for; the file is written anew after each."""
-    where, cells = record.machine(), []
+    """All cells asked for; a network's file is written anew after each of its cells."""
+    where = record.machine()
     if options.rivals:
         where["versions"]["qwix"] = metadata.version("qwix")
     peers = Process(options.peers_python, "peers.py") if options.peers_python else None
-    file = options.out / record.path("precision", where).name
     for name in options.models:
+        file, cells = options.out / record.path(f"precision-{name}", where).name, []
         for batch_size in options.batch:
             cells.append(cell(NETWORKS[name], batch_size, options, peers))
             record.write(file, {"machine": where, "repeats": options.repeats, "cells": cells})
-        console.print(table(NETWORKS[name], [c for c in cells if c["model"] == name], where))
+        console.print(table(NETWORKS[name], cells, where))
+        console.print(f"written to {file}")
     if peers:
         peers.close()
-    console.print(f"written to {file}")
 
 
 def main(argv: Sequence[str]) -> int:

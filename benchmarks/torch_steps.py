@@ -98,6 +98,19 @@ def mlp(hidden: int, image: tuple[int, int, int]) -> nn.Module:
     )  # fmt: skip
 
 
+class RowLSTM(nn.Module):
+    """`jax_steps.RowLSTM`."""
+
+    def __init__(self, hidden: int, image: tuple[int, int, int]) -> None:
+        super().__init__()
+        _, width, channels = image
+        self.rnn = nn.LSTM(width * channels, hidden, batch_first=True)
+        self.head = nn.Linear(hidden, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.rnn(x.permute(0, 2, 3, 1).flatten(2))[0][:, -1])
+
+
 def optimizer(workload: Workload, model: nn.Module) -> torch.optim.Optimizer:
     parameters = list(model.parameters())
     groups: Any = [
@@ -119,7 +132,7 @@ class Eager:
         )
         self._batches = batches(images, labels.astype("int64"), batch_size)
         self._layout = LAYOUTS[layout]
-        factory = {"mlp": mlp, "convnet": ConvNet, "resnet20": resnet20}[workload.model]
+        factory = {"mlp": mlp, "convnet": ConvNet, "resnet20": resnet20, "lstm": RowLSTM}[workload.model]
         model: nn.Module = factory(**workload.options, image=workload.image)
         self._model = model.to(DEVICE, memory_format=self._layout)  # pyright: ignore[reportCallIssue]
         self._optimizer = optimizer(workload, self._model)
@@ -157,7 +170,7 @@ def main() -> None:
         if "workload" in command:
             workload = WORKLOADS[command["workload"]]
             # Without an image there is no layout to choose.
-            layouts = ["contiguous"] if workload.model == "mlp" else list(LAYOUTS)
+            layouts = ["contiguous"] if workload.model in ("mlp", "lstm") else list(LAYOUTS)
             running = {
                 name: Eager(workload, command["examples"], command["batch_size"], name) for name in layouts
             }

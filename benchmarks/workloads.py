@@ -1,4 +1,4 @@
-"""What the benchmarks train: four models at the sizes of well-known data sets, on random images.
+"""What the benchmarks train: five models at the sizes of well-known data sets, on random images.
 
 Needs NumPy alone, so that the PyTorch process can import it where JAX is not installed.
 """
@@ -17,7 +17,7 @@ class Workload:
     """A model, its data's shape and its optimizer; the learning rate is constant, nothing is augmented."""
 
     name: str
-    model: Literal["mlp", "convnet", "resnet20"]
+    model: Literal["mlp", "convnet", "resnet20", "lstm"]
     image: tuple[int, int, int]
     """(H, W, C) of the uint8 images."""
     examples: int
@@ -49,6 +49,7 @@ WORKLOADS = {
             "cifar", "resnet20", (32, 32, 3), 50_000, 1,
             optimizer="sgd", learning_rate=0.1, weight_decay=1e-4,
         ),
+        Workload("lstm", "lstm", (28, 28, 1), 60_000, 1, {"hidden": 256}),
     )
 }  # fmt: skip
 

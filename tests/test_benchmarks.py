@@ -46,11 +46,15 @@ def test_precision(tmp_path):
         capture_output=True, text=True, timeout=180,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    (file,) = tmp_path.glob("precision-*.json")
-    record = json.loads(file.read_text())
-    assert {"date", "device_kind", "cpu", "versions", "load_average"} <= record["machine"].keys()
-    assert [(cell["model"], cell["batch_size"]) for cell in record["cells"]] == [("mlp", 2), ("resnet20", 2)]
-    for cell in record["cells"]:
+    records = [
+        json.loads(next(tmp_path.glob(f"precision-{name}-*.json")).read_text())
+        for name in ("mlp", "resnet20")
+    ]
+    keys = {"date", "device_kind", "cpu", "versions", "load_average"}
+    assert all(keys <= record["machine"].keys() for record in records)
+    cells = [cell for record in records for cell in record["cells"]]
+    assert [(cell["model"], cell["batch_size"]) for cell in cells] == [("mlp", 2), ("resnet20", 2)]
+    for cell in cells:
         rows = {row["name"]: row for row in cell["variants"]}
         assert rows.keys() >= {
             "float32",
@@ -69,7 +73,7 @@ def test_precision(tmp_path):
         assert rows["float32, folded"]["relative_error"] < 1e-5 < 1e-4 < rows["bfloat16"]["relative_error"]
         assert rows["int8 weight-only"]["explained_share"] == 0
         assert rows["int8 dynamic"]["weight_bytes"] < 0.3 * reference["weight_bytes"]
-    mlp, resnet = ({row["name"]: row for row in cell["variants"]} for cell in record["cells"])
+    mlp, resnet = ({row["name"]: row for row in cell["variants"]} for cell in cells)
     assert mlp["int8 dynamic"]["explained_share"] == mlp["bfloat16"]["explained_share"] == pytest.approx(1)
     assert resnet["bfloat16"]["explained_share"] < 0.01, "XLA:CPU has no bfloat16 convolutions"
     assert 0.5 < resnet["int8 dynamic"]["explained_share"] < 1, "narrow stages stay in float32"
