@@ -25,6 +25,8 @@ from workloads import WORKLOADS, Workload, data
 from jaxaccel import runtime
 
 BATCHES = (64, 256, 1024)
+PAUSE = 0.3
+"""Seconds after the turn of another process, whose threads go on spinning for a while and would slow the next one."""
 
 
 class Contender(Protocol):
@@ -84,7 +86,9 @@ class Remote:
 
     def run(self, steps: int) -> float:
         """Seconds a step, measured over there."""
-        return self._process.ask(name=self.name, steps=steps)
+        seconds = self._process.ask(name=self.name, steps=steps)
+        time.sleep(PAUSE)
+        return seconds
 
 
 def measure(entries: Sequence[Contender], rounds: int, seconds: float, budget: float) -> list[dict[str, Any]]:

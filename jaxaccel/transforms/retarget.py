@@ -1,4 +1,4 @@
-"""The same numbers, lowered well: convolutions and poolings in the forms that the backend runs fast.
+"""The same numbers, lowered well: convolutions, poolings and loops in the forms that the backend runs fast.
 
 XLA takes a program as it is written, and on a CPU equal mathematics written in another way runs up to 20 times as
 fast. The forms are in `jaxaccel.lowerings`; results are equal up to the order of summation.
@@ -24,8 +24,11 @@ def retarget(
 ) -> Callable[..., Any]:
     """`f` with the same results, each convolution and pooling in the form that the backend is known to run fast.
 
-    Apply it last, to a whole training step: gradients are convolutions and poolings of their own. On GPUs and TPUs,
-    where XLA's forms are the best, it changes nothing. `explain` says what was chosen and why.
+    Matrix products of a `jax.lax.scan` that do not depend on what it carries are taken out of it, as are those that it
+    only sums; those of one operand with several matrices become one.
+
+    Apply it last, to a whole training step: gradients are convolutions, poolings and loops of their own. On GPUs and
+    TPUs, where XLA's forms are the best, it changes nothing. `explain` says what was chosen and why.
 
     Args:
       f: any JAX function.
