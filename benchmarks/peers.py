@@ -115,7 +115,9 @@ def _eager(model: nn.Module, x: torch.Tensor, narrow: bool = False) -> Call:
 def _session(file: Path) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
-    options.add_session_config_entry("session.force_spinning_stop", "1")  # else the next contender pays for it
+    options.add_session_config_entry(
+        "session.force_spinning_stop", "1"
+    )  # else the next contender pays for it
     return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
 

@@ -54,11 +54,9 @@ def retarget(
         found = hoist(site.params, operands, menu.leaves_a_loop)
         if found is None:
             return NotImplemented
-        site.record(
-            f"{found.before} products before the loop, {found.after} after it, {found.merged} in it merged",
-            str(site.output.dtype),
-            "small products at each step",
-        )
+        counts = {"before the loop": found.before, "after it": found.after, "merged in it": found.merged}
+        said = ", ".join(f"{n} {where}" for where, n in counts.items() if n)
+        site.record(f"products: {said}", str(site.output.dtype), "small products at each step")
         return found.outs
 
     if compute.backend == "cpu":
