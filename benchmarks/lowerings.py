@@ -210,6 +210,8 @@ def main() -> None:
     runtime.setup()
     where, console, found = record.machine(), Console(), []
     todo = [(case, b) for b in options.batch for case in cases(b, options.sites)]
+    if not todo:
+        parser.error(f"no site's name holds {' or '.join(options.sites)}")
     for case, batch_size in track(todo, "cases", console=console):
         entry = timed(case, batch_size, options)
         if entry:

@@ -133,11 +133,10 @@ def layers(options: argparse.Namespace, console: Console) -> None:
     """Times all sites; writes the JSON and the plot."""
     where = record.machine()
     words = options.sites or [""]
-    found = [
-        timed(site, batch_size, options)
-        for site in SITES if any(word in site.name for word in words)
-        for batch_size in options.batch
-    ]  # fmt: skip
+    chosen = [site for site in SITES if any(word in site.name for word in words)]
+    if not chosen:
+        raise SystemExit(f"no site's name holds {' or '.join(words)}")
+    found = [timed(site, batch_size, options) for site in chosen for batch_size in options.batch]
     file = options.out / record.path("precision_layers", where).name
     inputs = "static" if options.static else "dynamic"
     record.write(file, {"machine": where, "repeats": options.repeats, "activations": inputs, "sites": found})

@@ -19,7 +19,11 @@ from jaxaccel.sites import BILINEAR
 
 
 class Compute(Protocol):
-    """How to compute a product. Hashable, for it becomes a parameter of the program."""
+    """How to compute a product. Hashable, for it becomes a parameter of the program.
+
+    One with an attribute ``elementwise`` that is true rounds each element by itself: parts of a larger product are then
+    computed as they would be alone.
+    """
 
     @property
     def name(self) -> str:

@@ -142,6 +142,8 @@ class Interpreter:
         env.update(zip(jaxpr.invars, values, strict=True))
         known: dict[Any, str | None] = dict(zip(jaxpr.invars, paths, strict=True))
         observed: dict[str, Any] = {}
+        # What is learnt inside is about values that end with this body.
+        facts, self._facts = self._facts, dict(self._facts)
 
         def read(atom: Any) -> Any:
             return atom.val if isinstance(atom, jcore.Literal) else env[atom]
@@ -160,6 +162,7 @@ class Interpreter:
                     env[eqn.invars[operand]] = value
             self._replaced = {}
             known.update(zip(eqn.outvars, out_paths, strict=True))
+        self._facts = facts
         return (
             [read(atom) for atom in jaxpr.outvars],
             observed,
@@ -190,7 +193,7 @@ class Interpreter:
     ) -> tuple[Sequence[Any], Sequence[str | None]]:
         rule, name = self.t.rules.get(meaning(eqn)[0]), eqn.primitive.name
         compressed = [x for x in operands if is_compressed(x)]
-        if rule is not None:
+        if rule is not None and eqn.outvars:
             out = self._ask(rule, eqn, operands, paths, place, observed, self._name(eqn, paths, place))
             if out is not NotImplemented:
                 outs = out if isinstance(out, list) else [out]

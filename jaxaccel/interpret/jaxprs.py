@@ -45,3 +45,16 @@ def scan_parts(params: Mapping[str, Any], inputs: int) -> tuple[int, int]:
         return params["num_consts"], params["num_carry"]
     consts, carry, _ = (list(part) for part in params["ft_in"].update(range(inputs)).unpack())
     return len(consts), len(carry)
+
+
+def holds(jaxpr: Any, name: str) -> bool:
+    """Whether a primitive of this name is in a jaxpr or in one within it."""
+    return any(
+        eqn.primitive.name == name or any(holds(parts(sub)[0], name) for sub in sub_jaxprs(eqn.params))
+        for eqn in jaxpr.eqns
+    )
+
+
+def read(atom: Any, env: Mapping[Any, Any]) -> Any:
+    """The value of a variable, or of a literal."""
+    return atom.val if isinstance(atom, jcore.Literal) else env[atom]

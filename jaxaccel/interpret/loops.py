@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core as jcore
 
-from jaxaccel.interpret.jaxprs import LAYOUT, meaning, parts, scan_parts
-from jaxaccel.interpret.siblings import Merged, is_product, merge, multiply, signature
+from jaxaccel.interpret.jaxprs import LAYOUT, holds, meaning, parts, read, scan_parts
+from jaxaccel.interpret.siblings import Merged, is_product, merge, multiply, rows_of, signature
 
 Worth = Callable[[int, int], bool]
 """``worth(rows, kept)``: whether a product of so many rows at each step is to leave the loop, or to be one with others,
@@ -51,21 +51,30 @@ class _Sum:
         return (self.product, *self.layout, self.total)
 
 
-def hoist(params: Mapping[str, Any], values: Sequence[Any], worth: Worth) -> Hoisted | None:
-    """A scan on these operands with all products outside that can be and are `worth` it; None where there are none."""
-    loop = _Loop(params, len(values))
+def hoist(
+    params: Mapping[str, Any], values: Sequence[Any], worth: Worth, inside: Callable[[Any], Any]
+) -> Hoisted | None:
+    """A scan on these operands with all products outside that can be and are `worth` it; None where there are none.
+
+    `inside` is a transformation of functions, for loops within the loop.
+    """
+    loop = _Loop(params, len(values), inside)
     before, sums = loop.before(worth), loop.after(worth)
     gone = {*before, *(i for one in sums for i in one.members)}
-    inside = [(i, eqn) for i, eqn in enumerate(loop.jaxpr.eqns) if i not in gone]
-    merged = loop.merged(inside, worth)
-    return loop.run(values, before, sums, inside, merged) if before or sums or merged else None
+    left = [(i, eqn) for i, eqn in enumerate(loop.jaxpr.eqns) if i not in gone]
+    merged = loop.merged(left, worth)
+    return loop.run(values, before, sums, left, merged) if before or sums or merged else None
 
 
 class _Loop:
     """What a scan reads, computes and hands on."""
 
-    def __init__(self, params: Mapping[str, Any], inputs: int) -> None:
+    def __init__(self, params: Mapping[str, Any], inputs: int, inside: Callable[[Any], Any]) -> None:
         self.jaxpr, self.closed = parts(params["jaxpr"])
+        if holds(self.jaxpr, "scan"):
+            shapes = [v.aval for v in self.jaxpr.invars]
+            self.jaxpr, self.closed = parts(jax.make_jaxpr(inside(self._body))(*shapes))
+        self.kept: dict[Any, int] = {}  # bytes of what all steps together keep for the products outside
         n, carry = scan_parts(params, inputs)
         variables = self.jaxpr.invars
         self.consts, self.carry, self.xs = variables[:n], variables[n : n + carry], variables[n + carry :]
@@ -86,6 +95,12 @@ class _Loop:
                 kind = "row"
             self.kinds.update(dict.fromkeys(eqn.outvars, kind))
 
+    def _body(self, *values: Any) -> list[Any]:
+        env = dict(zip(self.jaxpr.constvars, self.closed, strict=True))
+        env |= dict(zip(self.jaxpr.invars, values, strict=True))
+        _evaluate(enumerate(self.jaxpr.eqns), env)
+        return [read(v, env) for v in self.jaxpr.outvars]
+
     def before(self, worth: Worth) -> list[int]:
         """Numbers of the products of an input, in whatever layout, with what the loop does not change."""
         return [
@@ -93,7 +108,7 @@ class _Loop:
             for i, eqn in enumerate(self.jaxpr.eqns)
             if is_product(eqn)
             and sorted(map(self._kind, eqn.invars)) == ["constant", "row"]
-            and worth(*self._cost_before(eqn))
+            and self._fits(rows_of(eqn, self._is_constant), eqn.outvars, worth)
         ]
 
     def after(self, worth: Worth) -> list[_Sum]:
@@ -106,7 +121,7 @@ class _Loop:
         few = [
             (i, eqn)
             for i, eqn in eqns
-            if not is_product(eqn) or worth(max(1, _rows(eqn, self._is_constant)), 0)
+            if not is_product(eqn) or worth(max(1, rows_of(eqn, self._is_constant)), 0)
         ]
         return merge(few, self._is_constant, self.uses)
 
@@ -115,10 +130,10 @@ class _Loop:
         values: Sequence[Any],
         before: Sequence[int],
         sums: Sequence[_Sum],
-        inside: Sequence[tuple[int, Any]],
+        left: Sequence[tuple[int, Any]],
         merged: Sequence[Merged],
     ) -> Hoisted:
-        """The loop with the equations `inside` alone, some of them merged, and the products before and after it."""
+        """The loop with the equations that are `left`, some of them merged, and the products before and after it."""
         eqns, n, m = self.jaxpr.eqns, len(self.consts), len(self.carry)
         constants = dict(zip(self.jaxpr.constvars, self.closed, strict=True))
         constants |= dict(zip(self.consts, values[:n], strict=True))
@@ -140,9 +155,9 @@ class _Loop:
         def step(carry: list[Any], rows: list[Any]) -> tuple[list[Any], list[Any]]:
             env = constants | dict(zip([self.carry[k] for k in kept], carry, strict=True))
             env |= dict(zip([*self.xs, *early], rows, strict=True))
-            _evaluate(inside, env, zip(merged, matrices[len(joined) :], strict=True))
+            _evaluate(left, env, zip(merged, matrices[len(joined) :], strict=True))
             outs = self.jaxpr.outvars
-            return [_read(outs[k], env) for k in kept], [_read(v, env) for v in (*outs[m:], *factors)]
+            return [read(outs[k], env) for k in kept], [read(v, env) for v in (*outs[m:], *factors)]
 
         options = {name: self.params[name] for name in ("reverse", "length", "unroll")}
         ends, stacked = jax.lax.scan(step, [init[k] for k in kept], [*xs, *ready], **options)
@@ -169,17 +184,13 @@ class _Loop:
         """``constant``, ``row`` (an input of the step, in whatever layout) or ``computed``."""
         return "constant" if isinstance(atom, jcore.Literal) else self.kinds.get(atom, "computed")
 
-    def _cost_before(self, eqn: Any) -> tuple[int, int]:
-        """Rows of the input in a product, and bytes of the product at all steps."""
-        out = eqn.outvars[0].aval
-        return _rows(eqn, self._is_constant), self.length * out.size * out.dtype.itemsize
-
-    def _cost_after(self, eqn: Any) -> tuple[int, int]:
-        """Rows that a product sums over, and bytes of its operands at all steps."""
-        sums, _ = meaning(eqn)[1]["dimension_numbers"]
-        lhs, rhs = (atom.aval for atom in eqn.invars)
-        rows = math.prod(lhs.shape[axis] for axis in sums[0])
-        return rows, self.length * sum(x.size * x.dtype.itemsize for x in (lhs, rhs))
+    def _fits(self, rows: int, variables: Iterable[Any], worth: Worth) -> bool:
+        """Whether a product is worth it that keeps these of all steps, beside what is kept already."""
+        more = {v: self.length * v.aval.size * v.aval.dtype.itemsize for v in variables}
+        if not worth(rows, sum((self.kept | more).values())):
+            return False
+        self.kept |= more
+        return True
 
     def _sum(self, k: int, worth: Worth) -> _Sum | None:
         eqns, carry, out = self.jaxpr.eqns, self.carry[k], self.jaxpr.outvars[k]
@@ -198,10 +209,12 @@ class _Loop:
             layout.append(i)
             atom = eqns[i].invars[0]
         same = i >= 0 and not isinstance(atom, jcore.Literal) and self.uses[atom] == 1
-        if not same or not is_product(eqns[i]) or not worth(*self._cost_after(eqns[i])):
+        if not same or not is_product(eqns[i]) or any(self._is_constant(a) for a in eqns[i].invars):
             return None
-        changing = all(self._kind(factor) != "constant" for factor in eqns[i].invars)
-        return _Sum(k, i, tuple(reversed(layout)), total) if changing else None
+        lhs, _ = (atom.aval for atom in eqns[i].invars)
+        rows = math.prod(lhs.shape[axis] for axis in meaning(eqns[i])[1]["dimension_numbers"][0][0])
+        stacked = [v for v in eqns[i].invars if v not in set(self.xs)]
+        return _Sum(k, i, tuple(reversed(layout)), total) if self._fits(rows, stacked, worth) else None
 
     def _totals(self, sums: Sequence[_Sum], sequences: Mapping[Any, Any]) -> Iterator[tuple[int, Any]]:
         """(carry, sum over all steps) of each: its product, summed over the axis of steps as well.
@@ -212,9 +225,9 @@ class _Loop:
         for one in sums:
             eqn = eqns[one.product]
             lhs, rhs = eqn.invars
-            alone = (
-                None if rhs.aval.ndim == 2 and not meaning(eqn)[1]["dimension_numbers"][1][0] else one.product
-            )
+            contracting, batch = meaning(eqn)[1]["dimension_numbers"]
+            plain = rhs.aval.ndim == 2 and len(contracting[1]) == 1 and not batch[1]
+            alone = None if plain else one.product
             groups.setdefault((lhs, signature(eqn), alone), []).append(one)
         for (lhs, _, _), group in groups.items():
             first = eqns[group[0].product]
@@ -249,21 +262,6 @@ class _Loop:
         return sorted(found)
 
 
-def _read(atom: Any, env: Mapping[Any, Any]) -> Any:
-    return atom.val if isinstance(atom, jcore.Literal) else env[atom]
-
-
-def _rows(eqn: Any, constant: Callable[[Any], bool]) -> int:
-    """Rows of the operand of a product that the loop changes; 0 where there is not just one."""
-    fixed = [constant(atom) for atom in eqn.invars]
-    if sum(fixed) != 1:
-        return 0
-    side = fixed.index(False)
-    sums, batch = meaning(eqn)[1]["dimension_numbers"]
-    shape = eqn.invars[side].aval.shape
-    return math.prod(n for axis, n in enumerate(shape) if axis not in (*sums[side], *batch[side]))
-
-
 def _evaluate(
     eqns: Iterable[tuple[int, Any]], env: dict[Any, Any], merged: Iterable[tuple[Merged, Any]] = ()
 ) -> None:
@@ -277,6 +275,6 @@ def _evaluate(
         if i in skipped:
             continue
         with eqn.ctx.manager:
-            values = [_read(atom, env) for atom in eqn.invars]
+            values = [read(atom, env) for atom in eqn.invars]
             outs = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
         env.update(zip(eqn.outvars, outs if eqn.primitive.multiple_results else [outs], strict=True))

@@ -6,6 +6,7 @@ product of the cotangents side by side with the matrices one below the other (Ap
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,8 +19,10 @@ from jaxaccel.interpret.jaxprs import meaning
 
 
 def is_product(eqn: Any) -> bool:
-    """Whether it is a matrix product of two floating-point operands, narrowed or not."""
+    """Whether it is a matrix product of two floating-point operands, narrowed element by element or not at all."""
     if meaning(eqn)[0] != "dot_general" or len(eqn.invars) != 2:
+        return False
+    if eqn.primitive is bilinear_p and not getattr(eqn.params["compute"], "elementwise", False):
         return False
     return all(jnp.issubdtype(atom.aval.dtype, jnp.floating) for atom in eqn.invars)
 
@@ -28,9 +31,21 @@ def multiply(eqn: Any, lhs: Any, rhs: Any, numbers: Any = None) -> Any:
     """The product of an equation on other operands, perhaps along other axes."""
     params = meaning(eqn)[1]
     changed = params if numbers is None else {**params, "dimension_numbers": numbers}
-    if eqn.primitive is bilinear_p:
-        return bilinear(eqn.params["product"], changed, eqn.params["compute"], lhs, rhs)
-    return eqn.primitive.bind(lhs, rhs, **changed)
+    with eqn.ctx.manager:
+        if eqn.primitive is bilinear_p:
+            return bilinear(eqn.params["product"], changed, eqn.params["compute"], lhs, rhs)
+        return eqn.primitive.bind(lhs, rhs, **changed)
+
+
+def rows_of(eqn: Any, constant: Callable[[Any], bool]) -> int:
+    """Rows of the operand of a product that the loop changes; 0 where there is not just one."""
+    fixed = [constant(atom) for atom in eqn.invars]
+    if sum(fixed) != 1:
+        return 0
+    side = fixed.index(False)
+    sums, batch = meaning(eqn)[1]["dimension_numbers"]
+    shape = eqn.invars[side].aval.shape
+    return math.prod(n for axis, n in enumerate(shape) if axis not in (*sums[side], *batch[side]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,9 +130,10 @@ def _matrix(eqn: Any, constant: Callable[[Any], bool]) -> int | None:
 
 def signature(eqn: Any) -> Any:
     """What must be equal of products that are merged."""
-    name, params, narrowed = meaning(eqn)
+    name, params, _ = meaning(eqn)
     dtypes = tuple(atom.aval.dtype for atom in eqn.invars)
-    return name, tuple(sorted(params.items(), key=lambda item: item[0])), narrowed, dtypes
+    options = tuple(sorted(params.items(), key=lambda item: item[0]))
+    return name, options, eqn.params.get("compute"), dtypes
 
 
 def _sums(
@@ -144,10 +160,14 @@ def _sums(
                 leaves.append(i)
             else:
                 others.append(atom)
-        kinds = {(_matrix(eligible[i], constant), signature(eligible[i])) for i in leaves}
+        # An addition may broadcast: only results of one shape are one product.
+        kinds = {
+            (_matrix(eligible[i], constant), signature(eligible[i]), eligible[i].outvars[0].aval.shape)
+            for i in leaves
+        }
         literals = any(isinstance(atom, jcore.Literal) for atom in others)
         if len(leaves) > 1 and len(kinds) == 1 and not literals:
-            ((side, _),) = kinds
+            ((side, *_),) = kinds
             (summed,) = meaning(eligible[leaves[0]])[1]["dimension_numbers"][0][side]
             products = tuple(eligible[i] for i in sorted(leaves))
             members, outs = (*sorted(leaves), *sums), (eqns[root].outvars[0],)

@@ -129,7 +129,8 @@ def leaves_a_loop(rows: int, kept: int) -> bool:
       rows: of its operand at one step.
       kept: bytes that all steps together keep for it. A loop over micro-batches is there to save them.
     """
-    return rows <= ROWS and kept <= CACHE
+    known = isinstance(rows, int) and isinstance(kept, int)  # not where a shape is symbolic
+    return known and rows <= ROWS and kept <= CACHE
 
 
 def integers(params: Params, lhs: Any, rhs: Any, backend: str, choice: Choice = "auto") -> tuple[str, str]:

@@ -8,7 +8,7 @@ backward pass are narrow as well, whether `jax.grad` is applied to the result or
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -147,6 +147,7 @@ class _Narrow:
     name: str
     backend: str
     insist: bool
+    elementwise: ClassVar[bool] = True
 
     def refuses(self, site: Site) -> str:
         if site.primitive == "conv_general_dilated" and self._widened(

@@ -51,7 +51,7 @@ def retarget(
         return menu.compute(site.primitive, site.params, operands, form)
 
     def loop(site: Site, *operands: Any) -> Any:
-        found = hoist(site.params, operands, menu.leaves_a_loop)
+        found = hoist(site.params, operands, menu.leaves_a_loop, inside)
         if found is None:
             return NotImplemented
         counts = {"before the loop": found.before, "after it": found.after, "merged in it": found.merged}
@@ -59,8 +59,11 @@ def retarget(
         site.record(f"products: {said}", str(site.output.dtype), "small products at each step")
         return found.outs
 
+    def inside(f: Callable[..., Any]) -> Callable[..., Any]:
+        return transform(f, Transformation("retarget loops", {"scan": loop}, argnums=argnums))
+
     if compute.backend == "cpu":
-        f = transform(f, Transformation("retarget loops", {"scan": loop}, argnums=argnums))
+        f = inside(f)
     return transform(f, Transformation("retarget", dict.fromkeys(menu.PRIMITIVES, rule), argnums=argnums))
 
 

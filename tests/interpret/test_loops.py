@@ -86,6 +86,17 @@ BODIES = {
 }
 
 
+BODIES |= {
+    "a sum that broadcasts": lambda c, x, w: (
+        jnp.tanh(c),
+        (c[:1, None] @ w["a"][:1] + (c[:, None] * x) @ w["b"]).sum(0),
+    ),
+    "outer products summed": lambda c, x, w: (c + jnp.sin(x), jnp.tensordot(x, c, 0) @ w["a"] @ w["b"]),
+    "the same matrix twice": lambda c, x, w: (jnp.tanh(c @ w["a"] + x @ w["a"]), c @ w["a"]),
+    "a product with itself": lambda c, x, w: (c + x @ w["a"], jnp.dot(c, c) * x),
+}
+
+
 @pytest.mark.parametrize("options", [{}, {"reverse": True}, {"unroll": 3}], ids=str)
 @pytest.mark.parametrize("name", BODIES)
 def test_every_kind_of_body(name, options):
@@ -185,3 +196,80 @@ def test_explain_says_so_and_accelerators_are_left_alone():
     for backend in ("gpu", "tpu"):
         f = ja.retarget(jax.grad(recurrent), backend=backend)
         assert products_in_loops(f, w, c, xs) == products_in_loops(jax.grad(recurrent), w, c, xs)
+
+
+def test_a_loop_without_results_runs(capfd):
+    def f(xs):
+        jax.lax.scan(lambda _, x: (jax.debug.print("{}", x), None), None, xs)
+        return xs.sum()
+
+    assert on_cpu(f)(jnp.arange(3.0)) == 3
+    jax.effects_barrier()
+    assert capfd.readouterr().out.split() == ["0.0", "1.0", "2.0"]
+
+
+@pytest.mark.parametrize("axes", [0, 1, 2])
+def test_collected_products_of_any_rank(axes):
+    """What two carries collect has one operand in common."""
+    xs = [normal(4, *shape, seed=k) for k, shape in enumerate(((3, 3), (3, 3), (3, 3)))]
+
+    def f(c, xs):
+        def body(c, row):
+            x, y, z = row
+            return (c[0] + jnp.tensordot(x, y, axes), c[1] + jnp.tensordot(x, z, axes)), None
+
+        return jax.lax.scan(body, c, xs)[0]
+
+    shape = jnp.tensordot(xs[0][0], xs[1][0], axes).shape
+    c = (jnp.ones(shape), jnp.zeros(shape))
+    assert_near(on_cpu(f)(c, xs), f(c, xs))
+    assert products_in_loops(on_cpu(f), c, xs) == [0]
+
+
+def test_products_with_a_scale_for_each_operand_stay_apart():
+    """float8 has one scale for an operand: a small matrix beside a large one would vanish."""
+
+    def f(w, c):
+        def body(c, _):
+            return jnp.tanh(c @ w), c @ (w * 1e-6)
+
+        return jax.lax.scan(body, c, None, length=3)
+
+    narrow = ja.float8(f, backend="cpu", emulate=True)
+    w, c = normal(4, 4), normal(2, 4)
+    assert_near(on_cpu(narrow)(w, c), narrow(w, c))
+
+
+def test_loops_in_a_loop_that_is_rebuilt():
+    w, c, xs = operands()
+
+    def f(w, c, xs):
+        def body(total, x):
+            grads = jax.grad(recurrent)(w, c, x[:, None])
+            return jax.tree.map(jnp.add, total, grads), jnp.sum(x[0] @ w["a"])
+
+        return jax.lax.scan(body, jax.tree.map(jnp.zeros_like, w), jnp.stack([xs, 2 * xs]))
+
+    xs = normal(6, 4, seed=3)
+    c = c[:1]
+    assert_near(on_cpu(f)(w, c, xs), f(w, c, xs))
+    # Forward, backward, and the loop around them, in which theirs count as well.
+    assert products_in_loops(f, w, c, xs) == [2, 3, 6]
+    assert products_in_loops(on_cpu(f), w, c, xs) == [1, 1, 3]
+
+
+def test_what_a_loop_keeps_is_limited_as_a_whole():
+    names = "abcdefgh"
+    w = {name: jax.ShapeDtypeStruct((512, 512), jnp.float32) for name in names}
+    xs = jax.ShapeDtypeStruct((256, 64, 512), jnp.float32)  # each product: 32 MiB
+
+    def f(w, xs):
+        def body(c, x):
+            return c + 1, sum(jnp.sin(x @ w[name]) for name in names)
+
+        return jax.lax.scan(body, 0.0, xs)
+
+    (left,) = products_in_loops(on_cpu(f), w, xs)
+    assert left == 1, "two left the loop, six became one"
+    rows = [row["lowering"] for row in ja.explain(on_cpu(f), w, xs).rows]
+    assert rows == ["products: 2 before the loop, 6 merged in it"]
