@@ -24,7 +24,7 @@ BATCH = 64
 ROWS = 128
 """Rows of a product at each step of a loop up to which one product of all steps is faster."""
 CACHE = 2**26
-"""Bytes of an input up to which several passes over it cost little."""
+"""Bytes of an input up to which several passes over it cost little, and that a loop may keep for products outside."""
 LANES = 32
 """Channels that the CPU's int8 kernels want."""
 OUTPUTS = 16
