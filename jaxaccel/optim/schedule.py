@@ -1,0 +1,53 @@
+"""The learning rate over a run."""
+
+import dataclasses
+from typing import Literal
+
+import optax
+
+from jaxaccel.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """The learning rate over the run, as a share of its peak; all times are fractions of the whole run."""
+
+    name: Literal["constant", "cosine", "linear", "one_cycle", "piecewise"] = "cosine"
+    """cosine: Loshchilov & Hutter 2017; one_cycle: Smith & Topin 2019, warm-up and decay both by cosine."""
+    warmup: float = 0.0
+    """Share of the run in which the rate climbs from 0 to its peak."""
+    final: float = 0.0
+    """Rate at the end as a share of the peak (cosine, linear, one_cycle)."""
+    boundaries: tuple[float, ...] = (0.5, 0.75)
+    """Where piecewise drops the rate."""
+    factor: float = 0.1
+    """What piecewise multiplies the rate by at each boundary."""
+
+    def build(self, peak: float, steps: int) -> optax.Schedule:
+        """step -> learning rate, for a run of `steps` steps.
+
+        Raises:
+          UserError: a fraction outside [0, 1].
+        """
+        for value in (self.warmup, self.final, *self.boundaries):
+            if not 0 <= value <= 1:
+                raise UserError(f"schedule fractions lie between 0 and 1, got {value}")
+        warmup = round(self.warmup * steps)
+        decay = max(steps - warmup, 1)
+        if self.name == "constant":
+            after: optax.Schedule = optax.constant_schedule(peak)
+        elif self.name == "linear":
+            after = optax.linear_schedule(peak, peak * self.final, decay)
+        elif self.name == "piecewise":
+            at = {max(round(b * steps) - warmup, 0): self.factor for b in self.boundaries}
+            after = optax.piecewise_constant_schedule(peak, at)
+        else:
+            after = optax.cosine_decay_schedule(peak, decay, alpha=self.final)
+        if not warmup:
+            return after
+        if self.name == "one_cycle":
+            half_cosine = optax.cosine_decay_schedule(peak, warmup)
+            climb: optax.Schedule = lambda step: peak - half_cosine(step)  # noqa: E731
+        else:
+            climb = optax.linear_schedule(0.0, peak, warmup)
+        return optax.join_schedules([climb, after], [warmup])
