@@ -18,11 +18,12 @@ from workloads import CLASSES, Workload, batches
 from jaxaccel import augment, models, pacing
 from jaxaccel.data.feed import resident_feed
 from jaxaccel.data.order import Shuffled
+from jaxaccel.fuse import gather, several
 from jaxaccel.modules import as_model
 from jaxaccel.optim import Optimizer, Schedule
 from jaxaccel.parallel import MeshShape, batch_sharding, make_mesh, replicated, state_sharding
 from jaxaccel.runlog import Meter, RunLog
-from jaxaccel.step import Training, TrainState, gather, several
+from jaxaccel.step import Training, TrainState
 from jaxaccel.tasks import ImageClassification
 
 
@@ -128,8 +129,10 @@ class Jaxaccel:
             donate_argnums=0, out_shardings=(shardings, replicated(mesh)),
         )  # fmt: skip
         self._call = call.lower(self.state, self._arrays, next(feed.items(self._calls[:1]))).compile()
-        log = RunLog(Path(tempfile.gettempdir()), steps=1, epoch_steps=epoch_steps, done=0, show=False)
-        self._meter = Meter(log, batch_size=batch_size, done=0, every=100, stops=True)
+        log = RunLog(
+            Path(tempfile.gettempdir()), steps=1, epoch=lambda step: step / epoch_steps, done=0, show=False
+        )
+        self._meter = Meter(log, examples=lambda step: step * batch_size, done=0, every=100, stops=True)
 
     def run(self, steps: int) -> float:
         """Seconds a step, over at least `steps` steps after one call that does not count."""

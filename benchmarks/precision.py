@@ -92,15 +92,19 @@ def table(network: Network, cells: Sequence[dict[str, Any]], where: dict[str, An
 
 
 def networks(options: argparse.Namespace, console: Console) -> None:
-    """All cells asked for; a network's file is written anew after each of its cells."""
+    """All cells asked for; a network's file is written anew after each of them.
+
+    Cells of other batch sizes that the same versions on the same processor left there stay.
+    """
     where = record.machine()
     if options.rivals:
         where["versions"]["qwix"] = metadata.version("qwix")
     peers = Process(options.peers_python, "peers.py") if options.peers_python else None
     for name in options.models:
-        file, cells = options.out / record.path(f"precision-{name}", where).name, []
+        file = options.out / record.path(f"precision-{name}", where).name
+        cells = [c for c in record.cells(file, where) if c["batch_size"] not in options.batch]
         for batch_size in options.batch:
-            cells.append(cell(NETWORKS[name], batch_size, options, peers))
+            cells.append(cell(NETWORKS[name], batch_size, options, peers) | {"date": where["date"]})
             record.write(file, {"machine": where, "repeats": options.repeats, "cells": cells})
         console.print(table(NETWORKS[name], cells, where))
         console.print(f"written to {file}")

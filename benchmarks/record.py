@@ -44,6 +44,15 @@ def path(benchmark: str, where: dict[str, Any]) -> Path:
     return RESULTS / f"{benchmark}-{device}.json"
 
 
+def cells(file: Path, where: dict[str, Any]) -> list[dict[str, Any]]:
+    """What `file` holds already, if it was measured with the same versions on the same processor."""
+    if not file.exists():
+        return []
+    before = json.loads(file.read_text(encoding="utf-8"))
+    same = all(before["machine"].get(name) == where[name] for name in ("versions", "cpu", "cores"))
+    return before["cells"] if same else []
+
+
 def write(file: Path, record: dict[str, Any]) -> None:
     """`record` as JSON."""
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from jaxaccel.optim import Optimizer, Schedule
     from jaxaccel.parallel import MeshShape
     from jaxaccel.recipe import Data, Recipe, load_recipe
+    from jaxaccel.result import TrainResult
     from jaxaccel.tasks import ImageClassification, Task
-    from jaxaccel.train import TrainResult, train
+    from jaxaccel.train import train
     from jaxaccel.transforms import (
         Calibration,
         LossScale,
@@ -49,7 +50,7 @@ _HOMES = {
     "RunningRanges": "transforms",
     "Schedule": "optim",
     "Task": "tasks",
-    "TrainResult": "train",
+    "TrainResult": "result",
     "UserError": "errors",
     "bfloat16": "transforms",
     "calibrate": "transforms",

@@ -18,6 +18,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as keeping
 
 from jaxaccel.errors import UserError
 from jaxaccel.files import write_text
+from jaxaccel.parallel import placed
 from jaxaccel.trees import path_text
 
 PyTree = Any
@@ -113,9 +114,7 @@ class Checkpoints:
         Raises:
           UserError: there are checkpoints and all are damaged.
         """
-        target = jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, shardings
-        )
+        target = placed(shapes, shardings)
         steps = self.steps()
         for step in reversed(steps):
             try:

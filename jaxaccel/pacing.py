@@ -1,10 +1,93 @@
-"""When a run evaluates, and how many steps one call of the device does."""
+"""The phases of a run, when it evaluates, and how many steps one call of the device does."""
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+
+from jaxaccel.data.order import Phase
+from jaxaccel.errors import UserError
+from jaxaccel.recipe import Recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How many steps a run takes, and on how many examples each."""
+
+    size: int
+    """Examples in the data set."""
+    phases: tuple[Phase, ...]
+
+    @property
+    def steps(self) -> int:
+        """Of the whole run."""
+        return self.phases[-1].stop
+
+    def phase(self, step: int) -> Phase:
+        """The phase that `step` belongs to; steps behind the end belong to the last one."""
+        return next((phase for phase in self.phases if step < phase.stop), self.phases[-1])
+
+    def examples(self, step: int) -> int:
+        """How many examples are seen when `step` steps are done."""
+        phase = self.phase(step)
+        return phase.before + (step - phase.start) * phase.batch_size
+
+    def epoch(self, step: int) -> float:
+        """How many times the data set is seen when `step` steps are done."""
+        return self.examples(step) / self.size
+
+
+def plan(recipe: Recipe, size: int) -> Plan:
+    """The phases of `recipe` on a data set of `size` examples.
+
+    Raises:
+      UserError: the boundaries do not increase from 0 to 1, or the lists are not one longer than they.
+    """
+    wanted = recipe.phases
+    edges = [0.0, *wanted.at, 1.0]
+    if any(before >= after for before, after in itertools.pairwise(edges)):
+        raise UserError(f"phases.at must increase between 0 and 1, got {wanted.at}")
+    lists = {"image_size": wanted.image_size or (0,) * (len(wanted.at) + 1),
+             "batch_size": wanted.batch_size or (recipe.batch_size,) * (len(wanted.at) + 1)}  # fmt: skip
+    for name, values in lists.items():
+        if len(values) != len(wanted.at) + 1:
+            raise UserError(
+                f"phases.{name} needs {len(wanted.at) + 1} numbers, one a phase, got {len(values)}"
+            )
+    phases: list[Phase] = []
+    start = before = 0
+    for stop, batch_size, image_size in zip(edges[1:], lists["batch_size"], lists["image_size"], strict=True):
+        steps = max(1, round((stop * recipe.epochs * size - before) / batch_size))
+        phases.append(Phase(start, start + steps, before, batch_size, image_size))
+        start, before = start + steps, before + steps * batch_size
+    return Plan(size, tuple(phases))
+
+
+def timetable(
+    plan: Plan, eval_every: float, per_call: Callable[[Phase, int], int], done: int
+) -> tuple[list[int], list[range]]:
+    """The steps after which the run evaluates, and the steps of each call that is left after `done` steps.
+
+    Args:
+      plan: of the run.
+      eval_every: epochs between evaluations; each phase ends with one, too.
+      per_call: (phase, steps between evaluations) -> steps a call.
+      done: steps.
+    """
+    all_cuts: list[int] = []
+    all_calls: list[range] = []
+    for phase in plan.phases:
+        interval = max(1, round(eval_every * plan.size / phase.batch_size))
+        inner = cuts(phase.stop - phase.start, interval)
+        fused = per_call(phase, interval)
+        all_cuts += [phase.start + cut for cut in inner]
+        all_calls += [
+            range(phase.start + call.start, phase.start + call.stop)
+            for call in calls(inner, fused, max(0, done - phase.start))
+        ]
+    return all_cuts, all_calls
 
 
 def cuts(steps: int, interval: int) -> list[int]:

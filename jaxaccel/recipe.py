@@ -39,6 +39,17 @@ Call = Annotated[
     ),
 ]
 
+Values = Annotated[
+    tuple[float, ...],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="X,X,...",
+        instance_from_str=lambda words: tuple(float(word) for word in words[0].split(",")),
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda values: [",".join(f"{value:g}" for value in values)],
+    ),
+]
+
 
 @dataclasses.dataclass(frozen=True)
 class Data:
@@ -63,6 +74,18 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True)
+class Phases:
+    """Parts of a run with other images or batches, smaller ones at first: progressive resizing, batch-size warm-up."""
+
+    at: tuple[float, ...] = ()
+    """Where a new part begins, as shares of all examples that the run sees: 0.4 0.7 makes three parts."""
+    image_size: tuple[int, ...] = ()
+    """Height and width of the training images in each part, resized on the device (Tan & Le 2021, arXiv:2104.00298)."""
+    batch_size: tuple[int, ...] = ()
+    """Examples a step in each part (Smith et al. 2018, arXiv:1711.00489)."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Recipe:
     """One experiment. The same recipe gives the same run, bit for bit, on the same kind of device."""
 
@@ -82,6 +105,7 @@ class Recipe:
     """Augmentations of a training batch, in order, on the device: horizontal_flip 'pad_and_crop(padding=4)'."""
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
+    phases: Phases = Phases()
     mesh: MeshShape = MeshShape()
     precision: Literal["float32", "bfloat16", "float16", "int8-qat"] = "float32"
     """Of matrix products and convolutions; int8-qat trains float32 weights to be quantised."""
@@ -97,13 +121,18 @@ class Recipe:
     """Epochs between evaluations, each of which saves a checkpoint."""
     keep: int = 2
     """Checkpoints to keep, the newest ones; the best one is kept besides."""
+    replicas: int = 1
+    """Runs with the seeds from `seed` on that train at once, as one program, spread over the devices."""
+    sweep: Mapping[str, Values] = dataclasses.field(default_factory=dict)
+    """Numbers of the recipe that differ between runs which train at once, in all combinations:
+    optimizer.learning-rate 0.01,0.1 seed 0,1,2."""
 
     def __post_init__(self) -> None:
         """Checks the numbers that have no meaning below a bound."""
         for name in ("epochs", "eval_every"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} must be above 0, got {getattr(self, name)}")
-        whole = {"batch_size": 1, "keep": 1, "seed": 0, "steps_per_call": 0}
+        whole = {"batch_size": 1, "keep": 1, "seed": 0, "steps_per_call": 0, "replicas": 1}
         for name, low in whole.items():
             if getattr(self, name) < low:
                 raise UserError(f"{name} must be at least {low}, got {getattr(self, name)}")
@@ -125,7 +154,7 @@ def to_json(recipe: Any) -> Any:
     if dataclasses.is_dataclass(recipe) and not callable(recipe):
         fields = {f.name: to_json(getattr(recipe, f.name)) for f in dataclasses.fields(recipe)}
         return {"kind": type(recipe).__name__, **fields} if isinstance(recipe, Task) else fields
-    if isinstance(recipe, dict):
+    if isinstance(recipe, Mapping):
         return {key: to_json(value) for key, value in recipe.items()}
     if isinstance(recipe, (tuple, list)):
         return [to_json(value) for value in recipe]
@@ -141,7 +170,7 @@ def from_json(values: Mapping[str, Any]) -> Recipe:
       UserError: a function in it cannot be found, or a field is of another version of jaxaccel.
     """
     plain = {name: _tuples(value) for name, value in values.items()}
-    parts = {"data": Data, "optimizer": Optimizer, "schedule": Schedule, "mesh": MeshShape}
+    parts = {"data": Data, "optimizer": Optimizer, "schedule": Schedule, "mesh": MeshShape, "phases": Phases}
     try:
         for name, kind in parts.items():
             plain[name] = kind(**plain[name])
@@ -241,10 +270,3 @@ def _from_file(path: Path) -> Any:
     sys.path.insert(0, str(path.parent.absolute()))
     spec.loader.exec_module(module)
     return module
-
-
-def leaves(recipe: Any) -> int:
-    """How many values a recipe holds."""
-    if dataclasses.is_dataclass(recipe) and not callable(recipe):
-        return sum(leaves(getattr(recipe, f.name)) for f in dataclasses.fields(recipe))
-    return 1

@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,10 @@ class RunLog:
     (other processes of the same run) nothing is shown and nothing written.
     """
 
-    def __init__(self, directory: Path, *, steps: int, epoch_steps: float, done: int, show: bool) -> None:
-        self.steps, self.epoch_steps = steps, epoch_steps
+    def __init__(
+        self, directory: Path, *, steps: int, epoch: Callable[[int], float], done: int, show: bool
+    ) -> None:
+        self.steps, self.epoch = steps, epoch
         self._show = show
         self._console = _console(quiet=not show)
         self._terminal = show and self._console.is_terminal
@@ -80,9 +82,14 @@ class RunLog:
             left = (self.steps - step) * metrics["step_seconds"]
             self.say(f"step {step}/{self.steps}  epoch {self._epoch(step)}  {text}  {left:.0f} s left")
 
-    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Metrics of the evaluation split after `step` steps."""
-        self._write("eval", step, metrics)
+    def evaluated(
+        self, step: int, metrics: Mapping[str, float], replicas: Sequence[Mapping[str, float]] = ()
+    ) -> None:
+        """Metrics of the evaluation split after `step` steps; of several replicas, those of each are written too."""
+        each = enumerate(replicas if len(replicas) > 1 else ())
+        self._write(
+            "eval", step, {**metrics, **{f"{name}/{i}": x for i, row in each for name, x in row.items()}}
+        )
         shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         self.say(f"epoch {self._epoch(step):>6}  step {step:>6}  evaluation: {shown}")
 
@@ -95,14 +102,14 @@ class RunLog:
             self._file = self._events = None
 
     def _epoch(self, step: int) -> str:
-        return f"{step / self.epoch_steps:.1f}"
+        return f"{self.epoch(step):.1f}"
 
     def _write(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
         if self._file is None or self._events is None:
             return
         # JSON has no NaN, and TensorBoard warns of it.
         values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        row = {"kind": kind, "step": step, "epoch": round(step / self.epoch_steps, 4), **values}
+        row = {"kind": kind, "step": step, "epoch": round(self.epoch(step), 4), **values}
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         for name, value in values.items():
@@ -114,14 +121,17 @@ class Meter:
     """Collects the metrics of calls without making the device wait.
 
     A call's metrics are looked at only when `lag()` later calls are under way; rows go to the log about every
-    `every` steps.
+    `every` steps. `examples` says how many a run has seen after so many steps.
     """
 
-    def __init__(self, log: RunLog, *, batch_size: int, done: int, every: int, stops: bool) -> None:
+    def __init__(
+        self, log: RunLog, *, examples: Callable[[int], int], done: int, every: int, stops: bool
+    ) -> None:
         self.failed: int | None = None
         """The first step that came out non-finite, where that stops the run."""
-        self._log, self._batch_size, self._every, self._stops = log, batch_size, every, stops
+        self._log, self._examples, self._every, self._stops = log, examples, every, stops
         self._lag = lag()
+        self._lost: set[int] = set()
         self._under_way: deque[tuple[range, StepMetrics]] = deque()
         self._window: list[StepMetrics] = []
         self._first = self._done = self._reported = done
@@ -130,7 +140,7 @@ class Meter:
     @property
     def examples_per_second(self) -> float:
         """Over the whole run, evaluation and checkpoints left out."""
-        return (self._done - self._first) * self._batch_size / max(self._seconds, 1e-9)
+        return (self._examples(self._done) - self._examples(self._first)) / max(self._seconds, 1e-9)
 
     def push(self, call: range, metrics: StepMetrics) -> None:
         """Takes in the metrics of the call that was just started."""
@@ -156,20 +166,35 @@ class Meter:
         call, metrics = self._under_way.popleft()
         finite = np.asarray(metrics.finite)  # all else stays on the device until a row is written
         if not finite.all() and self.failed is None:
-            bad = call.start + int(finite.argmin())
-            if self._stops:
-                self.failed = bad
-            else:
-                self._log.say(f"step {bad}: loss or gradient not finite, {(~finite).sum()} step(s) left out")
+            self._tell(call, finite)
         self._window.append(metrics)
         self._done = call.stop
         if self._done - self._reported >= self._every:
             self._report()
 
+    def _tell(self, call: range, finite: np.ndarray) -> None:
+        """Of steps that are not finite: `finite` is (steps,), or (steps, replicas)."""
+        columns = finite.reshape(len(finite), -1)
+        for replica, column in enumerate(columns.T):
+            if column.all() or replica in self._lost:
+                continue
+            bad = call.start + int(column.argmin())
+            if not self._stops:
+                self._log.say(f"step {bad}: loss or gradient not finite, {(~column).sum()} step(s) left out")
+                continue
+            self._lost.add(replica)
+            if len(self._lost) == columns.shape[1]:
+                self.failed = bad
+            else:
+                self._log.say(
+                    f"step {bad}: replica {replica} is not finite; it stays as it was before that step"
+                )
+
     def _report(self) -> None:
         steps = self._done - self._reported
         if not steps:
             return
+        examples = self._examples(self._done) - self._examples(self._reported)
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
         self._seconds += seconds
@@ -177,10 +202,10 @@ class Meter:
         good = rows.finite if rows.finite.any() else np.ones_like(rows.finite)
         values = {name: float(m.total[good].sum() / m.count[good].sum()) for name, m in rows.means.items()}
         values |= {
-            "learning_rate": float(rows.learning_rate[-1]),
-            "gradient_norm": float(rows.gradient_norm[-1]),
+            "learning_rate": float(rows.learning_rate[-1].mean()),
+            "gradient_norm": float(rows.gradient_norm[-1].mean()),
             "step_seconds": seconds / steps,
-            "examples_per_second": steps * self._batch_size / seconds,
+            "examples_per_second": examples / seconds,
         }
         self._window, self._reported = [], self._done
         self._log.train(self._done, values)

@@ -1,21 +1,25 @@
 """The training step and the evaluation step as pure functions, ready for `jax.jit`."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.sharding import Mesh
 
+from jaxaccel.data.order import Item, Phase, Shuffled
 from jaxaccel.metrics import Mean
 from jaxaccel.modules import Model
+from jaxaccel.optim import is_on
+from jaxaccel.parallel import state_sharding
 from jaxaccel.tasks.task import Batch, Task
 from jaxaccel.transforms import LossScale, LossScaleState, bfloat16, fake_int8, float16, retarget
 
 PyTree = Any
-Arrays = Mapping[str, jax.Array]
 Augment = Callable[[jax.Array, Batch], Batch]
 Precision = Literal["float32", "bfloat16", "float16", "int8-qat"]
 
@@ -63,6 +67,15 @@ class StepMetrics(NamedTuple):
     """() bool: nothing is wrong. A step left out because the loss scale was too large is not."""
 
 
+class Gradients(NamedTuple):
+    """Of one batch."""
+
+    loss: jax.Array
+    grads: PyTree
+    means: dict[str, Mean]
+    model_state: PyTree
+
+
 @dataclasses.dataclass(frozen=True)
 class Training:
     """The ingredients of a step."""
@@ -80,6 +93,8 @@ class Training:
     non_finite: Literal["stop", "skip"] = "stop"
     precision: Precision = "float32"
     lowering: Literal["auto", "xla"] = "auto"
+    count: ClassVar[int] = 1
+    """How many models train."""
 
     def init(self) -> TrainState:
         """The state before the first step, a function of the seed alone."""
@@ -89,7 +104,7 @@ class Training:
             params=params,
             model_state=model_state,
             opt_state=self.tx.init(params),
-            ema=jax.tree.map(jnp.copy, params) if self.ema else None,
+            ema=jax.tree.map(jnp.copy, params) if is_on(self.ema) else None,
             halted=jnp.bool_(False),
             loss_scale=LOSS_SCALE.init() if self.precision == "float16" else None,
         )
@@ -98,10 +113,11 @@ class Training:
         """One update. All randomness comes from (seed, step, index of the example)."""
         key = jax.random.fold_in(jax.random.key(self.seed), state.step)
         batch = self.augment(jax.random.fold_in(key, 0), batch)
-        grads, means, model_state = self._gradients(state, batch, jax.random.fold_in(key, 1))
-        if state.loss_scale is not None:
-            grads, _ = LOSS_SCALE.unscale(grads, state.loss_scale)
-        updates, opt_state = self.tx.update(grads, state.opt_state, state.params)
+        key = jax.random.fold_in(key, 1)
+        loss, grads, means, model_state = self._gradients(state, batch, key)
+        updates, opt_state = optax.with_extra_args_support(self.tx).update(
+            grads, state.opt_state, state.params, value=loss, grad=grads, **self._elsewhere(state, batch, key)
+        )
         params = optax.apply_updates(state.params, updates)
         norm = optax.global_norm(grads)
         finite = jnp.isfinite(means["loss"].total) & jnp.isfinite(norm)
@@ -129,6 +145,10 @@ class Training:
         """The task's metrics of one batch, as sums."""
         return self.task.evaluate(self.bind(weights, model_state), batch)
 
+    def predict(self, weights: PyTree, model_state: PyTree, batch: Batch) -> PyTree:
+        """The task's predictions of one batch."""
+        return self.task.predict(self.bind(weights, model_state), batch)
+
     def bind(self, weights: PyTree, model_state: PyTree) -> Callable[..., PyTree]:
         """The model in evaluation mode as a function of its inputs alone."""
         key = jax.random.key(self.seed)  # unused in evaluation mode, but the signature asks for one
@@ -143,9 +163,74 @@ class Training:
         # A batch that is split over devices must not be cut into pieces as well.
         return retarget(f, argnums=()) if self.lowering == "auto" and jax.device_count() == 1 else f
 
-    def _gradients(
-        self, state: TrainState, batch: Batch, key: jax.Array
-    ) -> tuple[PyTree, dict[str, Mean], PyTree]:
+    def order(self, size: int, phases: Sequence[Phase]) -> Callable[[int], Item]:
+        """step -> its batch's ``index`` and ``mask``, of a data set of `size` examples."""
+        return Shuffled.phased(self.seed, size, phases)
+
+    def batch_shape(self, batch: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.ShapeDtypeStruct]:
+        """The shapes of what `step` takes."""
+        return dict(batch)
+
+    def sharding(self, state: TrainState, mesh: Mesh) -> TrainState:
+        """How a state of these shapes is split over `mesh`."""
+        return state_sharding(state, mesh)
+
+    def copies(self, weights: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """`weights` ({path: array}) for every model that trains."""
+        return weights
+
+    def scores(self, means: Mapping[str, Mean]) -> list[dict[str, float]]:
+        """One row of numbers, from the sums over all batches."""
+        return [self.task.summarise(means)]
+
+    def _gradients(self, state: TrainState, batch: Batch, key: jax.Array) -> "Gradients":
+        grad_fn = jax.value_and_grad(self._loss_fn(state.loss_scale), has_aux=True)
+
+        def part(carry: tuple[PyTree, PyTree], item: tuple[jax.Array, Batch]) -> tuple[Any, Any]:
+            total, model_state = carry
+            key, batch = item
+            (loss, (means, model_state)), grads = grad_fn(state.params, model_state, batch, key)
+            return (jax.tree.map(jnp.add, total, grads), model_state), (loss, means)
+
+        if self.accumulate == 1:
+            (loss, (means, model_state)), grads = grad_fn(state.params, state.model_state, batch, key)
+        else:
+            zeros = jax.tree.map(jnp.zeros_like, state.params)
+            (total, model_state), (losses, means) = loop(
+                part, (zeros, state.model_state), self._parts(batch, key)
+            )
+            loss, grads = losses.mean(), jax.tree.map(lambda g: g / self.accumulate, total)
+            means = jax.tree.map(lambda x: x.sum(0), means)
+        if state.loss_scale is not None:
+            grads, _ = LOSS_SCALE.unscale(grads, state.loss_scale)
+            loss = loss / state.loss_scale.scale
+        return Gradients(loss, grads, means, model_state)
+
+    def _elsewhere(self, state: TrainState, batch: Batch, key: jax.Array) -> dict[str, Callable[..., Any]]:
+        """This step's loss and gradient at other parameters, under the names that optimizers ask for them:
+
+        line searches and L-BFGS (``value_fn``), Sophia (``obj_fn``), sharpness-aware minimisation (``grad_fn``).
+        What is not called costs nothing.
+        """
+
+        def value_fn(params: PyTree, **_: Any) -> jax.Array:
+            loss_fn = self._loss_fn(None)
+            if self.accumulate == 1:
+                return loss_fn(params, state.model_state, batch, key)[0]
+
+            def part(model_state: PyTree, item: tuple[jax.Array, Batch]) -> tuple[PyTree, jax.Array]:
+                loss, (_, model_state) = loss_fn(params, model_state, item[1], item[0])
+                return model_state, loss
+
+            return loop(part, state.model_state, self._parts(batch, key))[1].mean()
+
+        def grad_fn(params: PyTree, _: int = 0) -> PyTree:
+            return self._gradients(dataclasses.replace(state, params=params), batch, key).grads
+
+        return {"value_fn": value_fn, "obj_fn": value_fn, "grad_fn": grad_fn}
+
+    def _loss_fn(self, loss_scale: LossScaleState | None) -> Callable[..., tuple[jax.Array, Any]]:
+        """(params, model_state, batch, key) -> (loss, (metrics, new model state))."""
         apply = partial(self.model.apply, train=True)
         if self.remat != "none":
             policy = getattr(jax.checkpoint_policies, self.remat)
@@ -156,70 +241,18 @@ class Training:
         ) -> tuple[jax.Array, Any]:
             outputs, model_state = apply(params, model_state, *self.task.inputs(batch), key=key)
             loss, means = self.task.loss(outputs, batch)
-            if state.loss_scale is not None:
-                loss = LOSS_SCALE.scale(loss, state.loss_scale)
+            if loss_scale is not None:
+                loss = LOSS_SCALE.scale(loss, loss_scale)
             return loss, (means, model_state)
 
-        grad_fn = jax.grad(TRANSFORMATIONS[self.precision](loss_fn), has_aux=True)
-        if self.accumulate == 1:
-            grads, (means, model_state) = grad_fn(state.params, state.model_state, batch, key)
-            return grads, means, model_state
+        return TRANSFORMATIONS[self.precision](loss_fn)
 
-        def part(carry: tuple[PyTree, PyTree], item: tuple[jax.Array, Batch]) -> tuple[Any, Any]:
-            total, model_state = carry
-            i, batch = item
-            grads, (means, model_state) = grad_fn(
-                state.params, model_state, batch, jax.random.fold_in(key, i)
-            )
-            return (jax.tree.map(jnp.add, total, grads), model_state), means
-
-        zeros = jax.tree.map(jnp.zeros_like, state.params)
-        parts = jax.tree.map(lambda x: _dealt(x, self.accumulate), dict(batch))
-        (total, model_state), means = loop(
-            part, (zeros, state.model_state), (jnp.arange(self.accumulate), parts)
-        )
-        grads = jax.tree.map(lambda g: g / self.accumulate, total)
-        return grads, jax.tree.map(lambda x: x.sum(0), means), model_state
+    def _parts(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, Batch]:
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(self.accumulate))
+        return keys, jax.tree.map(lambda x: _dealt(x, self.accumulate), dict(batch))
 
     def _averaged(self, ema: PyTree, params: PyTree) -> PyTree:
         return None if ema is None else optax.incremental_update(params, ema, 1 - self.ema)
-
-
-def several(training: Training, constrain: Callable[[Batch], Batch] = lambda batch: batch) -> Callable:
-    """(state, arrays, fed) -> (state, metrics): as many steps in one call as `fed` has rows.
-
-    `fed` holds ``index`` and ``mask`` (k, B), and, where the data is streamed, the batches themselves. Where
-    the data set lives on the device, `arrays` holds it and each step gathers its batch there.
-    """
-
-    def steps(state: TrainState, arrays: Arrays, fed: Batch) -> tuple[TrainState, StepMetrics]:
-        def body(state: TrainState, item: Batch) -> tuple[TrainState, StepMetrics]:
-            return training.lowered(training.step)(state, constrain(gather(arrays, item)))
-
-        return loop(body, state, dict(fed))
-
-    return steps
-
-
-def several_evaluations(
-    training: Training, constrain: Callable[[Batch], Batch] = lambda batch: batch
-) -> Callable:
-    """(weights, model_state, arrays, fed) -> the metrics of all rows of `fed`, as sums."""
-
-    def evaluations(weights: PyTree, model_state: PyTree, arrays: Arrays, fed: Batch) -> dict[str, Mean]:
-        def body(carry: None, item: Batch) -> tuple[None, dict[str, Mean]]:
-            evaluate = training.lowered(training.evaluate)
-            return None, evaluate(weights, model_state, constrain(gather(arrays, item)))
-
-        _, means = loop(body, None, dict(fed))
-        return jax.tree.map(lambda x: x.sum(0), means)
-
-    return evaluations
-
-
-def gather(arrays: Arrays, item: Batch) -> dict[str, jax.Array]:
-    """The batch that ``item["index"]`` names, out of `arrays`; what `item` brings itself stays."""
-    return {name: array[item["index"]] for name, array in arrays.items()} | dict(item)
 
 
 def loop(body: Callable, carry: PyTree, items: PyTree) -> tuple[PyTree, PyTree]:

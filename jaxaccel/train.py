@@ -7,7 +7,6 @@ to a Python file with a function `recipe()` is a recipe too. Every value of a re
 import contextlib
 import dataclasses
 import functools
-import json
 import sys
 import time
 import types
@@ -19,41 +18,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxaccel import augment, cli, curves, pacing, rundir, runtime
+from jaxaccel import cli, curves, pacing, rundir, runtime
 from jaxaccel.checkpoint import Checkpoints, check_fork, digest, fork
 from jaxaccel.data import open_source
-from jaxaccel.data.feed import choose, resident_feed, stream_feed
-from jaxaccel.data.order import Sequential, Shuffled
+from jaxaccel.data.feed import batch_shape, choose, resident_feed, stream_feed
+from jaxaccel.data.order import Phase, Sequential
 from jaxaccel.errors import UserError
+from jaxaccel.fuse import several, several_evaluations
 from jaxaccel.metrics import Mean, add
 from jaxaccel.modules import as_model, output_shape
-from jaxaccel.parallel import batch_sharding, make_mesh, replicated, state_sharding
+from jaxaccel.parallel import batch_sharding, make_mesh, placed, replicated
 from jaxaccel.recipe import Recipe
+from jaxaccel.replicas import Replicas, spread
+from jaxaccel.result import TrainResult, finished
 from jaxaccel.runlog import Meter, RunLog, announce, lag
 from jaxaccel.signals import StopSignal
-from jaxaccel.step import Training, TrainState, several, several_evaluations
+from jaxaccel.step import TrainState
+from jaxaccel.sweep import keep_best, training_of
 from jaxaccel.tasks.task import Batch
-from jaxaccel.wording import again, heading, scores_text
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainResult:
-    """A finished (or, by SIGTERM, interrupted) run."""
-
-    directory: Path
-    summary: dict[str, Any]
-    """What result.json holds."""
-    training: Training
-    state: TrainState
-
-    def predict(self, batch: dict[str, Any]) -> Any:
-        """The task's predictions for a batch, as the data set gives it: logits (B, classes) for images."""
-        return self._predict(self.state.weights(), self.state.model_state, batch)
-
-    @functools.cached_property
-    def _predict(self) -> Callable[..., Any]:
-        training = self.training
-        return jax.jit(lambda w, s, batch: training.task.predict(training.bind(w, s), batch))
+from jaxaccel.wording import again, heading, replicas_text, scores_text
 
 
 def train(
@@ -99,11 +82,12 @@ def _train(
     # ---- mesh -----------------------------------------------------------------------------------------
     mesh = make_mesh(recipe.mesh)
     split = mesh.shape["data"] * mesh.shape["fsdp"]
-    if recipe.batch_size % (split * recipe.optimizer.accumulate):
-        raise UserError(
-            f"batch_size {recipe.batch_size} must be a multiple of {split * recipe.optimizer.accumulate}: "
-            f"{split} devices along data and fsdp, {recipe.optimizer.accumulate} parts to accumulate"
-        )
+    for batch_size in (recipe.batch_size, *recipe.phases.batch_size):
+        if batch_size < 1 or batch_size % (split * recipe.optimizer.accumulate):
+            raise UserError(
+                f"batch_size {batch_size} must be a multiple of {split * recipe.optimizer.accumulate}: "
+                f"{split} devices along data and fsdp, {recipe.optimizer.accumulate} parts to accumulate"
+            )
 
     # ---- data -----------------------------------------------------------------------------------------
     task, data = recipe.task, recipe.data
@@ -111,30 +95,24 @@ def _train(
     train_source = open_source(data.name, data.train_split, **where)
     eval_source = open_source(data.name, data.eval_split, **where)
     facts = task.facts(train_source.features)
-    shuffled = Shuffled(recipe.seed, len(train_source), recipe.batch_size)
     sequential = Sequential(len(eval_source), recipe.batch_size)
 
     # ---- model, optimizer, step -----------------------------------------------------------------------
-    epoch_steps = len(train_source) / recipe.batch_size
-    steps = max(1, round(recipe.epochs * epoch_steps))
+    plan = pacing.plan(recipe, len(train_source))
+    steps = plan.steps
     example = task.element(train_source[0]) | {"index": np.int32(0), "mask": np.float32(1)}
-    batch_shape = {
-        name: jax.ShapeDtypeStruct((recipe.batch_size, *np.shape(x)), np.asarray(x).dtype)
-        for name, x in example.items()
-    }
-    inputs = jax.eval_shape(task.inputs, batch_shape)
+    inputs = jax.eval_shape(task.inputs, batch_shape(example, recipe.batch_size))
     model = as_model(recipe.model, facts, inputs)
     task.check(output_shape(model, inputs), facts)
-    schedule = recipe.schedule.build(recipe.optimizer.learning_rate, steps)
-    training = Training(
-        model, task, recipe.optimizer.build(schedule), schedule, augment.chain(*recipe.augment),
-        recipe.seed, recipe.optimizer.accumulate, recipe.optimizer.ema, recipe.remat, recipe.non_finite,
-        recipe.precision, recipe.lowering,
-    )  # fmt: skip
+    trainings = {p.image_size: training_of(recipe, model, steps, mesh, p.image_size) for p in plan.phases}
+    training = trainings[plan.phases[-1].image_size]
+    step_shape = {p: training.batch_shape(batch_shape(example, p.batch_size)) for p in plan.phases}
     state_shape = jax.eval_shape(training.init)
-    shardings = state_sharding(state_shape, mesh)
+    shardings = training.sharding(state_shape, mesh)
     try:
-        flops = pacing.flops(training.step, state_shape, batch_shape)
+        flops = {
+            p: pacing.flops(trainings[p.image_size].step, state_shape, step_shape[p]) for p in plan.phases
+        }
     except (TypeError, ValueError) as error:  # an optimizer that wants more than gradients, say
         raise UserError(
             f"the training step cannot be traced: {str(error).strip().splitlines()[0]}"
@@ -142,7 +120,7 @@ def _train(
 
     # ---- state: new, resumed or forked ----------------------------------------------------------------
     origin = Path(fork_from) if fork_from else None
-    weights = Checkpoints.weights_of(origin, task.metric) if origin else {}
+    weights = training.copies(Checkpoints.weights_of(origin, task.metric)) if origin else {}
     if origin:
         check_fork(state_shape, weights, origin)
     directory = Path(run) if run else Path("runs") / recipe.name
@@ -156,15 +134,16 @@ def _train(
         done, state = 0, jax.jit(training.init, out_shardings=shardings)()
         state = fork(state, weights) if origin else state
 
-    if restored and done >= steps and (finished := _finished(directory, training, state)):
+    if restored and done >= steps and (result := finished(directory, training, state)):
         checkpoints.close()
-        return finished
+        return result
 
     # ---- data to the device ---------------------------------------------------------------------------
     show = jax.process_index() == 0
-    log = RunLog(directory, steps=steps, epoch_steps=epoch_steps, done=done, show=show)
+    log = RunLog(directory, steps=steps, epoch=plan.epoch, done=done, show=show)
     leave.callback(log.close)
-    log.say(heading(recipe, mesh, directory, len(train_source), state_shape.params, done))
+    log.say(heading(recipe, mesh, directory, len(train_source), state_shape.params, training.count, done))
+    shuffled = training.order(len(train_source), plan.phases)
     mode = choose(data.feed, data.resident_share, (train_source, eval_source), task.element)
     if mode == "resident":
         with log.reading(len(train_source) + len(eval_source)) as advance:
@@ -178,40 +157,47 @@ def _train(
     def constrain(batch: Batch) -> Batch:
         return jax.lax.with_sharding_constraint(batch, batch_sharding(mesh))
 
-    eval_steps = max(1, round(recipe.eval_every * epoch_steps))
-    per_call = 1 if mode == "stream" else pacing.steps_per_call(recipe.steps_per_call, flops, eval_steps)
-    cuts = pacing.cuts(steps, eval_steps)
-    calls = pacing.calls(cuts, per_call, done)
+    def per_call(phase: Phase, interval: int) -> int:
+        return 1 if mode == "stream" else pacing.steps_per_call(recipe.steps_per_call, flops[phase], interval)
+
+    @functools.cache
+    def program(phase: Phase, length: int) -> Callable[..., Any]:
+        call = jax.jit(
+            several(trainings[phase.image_size], constrain), donate_argnums=0,
+            out_shardings=(shardings, replicated(mesh)),
+        )  # fmt: skip
+        return call.lower(
+            placed(state_shape, shardings),
+            train_feed.arrays,
+            train_feed.item_shape(step_shape[phase], length),
+        ).compile()
+
+    cuts, calls = pacing.timetable(plan, recipe.eval_every, per_call, done)
     eval_calls = [range(i, i + 1) for i in range(len(sequential))]
     compiling = time.perf_counter()
-    train_call = jax.jit(
-        several(training, constrain), donate_argnums=0, out_shardings=(shardings, replicated(mesh))
-    )
     eval_call = jax.jit(several_evaluations(training, constrain), out_shardings=replicated(mesh))
-    compiled = None
-    if calls:
-        item_shape = train_feed.item_shape(batch_shape, len(calls[0]))
-        compiled = train_call.lower(state, train_feed.arrays, item_shape).compile()
+    compiled = program(plan.phase(done), len(calls[0])) if calls else None
     compile_seconds = time.perf_counter() - compiling
 
-    def evaluate(state: TrainState) -> dict[str, float]:
+    def evaluate(state: TrainState) -> list[dict[str, float]]:
         sums: list[dict[str, Mean]] = []
         for item in eval_feed.items(eval_calls):
             sums.append(eval_call(state.weights(), state.model_state, eval_feed.arrays, item))
             jax.block_until_ready(sums[max(0, len(sums) - 1 - lag())])
-        return task.summarise(jax.device_get(add(sums)))
+        return training.scores(jax.device_get(add(sums)))
 
     # ---- train ----------------------------------------------------------------------------------------
     replaced.discard()
     stop = leave.enter_context(StopSignal())
     meter = Meter(
-        log, batch_size=recipe.batch_size, done=done, every=max(1, steps // 400),
+        log, examples=lambda step: plan.examples(step) * training.count, done=done, every=max(1, steps // 400),
         stops=recipe.non_finite == "stop",
     )  # fmt: skip
-    scores: dict[str, float] = {}
+    rows: list[dict[str, float]] = [{}]
     scored = done
     for ordinal, (call, item) in enumerate(zip(calls, train_feed.items(calls), strict=True)):
-        run_call = compiled if compiled and len(call) == len(calls[0]) else train_call
+        with meter.paused():  # where it is still to be compiled
+            run_call = program(plan.phase(call.start), len(call))
         state, metrics = run_call(state, train_feed.arrays, item)
         meter.push(call, metrics)
         stopping = stop.asked(ordinal)
@@ -221,8 +207,9 @@ def _train(
             break
         if call.stop in cuts:
             with meter.paused():
-                scores, scored = evaluate(state), call.stop
-                log.evaluated(call.stop, scores)
+                rows, scored = evaluate(state), call.stop
+                scores = spread(rows, task.metric)
+                log.evaluated(call.stop, scores, rows)
                 checkpoints.save(call.stop, state, scores)
         elif stopping:
             checkpoints.save(call.stop, state)
@@ -231,9 +218,10 @@ def _train(
 
     # ---- leave ----------------------------------------------------------------------------------------
     log.close()
-    at = int(state.step)
+    at = int(state.step.max())
     if at == steps and not calls:  # killed after its last checkpoint, before it wrote its result
-        scores, scored = evaluate(state), at
+        rows, scored = evaluate(state), at
+    scores = spread(rows, task.metric)
     if meter.failed is not None:
         checkpoints.save(at, dataclasses.replace(state, halted=jnp.zeros_like(state.halted)))
         checkpoints.close()
@@ -244,32 +232,26 @@ def _train(
         )
     checkpoints.close()
     summary = {
-        "recipe": recipe.name, "seed": recipe.seed, "steps": at, "epochs": at / epoch_steps, "eval": scores,
+        "recipe": recipe.name, "seed": recipe.seed, "steps": at, "epochs": plan.epoch(at), "eval": scores,
         "eval_step": scored,
         "finished": at == steps, "examples_per_second": meter.examples_per_second,
         "seconds": time.perf_counter() - started, "compile_seconds": compile_seconds,
-        "parameters": sum(x.size for x in jax.tree.leaves(state.params)), "flops_per_step": flops,
-        "peak_bytes": runtime.peak_bytes(compiled), "feed": mode, "steps_per_call": per_call,
+        "parameters": sum(x.size for x in jax.tree.leaves(state.params)) // training.count,
+        "flops_per_step": flops[plan.phases[-1]],
+        "peak_bytes": runtime.peak_bytes(compiled), "feed": mode, "steps_per_call": len(calls[0]) if calls else 0,
         "mesh": dict(mesh.shape), "device_kind": jax.devices()[0].device_kind,
         "device_count": mesh.size, "process_count": setup.processes,
         "state_sha256": digest(state) if setup.processes == 1 else None, "versions": runtime.versions(),
     }  # fmt: skip
+    if isinstance(training, Replicas):
+        summary["replicas"] = training.table(rows)
+        keep_best(directory, recipe, training, state, rows)
+        log.say(replicas_text(summary["replicas"], task.metric))
     if show:
         rundir.write_json(directory / "result.json", summary)
         curves.draw(directory, f"{recipe.name}: {scores_text(scores)}")
         log.say(f"{scores_text(scores)} after {summary['seconds']:.0f} s; see {directory}/curves.png" if at == steps
                 else f"stopped at step {at} of {steps} and saved; go on with: {again(directory)}")  # fmt: skip
-    return TrainResult(directory, summary, training, state)
-
-
-def _finished(directory: Path, training: Training, state: TrainState) -> TrainResult | None:
-    """The result of a run that is resumed at its end, if it wrote one: nothing is done again."""
-    path = directory / "result.json"
-    summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if not summary.get("finished"):
-        return None
-    if jax.process_index() == 0:
-        print(f"{directory} is finished: {scores_text(summary['eval'])}; see {directory}/curves.png")
     return TrainResult(directory, summary, training, state)
 
 

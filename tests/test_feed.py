@@ -10,8 +10,8 @@ from jaxaccel.data import open_source
 from jaxaccel.data.feed import choose, resident_feed, stream_feed
 from jaxaccel.data.order import Sequential, Shuffled, permutation
 from jaxaccel.data.stream import local_part
+from jaxaccel.fuse import gather
 from jaxaccel.parallel import MeshShape, batch_sharding, make_mesh
-from jaxaccel.step import gather
 from jaxaccel.tasks import ImageClassification
 
 

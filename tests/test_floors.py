@@ -15,8 +15,20 @@ FLOORS = [
     },
     {"interpret", "arrays", "lowerings", "roofline"},
     {"augment", "models", "parallel", "data", "transforms", "compress"},
-    {"tasks", "modules", "optim", "step", "checkpoint", "runlog", "signals", "pretrained", "explanation"},
-    {"recipe", "recipes", "rundir", "curves", "cli", "pacing", "findings", "wording"},
+    {
+        "tasks",
+        "modules",
+        "optim",
+        "step",
+        "fuse",
+        "checkpoint",
+        "runlog",
+        "signals",
+        "pretrained",
+        "explanation",
+        "replicas",
+    },
+    {"recipe", "recipes", "sweep", "rundir", "curves", "cli", "pacing", "findings", "wording", "result"},
     {"train", "doctor"},
 ]
 FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}

@@ -11,9 +11,10 @@ from flax import nnx
 
 from jaxaccel import augment
 from jaxaccel.checkpoint import digest
+from jaxaccel.fuse import gather, several, several_evaluations
 from jaxaccel.metrics import add
 from jaxaccel.modules import as_model
-from jaxaccel.step import Training, gather, several, several_evaluations
+from jaxaccel.step import Training
 from jaxaccel.tasks import ImageClassification
 
 B = 16

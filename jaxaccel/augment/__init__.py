@@ -22,6 +22,7 @@ from jaxaccel.augment.image import (
     mixup,
     pad_and_crop,
 )
+from jaxaccel.augment.resize import resize
 
 __all__ = [
     "Augmentation",
@@ -33,6 +34,7 @@ __all__ = [
     "horizontal_flip",
     "mixup",
     "pad_and_crop",
+    "resize",
     "rotate",
     "scale",
     "translate",

@@ -38,6 +38,14 @@ class Feed:
         }
 
 
+def batch_shape(example: Mapping[str, Any], batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of a batch of `batch_size` examples like this one."""
+    return {
+        name: jax.ShapeDtypeStruct((batch_size, *np.shape(x)), np.asarray(x).dtype)
+        for name, x in example.items()
+    }
+
+
 def choose(
     feed: Literal["auto", "resident", "stream"], share: float, sources: Sequence[Source], element: Element
 ) -> Literal["resident", "stream"]:

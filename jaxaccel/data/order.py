@@ -5,10 +5,26 @@ So a run resumes at any step, and feeds the same batches on any number of device
 
 import dataclasses
 import functools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 Item = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A part of a run with batches of one size and images of one size."""
+
+    start: int
+    """Its first step."""
+    stop: int
+    """The step after its last one."""
+    before: int
+    """Examples that earlier phases have seen."""
+    batch_size: int
+    image_size: int = 0
+    """Height and width to which the images are resized on the device; 0 takes them as they are."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,10 +38,20 @@ class Shuffled:
     size: int
     """Examples in the data set."""
     batch_size: int
+    start: int = 0
+    """The step of the first of these batches."""
+    before: int = 0
+    """Examples that were seen by then."""
+
+    @classmethod
+    def phased(cls, seed: int, size: int, phases: Sequence[Phase]) -> "InTurn":
+        """The batches of a run of these phases."""
+        return InTurn(tuple(cls(seed, size, phase.batch_size, phase.start, phase.before) for phase in phases))
 
     def __call__(self, step: int) -> Item:
         """``index`` (B,) int32 into the data set and ``mask`` (B,) float32, all ones."""
-        positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        first = self.before + (step - self.start) * self.batch_size
+        positions = np.arange(first, first + self.batch_size)
         epochs, offsets = np.divmod(positions, self.size)
         if epochs[0] == epochs[-1]:  # nearly all batches
             index = permutation(self.seed, int(epochs[0]), self.size)[offsets[0] : offsets[-1] + 1]
@@ -37,6 +63,29 @@ class Shuffled:
             ]
         )
         return {"index": index, "mask": np.ones(self.batch_size, np.float32)}
+
+
+@dataclasses.dataclass(frozen=True)
+class InTurn:
+    """One order after the other."""
+
+    orders: tuple[Shuffled, ...]
+
+    def __call__(self, step: int) -> Item:
+        """The batch of the order that `step` falls into."""
+        return next(order for order in reversed(self.orders) if order.start <= step)(step)
+
+
+@dataclasses.dataclass(frozen=True)
+class Together:
+    """The batches of several orders as one: arrays (orders, B)."""
+
+    orders: tuple[Callable[[int], Item], ...]
+
+    def __call__(self, step: int) -> Item:
+        """Batch `step` of each order, stacked."""
+        items = [order(step) for order in self.orders]
+        return {name: np.stack([item[name] for item in items]) for name in items[0]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +105,7 @@ class Sequential:
         return {"index": np.where(real, index, 0).astype(np.int32), "mask": real.astype(np.float32)}
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=64)  # a few epochs of as many seeds as train at once
 def permutation(seed: int, epoch: int, size: int) -> np.ndarray:
     """The order of one epoch, (size,) int32.
 

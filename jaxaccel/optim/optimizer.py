@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 import optax.contrib
 
@@ -47,14 +48,19 @@ class Optimizer:
             if name not in parameters:
                 raise UserError(f"optimizer {self.name} takes no {name!r}{nearest(name, list(parameters))}")
         options = {name: _as_declared(parameters[name], value) for name, value in self.args.items()}
-        steps = [optax.clip_by_global_norm(self.clip_norm)] if self.clip_norm > 0 else []
+        steps = []
+        if is_on(self.clip_norm):
+            norm = jnp.where(
+                jnp.asarray(self.clip_norm) > 0, self.clip_norm, jnp.inf
+            )  # replicas may not clip
+            steps.append(optax.clip_by_global_norm(norm))
         if "weight_decay" in parameters:
             options["weight_decay"] = self.weight_decay
             # Optax names the mask differently from optimizer to optimizer.
             for mask in ("mask", "weight_decay_mask"):
                 if mask in parameters:
                     options[mask] = self._decays
-        elif self.weight_decay:
+        elif is_on(self.weight_decay):
             steps.append(optax.add_decayed_weights(self.weight_decay, mask=self._decays))
         try:
             return optax.chain(*steps, factory(learning_rate=schedule, **options))
@@ -65,9 +71,14 @@ class Optimizer:
         found = jax.tree_util.tree_map_with_path(
             lambda path, _: matches(self.decay_where, path_text(path)), params
         )
-        if self.weight_decay and not any(jax.tree.leaves(found)):
+        if is_on(self.weight_decay) and not any(jax.tree.leaves(found)):
             raise UserError(f"optimizer.decay_where {self.decay_where!r} matches no parameter")
         return found
+
+
+def is_on(value: float | jax.Array) -> bool:
+    """Whether a number, above 0, switches something on; one that differs between replicas (an array) does."""
+    return isinstance(value, jax.Array) or value > 0
 
 
 def _factory(name: str) -> Any:

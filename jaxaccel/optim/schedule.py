@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+import jax
 import optax
 
 from jaxaccel.errors import UserError
@@ -30,7 +31,8 @@ class Schedule:
           UserError: a fraction outside [0, 1].
         """
         for value in (self.warmup, self.final, *self.boundaries):
-            if not 0 <= value <= 1:
+            # What differs between replicas was checked before it was traced.
+            if not isinstance(value, jax.Array) and not 0 <= value <= 1:
                 raise UserError(f"schedule fractions lie between 0 and 1, got {value}")
         warmup = round(self.warmup * steps)
         decay = max(steps - warmup, 1)

@@ -1,6 +1,6 @@
 """Meshes and shardings."""
 
 from jaxaccel.parallel.mesh import MeshShape, make_mesh
-from jaxaccel.parallel.sharding import batch_sharding, replicated, state_sharding
+from jaxaccel.parallel.sharding import batch_sharding, placed, replicated, state_sharding
 
-__all__ = ["MeshShape", "batch_sharding", "make_mesh", "replicated", "state_sharding"]
+__all__ = ["MeshShape", "batch_sharding", "make_mesh", "placed", "replicated", "state_sharding"]

@@ -73,6 +73,13 @@ def _fitting(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> Partiti
     )
 
 
+def placed(shapes: Any, shardings: Any) -> Any:
+    """The `jax.ShapeDtypeStruct`s of `shapes` with the sharding of each."""
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, shardings
+    )
+
+
 def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
     """The batch axis over ``data`` and ``fsdp``, behind `leading` axes that are not split."""
     return NamedSharding(mesh, PartitionSpec(*(None,) * leading, (DATA, FSDP)))

@@ -1,0 +1,160 @@
+"""Many trainings as one program: stacked states, each replica with its own seed and its own numbers.
+
+Replicas differ in values that a compiled step can take as arguments (the seed, a learning rate), never in shapes.
+They talk to each other about nothing, so they are spread over devices without communication.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from jaxaccel.data.order import Item, Phase, Shuffled, Together
+from jaxaccel.errors import UserError
+from jaxaccel.metrics import Mean
+from jaxaccel.parallel import batch_sharding
+from jaxaccel.step import StepMetrics, Training, TrainState
+from jaxaccel.tasks.task import Batch
+
+PyTree = Any
+Values = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Replicas:
+    """`Training` for several replicas at once: every array of its states has a leading axis of `count`.
+
+    Replica i computes what ``make({path: value[i]})`` computes alone, to float rounding: a program of several is
+    fused differently.
+    """
+
+    make: Callable[[Values], Training]
+    """The training with the numbers that stand at these paths of the recipe."""
+    values: Mapping[str, np.ndarray]
+    """{path: (count,)}; ``seed`` is always among them."""
+    mesh: Mesh
+    unrolled: bool = dataclasses.field(default_factory=lambda: jax.default_backend() == "cpu")
+    """One replica's operations after another's, instead of `jax.vmap`: a convolution of several kernels at once is
+    one with groups, which XLA:CPU runs slowly (`benchmarks/replicas.py` shows it)."""
+
+    def __post_init__(self) -> None:
+        """Checks that the replicas can be spread over the devices."""
+        split = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        if self.count % split:
+            raise UserError(
+                f"{self.count} replicas do not divide over {split} devices: train a multiple of {split}, or use "
+                "fewer devices with --mesh.data"
+            )
+
+    @property
+    def count(self) -> int:
+        """How many replicas there are."""
+        return len(self.values["seed"])
+
+    def init(self) -> TrainState:
+        """All states before the first step."""
+        return self._each(lambda values: self.make(values).init())
+
+    def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        """One update of each replica on its own batch: arrays (count, B, ...)."""
+
+        def one(values: Values, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+            training = self.make(values)
+            return training.lowered(training.step)(state, batch)
+
+        return self._each(one, state, dict(batch))
+
+    def evaluate(self, weights: PyTree, model_state: PyTree, batch: Batch) -> dict[str, Mean]:
+        """Each replica's metrics of one batch that all share: sums of shape (count,)."""
+
+        def one(values: Values, weights: PyTree, model_state: PyTree, batch: Batch) -> dict[str, Mean]:
+            training = self.make(values)
+            return training.lowered(training.evaluate)(weights, model_state, batch)
+
+        return self._each(one, weights, model_state, shared=dict(batch))
+
+    def predict(self, weights: PyTree, model_state: PyTree, batch: Batch) -> PyTree:
+        """Each replica's predictions of one batch that all share."""
+
+        def one(values: Values, weights: PyTree, model_state: PyTree, batch: Batch) -> PyTree:
+            return self.make(values).predict(weights, model_state, batch)
+
+        return self._each(one, weights, model_state, shared=dict(batch))
+
+    def alone(self, i: int) -> Training:
+        """The training of replica i."""
+        return self.make({path: column[i].item() for path, column in self.values.items()})
+
+    def lowered(self, f: Callable[..., Any]) -> Callable[..., Any]:
+        """`f`: each replica's own step is lowered instead."""
+        return f
+
+    def order(self, size: int, phases: Sequence[Phase]) -> Callable[[int], Item]:
+        """Batch k of every replica, shuffled by its own seed: arrays (count, B)."""
+        return Together(tuple(Shuffled.phased(int(seed), size, phases) for seed in self.values["seed"]))
+
+    def batch_shape(self, batch: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.ShapeDtypeStruct]:
+        """The shapes of the replicas' batches together."""
+        return {name: jax.ShapeDtypeStruct((self.count, *x.shape), x.dtype) for name, x in batch.items()}
+
+    def sharding(self, state: TrainState, mesh: Mesh) -> TrainState:
+        """Whole replicas on each device."""
+        return jax.tree.map(lambda _: batch_sharding(mesh), state)
+
+    def copies(self, weights: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """`weights` ({path: array}) for every replica."""
+        return {path: np.broadcast_to(x, (self.count, *x.shape)) for path, x in weights.items()}
+
+    def scores(self, means: Mapping[str, Mean]) -> list[dict[str, float]]:
+        """One row of numbers a replica, from the sums over all batches."""
+        task = self.make({}).task
+        return [task.summarise(pick(dict(means), i)) for i in range(self.count)]
+
+    def table(self, scores: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+        """What each replica was trained with and what came of it."""
+        return [
+            {path: column[i].item() for path, column in self.values.items()} | dict(row)
+            for i, row in enumerate(scores)
+        ]
+
+    def _each(self, f: Callable[..., Any], *stacked: PyTree, shared: PyTree = None) -> Any:
+        """`f(values, *stacked, shared)` of every replica, on the device where the replica lives."""
+        over = batch_sharding(self.mesh).spec
+
+        def local(values: Values, stacked: tuple[PyTree, ...], shared: PyTree) -> Any:
+            rest = () if shared is None else (shared,)
+            if not self.unrolled:
+                return jax.vmap(lambda values, *own: f(values, *own, *rest))(values, *stacked)
+            here = next(iter(values.values())).shape[0]
+            rows = [f(*pick((values, *stacked), i), *rest) for i in range(here)]
+            return jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
+
+        values = {path: jnp.asarray(column) for path, column in self.values.items()}
+        if self.mesh.size == 1:
+            return local(values, stacked, shared)
+        spread = jax.shard_map(
+            local, mesh=self.mesh, in_specs=(over, over, PartitionSpec()), out_specs=over, check_vma=False
+        )
+        return spread(values, stacked, shared)
+
+
+def pick(stacked: PyTree, i: int) -> PyTree:
+    """Replica i of stacked arrays."""
+    return jax.tree.map(lambda x: x[i], stacked)
+
+
+def spread(scores: Sequence[Mapping[str, float]], metric: str) -> dict[str, float]:
+    """The mean of each metric over the replicas, and of the headline the standard deviation and the best as well.
+
+    The deviation is that of a sample (n - 1). One replica's scores are returned as they are.
+    """
+    if len(scores) == 1:
+        return dict(scores[0])
+    columns = {name: np.array([row[name] for row in scores]) for name in scores[0]}
+    overall = {name: float(column.mean()) for name, column in columns.items()}
+    headline = columns[metric]
+    return overall | {f"{metric}_std": float(headline.std(ddof=1)), f"{metric}_best": float(headline.max())}
