@@ -99,14 +99,13 @@ def scale_by_shampoo(
     def update(grads: PyTree, state: ShampooState, params: PyTree = None) -> tuple[PyTree, ShampooState]:
         del params
         count = state.count + 1
-        dtypes = jax.tree.map(lambda g: g.dtype, grads)
-        grads = jax.tree.map(wide, grads)
-        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
-        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * jnp.square(g), state.nu, grads)
-        factors = jax.tree.map(lambda g, f: averaged_factors(f, g, b2), grads, state.factors)
+        g = jax.tree.map(wide, grads)
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, g)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * jnp.square(g), state.nu, g)
+        factors = jax.tree.map(lambda g, f: averaged_factors(f, g, b2), g, state.factors)
         roots = jax.lax.cond(
             state.count % update_every == 0,
-            lambda: jax.tree.map(lambda _, f: inverse_roots(f, damping), grads, factors),
+            lambda: jax.tree.map(lambda _, f: inverse_roots(f, damping), g, factors),
             lambda: state.roots,
         )
 
@@ -120,7 +119,6 @@ def scale_by_shampoo(
             return direction * scale
 
         updates = jax.tree.map(step, mu, nu, roots)
-        updates = jax.tree.map(lambda u, dtype: u.astype(dtype), updates, dtypes)
-        return updates, ShampooState(count, mu, nu, factors, roots)
+        return optax.tree.cast_like(updates, grads), ShampooState(count, mu, nu, factors, roots)
 
     return optax.GradientTransformation(init, update)

@@ -96,8 +96,7 @@ def scale_by_soap(
         del params
         count = state.count  # of those that moved something, this one included
         moves = count > 0
-        dtypes = jax.tree.map(lambda g: g.dtype, grads)
-        grads = jax.tree.map(wide, grads)
+        g = jax.tree.map(wide, grads)
 
         def rotated_square(g: jax.Array, v: jax.Array, bases: Sides) -> jax.Array:
             return jnp.where(moves, b2 * v + (1 - b2) * jnp.square(to_basis(bases, g)), v)
@@ -108,10 +107,10 @@ def scale_by_soap(
             v = v / (1 - b2 ** jnp.maximum(count, 1))
             return from_basis(bases, m / (jnp.sqrt(v) + eps))
 
-        mu = jax.tree.map(lambda m, g: jnp.where(moves, b1 * m + (1 - b1) * g, m), state.mu, grads)
-        nu = jax.tree.map(rotated_square, grads, state.nu, state.bases)
+        mu = jax.tree.map(lambda m, g: jnp.where(moves, b1 * m + (1 - b1) * g, m), state.mu, g)
+        nu = jax.tree.map(rotated_square, g, state.nu, state.bases)
         updates = jax.tree.map(step, mu, nu, state.bases)
-        factors = jax.tree.map(lambda g, f: averaged_factors(f, g, b2), grads, state.factors)
+        factors = jax.tree.map(lambda g, f: averaged_factors(f, g, b2), g, state.factors)
 
         def improved() -> tuple[PyTree, PyTree]:
             orders = jax.tree.map(order, factors, state.bases)
@@ -122,8 +121,7 @@ def scale_by_soap(
             jnp.where(count == 0, 0, jnp.where(count % update_every == 0, 1, 2)),
             [lambda: (jax.tree.map(eigenvectors, factors), nu), improved, lambda: (state.bases, nu)],
         )
-        updates = jax.tree.map(lambda u, dtype: u.astype(dtype), updates, dtypes)
-        return updates, SoapState(count + 1, mu, nu, factors, bases)
+        return optax.tree.cast_like(updates, grads), SoapState(count + 1, mu, nu, factors, bases)
 
     return optax.GradientTransformation(init, update)
 
