@@ -17,6 +17,8 @@ Method = Literal["polak-ribiere", "fletcher-reeves", "hestenes-stiefel"]
 
 # Along a direction whose slope is less than this share of the gradient's own, the loss hardly falls.
 _DESCENT = 0.01
+# Successive gradients of a quadratic are orthogonal; where they are not, what was learned of it is not so either.
+_ORTHOGONAL = 0.2
 
 
 class ConjugateGradientState(NamedTuple):
@@ -63,8 +65,9 @@ def scale_by_conjugate_gradient(method: Method = "polak-ribiere") -> optax.Gradi
     """g + βu: the gradient g and a share of the direction u before it, whose line search has been done.
 
     With y the change of the gradient, β is max(g·y, 0) / g'·g' (polak-ribiere, g' the gradient before), g·g / g'·g'
-    (fletcher-reeves) or -max(g·y / u·y, 0) with u the direction of ascent (hestenes-stiefel). It restarts, which is to
-    say β = 0, where the direction would hardly descend: where its product with g is below 0.01 g·g.
+    (fletcher-reeves) or -max(g·y / u·y, 0) (hestenes-stiefel). It restarts, which is to say β = 0, where
+    |g·g'| > 0.2 g·g (Powell 1977, doi:10.1007/BF01593790), and where the new direction would hardly descend, its
+    product with g being less than 0.01 g·g.
 
     Raises:
       UserError: there is no such `method`.
@@ -85,7 +88,8 @@ def scale_by_conjugate_gradient(method: Method = "polak-ribiere") -> optax.Gradi
         del params
         dot = optax.tree.vdot
         square, before = dot(grads, grads), dot(state.previous, state.previous)
-        change = square - dot(grads, state.previous)
+        overlap = dot(grads, state.previous)
+        change = square - overlap
         if method == "fletcher-reeves":
             beta = _ratio(square, before)
         elif method == "polak-ribiere":
@@ -94,7 +98,8 @@ def scale_by_conjugate_gradient(method: Method = "polak-ribiere") -> optax.Gradi
             curvature = dot(state.direction, state.previous) - dot(state.direction, grads)
             beta = jnp.maximum(_ratio(change, curvature), 0)
         slope = square + beta * dot(state.direction, grads)
-        beta = jnp.where(slope >= _DESCENT * square, beta, 0)
+        goes_on = (slope >= _DESCENT * square) & (jnp.abs(overlap) <= _ORTHOGONAL * square)
+        beta = jnp.where(goes_on, beta, 0)
         direction = jax.tree.map(lambda g, u: g + beta.astype(g.dtype) * u, grads, state.direction)
         return direction, ConjugateGradientState(grads, direction)
 

@@ -20,12 +20,13 @@ _dot = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    """The matrix (m, n) that an array of `shape` is, cut in two where max(m, n) is least.
+    """The matrix (m, n) that an array of `shape` is.
 
-    A convolution's kernel (h, w, in, out) becomes (h w in, out), the matrix that multiplies the image's patches; one of
-    attention, (width, heads, head_dim) or (heads, head_dim, width), becomes (width, width). A vector is (n, 1).
+    A convolution's kernel (h, w, in, out), four axes or more, becomes (h w in, out): the matrix that multiplies the
+    image's patches. Three axes are cut in two where max(m, n) is least, so that attention's kernels, (width, heads,
+    head_dim) and (heads, head_dim, width), become (width, width). A vector is (n, 1).
     """
-    cuts = range(1, max(len(shape), 2))
+    cuts = [len(shape) - 1] if len(shape) > 3 else range(1, max(len(shape), 2))
     return min(((math.prod(shape[:i]), math.prod(shape[i:])) for i in cuts), key=max)
 
 
