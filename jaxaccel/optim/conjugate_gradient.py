@@ -82,28 +82,30 @@ def scale_by_conjugate_gradient(method: Method = "polak-ribiere") -> optax.Gradi
             jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.zeros_like, params)
         )
 
-    def update(
-        grads: PyTree, state: ConjugateGradientState, params: PyTree = None
-    ) -> tuple[PyTree, ConjugateGradientState]:
+    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, ConjugateGradientState]:
         del params
-        dot = optax.tree.vdot
-        square, before = dot(grads, grads), dot(state.previous, state.previous)
-        overlap = dot(grads, state.previous)
+        grads = updates
+        square, before = _dot(grads, grads), _dot(state.previous, state.previous)
+        overlap = _dot(grads, state.previous)
         change = square - overlap
         if method == "fletcher-reeves":
             beta = _ratio(square, before)
         elif method == "polak-ribiere":
             beta = jnp.maximum(_ratio(change, before), 0)
         else:
-            curvature = dot(state.direction, state.previous) - dot(state.direction, grads)
+            curvature = _dot(state.direction, state.previous) - _dot(state.direction, grads)
             beta = jnp.maximum(_ratio(change, curvature), 0)
-        slope = square + beta * dot(state.direction, grads)
+        slope = square + beta * _dot(state.direction, grads)
         goes_on = (slope >= _DESCENT * square) & (jnp.abs(overlap) <= _ORTHOGONAL * square)
         beta = jnp.where(goes_on, beta, 0)
         direction = jax.tree.map(lambda g, u: g + beta.astype(g.dtype) * u, grads, state.direction)
         return direction, ConjugateGradientState(grads, direction)
 
     return optax.GradientTransformation(init, update)
+
+
+def _dot(a: PyTree, b: PyTree) -> jax.Array:
+    return jnp.asarray(optax.tree.vdot(a, b))
 
 
 def _ratio(a: jax.Array, b: jax.Array) -> jax.Array:

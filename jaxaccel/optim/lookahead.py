@@ -15,7 +15,7 @@ PyTree = Any
 class LookaheadState(NamedTuple):
     """The slow weights, which have their parameter's path as a suffix, and the state of the fast optimizer."""
 
-    count: jax.Array
+    step: jax.Array
     """() int32: updates done."""
     slow: PyTree
     """The slow weights, in float32 at least."""
@@ -41,7 +41,7 @@ def lookahead(
         moving average of the fast ones, so ``lambda count: 1 - decay(count)`` gives it a decay with a schedule.
 
     Raises:
-      UserError: `period` is not positive or `step` a number outside of (0, 1].
+      UserError: `period` is not positive or `step` a number outside of (0, 1]; at the update, `params` is missing.
     """
     if period < 1:
         raise UserError(f"lookahead: period={period} must be at least 1")
@@ -55,12 +55,12 @@ def lookahead(
         return LookaheadState(jnp.int32(0), slow, tx.init(params))
 
     def update(
-        grads: PyTree, state: LookaheadState, params: PyTree = None, **extra: Any
+        updates: PyTree, state: Any, params: PyTree = None, **extra: Any
     ) -> tuple[PyTree, LookaheadState]:
         if params is None:
-            raise ValueError("lookahead needs the parameters: update(grads, state, params)")
-        updates, fast = tx.update(grads, state.fast, params, **extra)
-        count = state.count + 1
+            raise UserError("lookahead: call update(grads, state, params)")
+        updates, fast = tx.update(updates, state.fast, params, **extra)
+        count = state.step + 1
         synchronizes = count % period == 0
         share = jnp.where(synchronizes, step(count) if callable(step) else step, 0)
         slow = jax.tree.map(

@@ -37,7 +37,7 @@ def scale_by_path(groups: Mapping[str, float]) -> optax.GradientTransformation:
     def multipliers(paths: Sequence[str]) -> dict[str, float]:
         check_where(list(groups), paths, "scale_by_path")
         return {
-            path: next((m for pattern, m in reversed(groups.items()) if matches(pattern, path)), 1.0)
+            path: [1.0, *(multiplier for pattern, multiplier in groups.items() if matches(pattern, path))][-1]
             for path in paths
         }
 
@@ -117,9 +117,7 @@ def _multiplied(multipliers: Callable[[Sequence[str]], Mapping[str, float]]) -> 
         factors(params)
         return optax.EmptyState()
 
-    def update(
-        updates: PyTree, state: optax.EmptyState, params: PyTree = None
-    ) -> tuple[PyTree, optax.EmptyState]:
+    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, optax.EmptyState]:
         del params
         by = factors(updates)
 

@@ -23,7 +23,7 @@ PyTree = Any
 class ShampooState(NamedTuple):
     """What Shampoo keeps. Moments have their parameter's path as a suffix; its factors stand below that path."""
 
-    count: jax.Array
+    step: jax.Array
     """() int32: updates done."""
     mu: PyTree
     """Moving average of the gradients."""
@@ -89,23 +89,23 @@ def scale_by_shampoo(
             return jax.tree.map(lambda p: jnp.zeros_like(wide(p)), params)
 
         return ShampooState(
-            count=jnp.int32(0),
+            step=jnp.int32(0),
             mu=zeros(),
             nu=zeros(),
             factors=jax.tree.map(lambda p: zero_factors(p, max_size), params),
             roots=jax.tree.map(lambda p: identities(p, max_size), params),
         )
 
-    def update(grads: PyTree, state: ShampooState, params: PyTree = None) -> tuple[PyTree, ShampooState]:
+    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, ShampooState]:
         del params
-        count = state.count + 1
-        g = jax.tree.map(wide, grads)
-        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, g)
-        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * jnp.square(g), state.nu, g)
-        factors = jax.tree.map(lambda g, f: averaged_factors(f, g, b2), g, state.factors)
+        count = state.step + 1
+        grads = jax.tree.map(wide, updates)
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * jnp.square(g), state.nu, grads)
+        factors = jax.tree.map(lambda g, f: averaged_factors(f, g, b2), grads, state.factors)
         roots = jax.lax.cond(
-            state.count % update_every == 0,
-            lambda: jax.tree.map(lambda _, f: inverse_roots(f, damping), g, factors),
+            state.step % update_every == 0,
+            lambda: jax.tree.map(lambda _, f: inverse_roots(f, damping), grads, factors),
             lambda: state.roots,
         )
 
@@ -118,7 +118,7 @@ def scale_by_shampoo(
             scale = jnp.where(length > 0, jnp.linalg.norm(adam) / jnp.where(length > 0, length, 1), 0)
             return direction * scale
 
-        updates = jax.tree.map(step, mu, nu, roots)
-        return optax.tree.cast_like(updates, grads), ShampooState(count, mu, nu, factors, roots)
+        steps = optax.tree.cast_like(jax.tree.map(step, mu, nu, roots), updates)
+        return steps, ShampooState(count, mu, nu, factors, roots)
 
     return optax.GradientTransformation(init, update)

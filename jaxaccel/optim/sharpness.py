@@ -24,7 +24,7 @@ def sharpness_aware(
 ) -> optax.GradientTransformationExtraArgs:
     """`tx`, fed with the gradient at the point near by where the loss is largest, to first order.
 
-    The state is that of `tx`. The update takes the gradient's function as well, for the batch that `grads` are of:
+    The state is that of `tx`. The update takes the gradient's function as well, for the batch that `updates` is of:
 
         updates, state = tx.update(grads, state, params, grad_fn=grad_fn)
 
@@ -38,21 +38,23 @@ def sharpness_aware(
       adaptive: ASAM: the ball is an ellipsoid that is as long along each axis as the weight is large.
 
     Raises:
-      UserError: `rho` is not positive.
+      UserError: `rho` is not positive; at the update, `params` or `grad_fn` is missing.
     """
     if not rho > 0:
         raise UserError(f"sharpness_aware: rho={rho} must be positive")
     tx = optax.with_extra_args_support(tx)
 
     def update(
-        grads: PyTree,
-        state: PyTree,
+        updates: PyTree,
+        state: Any,
         params: PyTree = None,
         *,
-        grad_fn: Callable[[PyTree], PyTree],
+        grad_fn: Callable[[PyTree], PyTree] | None = None,
         **extra: Any,
     ) -> tuple[PyTree, PyTree]:
-        highest = jax.tree.map(jnp.add, params, worst_offset(grads, params, rho, adaptive))
+        if grad_fn is None or params is None:
+            raise UserError("sharpness_aware: call update(grads, state, params, grad_fn=...)")
+        highest = jax.tree.map(jnp.add, params, worst_offset(updates, params, rho, adaptive))
         return tx.update(grad_fn(highest), state, params, **extra)
 
     return optax.GradientTransformationExtraArgs(tx.init, update)

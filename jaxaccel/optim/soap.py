@@ -27,7 +27,7 @@ PyTree = Any
 class SoapState(NamedTuple):
     """What SOAP keeps. Moments have their parameter's path as a suffix; its factors stand below that path."""
 
-    count: jax.Array
+    step: jax.Array
     """() int32: gradients seen."""
     mu: PyTree
     """Moving average of the gradients, in the parameters' own coordinates."""
@@ -85,18 +85,18 @@ def scale_by_soap(
             return jax.tree.map(lambda p: jnp.zeros_like(wide(p)), params)
 
         return SoapState(
-            count=jnp.int32(0),
+            step=jnp.int32(0),
             mu=zeros(),
             nu=zeros(),
             factors=jax.tree.map(lambda p: zero_factors(p, max_size), params),
             bases=jax.tree.map(lambda p: identities(p, max_size), params),
         )
 
-    def update(grads: PyTree, state: SoapState, params: PyTree = None) -> tuple[PyTree, SoapState]:
+    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, SoapState]:
         del params
-        count = state.count  # of those that moved something, this one included
+        count = state.step  # of those that moved something, this one included
         moves = count > 0
-        g = jax.tree.map(wide, grads)
+        grads = jax.tree.map(wide, updates)
 
         def rotated_square(g: jax.Array, v: jax.Array, bases: Sides) -> jax.Array:
             return jnp.where(moves, b2 * v + (1 - b2) * jnp.square(to_basis(bases, g)), v)
@@ -107,10 +107,10 @@ def scale_by_soap(
             v = v / (1 - b2 ** jnp.maximum(count, 1))
             return from_basis(bases, m / (jnp.sqrt(v) + eps))
 
-        mu = jax.tree.map(lambda m, g: jnp.where(moves, b1 * m + (1 - b1) * g, m), state.mu, g)
-        nu = jax.tree.map(rotated_square, g, state.nu, state.bases)
-        updates = jax.tree.map(step, mu, nu, state.bases)
-        factors = jax.tree.map(lambda g, f: averaged_factors(f, g, b2), g, state.factors)
+        mu = jax.tree.map(lambda m, g: jnp.where(moves, b1 * m + (1 - b1) * g, m), state.mu, grads)
+        nu = jax.tree.map(rotated_square, grads, state.nu, state.bases)
+        steps = optax.tree.cast_like(jax.tree.map(step, mu, nu, state.bases), updates)
+        factors = jax.tree.map(lambda g, f: averaged_factors(f, g, b2), grads, state.factors)
 
         def improved() -> tuple[PyTree, PyTree]:
             orders = jax.tree.map(order, factors, state.bases)
@@ -121,7 +121,7 @@ def scale_by_soap(
             jnp.where(count == 0, 0, jnp.where(count % update_every == 0, 1, 2)),
             [lambda: (jax.tree.map(eigenvectors, factors), nu), improved, lambda: (state.bases, nu)],
         )
-        return optax.tree.cast_like(updates, grads), SoapState(count + 1, mu, nu, factors, bases)
+        return steps, SoapState(count + 1, mu, nu, factors, bases)
 
     return optax.GradientTransformation(init, update)
 

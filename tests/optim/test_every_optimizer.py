@@ -39,7 +39,7 @@ def loss(params, x=X, y=Y):
 OPTIMIZERS = {
     "sgd": optax.sgd(0.3, momentum=0.9),
     "adamw": optax.adamw(0.02),
-    "lars": optax.lars(30.0),
+    "lars": optax.lars(0.3, trust_coefficient=0.1),
     "lamb": optax.lamb(0.05),
     "muon": optax.contrib.muon(0.05),
     "lion": optax.lion(0.01),

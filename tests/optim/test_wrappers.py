@@ -102,7 +102,9 @@ def test_no_gradient_is_no_offset():
     [
         (lambda: lookahead(optax.sgd(1.0), period=0), "period=0 must be at least 1"),
         (lambda: lookahead(optax.sgd(1.0), step=1.5), "step=1.5 must be in"),
+        (lambda: lookahead(optax.sgd(1.0)).update(PARAMS, optax.EmptyState()), "call update"),
         (lambda: sharpness_aware(optax.sgd(1.0), rho=0.0), "rho=0.0 must be positive"),
+        (lambda: sharpness_aware(optax.sgd(1.0)).update(PARAMS, optax.EmptyState(), PARAMS), "grad_fn="),
     ],
 )
 def test_mistakes(make, says):
