@@ -69,7 +69,7 @@ class Net(nnx.Module):
 @pytest.fixture(scope="module")
 def net():
     model = as_model(Net, {}, (jax.ShapeDtypeStruct((16, 3), jnp.float32),))
-    params, state = model.init(jax.random.key(0))
+    params, state = jax.jit(model.init)(jax.random.key(0))
     state["norm1"]["mean"] += 100.0  # of what came before nothing may remain
 
     def apply(params, state, batch):

@@ -1,5 +1,7 @@
 """Lookahead and sharpness-aware minimization against Optax's and NumPy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,8 @@ import pytest
 from jaxaccel.errors import UserError
 from jaxaccel.optim.lookahead import lookahead
 from jaxaccel.optim.sharpness import sharpness_aware, worst_offset
+
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 PARAMS = {"a": jnp.array([1.0, -2.0, 0.5]), "b": jnp.array([[3.0]])}
 
@@ -28,11 +32,20 @@ def test_lookahead_is_that_of_optax_on_ordinary_parameters():
     ours, theirs = lookahead(optax.adam(0.05), 3, 0.4), optax.lookahead(optax.adam(0.05), 3, 0.4)
     params, pair = PARAMS, optax.LookaheadParams.init_synced(PARAMS)
     state, pair_state = ours.init(params), theirs.init(pair)
-    for i in range(1, 8):
+
+    @jit
+    def step(params, state, pair, pair_state):
         updates, state = ours.update(jax.grad(loss)(params), state, params)
-        params = optax.apply_updates(params, updates)
-        updates, pair_state = theirs.update(jax.grad(loss)(pair.fast), pair_state, pair)
-        pair = optax.apply_updates(pair, updates)
+        pair_updates, pair_state = theirs.update(jax.grad(loss)(pair.fast), pair_state, pair)
+        return (
+            optax.apply_updates(params, updates),
+            state,
+            optax.apply_updates(pair, pair_updates),
+            pair_state,
+        )
+
+    for i in range(1, 8):
+        params, state, pair, pair_state = step(params, state, pair, pair_state)
         close(params, pair.fast)
         close(state.slow, pair.slow)
         assert (i % 3 == 0) == np.allclose(params["a"], state.slow["a"], rtol=1e-6)
@@ -48,8 +61,9 @@ def test_lookahead_with_a_schedule_of_the_decay():
     params = {"w": jnp.float32(1.0)}
     state = tx.init(params)
     fast = slow = 1.0
+    update = jit(tx.update)
     for i in range(1, 7):
-        updates, state = jax.jit(tx.update)({"w": jnp.float32(1.0)}, state, params)
+        updates, state = update({"w": jnp.float32(1.0)}, state, params)
         params = optax.apply_updates(params, updates)
         fast -= 0.1
         if i % 2 == 0:
@@ -61,14 +75,19 @@ def test_sam_is_that_of_optax():
     ours = sharpness_aware(optax.adam(0.05), rho=0.2)
     adversary = optax.chain(optax.contrib.normalize(), optax.sgd(0.2))
     theirs = optax.contrib.sam(optax.adam(0.05), adversary, opaque_mode=True)
-    a, b = PARAMS, PARAMS
-    state, other = ours.init(a), theirs.init(b)
-    for _ in range(3):
-        updates, state = ours.update(jax.grad(loss)(a), state, a, grad_fn=jax.grad(loss))
-        a = optax.apply_updates(a, updates)
-        updates, other = theirs.update(jax.grad(loss)(b), other, b, grad_fn=lambda p, _: jax.grad(loss)(p))
-        b = optax.apply_updates(b, updates)
-    close(a, b)
+    grad = jax.grad(loss)
+
+    @jit
+    def run(a, b):
+        state, other = ours.init(a), theirs.init(b)
+        for _ in range(3):
+            updates, state = ours.update(grad(a), state, a, grad_fn=grad)
+            a = optax.apply_updates(a, updates)
+            updates, other = theirs.update(grad(b), other, b, grad_fn=lambda p, _: grad(p))
+            b = optax.apply_updates(b, updates)
+        return a, b
+
+    close(*run(PARAMS, PARAMS))
 
 
 def test_the_offset_is_the_worst_in_its_ball():
