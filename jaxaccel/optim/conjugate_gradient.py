@@ -65,7 +65,7 @@ def scale_by_conjugate_gradient(method: Method = "polak-ribiere") -> optax.Gradi
     """g + βu: the gradient g and a share of the direction u before it, whose line search has been done.
 
     With y the change of the gradient, β is max(g·y, 0) / g'·g' (polak-ribiere, g' the gradient before), g·g / g'·g'
-    (fletcher-reeves) or -max(g·y / u·y, 0) (hestenes-stiefel). It restarts, which is to say β = 0, where
+    (fletcher-reeves) or max(-g·y / u·y, 0) (hestenes-stiefel). It restarts, which is to say β = 0, where
     |g·g'| > 0.2 g·g (Powell 1977, doi:10.1007/BF01593790), and where the new direction would hardly descend, its
     product with g being less than 0.01 g·g.
 
