@@ -1,0 +1,113 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxaccel.errors import UserError
+from jaxaccel.modules import as_model
+from jaxaccel.optim.averaging import Averaging, _probed, reestimate
+
+WEIGHTS = np.random.default_rng(0).normal(size=(21, 3)).astype(np.float32)
+
+
+def averages(averaging, dtype=jnp.float32):
+    """The average after each step, from one jitted scan."""
+
+    @jax.jit
+    def run(weights):
+        def body(average, item):
+            average = averaging.update(average, {"w": item[1]}, item[0])
+            return average, average["w"]
+
+        return jax.lax.scan(body, averaging.init({"w": weights[0]}), (jnp.arange(1, 21), weights[1:]))[1]
+
+    return np.asarray(run(jnp.asarray(WEIGHTS, dtype)), np.float64)
+
+
+def test_equal_weights():
+    found = averages(Averaging(start=5, every=3))
+    for step in range(1, 21):
+        taken = [WEIGHTS[step]] if step < 5 else WEIGHTS[5 : step + 1 : 3]
+        np.testing.assert_allclose(found[step - 1], np.mean(taken, 0), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("start, every", [(0, 1), (4, 2)])
+def test_exponential(start, every):
+    found = averages(Averaging(decay=0.8, start=start, every=every))
+    expected = WEIGHTS[start]
+    for step in range(start + 1, 21):
+        if (step - start) % every == 0:
+            expected = 0.8 * expected + 0.2 * WEIGHTS[step]
+        np.testing.assert_allclose(found[step - 1], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_bfloat16_weights_are_averaged_in_float32():
+    rounded = np.asarray(jnp.asarray(WEIGHTS, jnp.bfloat16), np.float64)
+    np.testing.assert_allclose(averages(Averaging(), jnp.bfloat16)[-1], rounded.mean(0), rtol=1e-5, atol=1e-6)
+
+
+class Net(nnx.Module):
+    """Two BatchNorms of different momentum, a counter, an integer, and a number that nothing changes."""
+
+    def __init__(self, *, rngs):
+        self.first = nnx.Linear(3, 4, rngs=rngs)
+        self.norm1 = nnx.BatchNorm(4, momentum=0.99, rngs=rngs)
+        self.second = nnx.Linear(4, 5, rngs=rngs)
+        self.norm2 = nnx.BatchNorm(5, momentum=0.5, rngs=rngs)
+        self.calls = nnx.BatchStat(jnp.float32(7))
+        self.steps = nnx.BatchStat(jnp.int32(3))
+        self.fixed = nnx.BatchStat(jnp.float32(2.5))
+
+    def __call__(self, x):
+        self.calls[...] = self.calls[...] + 1
+        self.steps[...] = self.steps[...] + 1
+        x = nnx.relu(self.norm1(self.first(x)))
+        return self.norm2(self.second(x))
+
+
+@pytest.fixture(scope="module")
+def net():
+    model = as_model(Net, {}, (jax.ShapeDtypeStruct((16, 3), jnp.float32),))
+    params, state = jax.jit(model.init)(jax.random.key(0))
+    state["norm1"]["mean"] += 100.0  # of what came before nothing may remain
+
+    def apply(params, state, batch):
+        return model.apply(params, state, batch, key=jax.random.key(0), train=True)[1]
+
+    batches = [np.float32(b) for b in np.random.default_rng(1).normal(2, 3, size=(4, 16, 3))]
+    return apply, params, state, batches
+
+
+def test_statistics_are_the_mean_of_the_batches(net):
+    apply, params, state, batches = net
+    found = reestimate(apply, params, state, batches)
+    p = jax.tree.map(np.float64, params)
+    means, variances = ([], []), ([], [])
+    for x in map(np.float64, batches):
+        x = x @ p["first"]["kernel"] + p["first"]["bias"]
+        means[0].append(x.mean(0)), variances[0].append(x.var(0))
+        x = np.maximum((x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5), 0)
+        x = x @ p["second"]["kernel"] + p["second"]["bias"]
+        means[1].append(x.mean(0)), variances[1].append(x.var(0))
+    for i, norm in enumerate(("norm1", "norm2")):
+        np.testing.assert_allclose(found[norm]["mean"], np.mean(means[i], 0), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found[norm]["var"], np.mean(variances[i], 0), rtol=1e-4)
+    assert (float(found["calls"]), int(found["steps"]), float(found["fixed"])) == (7.0, 3, 2.5)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), found) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), state
+    )
+
+
+def test_the_network_runs_once_a_batch(net):
+    apply, params, state, batches = net
+    once = jax.jit(apply).lower(params, state, batches[0]).compile().as_text()
+    probed = jax.jit(lambda *a: _probed(apply, *a)).lower(params, state, batches[0]).compile().as_text()
+    assert once.count(" dot(") == probed.count(" dot(") > 0
+
+
+def test_mistakes(net):
+    with pytest.raises(UserError, match="every >= 1"):
+        Averaging(every=0)
+    with pytest.raises(UserError, match="at least one batch"):
+        reestimate(*net[:3], [])
