@@ -143,8 +143,8 @@ class Checkpoints:
                 _verify(self.directory / str(step))
                 arrays = self._manager.restore(step, args=ocp.args.StandardRestore(self._on_host(step)))
                 weights = {path: np.asarray(a) for path, a in arrays.items() if path.startswith(WEIGHTS)}
-                averages = {p: np.asarray(a) for p, a in arrays.items() if p.startswith("ema/")}
-                return weights | {p.replace("ema/", "params/", 1): a for p, a in averages.items()}
+                averages = {p: np.asarray(a) for p, a in arrays.items() if p.startswith("average/")}
+                return weights | {p.replace("average/", "params/", 1): a for p, a in averages.items()}
             except Exception as error:  # see restore
                 say(f"checkpoint {self.directory / str(step)} is damaged and passed over: {_reason(error)}")
         raise UserError(f"no whole checkpoint in {self.directory}: name the directory of a finished run")
@@ -205,9 +205,9 @@ def fork(state: Any, weights: Mapping[str, np.ndarray]) -> Any:
 
     def leaf(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
         name = path_text(path)
-        if not name.startswith((*WEIGHTS, "ema/")):
+        if not name.startswith((*WEIGHTS, "average/")):
             return x
-        found = weights[name.replace("ema/", "params/", 1)]
+        found = weights[name.replace("average/", "params/", 1)]
         return jax.make_array_from_callback(x.shape, x.sharding, found.astype(x.dtype).__getitem__)
 
     return jax.tree_util.tree_map_with_path(leaf, state)

@@ -136,10 +136,6 @@ class Recipe:
         for name, low in whole.items():
             if getattr(self, name) < low:
                 raise UserError(f"{name} must be at least {low}, got {getattr(self, name)}")
-        if self.optimizer.accumulate < 1:
-            raise UserError(f"optimizer.accumulate must be at least 1, got {self.optimizer.accumulate}")
-        if not 0 <= self.optimizer.ema < 1:
-            raise UserError(f"optimizer.ema must lie in [0, 1), got {self.optimizer.ema}")
 
 
 MAY_DIFFER_ON_RESUME = (

@@ -77,6 +77,14 @@ class Replicas:
 
         return self._each(one, weights, model_state, shared=dict(batch))
 
+    def observe(self, weights: PyTree, model_state: PyTree, batch: Batch) -> PyTree:
+        """The model states after a look at each replica's own batch, (count, B, ...), in training mode."""
+
+        def one(values: Values, weights: PyTree, model_state: PyTree, batch: Batch) -> PyTree:
+            return self.make(values).observe(weights, model_state, batch)
+
+        return self._each(one, weights, model_state, dict(batch))
+
     def predict(self, weights: PyTree, model_state: PyTree, batch: Batch) -> PyTree:
         """Each replica's predictions of one batch that all share."""
 

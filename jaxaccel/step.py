@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxaccel.data.order import Item, Phase, Shuffled
 from jaxaccel.metrics import Mean
 from jaxaccel.modules import Model
-from jaxaccel.optim import is_on
+from jaxaccel.optim.averaging import Averaging, weights_to_evaluate
 from jaxaccel.parallel import state_sharding
 from jaxaccel.tasks.task import Batch, Task
 from jaxaccel.transforms import LossScale, LossScaleState, bfloat16, fake_int8, float16, retarget
@@ -45,8 +45,8 @@ class TrainState:
     params: PyTree
     model_state: PyTree
     opt_state: PyTree
-    ema: PyTree
-    """Moving average of the parameters, or None."""
+    average: PyTree
+    """Average of the parameters that evaluation uses, or None."""
     halted: jax.Array
     """() bool: a step came out non-finite; the state is as it was before it and no longer moves."""
     loss_scale: LossScaleState | None = None
@@ -54,7 +54,7 @@ class TrainState:
 
     def weights(self) -> PyTree:
         """The parameters that evaluation uses: the moving average where there is one."""
-        return self.params if self.ema is None else self.ema
+        return self.params if self.average is None else self.average
 
 
 class StepMetrics(NamedTuple):
@@ -87,7 +87,7 @@ class Training:
     augment: Augment
     seed: int = 0
     accumulate: int = 1
-    ema: float = 0.0
+    averaging: Averaging | None = None
     remat: str = "none"
     """Name of a policy in `jax.checkpoint_policies`: what to keep of the forward pass for the backward one."""
     non_finite: Literal["stop", "skip"] = "stop"
@@ -99,12 +99,13 @@ class Training:
     def init(self) -> TrainState:
         """The state before the first step, a function of the seed alone."""
         params, model_state = self.model.init(jax.random.key(self.seed))
+        opt_state = self.tx.init(params)
         return TrainState(
             step=jnp.int32(0),
             params=params,
             model_state=model_state,
-            opt_state=self.tx.init(params),
-            ema=jax.tree.map(jnp.copy, params) if is_on(self.ema) else None,
+            opt_state=opt_state,
+            average=self._first_average(params, opt_state),
             halted=jnp.bool_(False),
             loss_scale=LOSS_SCALE.init() if self.precision == "float16" else None,
         )
@@ -126,7 +127,7 @@ class Training:
             params=params,
             model_state=model_state,
             opt_state=opt_state,
-            ema=self._averaged(state.ema, params),
+            average=self._averaged(state, params, opt_state),
         )
         # A select and no branch: XLA fuses it into the update, and nothing waits for the host to decide.
         use = finite & ~state.halted
@@ -144,6 +145,16 @@ class Training:
     def evaluate(self, weights: PyTree, model_state: PyTree, batch: Batch) -> dict[str, Mean]:
         """The task's metrics of one batch, as sums."""
         return self.task.evaluate(self.bind(weights, model_state), batch)
+
+    def observe(self, weights: PyTree, model_state: PyTree, batch: Batch) -> PyTree:
+        """The model state after a look at a batch in training mode: BatchNorm statistics that come nearer to it."""
+        key = jax.random.key(self.seed)
+        inputs = self.task.inputs(self.augment(jax.random.fold_in(key, 0), batch))
+
+        def apply(weights: PyTree) -> PyTree:
+            return self.model.apply(weights, model_state, *inputs, key=key, train=True)[1]
+
+        return TRANSFORMATIONS[self.precision](apply)(weights)
 
     def predict(self, weights: PyTree, model_state: PyTree, batch: Batch) -> PyTree:
         """The task's predictions of one batch."""
@@ -251,8 +262,15 @@ class Training:
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(self.accumulate))
         return keys, jax.tree.map(lambda x: _dealt(x, self.accumulate), dict(batch))
 
-    def _averaged(self, ema: PyTree, params: PyTree) -> PyTree:
-        return None if ema is None else optax.incremental_update(params, ema, 1 - self.ema)
+    def _first_average(self, params: PyTree, opt_state: PyTree) -> PyTree | None:
+        return (
+            weights_to_evaluate(opt_state, params) if self.averaging is None else self.averaging.init(params)
+        )
+
+    def _averaged(self, state: TrainState, params: PyTree, opt_state: PyTree) -> PyTree | None:
+        if self.averaging is None:
+            return weights_to_evaluate(opt_state, params)
+        return self.averaging.update(state.average, params, state.step + 1)
 
 
 def loop(body: Callable, carry: PyTree, items: PyTree) -> tuple[PyTree, PyTree]:

@@ -117,7 +117,8 @@ def with_values(recipe: Recipe, numbers: Mapping[str, Any]) -> Recipe:
       UserError: a number is out of range.
     """
     alone = _unchecked(recipe, numbers)
-    return dataclasses.replace(alone, replicas=1, sweep={})
+    parts = {name: dataclasses.replace(getattr(alone, name)) for name in ("optimizer", "schedule", "task")}
+    return dataclasses.replace(alone, replicas=1, sweep={}, **parts)
 
 
 def _unchecked(recipe: Any, numbers: Mapping[str, Any]) -> Any:
@@ -156,6 +157,6 @@ def _training(recipe: Recipe, model: Model, steps: int, image_size: int) -> Trai
     schedule = recipe.schedule.build(recipe.optimizer.learning_rate, steps)
     return Training(
         model, recipe.task, recipe.optimizer.build(schedule), schedule, augment.chain(*resized, *recipe.augment),
-        recipe.seed, recipe.optimizer.accumulate, recipe.optimizer.ema, recipe.remat, recipe.non_finite,
-        recipe.precision, recipe.lowering,
+        recipe.seed, recipe.optimizer.accumulate, recipe.optimizer.averaging(steps, steps / recipe.epochs),
+        recipe.remat, recipe.non_finite, recipe.precision, recipe.lowering,
     )  # fmt: skip

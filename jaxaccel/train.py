@@ -10,7 +10,7 @@ import functools
 import sys
 import time
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,10 @@ from jaxaccel.data import open_source
 from jaxaccel.data.feed import batch_shape, choose, resident_feed, stream_feed
 from jaxaccel.data.order import Phase, Sequential
 from jaxaccel.errors import UserError
-from jaxaccel.fuse import several, several_evaluations
+from jaxaccel.fuse import gather, several, several_evaluations
 from jaxaccel.metrics import Mean, add
 from jaxaccel.modules import as_model, output_shape
+from jaxaccel.optim.averaging import reestimator
 from jaxaccel.parallel import batch_sharding, make_mesh, placed, replicated
 from jaxaccel.recipe import Recipe
 from jaxaccel.replicas import Replicas, spread
@@ -161,7 +162,7 @@ def _train(
         return 1 if mode == "stream" else pacing.steps_per_call(recipe.steps_per_call, flops[phase], interval)
 
     @functools.cache
-    def program(phase: Phase, length: int) -> Callable[..., Any]:
+    def program(phase: Phase, length: int) -> jax.stages.Compiled:
         call = jax.jit(
             several(trainings[phase.image_size], constrain), donate_argnums=0,
             out_shardings=(shardings, replicated(mesh)),
@@ -186,6 +187,18 @@ def _train(
             jax.block_until_ready(sums[max(0, len(sums) - 1 - lag())])
         return training.scores(jax.device_get(add(sums)))
 
+    reestimated = reestimator(
+        lambda weights, old, fed: training.observe(weights, old, constrain(gather(*fed)))
+    )
+
+    def settled(state: TrainState) -> TrainState:
+        if not recipe.optimizer.reestimate or state.average is None:
+            return state
+        items = train_feed.items([range(i, i + 1) for i in range(recipe.optimizer.reestimate)])
+        batches = ((train_feed.arrays, jax.tree.map(lambda x: x[0], item)) for item in items)
+        statistics = reestimated(state.weights(), state.model_state, batches)
+        return dataclasses.replace(state, model_state=jax.device_put(statistics, shardings.model_state))
+
     # ---- train ----------------------------------------------------------------------------------------
     replaced.discard()
     stop = leave.enter_context(StopSignal())
@@ -207,6 +220,7 @@ def _train(
             break
         if call.stop in cuts:
             with meter.paused():
+                state = settled(state)
                 rows, scored = evaluate(state), call.stop
                 scores = spread(rows, task.metric)
                 log.evaluated(call.stop, scores, rows)

@@ -52,7 +52,7 @@ def test_it_takes_a_step(name):
         shipped.optimizer.build(schedule),
         schedule,
         chain(*shipped.augment),
-        ema=shipped.optimizer.ema,
+        averaging=shipped.optimizer.averaging(100, 10),
     )
     before = jax.jit(training.init)()
     # The second step: with warm-up the first one's learning rate is 0.

@@ -10,7 +10,8 @@ import pytest
 # Twelve epochs of a very small network on digits: 253 steps of 64, a checkpoint every two epochs (42 steps).
 WORDS = (
     "digits", "--model", "ConvNet(widths=(16,), hidden=16)", "--epochs", "12", "--eval-every", "2",
-    "--optimizer.ema", "0.9", "--optimizer.learning-rate", "0.02", "--steps-per-call", "2",
+    "--optimizer.ema", "0.9", "--optimizer.reestimate", "2", "--optimizer.learning-rate", "0.02",
+    "--steps-per-call", "2",
 )  # fmt: skip
 
 
@@ -152,7 +153,7 @@ def test_the_best_checkpoint_is_kept_and_forked_from(tmp_path):
     from jaxaccel.checkpoint import Checkpoints
 
     def state(value):
-        return {"params": {"w": np.full(3, value, np.float32)}, "ema": None, "step": np.int32(0)}
+        return {"params": {"w": np.full(3, value, np.float32)}, "average": None, "step": np.int32(0)}
 
     first = Checkpoints(tmp_path / "checkpoints", keep=2)
     for step, accuracy in ((1, 0.5), (2, 0.9), (3, 0.6), (4, 0.7)):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 from flax import nnx
 
@@ -14,6 +15,8 @@ from jaxaccel.checkpoint import digest
 from jaxaccel.fuse import gather, several, several_evaluations
 from jaxaccel.metrics import add
 from jaxaccel.modules import as_model
+from jaxaccel.optim import Optimizer
+from jaxaccel.optim.averaging import Averaging
 from jaxaccel.step import Training
 from jaxaccel.tasks import ImageClassification
 
@@ -44,7 +47,8 @@ def training(**changes):
     inputs = jax.eval_shape(task.inputs, jax.eval_shape(batch))
     model = as_model(Mlp, {"classes": 3}, inputs)
     schedule = optax.constant_schedule(0.1)
-    return Training(model, task, optax.sgd(schedule, momentum=0.9), schedule, augment.chain(), **changes)
+    options = {"tx": optax.sgd(schedule, momentum=0.9), "schedule": schedule, "augment": augment.chain()}
+    return Training(model, task, **options | changes)
 
 
 def test_one_step_is_the_textbook_update():
@@ -85,12 +89,45 @@ def test_remat_changes_memory_and_not_values(policy):
 
 
 def test_moving_average():
-    t = training(ema=0.9)
+    t = training(averaging=Averaging(decay=0.9))
     before = t.init()
     after, _ = t.step(before, batch())
     expected = jax.tree.map(lambda p, q: 0.9 * p + 0.1 * q, before.params, after.params)
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=1e-6), after.weights(), expected)
     assert training().init().weights() is not None
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        Optimizer("lbfgs"),
+        Optimizer("conjugate_gradient"),
+        Optimizer("sophia", 0.02, args={"update_interval": 1}),
+        Optimizer("muon", 0.02),
+        Optimizer("momo", 0.5),
+        Optimizer("sgd", 0.2, sam=0.05, accumulate=2),
+        Optimizer("sgd", 0.2, asam=0.5, lookahead=2, rates={"head/**": 3.0}),
+        Optimizer("schedule_free_adamw", 0.02),
+    ],
+    ids=lambda optimizer: (
+        optimizer.name + "".join(f"-{name}" for name in ("sam", "asam") if getattr(optimizer, name))
+    ),
+)
+def test_optimizers_get_what_they_ask_a_step_for(optimizer):
+    schedule = optax.constant_schedule(optimizer.learning_rate)
+    t = training(tx=optimizer.build(schedule), schedule=schedule, accumulate=optimizer.accumulate)
+    # The compile time is the cost here: a third of it without LLVM's optimisations.
+    step = jax.jit(t.step, compiler_options={"xla_backend_optimization_level": 0})
+    state, losses = t.init(), []
+    for _ in range(6):
+        state, metrics = step(state, batch())
+        losses.append(float(metrics.means["loss"].value()))
+    assert metrics.finite and losses[-1] < losses[0] - 0.01
+    if "schedule_free" in optimizer.name:
+        kernels = state.params["head"]["kernel"], state.weights()["head"]["kernel"]
+        assert not np.allclose(*kernels)  # where it trains, and where it is evaluated
+        expected = optax.contrib.schedule_free_eval_params(state.opt_state[0], state.params)
+        np.testing.assert_allclose(kernels[1], expected["head"]["kernel"], atol=1e-6)
 
 
 def poisoned():

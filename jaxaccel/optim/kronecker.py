@@ -20,14 +20,20 @@ _dot = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    """The matrix (m, n) that an array of `shape` is.
+    """The matrix (m, n) that an array of `shape` is, see `columns_from`. A vector is (n, 1)."""
+    cut = columns_from(shape)
+    return math.prod(shape[:cut]), math.prod(shape[cut:])
+
+
+def columns_from(shape: tuple[int, ...]) -> int:
+    """The axis from which on the axes of an array of `shape` are the columns of a matrix.
 
     A convolution's kernel (h, w, in, out), four axes or more, becomes (h w in, out): the matrix that multiplies the
     image's patches. Three axes are cut in two where max(m, n) is least, so that attention's kernels, (width, heads,
-    head_dim) and (heads, head_dim, width), become (width, width). A vector is (n, 1).
+    head_dim) and (heads, head_dim, width), become (width, width).
     """
     cuts = [len(shape) - 1] if len(shape) > 3 else range(1, max(len(shape), 2))
-    return min(((math.prod(shape[:i]), math.prod(shape[i:])) for i in cuts), key=max)
+    return min(cuts, key=lambda i: max(math.prod(shape[:i]), math.prod(shape[i:])))
 
 
 def wide(x: jax.Array) -> jax.Array:

@@ -12,15 +12,28 @@ import optax.contrib
 
 from jaxaccel.calls import nearest
 from jaxaccel.errors import UserError
+from jaxaccel.optim.averaging import Averaging
+from jaxaccel.optim.conjugate_gradient import conjugate_gradient
+from jaxaccel.optim.lookahead import lookahead
+from jaxaccel.optim.muon import muon
+from jaxaccel.optim.scaling import layer_decay, scale_by_path
+from jaxaccel.optim.shampoo import shampoo
+from jaxaccel.optim.sharpness import sharpness_aware
+from jaxaccel.optim.soap import soap
 from jaxaccel.trees import matches, path_text
+
+OURS = {"shampoo": shampoo, "soap": soap, "conjugate_gradient": conjugate_gradient, "muon": muon}
+"""What Optax lacks, and `muon` for kernels of any rank."""
+LINE_SEARCH = ("lbfgs", "conjugate_gradient")
 
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """An Optax optimizer by its Optax name, and what stands around it."""
+    """An optimizer by its name in Optax, or one of ours that Optax lacks, and what stands around it."""
 
     name: str = "adamw"
-    """Any optimizer of Optax: sgd, adamw, lamb, lion, muon (under contrib), ..."""
+    """sgd, adamw, lars, lamb, lion, muon, sophia, prodigy, schedule_free_adamw, shampoo, soap, or any other of Optax
+    and its contrib. lbfgs and conjugate_gradient search along a line for each step and use no learning rate."""
     learning_rate: float = 1e-3
     """At the peak of the schedule."""
     args: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -29,18 +42,45 @@ class Optimizer:
     """Decoupled where the optimizer has it (adamw, lion, ...), else added to the gradient (L2, as for sgd)."""
     decay_where: str = "**/{kernel,embedding}"
     """Which parameters decay, by path."""
+    rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Learning rates of groups of parameters, as multiples, by path: `--optimizer.rates '**/head/**' 10`; 0 freezes."""
+    layer_decay: float = 1.0
+    """Each layer's learning rate as a share of that of the layer above it, for fine-tuning (Bao et al. 2021)."""
     clip_norm: float = 0.0
     """Clip the global norm of the gradient to this; 0 does not clip."""
     accumulate: int = 1
     """Split each batch into this many parts and average their gradients: less memory; BatchNorm sees the parts."""
+    sam: float = 0.0
+    """Radius of sharpness-aware minimisation (Foret et al. 2021): two gradients a step; 0.05 is usual, 0 is off."""
+    asam: float = 0.0
+    """The same in proportion to each weight's size (Kwon et al. 2021): 0.5 is usual."""
+    lookahead: int = 0
+    """Steps after which slow weights go half of the way to the fast ones, which start again there; 0 is off."""
     ema: float = 0.0
     """Decay of the exponential moving average of the weights that evaluation then uses; 0 keeps none."""
+    swa: float = 0.0
+    """Share of the run after which the weights at the end of each epoch are averaged, all with equal weight, for
+    evaluation (Izmailov et al. 2018); 0 keeps no such average."""
+    reestimate: int = 0
+    """Training batches from which the BatchNorm statistics of averaged weights are computed before each evaluation."""
 
-    def build(self, schedule: optax.Schedule) -> optax.GradientTransformation:
+    def __post_init__(self) -> None:
+        """Checks the numbers that have no meaning elsewhere."""
+        if self.accumulate < 1 or self.lookahead < 0 or self.reestimate < 0:
+            raise UserError("optimizer: accumulate must be at least 1, lookahead and reestimate at least 0")
+        for name in ("ema", "swa"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"optimizer.{name} must lie in [0, 1), got {getattr(self, name)}")
+        if self.ema and self.swa:
+            raise UserError("optimizer: choose one average of the weights, ema or swa")
+        if self.sam and self.asam:
+            raise UserError("optimizer: choose one of sam and asam")
+
+    def build(self, schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
         """The gradient transformation, driven by `schedule`.
 
         Raises:
-          UserError: Optax has no such optimizer, or it does not take one of `args`.
+          UserError: there is no such optimizer, or it does not take one of `args`.
         """
         factory = _factory(self.name)
         parameters = inspect.signature(factory).parameters
@@ -48,12 +88,11 @@ class Optimizer:
             if name not in parameters:
                 raise UserError(f"optimizer {self.name} takes no {name!r}{nearest(name, list(parameters))}")
         options = {name: _as_declared(parameters[name], value) for name, value in self.args.items()}
-        steps = []
+        before: list[optax.GradientTransformation] = []
         if is_on(self.clip_norm):
-            norm = jnp.where(
-                jnp.asarray(self.clip_norm) > 0, self.clip_norm, jnp.inf
-            )  # replicas may not clip
-            steps.append(optax.clip_by_global_norm(norm))
+            # Of several replicas some may not clip.
+            norm = jnp.where(jnp.asarray(self.clip_norm) > 0, self.clip_norm, jnp.inf)
+            before.append(optax.clip_by_global_norm(norm))
         if "weight_decay" in parameters:
             options["weight_decay"] = self.weight_decay
             # Optax names the mask differently from optimizer to optimizer.
@@ -61,11 +100,31 @@ class Optimizer:
                 if mask in parameters:
                     options[mask] = self._decays
         elif is_on(self.weight_decay):
-            steps.append(optax.add_decayed_weights(self.weight_decay, mask=self._decays))
+            before.append(optax.add_decayed_weights(self.weight_decay, mask=self._decays))
         try:
-            return optax.chain(*steps, factory(learning_rate=schedule, **options))
+            made = factory(learning_rate=None if self.name in LINE_SEARCH else schedule, **options)
         except (TypeError, ValueError) as error:
             raise UserError(f"optimizer {self.name}({', '.join(options)}): {error}") from error
+        return self._around(
+            optax.chain(*before, _only_what_it_takes(made) if self.name in LINE_SEARCH else made)
+        )
+
+    def averaging(self, steps: int, epoch_steps: float) -> Averaging | None:
+        """The average of the weights in a run of so many steps; None where there is none."""
+        if is_on(self.ema):
+            return Averaging(decay=self.ema)
+        every = max(1, round(epoch_steps))
+        return Averaging(start=round(self.swa * steps), every=every) if self.swa else None
+
+    def _around(self, tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+        behind = [scale_by_path(self.rates)] if self.rates else []
+        behind += [layer_decay(self.layer_decay)] if self.layer_decay != 1 else []
+        tx = optax.chain(tx, *behind) if behind else tx
+        if self.sam or self.asam:
+            tx = sharpness_aware(tx, self.sam or self.asam, adaptive=bool(self.asam))
+        if self.lookahead:
+            tx = lookahead(tx, self.lookahead)
+        return optax.with_extra_args_support(tx)
 
     def _decays(self, params: Any) -> Any:
         found = jax.tree_util.tree_map_with_path(
@@ -82,16 +141,27 @@ def is_on(value: float | jax.Array) -> bool:
 
 
 def _factory(name: str) -> Any:
-    for module in (optax, optax.contrib):
-        factory = getattr(module, name, None)
+    for place in (OURS, vars(optax), vars(optax.contrib)):
+        factory = place.get(name)
         if callable(factory) and "learning_rate" in inspect.signature(factory).parameters:
             return factory
-    raise UserError(f"Optax has no optimizer {name!r}{nearest(name, _names())}")
+    raise UserError(f"there is no optimizer {name!r}{nearest(name, _names())}")
 
 
 def _names() -> list[str]:
     # The aliases are what Optax calls its ready-made optimizers.
-    return [n for n in dir(optax.contrib) + dir(optax) if n.islower() and not n.startswith("_")]
+    return [n for n in [*OURS, *dir(optax.contrib), *dir(optax)] if n.islower() and not n.startswith("_")]
+
+
+def _only_what_it_takes(tx: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
+    """Line searches pass all that they do not know on to the loss, which would take nothing of it."""
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        return tx.update(
+            updates, state, params, **{name: extra[name] for name in ("value", "grad", "value_fn")}
+        )
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
 def _as_declared(parameter: inspect.Parameter, value: float) -> Any:

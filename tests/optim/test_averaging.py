@@ -6,7 +6,7 @@ from flax import nnx
 
 from jaxaccel.errors import UserError
 from jaxaccel.modules import as_model
-from jaxaccel.optim.averaging import Averaging, _probed, reestimate
+from jaxaccel.optim.averaging import Averaging, _probed, reestimator
 
 WEIGHTS = np.random.default_rng(0).normal(size=(21, 3)).astype(np.float32)
 
@@ -81,7 +81,7 @@ def net():
 
 def test_statistics_are_the_mean_of_the_batches(net):
     apply, params, state, batches = net
-    found = reestimate(apply, params, state, batches)
+    found = reestimator(apply)(params, state, batches)
     p = jax.tree.map(np.float64, params)
     means, variances = ([], []), ([], [])
     for x in map(np.float64, batches):
@@ -110,4 +110,4 @@ def test_mistakes(net):
     with pytest.raises(UserError, match="every >= 1"):
         Averaging(every=0)
     with pytest.raises(UserError, match="at least one batch"):
-        reestimate(*net[:3], [])
+        reestimator(net[0])(*net[1:3], [])

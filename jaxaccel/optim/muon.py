@@ -1,0 +1,41 @@
+"""Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon), Optax's, for kernels of any rank."""
+
+import inspect
+from typing import Any
+
+import jax
+import optax
+import optax.contrib
+
+from jaxaccel.optim.kronecker import columns_from
+from jaxaccel.trees import path_text, selects
+
+PyTree = Any
+
+ADAM = ("**/{head,embed,embedding,positions,class_token}/**",)
+"""What Adam updates although it has two axes or more: the last layer, and what is looked up."""
+
+
+def muon(learning_rate: optax.ScalarOrSchedule, **options: Any) -> optax.GradientTransformation:
+    """`optax.contrib.muon` on every kernel as a matrix, (inputs, outputs); all else is Adam's at the same rate.
+
+    A convolution's (H, W, in, out) is (H W in, out); of the heads of attention those axes are joined that make the
+    matrix most nearly square. `optax.contrib.muon` alone takes arrays of two axes only. A rate for Adam of its own:
+    ``adam_learning_rate``.
+    """
+    return optax.contrib.muon(learning_rate, muon_weight_dimension_numbers=matrices, **options)
+
+
+def matrices(params: PyTree) -> PyTree:
+    """Which axes of a parameter are inputs and which outputs; None for what is no matrix."""
+
+    def leaf(path: tuple[Any, ...], x: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
+        if x.ndim < 2 or selects(ADAM, path_text(path)):
+            return None
+        cut = columns_from(x.shape)
+        return optax.contrib.MuonDimensionNumbers(tuple(range(cut)), tuple(range(cut, x.ndim)))
+
+    return jax.tree_util.tree_map_with_path(leaf, params)
+
+
+muon.__signature__ = inspect.signature(optax.contrib.muon)  # type: ignore[attr-defined]
