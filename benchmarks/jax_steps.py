@@ -99,6 +99,7 @@ class Jaxaccel:
             "image": jax.ShapeDtypeStruct((batch_size, *workload.image), np.uint8),
             "label": jax.ShapeDtypeStruct((batch_size,), np.int32),
             "index": jax.ShapeDtypeStruct((batch_size,), np.int32),
+            "epoch": jax.ShapeDtypeStruct((batch_size,), np.int32),
             "mask": jax.ShapeDtypeStruct((batch_size,), np.float32),
         }
         factory = partial(_FACTORIES[workload.model], **workload.options)

@@ -96,6 +96,7 @@ def _batch_shape(batch_size: int, size: int) -> dict[str, jax.ShapeDtypeStruct]:
         "image": jax.ShapeDtypeStruct((batch_size, size, size, 1), jnp.uint8),
         "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
         "index": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+        "epoch": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
         "mask": jax.ShapeDtypeStruct((batch_size,), jnp.float32),
     }
 

@@ -60,6 +60,11 @@ def as_model(factory: Any, facts: Mapping[str, Any], inputs: tuple[PyTree, ...])
     raise UserError(f"the recipe's model must make a Flax NNX or Linen module, not {type(made[0]).__name__}")
 
 
+def takes(factory: Any, name: str) -> bool:
+    """Whether `factory` has an argument of that name that is still to be given."""
+    return not isinstance(factory, linen.Module) and name in _free(factory)
+
+
 def abstract(model: Model) -> tuple[PyTree, PyTree]:
     """The shapes and dtypes of (params, state), without computing them."""
     return jax.eval_shape(model.init, jax.random.key(0))

@@ -39,6 +39,21 @@ class Plan:
         return self.examples(step) / self.size
 
 
+def check_batches(recipe: Recipe, devices: int) -> None:
+    """Checks that every batch divides over `devices` and the parts to accumulate.
+
+    Raises:
+      UserError: one does not.
+    """
+    parts = devices * recipe.optimizer.accumulate
+    for batch_size in (recipe.batch_size, *recipe.phases.batch_size):
+        if batch_size < 1 or batch_size % parts:
+            raise UserError(
+                f"batch_size {batch_size} must be a multiple of {parts}: {devices} devices along data and fsdp, "
+                f"{recipe.optimizer.accumulate} parts to accumulate"
+            )
+
+
 def plan(recipe: Recipe, size: int) -> Plan:
     """The phases of `recipe` on a data set of `size` examples.
 

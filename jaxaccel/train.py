@@ -26,7 +26,7 @@ from jaxaccel.data.order import Phase, Sequential
 from jaxaccel.errors import UserError
 from jaxaccel.fuse import gather, several, several_evaluations
 from jaxaccel.metrics import Mean, add
-from jaxaccel.modules import as_model, output_shape
+from jaxaccel.modules import as_model, output_shape, takes
 from jaxaccel.optim.averaging import reestimator
 from jaxaccel.parallel import batch_sharding, make_mesh, placed, replicated
 from jaxaccel.recipe import Recipe
@@ -82,13 +82,7 @@ def _train(
 
     # ---- mesh -----------------------------------------------------------------------------------------
     mesh = make_mesh(recipe.mesh)
-    split = mesh.shape["data"] * mesh.shape["fsdp"]
-    for batch_size in (recipe.batch_size, *recipe.phases.batch_size):
-        if batch_size < 1 or batch_size % (split * recipe.optimizer.accumulate):
-            raise UserError(
-                f"batch_size {batch_size} must be a multiple of {split * recipe.optimizer.accumulate}: "
-                f"{split} devices along data and fsdp, {recipe.optimizer.accumulate} parts to accumulate"
-            )
+    pacing.check_batches(recipe, mesh.shape["data"] * mesh.shape["fsdp"])
 
     # ---- data -----------------------------------------------------------------------------------------
     task, data = recipe.task, recipe.data
@@ -101,8 +95,13 @@ def _train(
     # ---- model, optimizer, step -----------------------------------------------------------------------
     plan = pacing.plan(recipe, len(train_source))
     steps = plan.steps
-    example = task.element(train_source[0]) | {"index": np.int32(0), "mask": np.float32(1)}
+    example = task.element(train_source[0]) | {
+        "index": np.int32(0),
+        "epoch": np.int32(0),
+        "mask": np.float32(1),
+    }
     inputs = jax.eval_shape(task.inputs, batch_shape(example, recipe.batch_size))
+    facts |= {"sample": task.sample(train_source)} if takes(recipe.model, "sample") else {}
     model = as_model(recipe.model, facts, inputs)
     task.check(output_shape(model, inputs), facts)
     trainings = {p.image_size: training_of(recipe, model, steps, mesh, p.image_size) for p in plan.phases}
@@ -151,6 +150,8 @@ def _train(
             train_feed = resident_feed(train_source, task.element, shuffled, mesh, advance)
             eval_feed = resident_feed(eval_source, task.element, sequential, mesh, advance)
     else:
+        if training.count > 1:
+            raise UserError("replicas need the data on the device: --data.feed resident, or fewer examples")
         train_feed = stream_feed(train_source, task.element, shuffled, mesh, data.workers)
         eval_feed = stream_feed(eval_source, task.element, sequential, mesh, data.workers)
 

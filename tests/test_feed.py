@@ -21,6 +21,8 @@ def test_an_epoch_holds_each_example_once():
     for epoch in range(8):
         assert sorted(seen[100 * epoch : 100 * (epoch + 1)]) == list(range(100))
     assert not np.array_equal(seen[:100], seen[100:200])
+    epochs = np.concatenate([order(k)["epoch"] for k in range(25)])
+    np.testing.assert_array_equal(epochs, np.arange(800) // 100)
 
 
 def test_a_batch_is_a_pure_function_of_seed_and_step():
@@ -64,7 +66,7 @@ def test_both_feeds_yield_the_same_bits(digits, workers):
         for row, streamed in pairs:
             there = gather(resident.arrays, jax.tree.map(lambda x: x[0], row))
             here = jax.tree.map(lambda x: x[0], streamed)
-            assert there.keys() == here.keys() == {"image", "label", "index", "mask"}
+            assert there.keys() == here.keys() == {"image", "label", "index", "epoch", "mask"}
             for name in there:
                 assert there[name].dtype == here[name].dtype
                 np.testing.assert_array_equal(there[name], here[name])

@@ -49,20 +49,19 @@ class Shuffled:
         return InTurn(tuple(cls(seed, size, phase.batch_size, phase.start, phase.before) for phase in phases))
 
     def __call__(self, step: int) -> Item:
-        """``index`` (B,) int32 into the data set and ``mask`` (B,) float32, all ones."""
+        """``index`` (B,) int32 into the data set, ``epoch`` (B,) int32, the number of the pass over it that each
+        example belongs to, and ``mask`` (B,) float32, all ones."""
         first = self.before + (step - self.start) * self.batch_size
-        positions = np.arange(first, first + self.batch_size)
-        epochs, offsets = np.divmod(positions, self.size)
-        if epochs[0] == epochs[-1]:  # nearly all batches
-            index = permutation(self.seed, int(epochs[0]), self.size)[offsets[0] : offsets[-1] + 1]
-            return {"index": index, "mask": np.ones(self.batch_size, np.float32)}
-        index = np.concatenate(
-            [
-                permutation(self.seed, int(epoch), self.size)[offsets[epochs == epoch]]
-                for epoch in np.unique(epochs)
-            ]
-        )
-        return {"index": index, "mask": np.ones(self.batch_size, np.float32)}
+        epochs, offsets = np.divmod(np.arange(first, first + self.batch_size), self.size)
+        parts = [
+            permutation(self.seed, int(epoch), self.size)[offsets[epochs == epoch]]
+            for epoch in range(epochs[0], epochs[-1] + 1)
+        ]
+        return {
+            "index": parts[0] if len(parts) == 1 else np.concatenate(parts),
+            "epoch": epochs.astype(np.int32),
+            "mask": np.ones(self.batch_size, np.float32),
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,10 +98,14 @@ class Sequential:
         return -(-self.size // self.batch_size)
 
     def __call__(self, i: int) -> Item:
-        """``index`` (B,) int32 and ``mask`` (B,) float32, 0 where the batch is filled up with example 0."""
+        """``index`` (B,) int32, ``epoch`` 0 and ``mask`` (B,) float32, 0 where example 0 fills the batch up."""
         index = np.arange(i * self.batch_size, (i + 1) * self.batch_size, dtype=np.int32)
         real = index < self.size
-        return {"index": np.where(real, index, 0).astype(np.int32), "mask": real.astype(np.float32)}
+        return {
+            "index": np.where(real, index, 0).astype(np.int32),
+            "epoch": np.zeros(self.batch_size, np.int32),
+            "mask": real.astype(np.float32),
+        }
 
 
 @functools.lru_cache(maxsize=64)  # a few epochs of as many seeds as train at once

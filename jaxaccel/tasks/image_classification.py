@@ -26,8 +26,9 @@ class ImageClassification(Task):
     """Divides the pixels after that."""
     label_smoothing: float = 0.0
     """Share of the label spread evenly over all classes (Szegedy et al. 2016, arXiv:1512.00567)."""
-    tta: Literal["none", "flip", "shift"] = "none"
-    """Test-time augmentation, averaging logits: the mirror image too; or moved by one pixel four ways."""
+    tta: Literal["none", "flip", "shift", "multicrop"] = "none"
+    """Test-time augmentation, averaging logits: the mirror image too; or moved by one pixel four ways; or, as in Jordan
+    2024 (arXiv:2404.00498), mirrored and moved by one pixel to both corners, which count half."""
 
     def facts(self, features: Mapping[str, Any]) -> dict[str, Any]:
         """``classes``, ``class_names``, ``channels`` and ``image_size`` (an int, or (H, W) where they differ)."""
@@ -90,13 +91,19 @@ class ImageClassification(Task):
     def predict(self, apply: Apply, batch: Batch) -> jax.Array:
         """Logits (B, classes) float32, averaged over the views of test-time augmentation."""
         images = self._standardise(batch["image"])
+        h, w = images.shape[1:3]
+
+        def moved(*places: tuple[int, int], mode: str) -> list[jax.Array]:
+            padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode=mode)
+            return [padded[:, 1 + y : 1 + y + h, 1 + x : 1 + x + w] for y, x in places]
+
         views = [images]
-        if self.tta == "flip":
-            views.append(images[:, :, ::-1])
-        elif self.tta == "shift":
-            padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
-            h, w = images.shape[1:3]
-            views += [padded[:, y : y + h, x : x + w] for y, x in ((0, 1), (2, 1), (1, 0), (1, 2))]
+        if self.tta == "shift":
+            views += moved((-1, 0), (1, 0), (0, -1), (0, 1), mode="edge")
+        elif self.tta == "multicrop":
+            views += [images, *moved((-1, -1), (1, 1), mode="reflect")]
+        if self.tta in ("flip", "multicrop"):
+            views += [view[:, :, ::-1] for view in views]
         return jnp.stack([apply(view).astype(jnp.float32) for view in views]).mean(0)
 
     def evaluate(self, apply: Apply, batch: Batch) -> dict[str, Mean]:

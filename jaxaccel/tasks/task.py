@@ -21,7 +21,7 @@ Apply = Callable[..., PyTree]
 
 
 class Task(abc.ABC):
-    """Base of all tasks. Batches carry ``index`` (B,) int32 and ``mask`` (B,) float32 besides the task's own."""
+    """Base of all tasks. Batches carry ``index`` and ``epoch`` (B,) int32 and ``mask`` (B,) float32 besides its own."""
 
     metric: ClassVar[str] = "accuracy"
     """The headline: the metric by which the best checkpoint is kept, greater is better."""
@@ -41,6 +41,12 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def inputs(self, batch: Batch) -> tuple[PyTree, ...]:
         """What the model is called with."""
+
+    def sample(self, source: Any, count: int = 1000) -> np.ndarray:
+        """The first input of the model for the first examples of a split, for models that start from data."""
+        examples = [self.element(example) for example in source.__getitems__(range(min(count, len(source))))]
+        batch: Any = {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+        return np.asarray(self.inputs(batch)[0])
 
     @abc.abstractmethod
     def check(self, outputs: PyTree, facts: Mapping[str, Any]) -> None:
