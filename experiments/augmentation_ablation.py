@@ -1,0 +1,114 @@
+"""Which augmentation helps on Fashion-MNIST with 5,000 training images, and how much.
+
+    python experiments/augmentation_ablation.py --downloads DIR --out experiments/results/augmentation_ablation.json
+
+Trains the recipe `fashion_mnist` on the first 5,000 images with one augmentation at a time, and with none: five seeds
+at once as one program each. Prints one table of test accuracies and draws it. What is in the file already is not
+trained again.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import rows
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+import jaxaccel as ja
+from jaxaccel import augment, runtime
+
+AUGMENTATIONS: dict[str, tuple[Callable, ...]] = {
+    "none": (),
+    "horizontal flip": (augment.horizontal_flip,),
+    "pad and crop 2": (partial(augment.pad_and_crop, padding=2),),
+    "flip + pad and crop 2": (augment.horizontal_flip, partial(augment.pad_and_crop, padding=2)),
+    "rotate 10°": (partial(augment.rotate, rotation=10.0),),
+    "scale 0.9–1.1": (partial(augment.scale, scale=(0.9, 1.1)),),
+    "translate 7%": (partial(augment.translate, translation=0.07),),
+    "shear 10°": (partial(augment.shear, shear=10.0),),
+    "affine, all four": (
+        partial(augment.rotate, rotation=10.0),
+        partial(augment.scale, scale=(0.9, 1.1)),
+        partial(augment.shear, shear=10.0),
+        partial(augment.translate, translation=0.07),
+    ),
+    "elastic": (augment.elastic,),
+    "brightness and contrast": (
+        partial(augment.color_jitter, brightness=0.3, contrast=0.3, saturation=0.0, hue=0.0),
+    ),
+    "Gaussian noise": (augment.gaussian_noise,),
+    "cutout 8": (partial(augment.cutout, size=8),),
+    "random erasing": (augment.random_erasing,),
+    "mixup 0.2": (partial(augment.mixup, alpha=0.2),),
+    "cutmix 1": (partial(augment.cutmix, alpha=1.0),),
+    "RandAugment": (augment.rand_augment,),
+    "TrivialAugment": (augment.trivial_augment,),
+    "flip + crop + cutout": (
+        augment.horizontal_flip,
+        partial(augment.pad_and_crop, padding=2),
+        partial(augment.cutout, size=8),
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How much to train."""
+
+    downloads: Path | None = None
+    """Directory with the original files; not needed once the data set is prepared."""
+    images: int = 5000
+    epochs: float = 30
+    seeds: int = 5
+    only: tuple[str, ...] = ()
+    """Names of the augmentations to try; all by default."""
+    out: Path | None = None
+    """Also write the rows here, as JSON, and a picture beside it."""
+
+
+def recipe(options: Options, chosen: tuple[Callable, ...]) -> ja.Recipe:
+    """`fashion_mnist` on fewer images, several seeds at once, tested at the end."""
+    shipped = ja.load_recipe("fashion_mnist")
+    data = dataclasses.replace(
+        shipped.data, train_split=f"train[:{options.images}]", downloads=options.downloads, feed="resident"
+    )
+    return dataclasses.replace(
+        shipped, name="ablation", data=data, augment=chosen, epochs=options.epochs, eval_every=options.epochs,
+        replicas=options.seeds,
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Runs the experiment."""
+    options = tyro.cli(Options, description=__doc__)
+    runtime.setup()
+    made_with = {"images": options.images, "epochs": options.epochs, "seeds": options.seeds}
+    found = rows.known(options.out, made_with)
+    for name in options.only or AUGMENTATIONS:
+        if name not in found:
+            summary, _ = rows.trained(recipe(options, AUGMENTATIONS[name]))
+            accuracies = [100 * row["accuracy"] for row in summary["replicas"]]
+            found[name] = {"accuracy": accuracies, "examples_per_second": summary["examples_per_second"]}
+            rows.write(options.out, made_with, found)
+    means = {name: rows.spread(row["accuracy"]) for name, row in found.items()}
+    base = means["none"][0] if "none" in means else float("nan")
+    table = Table(title=f"Fashion-MNIST, {options.images:,} training images, {options.epochs:g} epochs")
+    table.add_column("augmentation")
+    for heading in ("accuracy %", "± over seeds", "gain"):
+        table.add_column(heading, justify="right")
+    for name, (mean, deviation) in sorted(means.items(), key=lambda item: -item[1][0]):
+        table.add_row(name, f"{mean:.2f}", f"{deviation:.2f}", f"{mean - base:+.2f}")
+    Console().print(table)
+    if options.out:
+        title = f"Fashion-MNIST with {options.images:,} training images, {options.seeds} seeds"
+        picture = [(name, *value) for name, value in means.items()]
+        rows.bars(
+            options.out.with_suffix(".png"), title, "test accuracy, %; the line is without any", picture, base
+        )
+
+
+if __name__ == "__main__":
+    main()

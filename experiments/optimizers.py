@@ -1,0 +1,160 @@
+"""How long each optimizer takes to 99% on MNIST and to 92% on Fashion-MNIST.
+
+    python experiments/optimizers.py --downloads DIR --out experiments/results/optimizers.json
+
+Trains the shipped recipe's network with each optimizer, five seeds at once as one program, the rate falling by
+a cosine, and looks when each seed first passes the mark on the test images. Learning rates are the best of a few for one
+seed (--tune N tries the factors 1/N, 1 and N). One table, one picture.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import rows
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+import jaxaccel as ja
+from jaxaccel import runtime
+from jaxaccel.optim import Optimizer, Schedule
+
+MARKS = {"mnist": (0.99, 4.0), "fashion_mnist": (0.92, 12.0)}
+"""The accuracy to reach, and the epochs of a run."""
+
+OPTIMIZERS: dict[str, Optimizer] = {
+    "SGD": Optimizer("sgd", 0.1, args={"momentum": 0.9, "nesterov": 1}, weight_decay=5e-4),
+    "SGD, SAM": Optimizer("sgd", 0.1, args={"momentum": 0.9, "nesterov": 1}, weight_decay=5e-4, sam=0.05),
+    "SGD, Lookahead": Optimizer(
+        "sgd", 0.2, args={"momentum": 0.9, "nesterov": 1}, weight_decay=5e-4, lookahead=5
+    ),
+    "AdamW": Optimizer("adamw", 2e-3, weight_decay=0.05),
+    "Lion": Optimizer("lion", 3e-4, weight_decay=0.3),
+    "LARS": Optimizer("lars", 2.0, weight_decay=5e-4),
+    "LAMB": Optimizer("lamb", 1e-2, weight_decay=0.05),
+    "Muon": Optimizer("muon", 2e-2, weight_decay=0.05),
+    "Sophia": Optimizer("sophia", 2e-3, weight_decay=0.05),
+    "Prodigy": Optimizer("prodigy", 1.0, weight_decay=0.01),
+    "schedule-free AdamW": Optimizer("schedule_free_adamw", 5e-3, weight_decay=0.05),
+    "Shampoo": Optimizer("shampoo", 2e-3, weight_decay=0.05),
+    "SOAP": Optimizer("soap", 2e-3, weight_decay=0.05),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to train, and how much."""
+
+    downloads: Path | None = None
+    """Directory with one folder of original files a data set, mnist/ and fashion_mnist/; not needed once prepared."""
+    data: tuple[str, ...] = tuple(MARKS)
+    seeds: int = 5
+    epochs: float = 0.0
+    """Of each run; 0 takes 4 and 12."""
+    only: tuple[str, ...] = ()
+    """Names of the optimizers to try; all by default."""
+    tune: float = 0.0
+    out: Path | None = None
+    """Also write the rows here, as JSON, and a picture of each data set beside it."""
+
+
+def recipe(options: Options, name: str, optimizer: Optimizer) -> ja.Recipe:
+    """The shipped recipe with another optimizer, tested four times an epoch."""
+    shipped = ja.load_recipe(name)
+    place = options.downloads / name if options.downloads else None
+    free = optimizer.name.startswith("schedule_free")
+    return dataclasses.replace(
+        shipped, name=f"{name}_{optimizer.name}", data=dataclasses.replace(shipped.data, downloads=place),
+        optimizer=optimizer, schedule=Schedule("constant" if free else "cosine", warmup=0.05),
+        epochs=options.epochs or MARKS[name][1], eval_every=0.25, replicas=options.seeds,
+    )  # fmt: skip
+
+
+def tuned(options: Options, name: str, optimizer: Optimizer) -> Optimizer:
+    """`optimizer` with the learning rate, of three at once, that ends best for one seed."""
+    rates = [optimizer.learning_rate * options.tune**power for power in (-1, 0, 1)]
+    one = dataclasses.replace(
+        recipe(options, name, optimizer), replicas=1, sweep={"optimizer.learning_rate": tuple(rates)}
+    )
+    summary, _ = rows.trained(one)
+    best = max(summary["replicas"], key=lambda row: row["accuracy"])
+    return dataclasses.replace(optimizer, learning_rate=best["optimizer.learning_rate"])
+
+
+def first_passes(evaluations: list[dict[str, Any]], mark: float, seeds: int) -> list[int | None]:
+    """The step at which each seed's accuracy is first at `mark`; None where it never is."""
+    return [
+        next((row["step"] for row in evaluations if row[f"accuracy/{i}"] >= mark), None) for i in range(seeds)
+    ]
+
+
+def measured(options: Options, name: str, optimizer: Optimizer) -> dict[str, Any]:
+    """One row: steps and seconds to the mark of each seed, and where it ended."""
+    summary, evaluations = rows.trained(recipe(options, name, optimizer))
+    # The seeds train at once; a seed's share is its part of the time of a step.
+    seconds = ja.load_recipe(name).batch_size / summary["examples_per_second"]
+    steps = first_passes(evaluations, MARKS[name][0], options.seeds)
+    return {
+        "learning_rate": optimizer.learning_rate,
+        "steps": steps,
+        "seconds": [None if step is None else step * seconds for step in steps],
+        "accuracy": [100 * row["accuracy"] for row in summary["replicas"]],
+    }
+
+
+def shown(found: dict[str, Any], name: str) -> Table:
+    """The rows of one data set, the fastest first."""
+    table = Table(title=f"{name}: to {MARKS[name][0]:.0%} of the test images")
+    table.add_column("optimizer")
+    for heading in ("learning rate", "seconds", "steps", "seeds that got there", "accuracy at the end, %"):
+        table.add_column(heading, justify="right")
+    order = sorted(found.items(), key=lambda item: _mean(item[1]["seconds"]))
+    for optimizer, row in order:
+        there = [step for step in row["steps"] if step is not None]
+        times = [second for second in row["seconds"] if second is not None]
+        cells = ["–", "–"]
+        if there:
+            cells = [f"{rows.spread(times)[0]:.1f} ± {rows.spread(times)[1]:.1f}",
+                     f"{rows.spread(there)[0]:.0f} ± {rows.spread(there)[1]:.0f}"]  # fmt: skip
+        mean, deviation = rows.spread(row["accuracy"])
+        table.add_row(
+            optimizer, f"{row['learning_rate']:.2g}", *cells, f"{len(there)} of {len(row['steps'])}",
+            f"{mean:.2f} ± {deviation:.2f}",
+        )  # fmt: skip
+    return table
+
+
+def _mean(values: list[float | None]) -> float:
+    there = [value for value in values if value is not None]
+    return sum(there) / len(there) if there else float("inf")
+
+
+def main() -> None:
+    """Runs the experiment."""
+    options = tyro.cli(Options, description=__doc__)
+    runtime.setup()
+    made_with = {"seeds": options.seeds, "epochs": options.epochs}
+    found = rows.known(options.out, made_with)
+    for name in options.data:
+        cells = found.setdefault(name, {})
+        for label in options.only or OPTIMIZERS:
+            if label not in cells:
+                optimizer = OPTIMIZERS[label]
+                optimizer = tuned(options, name, optimizer) if options.tune else optimizer
+                cells[label] = measured(options, name, optimizer)
+                rows.write(options.out, made_with, found)
+        Console().print(shown(cells, name))
+        if options.out:
+            times = [(label, *rows.spread([s for s in row["seconds"] if s is not None])) for label, row in cells.items()
+                     if any(s is not None for s in row["seconds"])]  # fmt: skip
+            picture = options.out.with_name(f"{options.out.stem}-{name}.png")
+            title = f"{name}: seconds to {MARKS[name][0]:.0%}, {options.seeds} seeds"
+            if times:
+                rows.bars(
+                    picture, title, "seconds of training on this machine", times, min(t[1] for t in times)
+                )
+
+
+if __name__ == "__main__":
+    main()
