@@ -16,7 +16,7 @@ in part: its weight is keyed like everything else, its partner is the neighbour 
 depends on the index and the epoch, and not on the key.
 """
 
-from jaxaccel.augment.batch import Augmentation, Batch, example_keys
+from jaxaccel.augment.batch import Augmentation, Batch
 from jaxaccel.augment.chain import chain
 from jaxaccel.augment.color import brightness, color_jitter, contrast, grayscale, hue, invert, saturation
 from jaxaccel.augment.crop import (
@@ -30,6 +30,7 @@ from jaxaccel.augment.elastic import elastic
 from jaxaccel.augment.erase import cutout, random_erasing
 from jaxaccel.augment.filters import gaussian_blur, gaussian_noise, sharpness
 from jaxaccel.augment.geometry import affine, perspective, rotate, scale, shear, translate
+from jaxaccel.augment.keys import example_keys
 from jaxaccel.augment.mix import cutmix, mixup, mixup_or_cutmix
 from jaxaccel.augment.policies import augmix, auto_augment, rand_augment, three_augment, trivial_augment
 from jaxaccel.augment.tone import autocontrast, equalize, posterize, solarize

@@ -1,4 +1,4 @@
-"""What all augmentations share: batches, keys of examples, dtypes of pixels."""
+"""What all augmentations share: batches, checks of options, dtypes of pixels."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, cast
@@ -12,33 +12,6 @@ from jaxaccel.errors import UserError
 
 Batch = Mapping[str, jax.Array]
 Augmentation = Callable[[jax.Array, Batch], Batch]
-
-
-def example_keys(key: jax.Array, batch: Batch) -> jax.Array:
-    """One random key per example: ``fold_in(key, index)``.
-
-    ``index`` is ``batch["index"]``, integers of shape (B,): the example's position in its data set. A batch
-    without it is numbered 0..B-1.
-
-    Returns:
-      Keys of shape (B,), or (B, 2) where ``key`` is a raw uint32 key.
-    """
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, example_index(batch))
-
-
-def example_index(batch: Batch) -> jax.Array:
-    """``batch["index"]`` (B,), or 0..B-1 where it is missing."""
-    if "index" in batch:
-        return batch["index"]
-    name = "image" if "image" in batch else next(iter(batch), None)
-    if name is None:
-        raise UserError("the batch is empty: it has neither an 'index' nor anything to count")
-    return jnp.arange(batch[name].shape[0])
-
-
-def uniforms(key: jax.Array, batch: Batch, count: int) -> jax.Array:
-    """``count`` draws for each example, (B, count) float32 in [0, 1)."""
-    return jax.vmap(lambda key: jax.random.uniform(key, (count,)))(example_keys(key, batch))
 
 
 def image_of(batch: Batch, operation: str) -> jax.Array:

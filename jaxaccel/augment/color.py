@@ -12,9 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxaccel.augment.batch import Batch, check_probability, compute_dtype, image_of, uniforms
-from jaxaccel.augment.chain import Deferred, changed, image_like
+from jaxaccel.augment.batch import (
+    Batch,
+    check_probability,
+    compute_dtype,
+    image_of,
+)
+from jaxaccel.augment.deferred import Deferred, changed, image_like
 from jaxaccel.augment.exact import STEPS, drawn_from, exact_sum, fixed_point, on_grid, product
+from jaxaccel.augment.keys import uniforms
 from jaxaccel.errors import UserError
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
@@ -29,7 +35,7 @@ LARGEST = 24.0
 
 @dataclasses.dataclass(frozen=True)
 class Recoloring:
-    """A `chain.Change`: each pixel's color through its image's affine map."""
+    """A `deferred.Change`: each pixel's color through its image's affine map."""
 
     matrix: jax.Array
     """(B, C + 1, C + 1) float32 for C channels in [0, 1] and a 1; the last row is (0, .., 0, 1)."""

@@ -11,13 +11,11 @@ from jaxaccel.augment.batch import (
     Batch,
     check_probability,
     check_range,
-    example_index,
-    example_keys,
     image_of,
-    uniforms,
 )
-from jaxaccel.augment.chain import changed, image_like
+from jaxaccel.augment.deferred import changed, image_like
 from jaxaccel.augment.exact import STEPS, drawn_from, stacked
+from jaxaccel.augment.keys import example_index, example_keys, uniforms
 from jaxaccel.augment.resample import Fill, Method, Mirroring, Resampling, check_sampling
 from jaxaccel.errors import UserError
 

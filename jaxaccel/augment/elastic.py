@@ -6,8 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxaccel.augment.batch import Batch, computed_once, example_keys, image_of
+from jaxaccel.augment.batch import (
+    Batch,
+    computed_once,
+    image_of,
+)
 from jaxaccel.augment.exact import fixed_point
+from jaxaccel.augment.keys import example_keys
 from jaxaccel.augment.resample import Fill, Method, check_sampling, fraction_bits, sample
 from jaxaccel.errors import UserError
 

@@ -10,13 +10,12 @@ from jaxaccel.augment.batch import (
     Batch,
     check_probability,
     check_range,
-    example_keys,
     fill_value,
     image_of,
     per_image,
-    uniforms,
 )
 from jaxaccel.augment.crop import ATTEMPTS, random_box
+from jaxaccel.augment.keys import example_keys, uniforms
 from jaxaccel.errors import UserError
 
 

@@ -14,8 +14,8 @@ from jaxaccel.augment.batch import look_up
 STEPS = 4096
 """Angles and other draws that enter a transcendental function lie on a grid of so many steps."""
 
-SUM_BITS = 22
-"""Fraction bits of `exact_sum`; its terms saturate at 2**7, so that four of them fit into int32."""
+SUM_BITS = 23
+"""Fraction bits of `exact_sum`; its terms saturate at 2**6, so that four of them fit into int32."""
 
 
 def fixed_point(values: jax.Array, bits: int) -> jax.Array:

@@ -13,13 +13,12 @@ from jaxaccel.augment.batch import (
     check_range,
     compute_dtype,
     computed_once,
-    example_keys,
     image_of,
     per_image,
     to_dtype,
-    uniforms,
 )
 from jaxaccel.augment.exact import STEPS, drawn_from, on_grid
+from jaxaccel.augment.keys import example_keys, uniforms
 from jaxaccel.errors import UserError
 
 

@@ -11,9 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxaccel.augment.batch import Batch, check_probability, uniforms
-from jaxaccel.augment.chain import changed, image_like
+from jaxaccel.augment.batch import (
+    Batch,
+    check_probability,
+)
+from jaxaccel.augment.deferred import changed, image_like
 from jaxaccel.augment.exact import directions, drawn_from, exact_sum, on_grid, stacked
+from jaxaccel.augment.keys import uniforms
 from jaxaccel.augment.resample import SMALLEST_SCALE, Fill, Method, Resampling, check_sampling, composed
 from jaxaccel.errors import UserError
 

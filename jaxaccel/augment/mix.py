@@ -16,16 +16,15 @@ from jaxaccel.augment.batch import (
     along_batch,
     check_probability,
     compute_dtype,
-    example_keys,
     image_of,
     interpolate,
     look_up,
     per_image,
     to_dtype,
-    uniforms,
 )
 from jaxaccel.augment.erase import inside
 from jaxaccel.augment.exact import STEPS, drawn_from
+from jaxaccel.augment.keys import example_keys, uniforms
 from jaxaccel.errors import UserError
 
 

@@ -27,7 +27,6 @@ from jaxaccel.augment.batch import (
     per_image,
     to_dtype,
     to_levels,
-    uniforms,
 )
 from jaxaccel.augment.color import (
     Recoloring,
@@ -40,6 +39,7 @@ from jaxaccel.augment.color import (
 )
 from jaxaccel.augment.exact import STEPS, drawn_from, fixed_point
 from jaxaccel.augment.filters import blurred, gaussian_weights, sharpened
+from jaxaccel.augment.keys import uniforms
 from jaxaccel.augment.mix import beta_quantiles
 from jaxaccel.augment.policy_tables import (
     AUGMIX,

@@ -184,7 +184,7 @@ def cubic_weights(fraction: jax.Array) -> list[jax.Array]:
 
 @dataclasses.dataclass(frozen=True)
 class Resampling:
-    """A `chain.Change`: the images (B, H, W, C) at the places that one matrix for each of them gives."""
+    """A `deferred.Change`: the images (B, H, W, C) at the places that one matrix for each of them gives."""
 
     key: jax.Array
     """Of the operation; see `batch.computed_once`."""
@@ -234,7 +234,7 @@ class Resampling:
 
 @dataclasses.dataclass(frozen=True)
 class Mirroring:
-    """A `chain.Change`: images mirrored or not, which moves whole pixels and joins any `Resampling`."""
+    """A `deferred.Change`: images mirrored or not, which moves whole pixels and joins any `Resampling`."""
 
     key: jax.Array
     """Of the operation."""

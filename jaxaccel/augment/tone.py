@@ -17,8 +17,8 @@ from jaxaccel.augment.batch import (
     image_of,
     per_image,
     to_levels,
-    uniforms,
 )
+from jaxaccel.augment.keys import uniforms
 from jaxaccel.errors import UserError
 
 
@@ -100,11 +100,11 @@ def posterize(key: jax.Array, batch: Batch, *, bits: int, probability: float = 0
     """Keeps the highest ``bits`` of each 8-bit level, with the given probability.
 
     Raises:
-      UserError: bits is no whole number in [0, 8], the probability not in [0, 1], or the batch has no usable image.
+      UserError: bits is no whole number in [1, 8], the probability not in [0, 1], or the batch has no usable image.
     """
     image = image_of(batch, "posterize")
-    if not isinstance(bits, Integral) or not 0 <= bits <= 8:
-        raise UserError(f"posterize: bits must be a whole number in [0, 8], not {bits!r}")
+    if not isinstance(bits, Integral) or not 1 <= bits <= 8:
+        raise UserError(f"posterize: bits must be a whole number in [1, 8], not {bits!r}")
     new = from_levels(posterized(to_levels(image), int(bits)), image.dtype)
     return _sometimes(key, batch, image, new, probability, "posterize")
 

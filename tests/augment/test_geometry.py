@@ -6,15 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from references import (
-    assert_uniform,
-    matrix_places,
-    photograph,
-    pil,
-    recovered_homographies,
-    scipy_sample,
-    unpil,
-)
+from references import assert_uniform, matrix_places, recovered_homographies, scipy_sample
 from scipy import ndimage
 
 from jaxaccel.augment import affine, chain, mixup, perspective, rotate, scale, shear, translate
@@ -91,7 +83,7 @@ def test_resample_equals_scipy(shape, dtype):
     assert out.dtype == dtype
     for result, image, inverse in zip(out, images, np.asarray(matrix)[:, :2], strict=True):
         expected = scipy_resample(image, inverse, 31)
-        np.testing.assert_allclose(result, expected, rtol=0, atol=0.501 if dtype == np.uint8 else 1e-3)
+        np.testing.assert_allclose(result, expected, rtol=0, atol=0.51 if dtype == np.uint8 else 1e-2)
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (300, 700, 1)])
@@ -246,27 +238,30 @@ def test_nearest_and_bilinear_with_every_fill_equal_scipy(fill, dtype):
         np.testing.assert_array_equal(np.asarray(nearest)[i][clear], expected[clear])
 
 
-def test_bicubic_equals_pillow_inside_and_keeps_pixels_in_place():
-    image = photograph()
-    matrix = matrices_of(np.array([17.0]), np.array([1.3]), np.array([[2.5, -1.25]]))
-    ours = np.asarray(resample(image[None], matrix, method="bicubic"))[0].astype(int)
-    # Pillow's coefficients: (x, y, 1), measured from the corner of the first pixel.
-    (a, b, c), (d, e, f) = np.asarray(matrix, np.float64)[0, :2]
-    height, width = image.shape[:2]
-    ours_to_pillow = [
-        e, d, f + width / 2 - e * width / 2 - d * height / 2,
-        b, a, c + height / 2 - b * width / 2 - a * height / 2,
-    ]  # fmt: skip
-    pillow = unpil(
-        pil(image).transform(
-            (width, height), Image.Transform.AFFINE, ours_to_pillow, Image.Resampling.BICUBIC
-        )
-    ).astype(int)
-    rows, columns = matrix_places(np.asarray(matrix, np.float64)[0], (height, width), (height, width))
-    inside = (rows > 2) & (rows < height - 3) & (columns > 2) & (columns < width - 3)
-    assert inside.mean() > 0.4 and np.abs(ours - pillow)[inside].max() <= 1
-    same = resample(image[None], jnp.eye(3)[None], method="bicubic")
-    np.testing.assert_array_equal(same[0], image)
+def keys_cubic(distance):
+    """Keys 1981, with a = -1/2."""
+    x = np.abs(distance)
+    inner, outer = 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+    return np.where(x < 1, inner, np.where(x < 2, outer, 0))
+
+
+@pytest.mark.parametrize("fill", [31, "edge", "reflect"])
+def test_bicubic_is_keys_sum_over_all_pixels(fill):
+    images = make_batch(size=2, shape=(12, 9, 3))["image"]
+    matrix = matrices_of(*draw(2, scales=(0.6, 1.5), shift=4.0))
+    out = resample(images, matrix, fill=fill, method="bicubic")
+    around, pad = ((20, 20), (20, 20), (0, 0)), np.arange(-20, 12 + 20)
+    for i, exact in enumerate(np.asarray(matrix, np.float64)):
+        padded = (
+            np.pad(images[i], around, mode=fill) if isinstance(fill, str)
+            else np.pad(images[i], around, constant_values=fill)
+        ).astype(float)  # fmt: skip
+        rows, columns = matrix_places(exact, (12, 9), (12, 9))
+        of_rows, of_columns = keys_cubic(rows[..., None] - pad), keys_cubic(columns[..., None] - pad[:49])
+        expected = np.clip(np.einsum("hwi,hwj,ijc->hwc", of_rows, of_columns, padded), 0, 255)
+        np.testing.assert_allclose(out[i], expected, atol=0.502)
+    same = resample(images, jnp.tile(jnp.eye(3), (2, 1, 1)), method="bicubic", fill=fill)
+    np.testing.assert_array_equal(same, images)
 
 
 def test_shear_draws_what_the_options_say():
@@ -306,7 +301,7 @@ def test_perspective_shows_the_image_in_a_quadrangle():
 
 
 def test_perspective_draws_corners():
-    matrices = recovered_homographies(perspective, distortion=0.4, probability=0.6, size=200)
+    matrices = recovered_homographies(perspective, distortion=0.4, probability=0.6, count=200)
     still = np.abs(matrices - np.eye(3)).max((1, 2)) < 1e-3
     assert abs(still.mean() - 0.4) < 0.12
     forward = np.linalg.inv(matrices[~still])

@@ -81,7 +81,7 @@ def magnitude_of(name, level, sign, space, height, width):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize(("space", "level"), [(AUTO, 6), (RAND, 9), (TRIVIAL_WIDE, 25), (AUGMIX, 2)])
+@pytest.mark.parametrize(("space", "level"), [(AUTO, 7), (RAND, 9), (TRIVIAL_WIDE, 25), (AUGMIX, 2)])
 def test_every_operation_is_pillows(space, level, channels):
     image = photograph()[..., :channels]
     table = parameters(space, *image.shape[:2])
@@ -141,7 +141,7 @@ def indices(table, rows):
 
 
 def test_rand_augment_draws_operations_evenly_and_independently(drawn):
-    rand_augment(KEY, many(), num_ops=2, magnitude=9)
+    rand_augment(jax.random.key(7), many(), num_ops=2, magnitude=9)
     table = parameters(RAND, 40, 48)
     found = [indices(table, rows) // (2 * RAND.levels) for rows in drawn]
     assert len(found) == 2

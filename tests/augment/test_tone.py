@@ -29,7 +29,7 @@ def pictures():
 
 CASES = {
     "posterize": (partial(posterize, bits=3), lambda picture: ImageOps.posterize(picture, 3)),
-    "posterize to nothing": (partial(posterize, bits=0), lambda picture: ImageOps.posterize(picture, 0)),
+    "posterize to one bit": (partial(posterize, bits=1), lambda picture: ImageOps.posterize(picture, 1)),
     "solarize": (solarize, ImageOps.solarize),
     "solarize from 64": (
         partial(solarize, threshold=0.25),
@@ -89,6 +89,7 @@ def test_probability(operation):
     ("augmentation", "words"),
     [
         (partial(posterize, bits=9), "bits.*9"),
+        (partial(posterize, bits=0), "bits.*0"),
         (partial(posterize, **{"bits": 1.5}), "bits.*1.5"),
         (partial(posterize, bits=1, probability=2), "probability.*2"),
         (partial(solarize, threshold=128), "threshold.*128"),
