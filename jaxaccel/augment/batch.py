@@ -104,7 +104,7 @@ def along_batch(function: Callable[[jax.Array], jax.Array], values: jax.Array) -
 
 
 def look_up(table: np.ndarray, place: jax.Array) -> jax.Array:
-    """``table[place]`` for each example; ``place`` is (B,) integers, within bounds."""
+    """``table[place]`` for each example; ``place`` is (B, ...) integers, within bounds."""
     return along_batch(lambda place: jnp.asarray(table).at[place].get(mode="promise_in_bounds"), place)
 
 

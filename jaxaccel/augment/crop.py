@@ -104,32 +104,54 @@ def pad_and_crop(
     return {**batch, "image": jax.vmap(crop)(padded, example_keys(key, batch))}
 
 
-def random_box(
+def random_boxes(
     draws: jax.Array, height: int, width: int, area: tuple[float, float], ratio: tuple[float, float]
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
-    """A box in an image: its area is uniform, its ratio of width to height log-uniform, its place uniform.
+) -> tuple[jax.Array, ...]:
+    """Boxes of random size in images: areas are uniform, ratios of width to height log-uniform, places uniform.
 
     Args:
-      draws: (n, 4) float32 in [0, 1).
-      height: of the image.
-      width: of the image.
+      draws: (..., 4) float32 in [0, 1).
+      height: of the images.
+      width: of the images.
       area: (lowest, highest) share of the image's.
       ratio: (lowest, highest).
 
     Returns:
-      Whether it fits, (n,) bool; and top, left, height and width, (n,) int32, where it does.
+      Top, left, height and width, (...) int32, and whether the box fits, (...) bool.
     """
     shares = (np.arange(STEPS) + 0.5) / STEPS
     sides = np.sqrt(height * width * (area[0] + (area[1] - area[0]) * shares)).astype(np.float32)
     stretch = np.exp(0.5 * (np.log(ratio[0]) + np.log(ratio[1] / ratio[0]) * shares)).astype(np.float32)
-    side, wider = drawn_from(sides, draws[:, 0]), drawn_from(stretch, draws[:, 1])
+    side, wider = drawn_from(sides, draws[..., 0]), drawn_from(stretch, draws[..., 1])
     tall, broad = jnp.round(side / wider).astype(jnp.int32), jnp.round(side * wider).astype(jnp.int32)
     fits = (tall > 0) & (tall <= height) & (broad > 0) & (broad <= width)
     # 16 bits of the draws, so that the product, of integers, is exact.
-    place = (draws[:, 2:] * 65536).astype(jnp.int32)
-    top = (place[:, 0] * jnp.clip(height - tall + 1, 1, 2**15)) >> 16
-    left = (place[:, 1] * jnp.clip(width - broad + 1, 1, 2**15)) >> 16
-    return fits, top, left, tall, broad
+    place = (draws[..., 2:] * 65536).astype(jnp.int32)
+    top = (place[..., 0] * jnp.clip(height - tall + 1, 1, 2**15)) >> 16
+    left = (place[..., 1] * jnp.clip(width - broad + 1, 1, 2**15)) >> 16
+    return top, left, tall, broad, fits
+
+
+def first_fitting(
+    draws: jax.Array,
+    height: int,
+    width: int,
+    area: tuple[float, float],
+    ratio: tuple[float, float],
+    otherwise: tuple[int, int, int, int],
+) -> list[jax.Array]:
+    """The first of `ATTEMPTS` boxes that fits, else another one; draws are (B, 4 * ATTEMPTS).
+
+    Returns:
+      Top, left, height and width, (B,) int32 each.
+    """
+    *boxes, fits = random_boxes(draws.reshape(-1, ATTEMPTS, 4), height, width, area, ratio)
+    first = fits & (jnp.cumsum(fits, axis=1) == 1)
+    found = jnp.any(fits, axis=1)
+    return [
+        jnp.where(found, jnp.sum(jnp.where(first, part, 0), axis=1), fallback)
+        for part, fallback in zip(boxes, otherwise, strict=True)
+    ]
 
 
 def random_resized_crop(
@@ -163,19 +185,16 @@ def random_resized_crop(
     check_sampling(fill, method, image, "random_resized_crop")
     check_range(scale, "scale", 0, 1, "random_resized_crop")
     check_range(ratio, "ratio", 1 / 16, 16, "random_resized_crop")
-    count, height, width, _ = image.shape
+    _, height, width, _ = image.shape
     new = (size, size) if isinstance(size, Integral) else tuple(size)
     if len(new) != 2 or not all(isinstance(n, Integral) and n >= 0 for n in new):
         raise UserError(f"random_resized_crop: size must be one or two whole numbers, not {size!r}")
     new = (int(new[0]) or height, int(new[1]) or width)
-    draws = uniforms(key, batch, 4 * ATTEMPTS).reshape(count, ATTEMPTS, 4)
-    boxes = [random_box(draws[:, i], height, width, scale, ratio) for i in range(ATTEMPTS)]
     tall = height if width / height >= ratio[0] else round(width / ratio[0])
     broad = width if width / height <= ratio[1] else round(height * ratio[1])
-    box = [jnp.full((count,), n) for n in ((height - tall) // 2, (width - broad) // 2, tall, broad)]
-    for fits, *drawn in reversed(boxes):
-        box = [jnp.where(fits, now, before) for now, before in zip(drawn, box, strict=True)]
-    top, left, tall, broad = box
+    centred = ((height - tall) // 2, (width - broad) // 2, tall, broad)
+    draws = uniforms(key, batch, 4 * ATTEMPTS)
+    top, left, tall, broad = first_fitting(draws, height, width, scale, ratio, centred)
     # Doubled, the distance between two centres is a whole number.
     down = (2 * top + tall - height).astype(jnp.float32) / 2
     right = (2 * left + broad - width).astype(jnp.float32) / 2

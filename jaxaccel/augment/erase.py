@@ -14,7 +14,7 @@ from jaxaccel.augment.batch import (
     image_of,
     per_image,
 )
-from jaxaccel.augment.crop import ATTEMPTS, random_box
+from jaxaccel.augment.crop import ATTEMPTS, first_fitting
 from jaxaccel.augment.keys import example_keys, uniforms
 from jaxaccel.errors import UserError
 
@@ -84,12 +84,9 @@ def random_erasing(
     check_range(ratio, "ratio", 1 / 16, 16, "random_erasing")
     if isinstance(fill, str) and fill != "noise":
         raise UserError(f"random_erasing: fill must be a number or 'noise', not {fill!r}")
-    count, height, width, _ = image.shape
+    _, height, width, _ = image.shape
     draws = uniforms(key, batch, 1 + 4 * ATTEMPTS)
-    box = [jnp.zeros((count,), jnp.int32) for _ in range(4)]
-    for attempt in reversed(draws[:, 1:].reshape(count, ATTEMPTS, 4).swapaxes(0, 1)):
-        fits, *drawn = random_box(attempt, height, width, scale, ratio)
-        box = [jnp.where(fits, now, before) for now, before in zip(drawn, box, strict=True)]
+    box = first_fitting(draws[:, 1:], height, width, scale, ratio, otherwise=(0, 0, 0, 0))
     top, left, tall, broad = (per_image(part) for part in box)
     erased = inside(top, left, tall, broad, height, width) & per_image(draws[:, 0] < probability)
     value = (

@@ -60,6 +60,6 @@ def directions(rotation: float) -> np.ndarray:
 
 
 def drawn_from(table: np.ndarray, draws: jax.Array) -> jax.Array:
-    """The row of ``table`` (n, ...) at the share ``draws``, uniform in [0, 1), of its length."""
+    """The entry of ``table`` (n, ...) at the share ``draws``, uniform in [0, 1), of its length."""
     place = jnp.minimum((draws * len(table)).astype(jnp.int32), len(table) - 1)
     return look_up(table, place)

@@ -13,7 +13,7 @@ from jaxaccel.augment import (
     random_resized_crop,
     vertical_flip,
 )
-from jaxaccel.augment.crop import random_box
+from jaxaccel.augment.crop import random_boxes
 from jaxaccel.errors import UserError
 
 
@@ -94,8 +94,8 @@ def test_alternating_flip_shows_both_sides_in_two_epochs():
 
 def test_random_boxes_are_uniform_in_area_log_ratio_and_place():
     draws = np.random.default_rng(0).uniform(size=(4000, 4)).astype(np.float32)
-    parts = jax.jit(partial(random_box, height=400, width=500, area=(0.1, 0.3), ratio=(0.5, 2.0)))(draws)
-    fits, top, left, tall, broad = (np.asarray(part) for part in parts)
+    parts = jax.jit(partial(random_boxes, height=400, width=500, area=(0.1, 0.3), ratio=(0.5, 2.0)))(draws)
+    top, left, tall, broad, fits = (np.asarray(part) for part in parts)
     assert fits.all()
     assert_uniform(tall * broad / 2e5, 0.1, 0.3, slack=0.01)
     assert_uniform(np.log(broad / tall), np.log(0.5), np.log(2), slack=0.01)
@@ -104,13 +104,15 @@ def test_random_boxes_are_uniform_in_area_log_ratio_and_place():
     )
     assert_uniform((top + 0.5) / (401 - tall), 0, 1)
     assert_uniform((left + 0.5) / (501 - broad), 0, 1)
-    wide = random_box(draws, 400, 500, (0.8, 1.0), (0.5, 2.0))
-    assert 0.1 < np.asarray(wide[0]).mean() < 0.9
+    wide = random_boxes(draws, 400, 500, (0.8, 1.0), (0.5, 2.0))
+    assert 0.1 < np.asarray(wide[-1]).mean() < 0.9
 
 
 def test_random_resized_crop_resizes_boxes_of_whole_pixels():
     option = {"scale": (0.2, 0.9), "ratio": (0.7, 1.4)}
-    matrices = recovered_homographies(random_resized_crop, height=24, width=30, size=(20, 16), **option)
+    matrices = recovered_homographies(
+        random_resized_crop, height=24, width=30, size=(20, 16), fill=0, **option
+    )
     tall, broad = matrices[:, 0, 0] * 20, matrices[:, 1, 1] * 16
     top, left = matrices[:, 0, 2] + 12 - tall / 2, matrices[:, 1, 2] + 15 - broad / 2
     for values in (tall, broad, top, left):
