@@ -1,4 +1,4 @@
-"""Draws the pictures of docs/augmentation.md: every augmentation on a photograph, six draws of each.
+"""Draws the pictures of docs/augmentation.md: every augmentation on a photograph, as it was and six draws of each.
 
 python docs/pictures.py
 """
@@ -85,23 +85,22 @@ def batch() -> dict[str, Any]:
 
 
 def draw(name: str, operations: dict[str, Any]) -> None:
-    """One sheet: a row for each operation."""
-    figure, axes = plt.subplots(
-        len(operations), DRAWS, figsize=(1.05 * DRAWS + 2.4, 1.05 * len(operations)), squeeze=False
-    )
+    """One sheet: a row for each operation, the image as it was at its beginning."""
+    columns, rows = DRAWS + 1, len(operations)
+    width, height, labels = columns + 1.95, 1.0 * rows, 1.92
+    figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False)
     figure.subplots_adjust(
-        left=2.35 / (1.05 * DRAWS + 2.4), right=0.998, bottom=0.002, top=0.998, wspace=0.04, hspace=0.04
+        left=labels / width, right=0.998, bottom=0.002, top=0.998, wspace=0.04, hspace=0.04
     )
-    given = batch()
-    for row, (label, operation) in zip(axes, operations.items(), strict=True):
-        if "alternating" in label:
-            given = {**given, "index": np.ones(2 * DRAWS, np.int32)}
-        images = np.asarray(jax.jit(operation)(jax.random.key(3), given)["image"])[1::2]
-        for axis, image in zip(row, images, strict=True):
+    for number, (row, (label, operation)) in enumerate(zip(axes, operations.items(), strict=True)):
+        given = batch()
+        if operation is ja.alternating_flip:  # one example, epoch after epoch
+            given["index"] = np.ones(2 * DRAWS, np.int32)
+        images = np.asarray(jax.jit(operation)(jax.random.key(number), given)["image"])[1::2]
+        for axis, image in zip(row, [given["image"][1], *images], strict=True):
             axis.imshow(image)
             axis.set_axis_off()
         row[0].text(-0.06, 0.5, label, transform=row[0].transAxes, ha="right", va="center", fontsize=7.5)
-        given = batch()
     figure.savefig(HERE / f"{name}.jpg", dpi=110, pil_kwargs={"quality": 82})
     plt.close(figure)
 

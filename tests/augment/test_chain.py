@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from references import KEY, apply, image_after, make_batch, photograph
+from references import KEY, apply, compiled, image_after, make_batch, photograph
 
 from jaxaccel.augment import (
     brightness,
@@ -89,7 +89,7 @@ def test_places_compose_into_one_resampling():
     batch = ramps()
     looked_up = 3 + 2  # angles of rotate, scale and translate; sides and ratios of boxes
     assert gathers(chain(*moves), batch) == looked_up + 4
-    together, alone = (jax.jit(f)(KEY, batch)["image"] for f in (chain(*moves), apart(*moves)))
+    together, alone = (compiled(f)(KEY, batch)["image"] for f in (chain(*moves), apart(*moves)))
     # Linear images: both agree but for what came from beyond the border.
     agree = np.abs(np.asarray(together) - np.asarray(alone)).max(-1) < 5e-3
     assert agree.mean() > 0.7

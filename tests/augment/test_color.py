@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
-from references import KEY, assert_uniform, image_after, make_batch, photograph, pil, unpil
+from references import KEY, assert_uniform, compiled, image_after, make_batch, photograph, pil, unpil
 
 from jaxaccel.augment import brightness, color_jitter, contrast, grayscale, hue, invert, saturation
 from jaxaccel.augment.color import Recoloring, blending, contrasting, gray, hue_matrices, mean_color, scaling
@@ -20,7 +20,7 @@ def test_factors_mean_what_pillow_means(name, dtype):
     image = photograph()
     stack = np.tile(image if dtype == np.uint8 else (image / 255).astype(dtype), (len(FACTORS), 1, 1, 1))
 
-    @jax.jit
+    @compiled
     def changed(stack, factor):
         if name == "Brightness":
             matrix, mixing = scaling(factor, 3), False

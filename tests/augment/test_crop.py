@@ -3,7 +3,7 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
-from references import KEY, apply, assert_uniform, image_after, make_batch, recovered_homographies
+from references import KEY, apply, assert_uniform, compiled, image_after, make_batch, recovered_homographies
 from scipy import stats
 
 from jaxaccel.augment import (
@@ -94,7 +94,7 @@ def test_alternating_flip_shows_both_sides_in_two_epochs():
 
 def test_random_boxes_are_uniform_in_area_log_ratio_and_place():
     draws = np.random.default_rng(0).uniform(size=(4000, 4)).astype(np.float32)
-    parts = jax.jit(partial(random_boxes, height=400, width=500, area=(0.1, 0.3), ratio=(0.5, 2.0)))(draws)
+    parts = compiled(partial(random_boxes, height=400, width=500, area=(0.1, 0.3), ratio=(0.5, 2.0)))(draws)
     top, left, tall, broad, fits = (np.asarray(part) for part in parts)
     assert fits.all()
     assert_uniform(tall * broad / 2e5, 0.1, 0.3, slack=0.01)

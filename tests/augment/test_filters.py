@@ -1,10 +1,9 @@
 from functools import partial
 
-import jax
 import numpy as np
 import pytest
 from PIL import ImageEnhance, ImageFilter
-from references import KEY, assert_uniform, image_after, make_batch, photograph, pil, unpil
+from references import KEY, assert_uniform, compiled, image_after, make_batch, photograph, pil, unpil
 from scipy import ndimage, stats
 
 from jaxaccel.augment import gaussian_blur, gaussian_noise, sharpness
@@ -14,14 +13,14 @@ from jaxaccel.errors import UserError
 
 def test_smoothing_and_sharpening_are_pillows():
     image = photograph()
-    smooth = np.asarray(jax.jit(smoothed)(image[None]))[0]
+    smooth = np.asarray(compiled(smoothed)(image[None]))[0]
     np.testing.assert_array_equal(smooth, unpil(pil(image).filter(ImageFilter.SMOOTH)))
     factors = np.array([0.0, 0.5, 1.0, 1.9], np.float32)
-    ours = np.asarray(jax.jit(sharpened)(np.tile(image, (4, 1, 1, 1)), factors)).astype(int)
+    ours = np.asarray(compiled(sharpened)(np.tile(image, (4, 1, 1, 1)), factors)).astype(int)
     for result, factor in zip(ours, factors, strict=True):
         pillow = unpil(ImageEnhance.Sharpness(pil(image)).enhance(float(factor))).astype(int)
         assert np.abs(result - pillow).max() <= 1  # Pillow cuts fractions off
-    floats = np.asarray(jax.jit(sharpened)(np.tile(image / np.float32(255), (4, 1, 1, 1)), factors))
+    floats = np.asarray(compiled(sharpened)(np.tile(image / np.float32(255), (4, 1, 1, 1)), factors))
     assert np.abs(floats * 255 - ours).max() <= 1.6
     np.testing.assert_array_equal(ours[2], image)
     tiny = make_batch(shape=(2, 5, 3))["image"]
@@ -33,7 +32,7 @@ def test_blur_equals_scipy(dtype):
     images = make_batch(size=3, shape=(15, 20, 2), dtype=dtype)["image"]
     sigmas = np.array([0.0, 0.8, 2.0])
     weights = np.concatenate([gaussian_weights((s, s), 6)[:1] for s in sigmas])
-    ours = np.asarray(jax.jit(blurred)(KEY, images, weights))
+    ours = np.asarray(compiled(blurred)(KEY, images, weights))
     for result, image, sigma in zip(ours, images, sigmas, strict=True):
         expected = ndimage.gaussian_filter(
             image.astype(np.float64), (sigma, sigma, 0), mode="reflect", radius=(6, 6, 0)

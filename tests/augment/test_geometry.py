@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from references import assert_uniform, matrix_places, recovered_homographies, scipy_sample
+from references import assert_uniform, compiled, matrix_places, recovered_homographies, scipy_sample
 from scipy import ndimage
 
 from jaxaccel.augment import affine, chain, mixup, perspective, rotate, scale, shear, translate
@@ -18,7 +18,7 @@ KEY = jax.random.key(5)
 
 
 def apply(augmentation, batch, key=KEY, **option):
-    return np.asarray(jax.jit(partial(augmentation, **option))(key, batch)["image"])
+    return np.asarray(compiled(partial(augmentation, **option))(key, batch)["image"])
 
 
 def make_batch(size=16, shape=(11, 14, 2), dtype: Any = np.uint8, seed=0):
@@ -62,7 +62,7 @@ def matrices_of(degrees, scales, shifts, size=64):
 
 
 def resample(images, matrix, **options):
-    return jax.jit(
+    return compiled(
         lambda images, matrix: Resampling(KEY, matrix, images.shape[1:3], **options).apply(images)
     )(images, matrix)
 
@@ -120,7 +120,7 @@ def recovered(option, size=200, height=25, width=33):
     )
     image = np.stack([rows, columns, np.ones_like(rows)], -1).astype(np.float32)
     batch = {"image": np.tile(image, (size, 1, 1, 1)), "index": np.arange(size)}
-    out = np.asarray(jax.jit(partial(affine, **option))(KEY, batch)["image"], np.float64)
+    out = np.asarray(compiled(partial(affine, **option))(KEY, batch)["image"], np.float64)
     places = np.stack([rows, columns, np.ones_like(rows)], -1)
     matrices = []
     for result in out:
@@ -158,7 +158,7 @@ def test_affine_draws_what_the_options_say():
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_no_change_asked_none_made(dtype):
     batch = make_batch(dtype=dtype)
-    np.testing.assert_array_equal(jax.jit(affine)(KEY, batch)["image"], batch["image"])
+    np.testing.assert_array_equal(compiled(affine)(KEY, batch)["image"], batch["image"])
 
 
 def test_constant_images_stay_exactly_constant():
@@ -183,11 +183,11 @@ def test_single_operations_are_cases_of_affine():
 def test_the_next_operation_does_not_repeat_the_resampling_on_cpu():
     batch = {**make_batch(), "label": np.zeros(16, np.int32)}
     turn, mix = partial(rotate, rotation=20), partial(mixup, alpha=1.0)
-    both = jax.jit(chain(turn, mix))
+    both = compiled(chain(turn, mix))
     if jax.default_backend() == "cpu":
         assert " conditional(" in str(both.lower(KEY, batch).compile().as_text())
-    turned = jax.jit(turn)(jax.random.fold_in(KEY, 0), batch)
-    by_hand = jax.jit(mix)(jax.random.fold_in(KEY, 1), turned)
+    turned = compiled(turn)(jax.random.fold_in(KEY, 0), batch)
+    by_hand = compiled(mix)(jax.random.fold_in(KEY, 1), turned)
     np.testing.assert_array_equal(both(KEY, batch)["image"], by_hand["image"])
 
 
@@ -195,7 +195,7 @@ def test_the_way_the_conditional_goes_does_not_matter():
     batch = make_batch()
     for bits in ([0, 7], [1, 7]):  # the branch is chosen by the first word
         key = jnp.array(bits, jnp.uint32)
-        np.testing.assert_array_equal(jax.jit(affine)(key, batch)["image"], batch["image"])
+        np.testing.assert_array_equal(compiled(affine)(key, batch)["image"], batch["image"])
 
 
 @pytest.mark.parametrize(

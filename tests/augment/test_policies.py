@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
-from references import KEY, image_after, make_batch, photograph, pil, unpil
+from references import KEY, compiled, image_after, make_batch, photograph, pil, unpil
 
 from jaxaccel.augment import augmix, auto_augment, policies, rand_augment, three_augment, trivial_augment
 from jaxaccel.augment.policy_tables import (
@@ -35,7 +35,7 @@ SIGNED = (
 )
 
 
-@jax.jit
+@compiled
 def stage(levels, rows):
     return policies.stage(KEY, levels, rows, method="nearest")
 

@@ -1,10 +1,9 @@
 from functools import partial
 
-import jax
 import numpy as np
 import pytest
 from PIL import ImageOps
-from references import KEY, image_after, make_batch, photograph, pil, unpil
+from references import KEY, compiled, image_after, make_batch, photograph, pil, unpil
 
 from jaxaccel.augment import autocontrast, equalize, posterize, solarize
 from jaxaccel.augment.tone import histogram
@@ -70,7 +69,7 @@ def test_autocontrast_is_exact_and_pillow_at_most_one_lower():
 
 def test_histograms_count_levels():
     images = pictures()
-    counts = np.asarray(jax.jit(histogram)(images))
+    counts = np.asarray(compiled(histogram)(images))
     for image, count in zip(images, counts, strict=True):
         expected = [np.bincount(image[..., c].ravel(), minlength=256) for c in range(3)]
         np.testing.assert_array_equal(count, np.stack(expected, -1))
