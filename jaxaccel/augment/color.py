@@ -16,6 +16,7 @@ from jaxaccel.augment.batch import (
     Batch,
     check_probability,
     compute_dtype,
+    computed_once,
     image_of,
 )
 from jaxaccel.augment.deferred import Deferred, changed, image_like
@@ -37,6 +38,8 @@ LARGEST = 24.0
 class Recoloring:
     """A `deferred.Change`: each pixel's color through its image's affine map."""
 
+    key: jax.Array
+    """Of the operation; see `batch.computed_once`."""
     matrix: jax.Array
     """(B, C + 1, C + 1) float32 for C channels in [0, 1] and a 1; the last row is (0, .., 0, 1)."""
     mixing: bool
@@ -50,11 +53,12 @@ class Recoloring:
         """Both in one matrix."""
         if not isinstance(following, Recoloring):
             return None
-        return Recoloring(product(following.matrix, self.matrix), self.mixing or following.mixing)
+        matrix = product(following.matrix, self.matrix)
+        return Recoloring(self.key, matrix, self.mixing or following.mixing)
 
     def apply(self, image: jax.Array) -> jax.Array:
         """The pixels in their new colors, clipped to the range of the dtype."""
-        matrix = jnp.clip(self.matrix[:, :-1], -LARGEST, LARGEST)
+        matrix = jnp.clip(computed_once(self.key, self.matrix)[:, :-1], -LARGEST, LARGEST)
         if image.dtype == jnp.uint8:  # integers, which round the same everywhere
             pixels, whole = image.astype(jnp.int32), 1 << COLOR_BITS
             linear = fixed_point(matrix[..., :-1], COLOR_BITS)
@@ -168,7 +172,7 @@ def brightness(key: jax.Array, batch: Batch, *, strength: float) -> Batch:
     """
     channels = color_channels(batch, "brightness")
     factor = _factor(key, batch, strength, "brightness")
-    return changed(batch, Recoloring(scaling(factor, channels), mixing=False))
+    return changed(batch, Recoloring(key, scaling(factor, channels), mixing=False))
 
 
 def contrast(key: jax.Array, batch: Batch, *, strength: float) -> Batch:
@@ -179,7 +183,7 @@ def contrast(key: jax.Array, batch: Batch, *, strength: float) -> Batch:
     """
     color_channels(batch, "contrast")
     factor = _factor(key, batch, strength, "contrast")
-    return changed(batch, Recoloring(contrasting(factor, mean_color(batch, "contrast")), mixing=False))
+    return changed(batch, Recoloring(key, contrasting(factor, mean_color(batch, "contrast")), mixing=False))
 
 
 def contrasting(factor: jax.Array, mean: jax.Array) -> jax.Array:
@@ -201,7 +205,7 @@ def saturation(key: jax.Array, batch: Batch, *, strength: float) -> Batch:
     """
     channels = color_channels(batch, "saturation", needs_rgb=True)
     factor = _factor(key, batch, strength, "saturation")
-    return changed(batch, Recoloring(blending(factor, gray(channels), jnp.zeros(channels)), mixing=True))
+    return changed(batch, Recoloring(key, blending(factor, gray(channels), jnp.zeros(channels)), mixing=True))
 
 
 def hue(key: jax.Array, batch: Batch, *, strength: float) -> Batch:
@@ -214,7 +218,7 @@ def hue(key: jax.Array, batch: Batch, *, strength: float) -> Batch:
     if not 0 <= strength <= 0.5:
         raise UserError(f"hue: strength must lie in [0, 0.5] (shares of the circle), not {strength}")
     matrix = drawn_from(hue_matrices(strength), uniforms(key, batch, 1)[:, 0])
-    return changed(batch, Recoloring(matrix, mixing=True))
+    return changed(batch, Recoloring(key, matrix, mixing=True))
 
 
 def color_jitter(
@@ -259,7 +263,7 @@ def grayscale(key: jax.Array, batch: Batch, *, probability: float = 0.1) -> Batc
     channels = color_channels(batch, "grayscale", needs_rgb=True)
     check_probability(probability, "grayscale")
     factor = (uniforms(key, batch, 1)[:, 0] >= probability).astype(jnp.float32)
-    return changed(batch, Recoloring(blending(factor, gray(channels), jnp.zeros(channels)), mixing=True))
+    return changed(batch, Recoloring(key, blending(factor, gray(channels), jnp.zeros(channels)), mixing=True))
 
 
 def invert(key: jax.Array, batch: Batch, *, probability: float = 0.5) -> Batch:
@@ -272,7 +276,7 @@ def invert(key: jax.Array, batch: Batch, *, probability: float = 0.5) -> Batch:
     check_probability(probability, "invert")
     inverted = uniforms(key, batch, 1)[:, 0] < probability
     matrix = jnp.where(inverted[:, None, None], jnp.asarray(negative(channels)), jnp.eye(channels + 1))
-    return changed(batch, Recoloring(matrix, mixing=False))
+    return changed(batch, Recoloring(key, matrix, mixing=False))
 
 
 def negative(channels: int) -> np.ndarray:

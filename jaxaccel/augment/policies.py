@@ -106,18 +106,18 @@ def stage(
     is_toned |= (column(CURVES["autocontrast"]) > 0) | (column(CURVES["equalize"]) > 0)
     is_sharpened = column(BLENDS["sharpness"]) > 0
     result = jnp.where(
-        is_sharpened, sharpened(levels, factor), jnp.where(is_toned, toned, _recolored(levels, rows))
+        is_sharpened, sharpened(levels, factor), jnp.where(is_toned, toned, _recolored(key, levels, rows))
     )
     return computed_once(key, result)
 
 
-def _recolored(levels: jax.Array, rows: jax.Array) -> jax.Array:
+def _recolored(key: jax.Array, levels: jax.Array, rows: jax.Array) -> jax.Array:
     channels = levels.shape[-1]
     linear = rows[:, BLENDS["color"], None, None] * gray(channels)
     offset = rows[:, BLENDS["contrast"], None] * luma(mean_color({"image": levels}, "policy"))[:, None]
     matrix = blending(rows[:, BLENDS["factor"]], linear, offset)
     matrix = jnp.where(rows[:, INVERT, None, None] > 0, negative(channels), matrix)
-    return Recoloring(matrix, mixing=channels > 1).apply(levels)
+    return Recoloring(key, matrix, mixing=channels > 1).apply(levels)
 
 
 def _prepared(batch: Batch, operation: str, fill: Fill, method: Method) -> jax.Array:
@@ -326,7 +326,7 @@ def three_augment(
     choice = per_image(_below(draws[:, 0], 3))
     weights = drawn_from(gaussian_weights(sigma, math.ceil(3 * sigma[1])), draws[:, 1])
     zero = jnp.zeros(image.shape[0], jnp.float32)
-    grayed = Recoloring(blending(zero, gray(3), jnp.zeros(3)), mixing=True).apply(image)
+    grayed = Recoloring(key, blending(zero, gray(3), jnp.zeros(3)), mixing=True).apply(image)
     negated = solarized_image(image, threshold)
     new = jnp.where(choice == 0, grayed, jnp.where(choice == 1, negated, blurred(key, image, weights)))
     return {**batch, "image": new}

@@ -229,7 +229,8 @@ class Resampling:
             sampled = sample(image, row, column, bits=bits, fill=self.fill, method=self.method)
             return sampled.reshape(*self.size, channels)
 
-        return computed_once(self.key, jax.vmap(one_image)(image, self.matrix))
+        matrix = computed_once(self.key, self.matrix)  # not for each pixel anew
+        return computed_once(self.key, jax.vmap(one_image)(image, matrix))
 
 
 @dataclasses.dataclass(frozen=True)

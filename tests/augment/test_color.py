@@ -28,7 +28,7 @@ def test_factors_mean_what_pillow_means(name, dtype):
             matrix, mixing = contrasting(factor, mean_color({"image": stack}, "test")), False
         else:
             matrix, mixing = blending(factor, gray(3), jnp.zeros(3)), True
-        return Recoloring(matrix, mixing).apply(stack)
+        return Recoloring(KEY, matrix, mixing).apply(stack)
 
     ours = np.asarray(changed(stack, FACTORS), np.float64)
     for result, factor in zip(ours, FACTORS, strict=True):

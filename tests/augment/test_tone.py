@@ -6,7 +6,7 @@ from PIL import ImageOps
 from references import KEY, compiled, image_after, make_batch, photograph, pil, unpil
 
 from jaxaccel.augment import autocontrast, equalize, posterize, solarize
-from jaxaccel.augment.tone import histogram
+from jaxaccel.augment.tone import counted_by_products, counted_one_by_one
 from jaxaccel.errors import UserError
 
 
@@ -67,7 +67,8 @@ def test_autocontrast_is_exact_and_pillow_at_most_one_lower():
     np.testing.assert_allclose(floats, stretched, atol=1e-6)
 
 
-def test_histograms_count_levels():
+@pytest.mark.parametrize("histogram", [counted_one_by_one, counted_by_products])
+def test_histograms_count_levels(histogram):
     images = pictures()
     counts = np.asarray(compiled(histogram)(images))
     for image, count in zip(images, counts, strict=True):
