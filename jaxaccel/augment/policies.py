@@ -84,6 +84,7 @@ def stage(
       fill: what lies beyond the border.
       method: the kernel of resampling.
     """
+    rows = computed_once(key, rows)  # else XLA:CPU draws and looks up for each pixel anew
     matrix = rows[:, :9].reshape(-1, 3, 3)
     levels = Resampling(key, matrix, levels.shape[1:3], fill, method).apply(levels)
 
@@ -99,7 +100,7 @@ def stage(
         :, :, 0
     ]
 
-    toned = through(curve, levels)
+    toned = through(computed_once(key, curve), levels)
 
     factor = rows[:, BLENDS["factor"]]
     is_toned = (column(CURVES["bits"]) < 8) | (column(CURVES["threshold"]) < 256)

@@ -13,6 +13,7 @@ from jaxaccel.augment.batch import (
     Batch,
     check_probability,
     compute_dtype,
+    computed_once,
     from_levels,
     image_of,
     per_image,
@@ -154,7 +155,7 @@ def equalize(key: jax.Array, batch: Batch, *, probability: float = 0.5) -> Batch
     """
     image = image_of(batch, "equalize")
     levels = to_levels(image)
-    new = from_levels(through(equalizing(histogram(levels)), levels), image.dtype)
+    new = from_levels(through(computed_once(key, equalizing(histogram(levels))), levels), image.dtype)
     return _sometimes(key, batch, image, new, probability, "equalize")
 
 
