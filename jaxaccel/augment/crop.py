@@ -16,7 +16,8 @@ from jaxaccel.augment.batch import (
 from jaxaccel.augment.deferred import changed, image_like
 from jaxaccel.augment.exact import STEPS, drawn_from, stacked
 from jaxaccel.augment.keys import example_index, example_keys, uniforms
-from jaxaccel.augment.resample import Fill, Method, Mirroring, Resampling, check_sampling
+from jaxaccel.augment.moves import Mirroring, Resampling
+from jaxaccel.augment.resample import Fill, Method, check_sampling
 from jaxaccel.errors import UserError
 
 ATTEMPTS = 10

@@ -5,6 +5,8 @@ logarithms and powers differ in the last bit. So sums of products are sums of in
 a grid first, and transcendental functions are looked up in tables that NumPy computed.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,7 +48,7 @@ def product(first: jax.Array, second: jax.Array) -> jax.Array:
     return exact_sum(*(first[..., :, k, None] * second[..., None, k, :] for k in range(size)))
 
 
-def stacked(rows: list[list[jax.Array | float]]) -> jax.Array:
+def stacked(rows: Sequence[Sequence[jax.Array | float]]) -> jax.Array:
     """The matrices (B, n, n) float32 whose entries are given as (B,) arrays or plain numbers."""
     like = next(entry for row in rows for entry in row if isinstance(entry, jax.Array))
     zero = jnp.zeros_like(like, dtype=jnp.float32)

@@ -18,7 +18,8 @@ from jaxaccel.augment.batch import (
 from jaxaccel.augment.deferred import changed, image_like
 from jaxaccel.augment.exact import directions, drawn_from, exact_sum, on_grid, stacked
 from jaxaccel.augment.keys import uniforms
-from jaxaccel.augment.resample import SMALLEST_SCALE, Fill, Method, Resampling, check_sampling, composed
+from jaxaccel.augment.moves import Resampling, composed
+from jaxaccel.augment.resample import SMALLEST_SCALE, Fill, Method, check_sampling
 from jaxaccel.errors import UserError
 
 

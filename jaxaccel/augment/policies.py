@@ -20,7 +20,6 @@ from jaxaccel.augment.batch import (
     Batch,
     check_range,
     compute_dtype,
-    computed_once,
     from_levels,
     image_of,
     look_up,
@@ -28,26 +27,17 @@ from jaxaccel.augment.batch import (
     to_dtype,
     to_levels,
 )
-from jaxaccel.augment.color import (
-    Recoloring,
-    blending,
-    color_channels,
-    gray,
-    luma,
-    mean_color,
-    negative,
-)
+from jaxaccel.augment.color import Recoloring, color_channels
+from jaxaccel.augment.color_matrices import blending, gray
 from jaxaccel.augment.exact import STEPS, drawn_from, fixed_point
-from jaxaccel.augment.filters import blurred, gaussian_weights, sharpened
+from jaxaccel.augment.filters import blurred, gaussian_weights
 from jaxaccel.augment.keys import uniforms
 from jaxaccel.augment.mix import beta_quantiles
+from jaxaccel.augment.policy_stage import stage
 from jaxaccel.augment.policy_tables import (
     AUGMIX,
     AUTO,
-    BLENDS,
     COLUMNS,
-    CURVES,
-    INVERT,
     OPERATIONS,
     POLICIES,
     RAND,
@@ -55,70 +45,14 @@ from jaxaccel.augment.policy_tables import (
     parameters,
     subpolicies,
 )
-from jaxaccel.augment.resample import Fill, Method, Resampling, check_sampling
+from jaxaccel.augment.resample import Fill, Method, check_sampling
 from jaxaccel.augment.tone import (
-    equalizing,
-    extremes,
-    histogram,
-    posterized,
-    solarized,
     solarized_image,
-    stretched,
-    through,
 )
 from jaxaccel.errors import UserError
 
 DRAWN = len(OPERATIONS) - 1
 """The last operation, invert, is AutoAugment's alone."""
-
-
-def stage(
-    key: jax.Array, levels: jax.Array, rows: jax.Array, *, fill: Fill = 0, method: Method = "bilinear"
-) -> jax.Array:
-    """One operation on each image.
-
-    Args:
-      key: see `batch.computed_once`.
-      levels: (B, H, W, C) uint8, C 1 or 3.
-      rows: (B, COLUMNS) float32, of `policy_tables.parameters`.
-      fill: what lies beyond the border.
-      method: the kernel of resampling.
-    """
-    rows = computed_once(key, rows)  # else XLA:CPU draws and looks up for each pixel anew
-    matrix = rows[:, :9].reshape(-1, 3, 3)
-    levels = Resampling(key, matrix, levels.shape[1:3], fill, method).apply(levels)
-
-    def column(number: int) -> jax.Array:
-        return per_image(rows[:, number])
-
-    # No image has more than one of what follows, so that each starts from the same levels.
-    ramp = jnp.arange(256, dtype=jnp.uint8)[:, None, None]
-    curve = posterized(ramp, column(CURVES["bits"]).astype(jnp.int32))
-    curve = solarized(curve, column(CURVES["threshold"]).astype(jnp.int32))
-    curve = jnp.where(column(CURVES["autocontrast"]) > 0, stretched(ramp, *extremes(levels)), curve)
-    curve = jnp.where(column(CURVES["equalize"]) > 0, equalizing(histogram(levels))[:, :, None], curve)[
-        :, :, 0
-    ]
-
-    toned = through(computed_once(key, curve), levels)
-
-    factor = rows[:, BLENDS["factor"]]
-    is_toned = (column(CURVES["bits"]) < 8) | (column(CURVES["threshold"]) < 256)
-    is_toned |= (column(CURVES["autocontrast"]) > 0) | (column(CURVES["equalize"]) > 0)
-    is_sharpened = column(BLENDS["sharpness"]) > 0
-    result = jnp.where(
-        is_sharpened, sharpened(levels, factor), jnp.where(is_toned, toned, _recolored(key, levels, rows))
-    )
-    return computed_once(key, result)
-
-
-def _recolored(key: jax.Array, levels: jax.Array, rows: jax.Array) -> jax.Array:
-    channels = levels.shape[-1]
-    linear = rows[:, BLENDS["color"], None, None] * gray(channels)
-    offset = rows[:, BLENDS["contrast"], None] * luma(mean_color({"image": levels}, "policy"))[:, None]
-    matrix = blending(rows[:, BLENDS["factor"]], linear, offset)
-    matrix = jnp.where(rows[:, INVERT, None, None] > 0, negative(channels), matrix)
-    return Recoloring(key, matrix, mixing=channels > 1).apply(levels)
 
 
 def _prepared(batch: Batch, operation: str, fill: Fill, method: Method) -> jax.Array:

@@ -8,7 +8,8 @@ from PIL import Image, ImageEnhance, ImageOps
 from references import KEY, assert_uniform, compiled, image_after, make_batch, photograph, pil, unpil
 
 from jaxaccel.augment import brightness, color_jitter, contrast, grayscale, hue, invert, saturation
-from jaxaccel.augment.color import Recoloring, blending, contrasting, gray, hue_matrices, mean_color, scaling
+from jaxaccel.augment.color import Recoloring, mean_color
+from jaxaccel.augment.color_matrices import blending, contrasting, gray, hue_matrices, scaling
 from jaxaccel.errors import UserError
 
 FACTORS = np.array([0.0, 0.25, 0.75, 1.0, 1.5, 1.9], np.float32)

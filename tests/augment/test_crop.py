@@ -1,6 +1,7 @@
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from references import KEY, apply, assert_uniform, compiled, image_after, make_batch, recovered_homographies
@@ -104,14 +105,13 @@ def test_random_boxes_are_uniform_in_area_log_ratio_and_place():
     )
     assert_uniform((top + 0.5) / (401 - tall), 0, 1)
     assert_uniform((left + 0.5) / (501 - broad), 0, 1)
-    wide = random_boxes(draws, 400, 500, (0.8, 1.0), (0.5, 2.0))
+    wide = random_boxes(jnp.asarray(draws), 400, 500, (0.8, 1.0), (0.5, 2.0))
     assert 0.1 < np.asarray(wide[-1]).mean() < 0.9
 
 
 def test_random_resized_crop_resizes_boxes_of_whole_pixels():
-    option = {"scale": (0.2, 0.9), "ratio": (0.7, 1.4)}
     matrices = recovered_homographies(
-        random_resized_crop, height=24, width=30, size=(20, 16), fill=0, **option
+        random_resized_crop, height=24, width=30, size=(20, 16), fill=0, scale=(0.2, 0.9), ratio=(0.7, 1.4)
     )
     tall, broad = matrices[:, 0, 0] * 20, matrices[:, 1, 1] * 16
     top, left = matrices[:, 0, 2] + 12 - tall / 2, matrices[:, 1, 2] + 15 - broad / 2

@@ -108,16 +108,16 @@ def test_an_example_depends_on_its_index_and_the_key_alone(name):
 @pytest.mark.parametrize("name", EVERY)
 def test_keeps_dtype_and_shape(name):
     raw = jax.random.PRNGKey(0)
-    for dtype in (jnp.uint8, jnp.bfloat16, jnp.float16):
+    for dtype in (jnp.uint8, jnp.bfloat16):
         batch = make_batch(dtype=dtype)
         out = jax.eval_shape(EVERY[name], raw, batch)["image"]  # a raw key as well
         assert out.dtype == dtype and out.shape == batch["image"].shape
-        gray = make_batch(dtype=dtype, shape=(8, 8, 1))
-        if name in RGB_ONLY:
-            with pytest.raises(UserError, match="RGB"):
-                EVERY[name](KEY, gray)
-        else:
-            assert jax.eval_shape(EVERY[name], KEY, gray)["image"].shape == gray["image"].shape
+    gray = make_batch(shape=(8, 8, 1))
+    if name in RGB_ONLY:
+        with pytest.raises(UserError, match="RGB"):
+            EVERY[name](KEY, gray)
+    else:
+        assert jax.eval_shape(EVERY[name], KEY, gray)["image"].shape == gray["image"].shape
     for wrong in ({}, {"image": np.zeros((2, 8, 8), np.uint8)}, {"image": np.zeros((2, 8, 8, 3), np.int32)}):
         with pytest.raises(UserError, match="needs") as error:
             EVERY[name](KEY, {**wrong, "label": np.zeros(2), "epoch": 0})
@@ -127,8 +127,7 @@ def test_keeps_dtype_and_shape(name):
 @pytest.mark.parametrize("name", NARROW)
 def test_narrow_floats_stay_in_their_range(name):
     for dtype in (jnp.bfloat16, np.float16):
-        image = make_batch(dtype=dtype)["image"]
-        out = compiled(EVERY[name])(KEY, {**make_batch(), "image": image})["image"].astype(np.float32)
+        out = compiled(EVERY[name])(KEY, make_batch(dtype=dtype))["image"].astype(np.float32)
         slack = 0.2 if name in OVERSHOOT else 0
         assert -slack <= out.min() < out.max() <= 1 + slack
 

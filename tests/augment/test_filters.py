@@ -1,5 +1,6 @@
 from functools import partial
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import ImageEnhance, ImageFilter
@@ -24,7 +25,7 @@ def test_smoothing_and_sharpening_are_pillows():
     assert np.abs(floats * 255 - ours).max() <= 1.6
     np.testing.assert_array_equal(ours[2], image)
     tiny = make_batch(shape=(2, 5, 3))["image"]
-    np.testing.assert_array_equal(sharpened(tiny, np.full(12, 0.5, np.float32)), tiny)
+    np.testing.assert_array_equal(sharpened(jnp.asarray(tiny), jnp.full(12, 0.5)), tiny)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])

@@ -11,7 +11,8 @@ from scipy import ndimage
 
 from jaxaccel.augment import affine, chain, mixup, perspective, rotate, scale, shear, translate
 from jaxaccel.augment.geometry import affine_matrix, perspective_matrix
-from jaxaccel.augment.resample import Resampling, fraction_bits
+from jaxaccel.augment.moves import Resampling
+from jaxaccel.augment.resample import fraction_bits
 from jaxaccel.errors import UserError
 
 KEY = jax.random.key(5)
@@ -252,10 +253,8 @@ def test_bicubic_is_keys_sum_over_all_pixels(fill):
     out = resample(images, matrix, fill=fill, method="bicubic")
     around, pad = ((20, 20), (20, 20), (0, 0)), np.arange(-20, 12 + 20)
     for i, exact in enumerate(np.asarray(matrix, np.float64)):
-        padded = (
-            np.pad(images[i], around, mode=fill) if isinstance(fill, str)
-            else np.pad(images[i], around, constant_values=fill)
-        ).astype(float)  # fmt: skip
+        padding: Any = {"mode": fill} if isinstance(fill, str) else {"constant_values": fill}
+        padded = np.pad(images[i], around, **padding).astype(float)
         rows, columns = matrix_places(exact, (12, 9), (12, 9))
         of_rows, of_columns = keys_cubic(rows[..., None] - pad), keys_cubic(columns[..., None] - pad[:49])
         expected = np.clip(np.einsum("hwi,hwj,ijc->hwc", of_rows, of_columns, padded), 0, 255)
@@ -295,8 +294,8 @@ def test_perspective_shows_the_image_in_a_quadrangle():
     images = make_batch(size=6, shape=(height, width, 2), dtype=np.float32)["image"]
     out = np.asarray(resample(images, jnp.asarray(matrix, jnp.float32), projective=True, fill=9))
     for result, image, exact in zip(out, images, expected, strict=True):
-        places = matrix_places(exact, (height, width), (height, width))
-        np.testing.assert_allclose(result, scipy_sample(image, *places, 9), atol=0.5)
+        rows, columns = matrix_places(exact, (height, width), (height, width))
+        np.testing.assert_allclose(result, scipy_sample(image, rows, columns, 9), atol=0.5)
     np.testing.assert_array_equal(out[0], images[0])
 
 

@@ -235,7 +235,7 @@ def test_floats_are_rounded_to_levels():
         (partial(augmix, width=0), "width.*0"),
         (partial(augmix, alpha=0), "alpha.*0"),
         (partial(three_augment, threshold=128), "threshold.*128"),
-        (partial(three_augment, sigma=(1.0,)), "sigma"),
+        (partial(three_augment, **{"sigma": (1.0,)}), "sigma"),
     ],
 )
 def test_bad_options_raise_one_line(augmentation, words):
