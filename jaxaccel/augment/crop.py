@@ -187,8 +187,8 @@ def random_resized_crop(
     check_range(scale, "scale", 0, 1, "random_resized_crop")
     check_range(ratio, "ratio", 1 / 16, 16, "random_resized_crop")
     _, height, width, _ = image.shape
-    new = (size, size) if isinstance(size, Integral) else tuple(size)
-    if len(new) != 2 or not all(isinstance(n, Integral) and n >= 0 for n in new):
+    new = (size, size) if isinstance(size, int) else tuple(size)
+    if len(new) != 2 or not all(isinstance(n, int) and n >= 0 for n in new):
         raise UserError(f"random_resized_crop: size must be one or two whole numbers, not {size!r}")
     new = (int(new[0]) or height, int(new[1]) or width)
     tall = height if width / height >= ratio[0] else round(width / ratio[0])
