@@ -2,9 +2,9 @@
 
     python experiments/optimizers.py --downloads DIR --out experiments/results/optimizers.json
 
-Trains the shipped recipe's network with each optimizer, five seeds at once as one program, the rate falling by
-a cosine, and looks when each seed first passes the mark on the test images. Learning rates are the best of a few for one
-seed (--tune N tries the factors 1/N, 1 and N). One table, one picture.
+Trains the shipped recipe's network with each optimizer, five seeds at once as one program, the rate falling by a cosine,
+and looks when each seed first passes the mark on the test images. With --tune N the learning rate is the best of three
+for one seed: that of the list, N times as much and an Nth of it. One table, one picture of each data set.
 """
 
 import dataclasses
@@ -55,6 +55,7 @@ class Options:
     only: tuple[str, ...] = ()
     """Names of the optimizers to try; all by default."""
     tune: float = 0.0
+    """Try N times and an Nth of each learning rate first; 0 takes those of the list."""
     out: Path | None = None
     """Also write the rows here, as JSON, and a picture of each data set beside it."""
 

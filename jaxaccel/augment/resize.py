@@ -3,9 +3,8 @@
 from numbers import Integral
 
 import jax
-import jax.numpy as jnp
 
-from jaxaccel.augment.image import Batch, image_of, to_dtype
+from jaxaccel.augment.batch import Batch, compute_dtype, image_of, to_dtype
 from jaxaccel.errors import UserError
 
 
@@ -25,8 +24,7 @@ def resize(key: jax.Array, batch: Batch, *, size: int) -> Batch:
     count, height, width, channels = image.shape
     if height == width == size:
         return batch
-    compute_dtype = jnp.promote_types(image.dtype, jnp.float32)
     resized = jax.image.resize(
-        image.astype(compute_dtype), (count, size, size, channels), "bilinear", antialias=True
+        image.astype(compute_dtype(image.dtype)), (count, size, size, channels), "bilinear", antialias=True
     )
     return {**batch, "image": to_dtype(resized, image.dtype)}
