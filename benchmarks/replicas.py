@@ -27,8 +27,8 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxaccel import load_recipe, pacing
-from jaxaccel.fuse import several
 from jaxaccel.data.order import Phase
+from jaxaccel.fuse import several
 from jaxaccel.modules import as_model
 from jaxaccel.parallel import MeshShape, make_mesh
 from jaxaccel.recipe import Recipe
@@ -119,6 +119,7 @@ def timed(name: str, replicas: int, repeats: int, seconds: float) -> dict[str, A
             run = variants[label]
             jax.block_until_ready(run())
             start = time.perf_counter()
+            last = None
             for _ in range(calls[label]):
                 last = run()
             jax.block_until_ready(last)

@@ -2,9 +2,9 @@
 
     python experiments/optimizers.py --downloads DIR --out experiments/results/optimizers.json
 
-Trains the shipped recipe's network with each optimizer, five seeds at once as one program, the rate falling by a cosine,
-and looks when each seed first passes the mark on the test images. With --tune N the learning rate is the best of three
-for one seed: that of the list, N times as much and an Nth of it. One table, one picture of each data set.
+Trains the shipped recipe's network with each optimizer, five seeds at once as one program, the rate falling by a
+cosine, and looks when each seed first passes the mark on the test images. With --tune N the learning rate is the best
+of three for one seed: that of the list, N times as much and an Nth of it. One table, one picture of each data set.
 """
 
 import dataclasses

@@ -7,8 +7,8 @@ An operation stands in a recipe as itself or as a ``functools.partial`` that fix
     batch = augment(jax.random.fold_in(key, step), batch)
 
 ``batch["image"]`` has shape (B, H, W, C) and dtype uint8 or floating point; the dtype stays, and so does the shape
-(`random_resized_crop` and `resize` may change it). Operations on color and tone take floating-point images as [0, 1]. Options are
-plain Python values, checked when the operation is called (traced); a bad one raises ``UserError``.
+(`random_resized_crop` and `resize` may change it). Operations on color and tone take floating-point images as [0, 1].
+Options are plain Python values, checked when the operation is called (traced); a bad one raises ``UserError``.
 
 What happens to an example depends on the key and the example's ``index`` alone: not on its place in the
 batch, on the batch's size or on the number of devices. Mixing (``mixup``, ``cutmix``) is the one exception, and only
