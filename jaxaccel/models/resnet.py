@@ -281,7 +281,7 @@ def resnet_rs50(
     channels: int = 3,
     rngs: nnx.Rngs,
 ) -> ResNet:
-    """ResNet-RS-50: 35,691,048 parameters with 1000 classes; for images of 160x160."""
+    """ResNet-RS-50: 35,691,912 parameters with 1000 classes; for images of 160x160."""
     return _fifty(
         stem="3x3", pool="conv", squeeze=1 / 4, average_shortcut=True, dropout=dropout,
         drop_path=drop_path, scan=scan, classes=classes, channels=channels, rngs=rngs,

@@ -1,7 +1,6 @@
 """Runs of equal blocks as one loop, so that a program's size and compile time do not grow with the depth.
 
-XLA:CPU runs convolutions inside a loop without its threaded kernels: there it costs speed, on a GPU or TPU next to
-nothing.
+XLA:CPU runs convolutions inside a loop without its threaded kernels: there it costs speed (`benchmarks/models.py --scan`).
 """
 
 import itertools

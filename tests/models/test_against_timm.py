@@ -13,10 +13,12 @@ import pytest
 from flax import nnx
 
 from jaxaccel import models
+from jaxaccel.models.counts import multiply_adds
 
 timm = pytest.importorskip("timm")
 torch = pytest.importorskip("torch")
 torchvision = pytest.importorskip("torchvision")
+flop_counter = pytest.importorskip("torch.utils.flop_counter")
 
 NAMES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 TANH = {"act_layer": "gelu_tanh"}
@@ -126,8 +128,9 @@ def test_outputs_are_equal(name, record_property):
     other = reference(library, theirs, options)
     model = filled(name, other)
     x = np.random.default_rng(1).standard_normal((2, *size, 3), dtype=np.float32)
-    with torch.inference_mode():
+    with torch.inference_mode(), flop_counter.FlopCounterMode(display=False) as counted:
         expected = other(torch.from_numpy(x.transpose(0, 3, 1, 2))).numpy()
+    assert 2 * len(x) * multiply_adds(model, x.shape[1:]) == counted.get_total_flops()
     graph, state = nnx.split(model)
     # The compile time is the cost here.
     run = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
