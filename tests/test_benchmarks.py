@@ -31,7 +31,9 @@ def test_train_step(tmp_path):
     assert "× NNX" in done.stdout
 
 
-@pytest.mark.parametrize("script", ["train_step.py", "allocator.py", "startup.py", "precision.py", "models.py"])
+@pytest.mark.parametrize(
+    "script", ["train_step.py", "allocator.py", "startup.py", "precision.py", "models.py"]
+)
 def test_help_teaches(script):
     done = subprocess.run(
         [sys.executable, SCRIPTS / script, "--help"], capture_output=True, text=True, timeout=60

@@ -4,13 +4,14 @@ MobileNetV2 is that of Sandler et al. 2018 (https://arxiv.org/abs/1801.04381), t
 al. 2019 (https://arxiv.org/abs/1905.02244), tables 1 and 2.
 """
 
+from collections.abc import Sequence
 from functools import partial
-from typing import Literal
+from typing import NamedTuple
 
 import jax
 from flax import nnx
 
-from jaxaccel.models.blocks import ConvNorm, InvertedResidual, divisible, head, optional_dropout
+from jaxaccel.models.blocks import Activation, ConvNorm, InvertedResidual, divisible, head, optional_dropout
 from jaxaccel.models.scan import sequence
 
 STAGES_V2 = (
@@ -18,42 +19,36 @@ STAGES_V2 = (
 )  # fmt: skip
 """(expansion, channels, blocks, stride of the first block) of each stage."""
 
-BLOCKS_V3 = {
-    "large": (
-        (3, 16, 16, False, nnx.relu, 1),
-        (3, 64, 24, False, nnx.relu, 2),
-        (3, 72, 24, False, nnx.relu, 1),
-        (5, 72, 40, True, nnx.relu, 2),
-        (5, 120, 40, True, nnx.relu, 1),
-        (5, 120, 40, True, nnx.relu, 1),
-        (3, 240, 80, False, nnx.hard_swish, 2),
-        (3, 200, 80, False, nnx.hard_swish, 1),
-        (3, 184, 80, False, nnx.hard_swish, 1),
-        (3, 184, 80, False, nnx.hard_swish, 1),
-        (3, 480, 112, True, nnx.hard_swish, 1),
-        (3, 672, 112, True, nnx.hard_swish, 1),
-        (5, 672, 160, True, nnx.hard_swish, 2),
-        (5, 960, 160, True, nnx.hard_swish, 1),
-        (5, 960, 160, True, nnx.hard_swish, 1),
-    ),
-    "small": (
-        (3, 16, 16, True, nnx.relu, 2),
-        (3, 72, 24, False, nnx.relu, 2),
-        (3, 88, 24, False, nnx.relu, 1),
-        (5, 96, 40, True, nnx.hard_swish, 2),
-        (5, 240, 40, True, nnx.hard_swish, 1),
-        (5, 240, 40, True, nnx.hard_swish, 1),
-        (5, 120, 48, True, nnx.hard_swish, 1),
-        (5, 144, 48, True, nnx.hard_swish, 1),
-        (5, 288, 96, True, nnx.hard_swish, 2),
-        (5, 576, 96, True, nnx.hard_swish, 1),
-        (5, 576, 96, True, nnx.hard_swish, 1),
-    ),
-}
-"""(kernel size, widened channels, channels, squeeze-and-excite, activation, stride) of each block."""
 
-HIDDEN_V3 = {"large": 1280, "small": 1024}
-"""Width of the layer before the head."""
+class Block(NamedTuple):
+    """An inverted residual block of MobileNetV3."""
+
+    size: int
+    """Of the depthwise kernel."""
+    wide: int
+    """Channels within."""
+    features: int
+    squeezes: bool
+    activation: Activation
+    stride: int
+
+
+_RE, _HS = nnx.relu, nnx.hard_swish
+LARGE = (
+    Block(3, 16, 16, False, _RE, 1), Block(3, 64, 24, False, _RE, 2), Block(3, 72, 24, False, _RE, 1),
+    Block(5, 72, 40, True, _RE, 2), Block(5, 120, 40, True, _RE, 1), Block(5, 120, 40, True, _RE, 1),
+    Block(3, 240, 80, False, _HS, 2), Block(3, 200, 80, False, _HS, 1), Block(3, 184, 80, False, _HS, 1),
+    Block(3, 184, 80, False, _HS, 1), Block(3, 480, 112, True, _HS, 1), Block(3, 672, 112, True, _HS, 1),
+    Block(5, 672, 160, True, _HS, 2), Block(5, 960, 160, True, _HS, 1), Block(5, 960, 160, True, _HS, 1),
+)  # fmt: skip
+"""Table 1 of the second paper."""
+SMALL = (
+    Block(3, 16, 16, True, _RE, 2), Block(3, 72, 24, False, _RE, 2), Block(3, 88, 24, False, _RE, 1),
+    Block(5, 96, 40, True, _HS, 2), Block(5, 240, 40, True, _HS, 1), Block(5, 240, 40, True, _HS, 1),
+    Block(5, 120, 48, True, _HS, 1), Block(5, 144, 48, True, _HS, 1), Block(5, 288, 96, True, _HS, 2),
+    Block(5, 576, 96, True, _HS, 1), Block(5, 576, 96, True, _HS, 1),
+)  # fmt: skip
+"""Table 2."""
 
 
 class MobileNetV2(nnx.Module):
@@ -120,7 +115,8 @@ class MobileNetV3(nnx.Module):
     to the variance.
 
     Args:
-      size: "large" or "small".
+      blocks: those of the middle.
+      hidden: width of the dense layer.
       width: multiplies the channels of all layers but the dense one, which it only widens.
       dropout: probability of dropout before the head.
       scan: runs of equal blocks are one loop (`jaxaccel.models.scan`).
@@ -129,13 +125,14 @@ class MobileNetV3(nnx.Module):
       rngs: streams ``params``, and ``dropout`` if `dropout` > 0.
 
     Raises:
-      ValueError: there is no such `size`, `width` is not positive or `dropout` not in [0, 1).
+      ValueError: there are no blocks, `width` is not positive or `dropout` not in [0, 1).
     """
 
     def __init__(
         self,
-        size: Literal["large", "small"],
+        blocks: Sequence[Block],
         *,
+        hidden: int,
         width: float = 1.0,
         dropout: float = 0.2,
         scan: bool = False,
@@ -143,34 +140,34 @@ class MobileNetV3(nnx.Module):
         channels: int = 3,
         rngs: nnx.Rngs,
     ) -> None:
-        if size not in BLOCKS_V3:
-            raise ValueError(f"MobileNetV3: size must be one of {', '.join(BLOCKS_V3)}, not {size!r}")
+        if not blocks:
+            raise ValueError("MobileNetV3: blocks must be one or more")
         if not width > 0:
             raise ValueError(f"MobileNetV3: width={width} must be positive")
         layer = partial(ConvNorm, activation=nnx.hard_swish, epsilon=1e-3, rngs=rngs)
         features = divisible(16 * width)
         self.stem = layer(channels, features, 3, stride=2)
-        blocks = []
-        for kernel_size, wide, out, squeezes, activation, stride in BLOCKS_V3[size]:
-            wide, out = divisible(wide * width), divisible(out * width)
-            blocks.append(
+        made = []
+        for block in blocks:
+            wide, out = divisible(block.wide * width), divisible(block.features * width)
+            made.append(
                 InvertedResidual(
                     features,
                     out,
                     wide=wide,
-                    size=kernel_size,
-                    stride=stride,
-                    activation=activation,
-                    squeezed=divisible(wide / 4) if squeezes else 0,
+                    size=block.size,
+                    stride=block.stride,
+                    activation=block.activation,
+                    squeezed=divisible(wide / 4) if block.squeezes else 0,
                     gate=nnx.hard_sigmoid,
                     epsilon=1e-3,
                     rngs=rngs,
                 )
             )
             features = out
-        self.blocks = sequence(blocks, scan)
+        self.blocks = sequence(made, scan)
         self.last = layer(features, 6 * features, 1)
-        hidden = divisible(HIDDEN_V3[size] * max(1.0, width))
+        hidden = divisible(hidden * max(1.0, width))
         self.hidden = head(6 * features, hidden, rngs=rngs)
         self.dropout = optional_dropout(dropout, rngs=rngs)
         self.head = head(hidden, classes, rngs=rngs)
@@ -208,7 +205,14 @@ def mobilenet_v3_large(
 ) -> MobileNetV3:
     """5,483,032 parameters with 1000 classes at width 1."""
     return MobileNetV3(
-        "large", width=width, dropout=dropout, scan=scan, classes=classes, channels=channels, rngs=rngs
+        LARGE,
+        hidden=1280,
+        width=width,
+        dropout=dropout,
+        scan=scan,
+        classes=classes,
+        channels=channels,
+        rngs=rngs,
     )
 
 
@@ -223,5 +227,12 @@ def mobilenet_v3_small(
 ) -> MobileNetV3:
     """2,542,856 parameters with 1000 classes at width 1."""
     return MobileNetV3(
-        "small", width=width, dropout=dropout, scan=scan, classes=classes, channels=channels, rngs=rngs
+        SMALL,
+        hidden=1024,
+        width=width,
+        dropout=dropout,
+        scan=scan,
+        classes=classes,
+        channels=channels,
+        rngs=rngs,
     )
