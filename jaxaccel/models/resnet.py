@@ -209,14 +209,13 @@ class ResNet(nnx.Module):
             else ConvNorm(width, width, 3, stride=2, activation=nnx.relu, rngs=rngs)
         )
         drops = iter(drop_paths(drop_path, sum(blocks), rngs=rngs))
-        block = partial(
-            Bottleneck if bottleneck else BasicBlock, groups=groups, averages=average_shortcut, rngs=rngs
-        )
+        kind = Bottleneck if bottleneck else BasicBlock
+        block = partial(kind, groups=groups, averages=average_shortcut, rngs=rngs)
         self.stages = nnx.List([])
         features = width
         for i, count in enumerate(blocks):
             stage, inner = [], groups * (group_width or width) * 2**i
-            out = width * 2**i * block.func.expansion
+            out = width * 2**i * kind.expansion
             squeezed = divisible(out * squeeze) if squeeze else 0
             for j in range(count):
                 stride = 2 if i > 0 and j == 0 else 1
