@@ -143,4 +143,5 @@ def test_outputs_are_equal(name, record_property):
     deviation = np.abs(found - expected).max() / np.abs(expected).max()
     record_property("deviation", f"{deviation:.1e}")
     print(f"{name}: {deviation:.1e}")
-    assert deviation < 1e-10
+    # jax.nn.dot_product_attention takes its softmax in float32 whatever comes in.
+    assert deviation < (1e-6 if name.startswith("vit") else 1e-10)
