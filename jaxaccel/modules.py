@@ -124,10 +124,17 @@ def _streams(shapes: nnx.State, key: jax.Array) -> nnx.State:
     """Random streams that start at `key`, each at its own fold, their counters at 0."""
     leaves, treedef = jax.tree.flatten(shapes)
     fresh = [
-        jax.random.fold_in(key, i) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else jnp.zeros(x.shape, x.dtype)
+        _keys(jax.random.fold_in(key, i), x.shape)
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        else jnp.zeros(x.shape, x.dtype)
         for i, x in enumerate(leaves)
-    ]  # fmt: skip
+    ]
     return jax.tree.unflatten(treedef, fresh)
+
+
+def _keys(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """`key`, or as many as scanned blocks have streams."""
+    return jax.random.split(key, shape) if shape else key
 
 
 def _linen(module: linen.Module, inputs: tuple[PyTree, ...]) -> Model:

@@ -19,7 +19,7 @@ from jaxaccel.trees import matches
         "resnet20",
         "pad_and_crop(padding=4)",
         "affine(rotation=10.0, scale=(0.9, 1.1))",
-        "jaxaccel.models.convnet.max_pool_2x2",
+        "jaxaccel.models.pooling.max_pool_2x2",
         "ConvNet(hidden=0, widths=(8, 16))",
     ],
 )

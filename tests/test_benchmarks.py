@@ -31,12 +31,31 @@ def test_train_step(tmp_path):
     assert "× NNX" in done.stdout
 
 
-@pytest.mark.parametrize("script", ["train_step.py", "allocator.py", "startup.py", "precision.py"])
+@pytest.mark.parametrize(
+    "script", ["train_step.py", "allocator.py", "startup.py", "precision.py", "models.py"]
+)
 def test_help_teaches(script):
     done = subprocess.run(
         [sys.executable, SCRIPTS / script, "--help"], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0 and f"python benchmarks/{script}" in done.stdout
+
+
+def test_models(tmp_path):
+    done = subprocess.run(
+        [sys.executable, SCRIPTS / "models.py", "--models", "resnet20", "--batch", "2", "--image-size", "8",
+         "--dtypes", "float32", "--rounds", "1", "--seconds", "0.001", "--out", tmp_path],
+        capture_output=True, text=True, timeout=180,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (file,) = tmp_path.glob("models-*.json")
+    record = json.loads(file.read_text())
+    (row,) = record["rows"]
+    assert (row["model"], row["image_size"], row["parameters"]) == ("resnet20", 8, 269_722)
+    assert [program["name"] for program in row["programs"]] == ["infer float32", "train float32"]
+    for program in row["programs"]:
+        assert program["compile_seconds"] > 0
+        assert program["images_per_second"] == pytest.approx(2e3 / program["median_ms"])
 
 
 def test_precision(tmp_path):

@@ -1,26 +1,66 @@
 """Image classifiers in plain Flax NNX: nothing here depends on the rest of jaxaccel."""
 
 from jaxaccel.models.convnet import ConvNet
-from jaxaccel.models.mobilenet import MobileNetV2, mobilenet_v2
-from jaxaccel.models.resnet import ResNet, resnet18, resnet34, resnet50
+from jaxaccel.models.convnext import ConvNeXt, convnext_tiny
+from jaxaccel.models.densenet import DenseNet, densenet121
+from jaxaccel.models.efficientnet import EfficientNet, efficientnet_b0, efficientnet_v2_s
+from jaxaccel.models.inception import Inception, googlenet, inception_v3
+from jaxaccel.models.mixer import Mixer, mixer_b16, mixer_s16
+from jaxaccel.models.mobilenet import (
+    MobileNetV2,
+    MobileNetV3,
+    mobilenet_v2,
+    mobilenet_v3_large,
+    mobilenet_v3_small,
+)
+from jaxaccel.models.resnet import (
+    ResNet,
+    resnet18,
+    resnet34,
+    resnet50,
+    resnet50d,
+    resnet_rs50,
+    resnext50_32x4d,
+    se_resnet50,
+)
 from jaxaccel.models.resnet_cifar import ResNetCifar, resnet20, resnet32, resnet44, resnet56, resnet110
 from jaxaccel.models.vit import VisionTransformer, vit_b16, vit_s16, vit_ti16
 
 __all__ = [
+    "ConvNeXt",
     "ConvNet",
+    "DenseNet",
+    "EfficientNet",
+    "Inception",
+    "Mixer",
     "MobileNetV2",
+    "MobileNetV3",
     "ResNet",
     "ResNetCifar",
     "VisionTransformer",
+    "convnext_tiny",
+    "densenet121",
+    "efficientnet_b0",
+    "efficientnet_v2_s",
+    "googlenet",
+    "inception_v3",
+    "mixer_b16",
+    "mixer_s16",
     "mobilenet_v2",
+    "mobilenet_v3_large",
+    "mobilenet_v3_small",
     "resnet18",
     "resnet20",
     "resnet32",
     "resnet34",
     "resnet44",
     "resnet50",
+    "resnet50d",
     "resnet56",
     "resnet110",
+    "resnet_rs50",
+    "resnext50_32x4d",
+    "se_resnet50",
     "vit_b16",
     "vit_s16",
     "vit_ti16",

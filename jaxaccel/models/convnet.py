@@ -7,53 +7,22 @@ gradient is about 20 times slower.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
-_he_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
-
-
-def max_pool_2x2(x: jax.Array) -> jax.Array:
-    """Maximum over 2x2 windows that do not overlap.
-
-    Values equal ``reduce_window`` with SAME padding. Where several elements of a window share the maximum
-    they share its gradient, while ``reduce_window`` gives all of it to the first one.
-
-    Args:
-      x: (B, H, W, C) float. An odd height or width is padded with -inf, so that no row or column is lost.
-
-    Returns:
-      (B, ceil(H/2), ceil(W/2), C), dtype of `x`.
-    """
-    _, height, width, _ = x.shape
-    if height % 2 or width % 2:
-        x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), constant_values=-jnp.inf)
-    batch, height, width, channels = x.shape
-    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).max(axis=(2, 4))
-
-
-class ConvNorm(nnx.Module):
-    """3x3 convolution without bias, BatchNorm, relu."""
-
-    def __init__(self, features_in: int, features_out: int, *, rngs: nnx.Rngs) -> None:
-        self.conv = nnx.Conv(
-            features_in, features_out, (3, 3), use_bias=False, kernel_init=_he_normal, rngs=rngs
-        )
-        self.norm = nnx.BatchNorm(features_out, momentum=0.9, epsilon=1e-5, rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(B, H, W, features_in) -> (B, H, W, features_out)."""
-        return nnx.relu(self.norm(self.conv(x)))
+from jaxaccel.models.blocks import ConvNorm, batch_norm, head, optional_dropout, pair
+from jaxaccel.models.pooling import max_pool_2x2
 
 
 class Stage(nnx.Module):
     """A `ConvNorm` that changes the width, `residuals` more that are added to their input, a pooling."""
 
     def __init__(self, features_in: int, features_out: int, residuals: int, *, rngs: nnx.Rngs) -> None:
-        self.first = ConvNorm(features_in, features_out, rngs=rngs)
-        self.residuals = nnx.List([ConvNorm(features_out, features_out, rngs=rngs) for _ in range(residuals)])
+        layer = partial(ConvNorm, size=3, activation=nnx.relu, rngs=rngs)
+        self.first = layer(features_in, features_out)
+        self.residuals = nnx.List([layer(features_out, features_out) for _ in range(residuals)])
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, H, W, features_in) -> (B, ceil(H/2), ceil(W/2), features_out)."""
@@ -102,9 +71,9 @@ class ConvNet(nnx.Module):
             residuals = (*(0 for _ in widths[1:]), 1)
         if len(residuals) != len(widths) or min(residuals) < 0:
             raise ValueError(f"ConvNet: residuals must be {len(widths)} numbers >= 0, not {residuals!r}")
-        if hidden < 0 or not 0 <= dropout < 1:
-            raise ValueError(f"ConvNet: hidden={hidden} must be >= 0 and dropout={dropout} in [0, 1)")
-        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        if hidden < 0:
+            raise ValueError(f"ConvNet: hidden={hidden} must be >= 0")
+        height, width = pair(image_size)
         self.input_shape = (height, width, channels)
         self.flatten = hidden > 0
         inputs = (channels, *widths[:-1])
@@ -119,11 +88,10 @@ class ConvNet(nnx.Module):
             self.hidden = nnx.Linear(
                 height * width * features, hidden, use_bias=False, kernel_init=he_normal, rngs=rngs
             )
-            self.hidden_norm = nnx.BatchNorm(hidden, momentum=0.9, epsilon=1e-5, rngs=rngs)
+            self.hidden_norm = batch_norm(hidden, rngs=rngs)
             features = hidden
-        # Without a rate there is no random stream to keep.
-        self.dropout = nnx.Dropout(dropout, rngs=rngs if dropout else None)
-        self.head = nnx.Linear(features, classes, kernel_init=nnx.initializers.normal(0.01), rngs=rngs)
+        self.dropout = optional_dropout(dropout, rngs=rngs)
+        self.head = head(features, classes, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Logits (B, classes) of images `x` (B, H, W, C) float."""

@@ -1,74 +1,54 @@
-"""MobileNetV2 of Sandler et al. 2018 (https://arxiv.org/abs/1801.04381), table 2.
+"""MobileNets: networks of inverted residual blocks for phones.
 
-Inverted residual blocks: a 1x1 convolution widens, a depthwise 3x3 filters, a 1x1 without an activation narrows; the
-narrow ends are added where their shapes are equal.
+MobileNetV2 is that of Sandler et al. 2018 (https://arxiv.org/abs/1801.04381), table 2; MobileNetV3 that of Howard et
+al. 2019 (https://arxiv.org/abs/1905.02244), tables 1 and 2.
 """
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
 
 import jax
 from flax import nnx
 
-_he_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+from jaxaccel.models.blocks import Activation, ConvNorm, InvertedResidual, divisible, head, optional_dropout
+from jaxaccel.models.scan import sequence
 
-STAGES = (
+STAGES_V2 = (
     (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
 )  # fmt: skip
 """(expansion, channels, blocks, stride of the first block) of each stage."""
 
 
-def divisible(channels: float, by: int = 8) -> int:
-    """The multiple of `by` that is nearest to `channels`, at least `by` and at most 10% less than it."""
-    nearest = max(by, int(channels + by / 2) // by * by)
-    return nearest if nearest >= 0.9 * channels else nearest + by
+class Block(NamedTuple):
+    """An inverted residual block of MobileNetV3."""
+
+    size: int
+    """Of the depthwise kernel."""
+    wide: int
+    """Channels within."""
+    features: int
+    squeezes: bool
+    activation: Activation
+    stride: int
 
 
-class ConvNorm(nnx.Module):
-    """A convolution and BatchNorm; `groups` = `features_in` makes it depthwise."""
-
-    def __init__(
-        self,
-        features_in: int,
-        features_out: int,
-        size: int,
-        *,
-        stride: int = 1,
-        groups: int = 1,
-        rngs: nnx.Rngs,
-    ) -> None:
-        self.conv = nnx.Conv(
-            features_in,
-            features_out,
-            (size, size),
-            strides=stride,
-            padding=size // 2,  # on both sides also with stride 2, where SAME would pad only the far side
-            feature_group_count=groups,
-            use_bias=False,
-            kernel_init=_he_normal,
-            rngs=rngs,
-        )
-        self.norm = nnx.BatchNorm(features_out, momentum=0.9, epsilon=1e-5, rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(B, H, W, features_in) -> (B, ceil(H/stride), ceil(W/stride), features_out)."""
-        return self.norm(self.conv(x))
-
-
-class InvertedResidual(nnx.Module):
-    """Widen, filter, narrow; `expand` is None where nothing is widened."""
-
-    def __init__(
-        self, features_in: int, features_out: int, *, stride: int, expansion: int, rngs: nnx.Rngs
-    ) -> None:
-        wide = features_in * expansion
-        self.expand = None if expansion == 1 else ConvNorm(features_in, wide, 1, rngs=rngs)
-        self.depthwise = ConvNorm(wide, wide, 3, stride=stride, groups=wide, rngs=rngs)
-        self.project = ConvNorm(wide, features_out, 1, rngs=rngs)
-        self.residual = stride == 1 and features_in == features_out
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(B, H, W, features_in) -> (B, ceil(H/stride), ceil(W/stride), features_out)."""
-        y = x if self.expand is None else nnx.relu6(self.expand(x))
-        y = self.project(nnx.relu6(self.depthwise(y)))
-        return x + y if self.residual else y
+_RE, _HS = nnx.relu, nnx.hard_swish
+LARGE = (
+    Block(3, 16, 16, False, _RE, 1), Block(3, 64, 24, False, _RE, 2), Block(3, 72, 24, False, _RE, 1),
+    Block(5, 72, 40, True, _RE, 2), Block(5, 120, 40, True, _RE, 1), Block(5, 120, 40, True, _RE, 1),
+    Block(3, 240, 80, False, _HS, 2), Block(3, 200, 80, False, _HS, 1), Block(3, 184, 80, False, _HS, 1),
+    Block(3, 184, 80, False, _HS, 1), Block(3, 480, 112, True, _HS, 1), Block(3, 672, 112, True, _HS, 1),
+    Block(5, 672, 160, True, _HS, 2), Block(5, 960, 160, True, _HS, 1), Block(5, 960, 160, True, _HS, 1),
+)  # fmt: skip
+"""Table 1 of the second paper."""
+SMALL = (
+    Block(3, 16, 16, True, _RE, 2), Block(3, 72, 24, False, _RE, 2), Block(3, 88, 24, False, _RE, 1),
+    Block(5, 96, 40, True, _HS, 2), Block(5, 240, 40, True, _HS, 1), Block(5, 240, 40, True, _HS, 1),
+    Block(5, 120, 48, True, _HS, 1), Block(5, 144, 48, True, _HS, 1), Block(5, 288, 96, True, _HS, 2),
+    Block(5, 576, 96, True, _HS, 1), Block(5, 576, 96, True, _HS, 1),
+)  # fmt: skip
+"""Table 2."""
 
 
 class MobileNetV2(nnx.Module):
@@ -81,12 +61,13 @@ class MobileNetV2(nnx.Module):
     Args:
       width: multiplies the channels of all layers but the last convolution, which it only widens.
       dropout: probability of dropout before the head.
+      scan: runs of equal blocks are one loop (`jaxaccel.models.scan`).
       classes: outputs.
       channels: channels of the images; their size is free.
       rngs: streams ``params``, and ``dropout`` if `dropout` > 0.
 
     Raises:
-      ValueError: `width` is not positive.
+      ValueError: `width` is not positive or `dropout` not in [0, 1).
     """
 
     def __init__(
@@ -94,6 +75,7 @@ class MobileNetV2(nnx.Module):
         *,
         width: float = 1.0,
         dropout: float = 0.2,
+        scan: bool = False,
         classes: int = 1000,
         channels: int = 3,
         rngs: nnx.Rngs,
@@ -101,31 +83,156 @@ class MobileNetV2(nnx.Module):
         if not width > 0:
             raise ValueError(f"MobileNetV2: width={width} must be positive")
         features = divisible(32 * width)
-        self.stem = ConvNorm(channels, features, 3, stride=2, rngs=rngs)
-        self.blocks = nnx.List([])
-        for expansion, wanted, count, stride in STAGES:
+        self.stem = ConvNorm(channels, features, 3, stride=2, activation=nnx.relu6, rngs=rngs)
+        blocks = []
+        for expansion, wanted, count, stride in STAGES_V2:
             for i in range(count):
                 out = divisible(wanted * width)
-                self.blocks.append(
-                    InvertedResidual(features, out, stride=1 if i else stride, expansion=expansion, rngs=rngs)
+                wide = expansion * features
+                blocks.append(
+                    InvertedResidual(features, out, wide=wide, stride=1 if i else stride, rngs=rngs)
                 )
                 features = out
+        self.blocks = sequence(blocks, scan)
         wide = divisible(1280 * max(1.0, width))
-        self.last = ConvNorm(features, wide, 1, rngs=rngs)
-        self.dropout = nnx.Dropout(dropout, rngs=rngs if dropout else None)
-        self.head = nnx.Linear(wide, classes, kernel_init=nnx.initializers.normal(0.01), rngs=rngs)
+        self.last = ConvNorm(features, wide, 1, activation=nnx.relu6, rngs=rngs)
+        self.dropout = optional_dropout(dropout, rngs=rngs)
+        self.head = head(wide, classes, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Logits (B, classes) of images `x` (B, H, W, C) float."""
-        x = nnx.relu6(self.stem(x))
+        x = self.stem(x)
         for block in self.blocks:
             x = block(x)
-        x = nnx.relu6(self.last(x)).mean(axis=(1, 2))
+        return self.head(self.dropout(self.last(x).mean(axis=(1, 2))))
+
+
+class MobileNetV3(nnx.Module):
+    """As MobileNetV2, with squeeze-and-excite, hard swish, and a dense layer behind the global average.
+
+    Parameters stand at ``stem/{conv,norm}``, ``blocks/<i>/{expand,depthwise,project}/{conv,norm}``,
+    ``blocks/<i>/squeeze_excite/{squeeze,excite}``, ``last/{conv,norm}``, ``hidden`` and ``head``. BatchNorm adds 0.001
+    to the variance.
+
+    Args:
+      blocks: those of the middle.
+      hidden: width of the dense layer.
+      width: multiplies the channels of all layers but the dense one, which it only widens.
+      dropout: probability of dropout before the head.
+      scan: runs of equal blocks are one loop (`jaxaccel.models.scan`).
+      classes: outputs.
+      channels: channels of the images; their size is free.
+      rngs: streams ``params``, and ``dropout`` if `dropout` > 0.
+
+    Raises:
+      ValueError: there are no blocks, `width` is not positive or `dropout` not in [0, 1).
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[Block],
+        *,
+        hidden: int,
+        width: float = 1.0,
+        dropout: float = 0.2,
+        scan: bool = False,
+        classes: int = 1000,
+        channels: int = 3,
+        rngs: nnx.Rngs,
+    ) -> None:
+        if not blocks:
+            raise ValueError("MobileNetV3: blocks must be one or more")
+        if not width > 0:
+            raise ValueError(f"MobileNetV3: width={width} must be positive")
+        layer = partial(ConvNorm, activation=nnx.hard_swish, epsilon=1e-3, rngs=rngs)
+        features = divisible(16 * width)
+        self.stem = layer(channels, features, 3, stride=2)
+        made = []
+        for block in blocks:
+            wide, out = divisible(block.wide * width), divisible(block.features * width)
+            made.append(
+                InvertedResidual(
+                    features,
+                    out,
+                    wide=wide,
+                    size=block.size,
+                    stride=block.stride,
+                    activation=block.activation,
+                    squeezed=divisible(wide / 4) if block.squeezes else 0,
+                    gate=nnx.hard_sigmoid,
+                    epsilon=1e-3,
+                    rngs=rngs,
+                )
+            )
+            features = out
+        self.blocks = sequence(made, scan)
+        self.last = layer(features, 6 * features, 1)
+        hidden = divisible(hidden * max(1.0, width))
+        self.hidden = head(6 * features, hidden, rngs=rngs)
+        self.dropout = optional_dropout(dropout, rngs=rngs)
+        self.head = head(hidden, classes, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Logits (B, classes) of images `x` (B, H, W, C) float."""
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        x = nnx.hard_swish(self.hidden(self.last(x).mean(axis=(1, 2))))
         return self.head(self.dropout(x))
 
 
 def mobilenet_v2(
-    *, width: float = 1.0, dropout: float = 0.2, classes: int = 1000, channels: int = 3, rngs: nnx.Rngs
+    *,
+    width: float = 1.0,
+    dropout: float = 0.2,
+    scan: bool = False,
+    classes: int = 1000,
+    channels: int = 3,
+    rngs: nnx.Rngs,
 ) -> MobileNetV2:
     """3,504,872 parameters with 1000 classes at width 1."""
-    return MobileNetV2(width=width, dropout=dropout, classes=classes, channels=channels, rngs=rngs)
+    return MobileNetV2(width=width, dropout=dropout, scan=scan, classes=classes, channels=channels, rngs=rngs)
+
+
+def mobilenet_v3_large(
+    *,
+    width: float = 1.0,
+    dropout: float = 0.2,
+    scan: bool = False,
+    classes: int = 1000,
+    channels: int = 3,
+    rngs: nnx.Rngs,
+) -> MobileNetV3:
+    """5,483,032 parameters with 1000 classes at width 1."""
+    return MobileNetV3(
+        LARGE,
+        hidden=1280,
+        width=width,
+        dropout=dropout,
+        scan=scan,
+        classes=classes,
+        channels=channels,
+        rngs=rngs,
+    )
+
+
+def mobilenet_v3_small(
+    *,
+    width: float = 1.0,
+    dropout: float = 0.2,
+    scan: bool = False,
+    classes: int = 1000,
+    channels: int = 3,
+    rngs: nnx.Rngs,
+) -> MobileNetV3:
+    """2,542,856 parameters with 1000 classes at width 1."""
+    return MobileNetV3(
+        SMALL,
+        hidden=1024,
+        width=width,
+        dropout=dropout,
+        scan=scan,
+        classes=classes,
+        channels=channels,
+        rngs=rngs,
+    )

@@ -9,24 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-_he_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
-
-
-def _conv3x3(features_in: int, features_out: int, *, stride: int, rngs: nnx.Rngs) -> nnx.Conv:
-    return nnx.Conv(
-        features_in,
-        features_out,
-        (3, 3),
-        strides=stride,
-        padding=1,  # on both sides also with stride 2, where SAME would pad only the far side
-        use_bias=False,
-        kernel_init=_he_normal,
-        rngs=rngs,
-    )
-
-
-def _batch_norm(features: int, *, rngs: nnx.Rngs) -> nnx.BatchNorm:
-    return nnx.BatchNorm(features, momentum=0.9, epsilon=1e-5, rngs=rngs)
+from jaxaccel.models.blocks import ConvNorm, batch_norm, conv, head
+from jaxaccel.models.scan import sequence
 
 
 def option_a_shortcut(x: jax.Array, features: int, stride: int) -> jax.Array:
@@ -52,28 +36,16 @@ class BasicBlock(nnx.Module):
     def __init__(self, features_in: int, features_out: int, stride: int, *, rngs: nnx.Rngs) -> None:
         self.features = features_out
         self.stride = stride
-        self.conv1 = _conv3x3(features_in, features_out, stride=stride, rngs=rngs)
-        self.norm1 = _batch_norm(features_out, rngs=rngs)
-        self.conv2 = _conv3x3(features_out, features_out, stride=1, rngs=rngs)
-        self.norm2 = _batch_norm(features_out, rngs=rngs)
+        self.conv1 = conv(features_in, features_out, 3, stride=stride, rngs=rngs)
+        self.norm1 = batch_norm(features_out, rngs=rngs)
+        self.conv2 = conv(features_out, features_out, 3, rngs=rngs)
+        self.norm2 = batch_norm(features_out, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, H, W, features_in) -> (B, H/stride, W/stride, features_out)."""
         y = nnx.relu(self.norm1(self.conv1(x)))
         y = self.norm2(self.conv2(y))
         return nnx.relu(y + option_a_shortcut(x, self.features, self.stride))
-
-
-class Stem(nnx.Module):
-    """3x3 convolution, BatchNorm, relu."""
-
-    def __init__(self, features_in: int, features_out: int, *, rngs: nnx.Rngs) -> None:
-        self.conv = _conv3x3(features_in, features_out, stride=1, rngs=rngs)
-        self.norm = _batch_norm(features_out, rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(B, H, W, features_in) -> (B, H, W, features_out)."""
-        return nnx.relu(self.norm(self.conv(x)))
 
 
 class ResNetCifar(nnx.Module):
@@ -85,6 +57,7 @@ class ResNetCifar(nnx.Module):
     Args:
       depth: 8, 14, 20, ...: layers with weights, shortcuts not counted.
       width: channels of the first stage (even; the paper has 16); the others have 2 and 4 times as many.
+      scan: runs of equal blocks are one loop (`jaxaccel.models.scan`).
       classes: outputs.
       channels: channels of the images; their size is free.
       rngs: stream ``params``.
@@ -94,7 +67,14 @@ class ResNetCifar(nnx.Module):
     """
 
     def __init__(
-        self, depth: int, *, width: int = 16, classes: int = 10, channels: int = 3, rngs: nnx.Rngs
+        self,
+        depth: int,
+        *,
+        width: int = 16,
+        scan: bool = False,
+        classes: int = 10,
+        channels: int = 3,
+        rngs: nnx.Rngs,
     ) -> None:
         blocks, rest = divmod(depth - 2, 6)
         if rest or blocks < 1:
@@ -103,18 +83,18 @@ class ResNetCifar(nnx.Module):
             raise ValueError(
                 f"ResNetCifar: width must be even (shortcuts pad half on each side), not {width}"
             )
-        self.stem = Stem(channels, width, rngs=rngs)
+        self.stem = ConvNorm(channels, width, 3, activation=nnx.relu, rngs=rngs)
         self.stages = nnx.List([])
         features = width
         for stage in range(3):
             features_out = width * 2**stage
-            stack = nnx.List([])
+            stack = []
             for block in range(blocks):
                 stride = 2 if stage > 0 and block == 0 else 1
                 stack.append(BasicBlock(features, features_out, stride, rngs=rngs))
                 features = features_out
-            self.stages.append(stack)
-        self.head = nnx.Linear(features, classes, kernel_init=nnx.initializers.normal(0.01), rngs=rngs)
+            self.stages.append(sequence(stack, scan))
+        self.head = head(features, classes, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Logits (B, classes) of images `x` (B, H, W, C) float."""
@@ -125,26 +105,26 @@ class ResNetCifar(nnx.Module):
         return self.head(x.mean(axis=(1, 2)))
 
 
-def resnet20(*, classes: int = 10, channels: int = 3, rngs: nnx.Rngs) -> ResNetCifar:
+def resnet20(*, scan: bool = False, classes: int = 10, channels: int = 3, rngs: nnx.Rngs) -> ResNetCifar:
     """269,722 parameters with 10 classes; the paper's test error on CIFAR-10 is 8.75%."""
-    return ResNetCifar(20, classes=classes, channels=channels, rngs=rngs)
+    return ResNetCifar(20, scan=scan, classes=classes, channels=channels, rngs=rngs)
 
 
-def resnet32(*, classes: int = 10, channels: int = 3, rngs: nnx.Rngs) -> ResNetCifar:
+def resnet32(*, scan: bool = False, classes: int = 10, channels: int = 3, rngs: nnx.Rngs) -> ResNetCifar:
     """464,154 parameters with 10 classes; the paper's test error on CIFAR-10 is 7.51%."""
-    return ResNetCifar(32, classes=classes, channels=channels, rngs=rngs)
+    return ResNetCifar(32, scan=scan, classes=classes, channels=channels, rngs=rngs)
 
 
-def resnet44(*, classes: int = 10, channels: int = 3, rngs: nnx.Rngs) -> ResNetCifar:
+def resnet44(*, scan: bool = False, classes: int = 10, channels: int = 3, rngs: nnx.Rngs) -> ResNetCifar:
     """658,586 parameters with 10 classes; the paper's test error on CIFAR-10 is 7.17%."""
-    return ResNetCifar(44, classes=classes, channels=channels, rngs=rngs)
+    return ResNetCifar(44, scan=scan, classes=classes, channels=channels, rngs=rngs)
 
 
-def resnet56(*, classes: int = 10, channels: int = 3, rngs: nnx.Rngs) -> ResNetCifar:
+def resnet56(*, scan: bool = False, classes: int = 10, channels: int = 3, rngs: nnx.Rngs) -> ResNetCifar:
     """853,018 parameters with 10 classes; the paper's test error on CIFAR-10 is 6.97%."""
-    return ResNetCifar(56, classes=classes, channels=channels, rngs=rngs)
+    return ResNetCifar(56, scan=scan, classes=classes, channels=channels, rngs=rngs)
 
 
-def resnet110(*, classes: int = 10, channels: int = 3, rngs: nnx.Rngs) -> ResNetCifar:
+def resnet110(*, scan: bool = False, classes: int = 10, channels: int = 3, rngs: nnx.Rngs) -> ResNetCifar:
     """1,727,962 parameters with 10 classes; the paper's test error on CIFAR-10 is 6.43%."""
-    return ResNetCifar(110, classes=classes, channels=channels, rngs=rngs)
+    return ResNetCifar(110, scan=scan, classes=classes, channels=channels, rngs=rngs)

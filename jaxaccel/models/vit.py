@@ -9,22 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-_kernel_init = nnx.initializers.truncated_normal(0.02)
-
-
-def patches(x: jax.Array, size: int) -> jax.Array:
-    """Cuts images into square patches, row by row.
-
-    Args:
-      x: (B, H, W, C); H and W are multiples of `size`.
-      size: side of a patch in pixels.
-
-    Returns:
-      (B, H/size * W/size, size * size * C), dtype of `x`.
-    """
-    batch, height, width, channels = x.shape
-    x = x.reshape(batch, height // size, size, width // size, size, channels)
-    return x.swapaxes(2, 3).reshape(batch, -1, size * size * channels)
+from jaxaccel.models.blocks import Mlp, optional_dropout, pair, patch_count, patches, truncated_normal
+from jaxaccel.models.scan import sequence
 
 
 class Attention(nnx.Module):
@@ -36,27 +22,14 @@ class Attention(nnx.Module):
 
     def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs) -> None:
         split = (heads, width // heads)
-        self.query = nnx.LinearGeneral(width, split, kernel_init=_kernel_init, rngs=rngs)
-        self.key = nnx.LinearGeneral(width, split, kernel_init=_kernel_init, rngs=rngs)
-        self.value = nnx.LinearGeneral(width, split, kernel_init=_kernel_init, rngs=rngs)
-        self.out = nnx.LinearGeneral(split, width, axis=(-2, -1), kernel_init=_kernel_init, rngs=rngs)
+        self.query = nnx.LinearGeneral(width, split, kernel_init=truncated_normal, rngs=rngs)
+        self.key = nnx.LinearGeneral(width, split, kernel_init=truncated_normal, rngs=rngs)
+        self.value = nnx.LinearGeneral(width, split, kernel_init=truncated_normal, rngs=rngs)
+        self.out = nnx.LinearGeneral(split, width, axis=(-2, -1), kernel_init=truncated_normal, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, T, width) -> (B, T, width)."""
         return self.out(jax.nn.dot_product_attention(self.query(x), self.key(x), self.value(x)))
-
-
-class Mlp(nnx.Module):
-    """Two dense layers with GELU (tanh approximation, as in the paper's code) and dropout between."""
-
-    def __init__(self, width: int, hidden: int, *, dropout: float, rngs: nnx.Rngs) -> None:
-        self.up = nnx.Linear(width, hidden, kernel_init=_kernel_init, rngs=rngs)
-        self.down = nnx.Linear(hidden, width, kernel_init=_kernel_init, rngs=rngs)
-        self.dropout = nnx.Dropout(dropout, rngs=rngs if dropout else None)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(B, T, width) -> (B, T, width)."""
-        return self.down(self.dropout(nnx.gelu(self.up(x))))
 
 
 class Block(nnx.Module):
@@ -67,7 +40,7 @@ class Block(nnx.Module):
         self.attention = Attention(width, heads, rngs=rngs)
         self.norm2 = nnx.LayerNorm(width, epsilon=1e-6, rngs=rngs)
         self.mlp = Mlp(width, hidden, dropout=dropout, rngs=rngs)
-        self.dropout = nnx.Dropout(dropout, rngs=rngs if dropout else None)
+        self.dropout = optional_dropout(dropout, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, T, width) -> (B, T, width)."""
@@ -92,6 +65,7 @@ class VisionTransformer(nnx.Module):
       mlp_ratio: hidden features of the MLP per `width`.
       patch_size: side of a patch in pixels.
       dropout: probability of dropout after the positions, the attention and both layers of the MLP.
+      scan: runs of equal blocks are one loop (`jaxaccel.models.scan`).
       classes: outputs.
       channels: channels of the images.
       image_size: height and width in pixels, or one number for both: multiples of `patch_size`.
@@ -110,31 +84,23 @@ class VisionTransformer(nnx.Module):
         mlp_ratio: int = 4,
         patch_size: int = 16,
         dropout: float = 0.0,
+        scan: bool = False,
         classes: int = 1000,
         channels: int = 3,
         image_size: int | tuple[int, int] = 224,
         rngs: nnx.Rngs,
     ) -> None:
-        image_height, image_width = (image_size, image_size) if isinstance(image_size, int) else image_size
-        if image_height % patch_size or image_width % patch_size:
-            raise ValueError(
-                f"VisionTransformer: image size {image_height}x{image_width} is no multiple of "
-                f"patch_size={patch_size}"
-            )
+        tokens = 1 + patch_count("VisionTransformer", image_size, patch_size)
         if width % heads:
             raise ValueError(f"VisionTransformer: width={width} is no multiple of heads={heads}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"VisionTransformer: dropout={dropout} must be in [0, 1)")
-        self.input_shape = (image_height, image_width, channels)
+        self.input_shape = (*pair(image_size), channels)
         self.patch_size = patch_size
-        tokens = (image_height // patch_size) * (image_width // patch_size) + 1
-        self.embed = nnx.Linear(patch_size**2 * channels, width, kernel_init=_kernel_init, rngs=rngs)
+        self.embed = nnx.Linear(patch_size**2 * channels, width, kernel_init=truncated_normal, rngs=rngs)
         self.class_token = nnx.Param(jnp.zeros((1, 1, width)))
-        self.positions = nnx.Param(_kernel_init(rngs.params(), (1, tokens, width)))
-        self.dropout = nnx.Dropout(dropout, rngs=rngs if dropout else None)
-        self.blocks = nnx.List(
-            [Block(width, heads, mlp_ratio * width, dropout=dropout, rngs=rngs) for _ in range(depth)]
-        )
+        self.positions = nnx.Param(truncated_normal(rngs.params(), (1, tokens, width)))
+        self.dropout = optional_dropout(dropout, rngs=rngs)
+        blocks = [Block(width, heads, mlp_ratio * width, dropout=dropout, rngs=rngs) for _ in range(depth)]
+        self.blocks = sequence(blocks, scan)
         self.norm = nnx.LayerNorm(width, epsilon=1e-6, rngs=rngs)
         self.head = nnx.Linear(width, classes, kernel_init=nnx.initializers.zeros, rngs=rngs)
 
@@ -156,6 +122,7 @@ def vit_ti16(
     *,
     patch_size: int = 16,
     dropout: float = 0.0,
+    scan: bool = False,
     classes: int = 1000,
     channels: int = 3,
     image_size: int | tuple[int, int] = 224,
@@ -168,6 +135,7 @@ def vit_ti16(
         heads=3,
         patch_size=patch_size,
         dropout=dropout,
+        scan=scan,
         classes=classes,
         channels=channels,
         image_size=image_size,
@@ -179,6 +147,7 @@ def vit_s16(
     *,
     patch_size: int = 16,
     dropout: float = 0.0,
+    scan: bool = False,
     classes: int = 1000,
     channels: int = 3,
     image_size: int | tuple[int, int] = 224,
@@ -191,6 +160,7 @@ def vit_s16(
         heads=6,
         patch_size=patch_size,
         dropout=dropout,
+        scan=scan,
         classes=classes,
         channels=channels,
         image_size=image_size,
@@ -202,6 +172,7 @@ def vit_b16(
     *,
     patch_size: int = 16,
     dropout: float = 0.0,
+    scan: bool = False,
     classes: int = 1000,
     channels: int = 3,
     image_size: int | tuple[int, int] = 224,
@@ -214,6 +185,7 @@ def vit_b16(
         heads=12,
         patch_size=patch_size,
         dropout=dropout,
+        scan=scan,
         classes=classes,
         channels=channels,
         image_size=image_size,
