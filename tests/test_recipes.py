@@ -20,6 +20,7 @@ SHRUNKEN = {
     "digits": (None, (8, 8, 1), 10),
     "mnist": (partial(models.ConvNet, widths=(4, 4)), (28, 28, 1), 10),
     "fashion_mnist": (partial(models.ConvNet, widths=(4, 4)), (28, 28, 1), 10),
+    "cifar10_fast": (partial(models.CifarFast, (4, 4, 4)), (32, 32, 3), 10),
     "cifar10_resnet20": (partial(models.ResNetCifar, 8, width=4), (32, 32, 3), 10),
     "imagenet_resnet50": (partial(models.ResNet, (1, 1, 1, 1), bottleneck=True, width=4), (32, 32, 3), 1000),
     "imagenet_vit_s16": (partial(models.VisionTransformer, width=12, depth=1, heads=3), (32, 32, 3), 1000),
@@ -40,6 +41,7 @@ def test_it_takes_a_step(name):
         "image": np.random.default_rng(0).integers(0, 256, (BATCH, *shape), dtype=np.uint8),
         "label": np.arange(BATCH, dtype=np.int32) % classes,
         "index": np.arange(BATCH, dtype=np.int32),
+        "epoch": np.zeros(BATCH, np.int32),
         "mask": np.ones(BATCH, np.float32),
     }
     facts = {"classes": classes, "channels": shape[-1], "image_size": shape[0]}

@@ -1,5 +1,6 @@
 """Image classifiers in plain Flax NNX: nothing here depends on the rest of jaxaccel."""
 
+from jaxaccel.models.cifar_fast import CifarFast, cifar_fast
 from jaxaccel.models.convnet import ConvNet
 from jaxaccel.models.convnext import ConvNeXt, convnext_tiny
 from jaxaccel.models.densenet import DenseNet, densenet121
@@ -27,6 +28,7 @@ from jaxaccel.models.resnet_cifar import ResNetCifar, resnet20, resnet32, resnet
 from jaxaccel.models.vit import VisionTransformer, vit_b16, vit_s16, vit_ti16
 
 __all__ = [
+    "CifarFast",
     "ConvNeXt",
     "ConvNet",
     "DenseNet",
@@ -38,6 +40,7 @@ __all__ = [
     "ResNet",
     "ResNetCifar",
     "VisionTransformer",
+    "cifar_fast",
     "convnext_tiny",
     "densenet121",
     "efficientnet_b0",
@@ -49,6 +52,7 @@ __all__ = [
     "mobilenet_v2",
     "mobilenet_v3_large",
     "mobilenet_v3_small",
+    "resnet110",
     "resnet18",
     "resnet20",
     "resnet32",
@@ -57,7 +61,6 @@ __all__ = [
     "resnet50",
     "resnet50d",
     "resnet56",
-    "resnet110",
     "resnet_rs50",
     "resnext50_32x4d",
     "se_resnet50",

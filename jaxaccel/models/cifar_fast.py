@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxaccel.models.convnet import max_pool_2x2
+from jaxaccel.models.pooling import max_pool_2x2
 
 PATCH = 2
 
