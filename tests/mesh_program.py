@@ -15,14 +15,19 @@ from jaxaccel import augment, models  # noqa: E402
 from jaxaccel.checkpoint import flat  # noqa: E402
 from jaxaccel.data import open_source  # noqa: E402
 from jaxaccel.data.feed import resident_feed  # noqa: E402
-from jaxaccel.data.order import Shuffled  # noqa: E402
+from jaxaccel.data.order import Phase, Shuffled  # noqa: E402
+from jaxaccel.fuse import several  # noqa: E402
 from jaxaccel.modules import as_model  # noqa: E402
 from jaxaccel.optim import Optimizer, Schedule  # noqa: E402
 from jaxaccel.parallel import MeshShape, batch_sharding, make_mesh, state_sharding  # noqa: E402
-from jaxaccel.step import Training, several  # noqa: E402
+from jaxaccel.recipe import Recipe  # noqa: E402
+from jaxaccel.step import Training  # noqa: E402
+from jaxaccel.sweep import training_of  # noqa: E402
 from jaxaccel.tasks import ImageClassification  # noqa: E402
 
 STEPS, BATCH = 50, 32
+# The compile time is the cost here: a third of it without LLVM's optimisations.
+QUICKLY = {"xla_backend_optimization_level": 0}
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute")
 
 
@@ -42,7 +47,7 @@ def run(model, augmentation, mesh_shape):
     constrain = lambda batch: jax.lax.with_sharding_constraint(batch, batch_sharding(mesh))  # noqa: E731
     step = jax.jit(several(training, constrain), donate_argnums=0, out_shardings=(shardings, None))
     calls = [range(i, i + 1) for i in range(STEPS)]
-    compiled = step.lower(state, feed.arrays, next(feed.items(calls))).compile()
+    compiled = step.lower(state, feed.arrays, next(feed.items(calls))).compile(QUICKLY)
     hlo = compiled.as_text()
     losses = []
     for item in feed.items(calls):
@@ -56,6 +61,39 @@ def run(model, augmentation, mesh_shape):
     }
 
 
+def replicas(devices):
+    """Eight replicas of a small network on so many devices, after some steps."""
+    mesh = make_mesh(MeshShape(devices), jax.devices()[:devices])
+    recipe = Recipe(
+        name="eight", model=partial(models.ConvNet, widths=(4,), hidden=0, image_size=8), replicas=4, batch_size=BATCH,
+        augment=(augment.horizontal_flip,), optimizer=Optimizer("adam", 3e-3),
+        sweep={"optimizer.learning_rate": (1e-3, 1e-2)},
+    )  # fmt: skip
+    source = open_source("digits", "train")
+    inputs = (jax.ShapeDtypeStruct((BATCH, 8, 8, 1), "float32"),)
+    model = as_model(recipe.model, {"classes": 10, "channels": 1}, inputs)
+    training = training_of(recipe, model, 10, mesh)
+    shardings = training.sharding(jax.eval_shape(training.init), mesh)
+    state = jax.jit(training.init, out_shardings=shardings)()
+    feed = resident_feed(
+        source, recipe.task.element, training.order(len(source), [Phase(0, 9, 0, BATCH)]), mesh
+    )
+    constrain = lambda batch: jax.lax.with_sharding_constraint(batch, batch_sharding(mesh))  # noqa: E731
+    step = jax.jit(several(training, constrain), donate_argnums=0, out_shardings=(shardings, None))
+    calls = [range(i, i + 1) for i in range(3)]
+    compiled = step.lower(state, feed.arrays, next(feed.items(calls))).compile(QUICKLY)
+    for item in feed.items(calls):
+        state, metrics = compiled(state, feed.arrays, item)
+    kernel = state.params["head"]["kernel"]
+    return {
+        "losses": np.asarray(metrics.means["loss"].value()).tolist(),
+        "shards": (kernel.shape, kernel.addressable_shards[0].data.shape),
+        "collectives": {
+            name: len(re.findall(rf" {name}(?:-start)?\(", compiled.as_text())) for name in COLLECTIVES
+        },
+    }
+
+
 def main():
     vit = partial(models.VisionTransformer, width=32, depth=2, heads=4, patch_size=2)
     convnet = partial(models.ConvNet, widths=(16,), hidden=32, dropout=0.0)
@@ -65,6 +103,7 @@ def main():
     vit_meshes = [(1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (4, 1, 2), (1, 2, 4), (2, 1, 4)]
     report = {
         "vit": {",".join(map(str, m)): run(vit, augment.chain(), m) for m in vit_meshes},
+        "replicas": {devices: replicas(devices) for devices in (1, 8)},
         "convnet": {",".join(map(str, m)): run(convnet, affine, m) for m in [(1, 1, 1), (8, 1, 1)]},
     }
     print(json.dumps(report))

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from conftest import forced
 
@@ -76,6 +77,15 @@ def test_tensor_parallel_alone_gathers_nothing(report):
         counts = report["vit"][mesh]["collectives"]
         assert counts["all-gather"] == counts["all-to-all"] == counts["collective-permute"] == 0
         assert counts["all-reduce"] > 0
+
+
+def test_replicas_are_spread_and_never_talk(report):
+    one, eight = report["replicas"]["1"], report["replicas"]["8"]
+    assert np.shape(eight["losses"]) == (1, 8)
+    np.testing.assert_allclose(eight["losses"], one["losses"], rtol=1e-4)
+    whole, part = eight["shards"]
+    assert part == [1, *whole[1:]]
+    assert not any(eight["collectives"].values())
 
 
 @pytest.mark.parametrize(
