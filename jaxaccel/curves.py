@@ -70,6 +70,8 @@ def _panel(axis: Any, title: str, train: list[dict], evaluation: list[dict], nam
         axis.plot(x, _smooth(y), color=BLUE, lw=1.4, label="training, running median")
     if evaluation:
         x, y = [row["epoch"] for row in evaluation], [row[name] for row in evaluation]
+        for replica in (key for key in evaluation[-1] if key.startswith(f"{name}/")):
+            axis.plot(x, [row.get(replica) for row in evaluation], color=ORANGE, lw=0.8, alpha=0.35)
         axis.plot(x, y, color=ORANGE, lw=1.6, marker="o", ms=3, label="evaluation")
     axis.set_title(title, loc="left", fontsize=10, color=INK)
     axis.grid(True, axis="y", color="#e6e8ee", lw=0.8)
