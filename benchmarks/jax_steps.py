@@ -114,7 +114,7 @@ class Jaxaccel:
         self.state: TrainState = jax.jit(self.training.init, out_shardings=shardings)()
         flops = pacing.flops(self.training.step, state_shape, shapes)
         boundary = max(1, round(workload.eval_every * epoch_steps))
-        self.steps_per_call = pacing.steps_per_call(steps_per_call, flops, boundary)
+        self.steps_per_call = pacing.steps_per_call(steps_per_call, flops, boundary, 10_000)
         if steps_per_call:
             self.steps_per_call = steps_per_call
         feed = resident_feed(source, task.element, Shuffled(0, len(source), batch_size), mesh)

@@ -59,7 +59,7 @@ def turns(name: str, replicas: int) -> dict[str, Callable[[], Any]]:
     def call(training: Any) -> Callable[[], Any]:
         shapes = training.batch_shape(_batch_shape(recipe.batch_size, size))
         flops = pacing.flops(training.step, jax.eval_shape(training.init), shapes)
-        fused = per_call or pacing.steps_per_call(0, flops, 1000)
+        fused = per_call or pacing.steps_per_call(0, flops, 1000, 1000)
         order = training.order(examples, [Phase(0, fused, 0, recipe.batch_size)])
         items = [order(step) for step in range(fused)]
         fed = {key: np.stack([item[key] for item in items]) for key in items[0]}

@@ -124,12 +124,14 @@ def calls(cuts: Sequence[int], per_call: int, done: int = 0) -> list[range]:
     ]
 
 
-def steps_per_call(wanted: int, flops: float, boundary: int) -> int:
-    """How many steps to fuse: enough to hide the dispatch, a divisor of `boundary` where there is one near."""
+def steps_per_call(wanted: int, flops: float, boundary: int, steps: int) -> int:
+    """How many of `steps` steps to fuse: enough to hide the dispatch, a divisor of `boundary` where one is near."""
     if not wanted:
-        # On the CPU steps are unrolled (see step.loop), so each one more costs compile time; and calls above
-        # some milliseconds gain nothing. The figure is about what one core computes in 5 ms.
-        wanted = min(8, int(1 + 1e9 // max(flops, 1))) if jax.default_backend() == "cpu" else 32
+        # On the CPU steps are unrolled (see step.loop), so each one more costs a second or two to compile, which
+        # only a thousand calls bring back; and calls above some milliseconds gain nothing: about what one core
+        # computes in 5 ms.
+        most = min(8, 1 + steps // 1000, int(1 + 1e9 // max(flops, 1)))
+        wanted = most if jax.default_backend() == "cpu" else 32
     divisors = [k for k in range(1, min(wanted, boundary) + 1) if boundary % k == 0]
     return max(divisors) if 2 * max(divisors) > wanted else min(wanted, boundary)
 

@@ -160,7 +160,11 @@ def _train(
         return jax.lax.with_sharding_constraint(batch, batch_sharding(mesh))
 
     def per_call(phase: Phase, interval: int) -> int:
-        return 1 if mode == "stream" else pacing.steps_per_call(recipe.steps_per_call, flops[phase], interval)
+        return (
+            1
+            if mode == "stream"
+            else pacing.steps_per_call(recipe.steps_per_call, flops[phase], interval, steps)
+        )
 
     @functools.cache
     def program(phase: Phase, length: int) -> jax.stages.Compiled:
