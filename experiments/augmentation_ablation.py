@@ -75,7 +75,7 @@ def recipe(options: Options, chosen: tuple[Callable, ...]) -> ja.Recipe:
     )
     return dataclasses.replace(
         shipped, name="ablation", data=data, augment=chosen, epochs=options.epochs, eval_every=options.epochs,
-        replicas=options.seeds,
+        sweep={"seed": tuple(range(options.seeds))},
     )  # fmt: skip
 
 
@@ -85,6 +85,8 @@ def main() -> None:
     runtime.setup()
     made_with = {"images": options.images, "epochs": options.epochs, "seeds": options.seeds}
     found = rows.known(options.out, made_with)
+    if unknown := set(options.only) - set(AUGMENTATIONS):
+        raise SystemExit(f"no augmentation {', '.join(unknown)}: choose of {', '.join(AUGMENTATIONS)}")
     for name in options.only or AUGMENTATIONS:
         if name not in found:
             summary, _ = rows.trained(recipe(options, AUGMENTATIONS[name]))

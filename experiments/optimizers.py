@@ -68,7 +68,7 @@ def recipe(options: Options, name: str, optimizer: Optimizer) -> ja.Recipe:
     return dataclasses.replace(
         shipped, name=f"{name}_{optimizer.name}", data=dataclasses.replace(shipped.data, downloads=place),
         optimizer=optimizer, schedule=Schedule("constant" if free else "cosine", warmup=0.05),
-        epochs=options.epochs or MARKS[name][1], eval_every=0.25, replicas=options.seeds,
+        epochs=options.epochs or MARKS[name][1], eval_every=0.25, sweep={"seed": tuple(range(options.seeds))},
     )  # fmt: skip
 
 
@@ -76,7 +76,7 @@ def tuned(options: Options, name: str, optimizer: Optimizer) -> Optimizer:
     """`optimizer` with the learning rate, of three at once, that ends best for one seed."""
     rates = [optimizer.learning_rate * options.tune**power for power in (-1, 0, 1)]
     one = dataclasses.replace(
-        recipe(options, name, optimizer), replicas=1, sweep={"optimizer.learning_rate": tuple(rates)}
+        recipe(options, name, optimizer), sweep={"optimizer.learning_rate": tuple(rates)}
     )
     summary, _ = rows.trained(one)
     best = max(summary["replicas"], key=lambda row: row["accuracy"])
@@ -86,7 +86,7 @@ def tuned(options: Options, name: str, optimizer: Optimizer) -> Optimizer:
 def first_passes(evaluations: list[dict[str, Any]], mark: float, seeds: int) -> list[int | None]:
     """The step at which each seed's accuracy is first at `mark`; None where it never is."""
     return [
-        next((row["step"] for row in evaluations if row[f"accuracy/{i}"] >= mark), None) for i in range(seeds)
+        next((row["step"] for row in evaluations if row.get(f"accuracy/{i}", row["accuracy"]) >= mark), None) for i in range(seeds)
     ]
 
 
@@ -135,7 +135,9 @@ def main() -> None:
     """Runs the experiment."""
     options = tyro.cli(Options, description=__doc__)
     runtime.setup()
-    made_with = {"seeds": options.seeds, "epochs": options.epochs}
+    made_with = {"seeds": options.seeds, "epochs": options.epochs, "tune": options.tune}
+    if unknown := {*options.only} - set(OPTIMIZERS) | {*options.data} - set(MARKS):
+        raise SystemExit(f"no {', '.join(unknown)}: choose of {', '.join([*OPTIMIZERS, *MARKS])}")
     found = rows.known(options.out, made_with)
     for name in options.data:
         cells = found.setdefault(name, {})

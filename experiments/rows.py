@@ -25,7 +25,9 @@ def known(out: Path | None, options: Mapping[str, Any]) -> dict[str, Any]:
     if out is None or not out.exists():
         return {}
     record = json.loads(out.read_text(encoding="utf-8"))
-    return record["rows"] if record["options"] == dict(options) else {}
+    if record["options"] != dict(options):
+        raise SystemExit(f"{out} was made with {record['options']}: choose another --out, or the same options")
+    return record["rows"]
 
 
 def write(out: Path | None, options: Mapping[str, Any], rows: Mapping[str, Any]) -> None:

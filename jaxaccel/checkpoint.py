@@ -187,11 +187,13 @@ class Checkpoints:
 
 
 def check_fork(shapes: Any, weights: Mapping[str, np.ndarray], origin: Path) -> None:
-    """Checks that `weights` ({path: array}) fit a state of these `shapes`.
+    """Checks that `weights` ({path: array}) of the run in `origin` fit a state of these `shapes`.
 
     Raises:
       UserError: a parameter is missing or has another shape.
     """
+    if (origin / "best" / "checkpoints").is_dir():
+        raise UserError(f"{origin} holds several replicas: fork from the best of them, {origin / 'best'}")
     for name, x in flat(shapes).items():
         if name.startswith(WEIGHTS):
             found = weights.get(name)

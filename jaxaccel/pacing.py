@@ -49,8 +49,8 @@ def check_batches(recipe: Recipe, devices: int) -> None:
     for batch_size in (recipe.batch_size, *recipe.phases.batch_size):
         if batch_size < 1 or batch_size % parts:
             raise UserError(
-                f"batch_size {batch_size} must be a multiple of {parts}: {devices} devices along data and fsdp, "
-                f"{recipe.optimizer.accumulate} parts to accumulate"
+                f"batch_size {batch_size} must be a positive multiple of {parts}: {devices} devices along data and "
+                f"fsdp, {recipe.optimizer.accumulate} parts to accumulate"
             )
 
 

@@ -6,7 +6,7 @@ import json
 import pkgutil
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -129,6 +129,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Checks the numbers that have no meaning below a bound."""
+        values = {path: tuple(x) if isinstance(x, Iterable) else (x,) for path, x in self.sweep.items()}
+        object.__setattr__(self, "sweep", values)
         for name in ("epochs", "eval_every"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} must be above 0, got {getattr(self, name)}")

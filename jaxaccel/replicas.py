@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxaccel.data.order import Item, Phase, Shuffled, Together
+from jaxaccel.data.order import Order, Phase, Shuffled, Together
 from jaxaccel.errors import UserError
 from jaxaccel.metrics import Mean
 from jaxaccel.parallel import batch_sharding
@@ -95,13 +95,19 @@ class Replicas:
 
     def alone(self, i: int) -> Training:
         """The training of replica i."""
-        return self.make({path: column[i].item() for path, column in self.values.items()})
+        return self.make(numbers_of(self.values, i))
+
+    def best(self, scores: Sequence[Mapping[str, float]], state: TrainState, metric: str) -> int:
+        """The replica with the greatest `metric` of those that did not come out non-finite, unless all did."""
+        halted = np.asarray(state.halted)
+        sound = [i for i in _sound(scores) if not halted[i]]
+        return max(sound or range(self.count), key=lambda i: scores[i][metric])
 
     def lowered(self, f: Callable[..., Any]) -> Callable[..., Any]:
         """`f`: each replica's own step is lowered instead."""
         return f
 
-    def order(self, size: int, phases: Sequence[Phase]) -> Callable[[int], Item]:
+    def order(self, size: int, phases: Sequence[Phase]) -> Order:
         """Batch k of every replica, shuffled by its own seed: arrays (count, B)."""
         return Together(tuple(Shuffled.phased(int(seed), size, phases) for seed in self.values["seed"]))
 
@@ -124,10 +130,7 @@ class Replicas:
 
     def table(self, scores: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
         """What each replica was trained with and what came of it."""
-        return [
-            {path: column[i].item() for path, column in self.values.items()} | dict(row)
-            for i, row in enumerate(scores)
-        ]
+        return [numbers_of(self.values, i) | dict(row) for i, row in enumerate(scores)]
 
     def _each(self, f: Callable[..., Any], *stacked: PyTree, shared: PyTree = None) -> Any:
         """`f(values, *stacked, shared)` of every replica, on the device where the replica lives."""
@@ -155,14 +158,26 @@ def pick(stacked: PyTree, i: int) -> PyTree:
     return jax.tree.map(lambda x: x[i], stacked)
 
 
+def numbers_of(values: Mapping[str, np.ndarray], i: int) -> dict[str, float]:
+    """What replica i is trained with, {path: number}."""
+    return {path: column[i].item() for path, column in values.items()}
+
+
 def spread(scores: Sequence[Mapping[str, float]], metric: str) -> dict[str, float]:
     """The mean of each metric over the replicas, and of the headline the standard deviation and the best as well.
 
-    The deviation is that of a sample (n - 1). One replica's scores are returned as they are.
+    The deviation is that of a sample (n - 1). Replicas with a score that is not finite are left out, unless there is
+    no other. One replica's scores are returned as they are.
     """
+    scores = [scores[i] for i in _sound(scores)] or scores
     if len(scores) == 1:
         return dict(scores[0])
     columns = {name: np.array([row[name] for row in scores]) for name in scores[0]}
     overall = {name: float(column.mean()) for name, column in columns.items()}
     headline = columns[metric]
     return overall | {f"{metric}_std": float(headline.std(ddof=1)), f"{metric}_best": float(headline.max())}
+
+
+def _sound(scores: Sequence[Mapping[str, float]]) -> list[int]:
+    """Those rows of which all numbers are finite."""
+    return [i for i, row in enumerate(scores) if np.isfinite(list(row.values())).all()]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -125,8 +126,16 @@ def command() -> list[str] | None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value`, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    """Writes `value`, whole or not at all; what is no finite number becomes null, since JSON has no NaN."""
+    write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _holds_something(directory: Path) -> bool:

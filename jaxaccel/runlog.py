@@ -202,8 +202,8 @@ class Meter:
         good = rows.finite if rows.finite.any() else np.ones_like(rows.finite)
         values = {name: float(m.total[good].sum() / m.count[good].sum()) for name, m in rows.means.items()}
         values |= {
-            "learning_rate": float(rows.learning_rate[-1].mean()),
-            "gradient_norm": float(rows.gradient_norm[-1].mean()),
+            "learning_rate": float(rows.learning_rate[-1][good[-1]].mean()),
+            "gradient_norm": float(rows.gradient_norm[-1][good[-1]].mean()),
             "step_seconds": seconds / steps,
             "examples_per_second": examples / seconds,
         }

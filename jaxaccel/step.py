@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from jaxaccel.data.order import Item, Phase, Shuffled
+from jaxaccel.data.order import Order, Phase, Shuffled
 from jaxaccel.metrics import Mean
 from jaxaccel.modules import Model
 from jaxaccel.optim.averaging import Averaging, weights_to_evaluate
@@ -121,7 +121,9 @@ class Training:
         )
         params = optax.apply_updates(state.params, updates)
         norm = optax.global_norm(grads)
-        finite = jnp.isfinite(means["loss"].total) & jnp.isfinite(norm)
+        # An optimizer may compute more gradients, and those may overflow where this one did not.
+        moves = jnp.isfinite(norm) & jnp.isfinite(optax.global_norm(updates))
+        finite = jnp.isfinite(means["loss"].total) & moves
         moved = dataclasses.replace(
             state,
             params=params,
@@ -135,12 +137,12 @@ class Training:
         if state.loss_scale is not None:
             # An overflow of the gradient alone is how the scale is found: that step is left out, and all is well.
             too_large = state.loss_scale.scale > LOSS_SCALE.minimum
-            overflow = jnp.isfinite(means["loss"].total) & ~jnp.isfinite(norm) & too_large
+            overflow = jnp.isfinite(means["loss"].total) & ~moves & too_large
             new = dataclasses.replace(new, loss_scale=LOSS_SCALE.update(state.loss_scale, finite))
             finite |= overflow
         goes_on = (finite & ~state.halted) | (self.non_finite == "skip")
         new = dataclasses.replace(new, step=state.step + goes_on, halted=~goes_on)
-        return new, StepMetrics(means, jnp.asarray(self.schedule(state.step)), norm, finite)
+        return new, StepMetrics(means, jnp.asarray(self.schedule(state.step)), norm, finite & ~state.halted)
 
     def evaluate(self, weights: PyTree, model_state: PyTree, batch: Batch) -> dict[str, Mean]:
         """The task's metrics of one batch, as sums."""
@@ -174,7 +176,7 @@ class Training:
         # A batch that is split over devices must not be cut into pieces as well.
         return retarget(f, argnums=()) if self.lowering == "auto" and jax.device_count() == 1 else f
 
-    def order(self, size: int, phases: Sequence[Phase]) -> Callable[[int], Item]:
+    def order(self, size: int, phases: Sequence[Phase]) -> Order:
         """step -> its batch's ``index`` and ``mask``, of a data set of `size` examples."""
         return Shuffled.phased(self.seed, size, phases)
 
@@ -218,10 +220,10 @@ class Training:
         return Gradients(loss, grads, means, model_state)
 
     def _elsewhere(self, state: TrainState, batch: Batch, key: jax.Array) -> dict[str, Callable[..., Any]]:
-        """This step's loss and gradient at other parameters, under the names that optimizers ask for them:
+        """This step's loss and gradient at other parameters, by the names that optimizers ask for them.
 
-        line searches and L-BFGS (``value_fn``), Sophia (``obj_fn``), sharpness-aware minimisation (``grad_fn``).
-        What is not called costs nothing.
+        They are for line searches and L-BFGS (``value_fn``), Sophia (``obj_fn``), sharpness-aware minimisation
+        (``grad_fn``). What is not called costs nothing.
         """
 
         def value_fn(params: PyTree, **_: Any) -> jax.Array:

@@ -18,12 +18,12 @@ from jaxaccel.checkpoint import Checkpoints
 from jaxaccel.errors import UserError
 from jaxaccel.modules import Model
 from jaxaccel.recipe import Recipe
-from jaxaccel.replicas import Replicas, pick
+from jaxaccel.replicas import Replicas, numbers_of, pick
 from jaxaccel.step import Training, TrainState
 
 FIXED = (
-    "epochs", "batch_size", "steps_per_call", "eval_every", "keep", "replicas", "optimizer.accumulate", "data.",
-    "mesh.",
+    "epochs", "batch_size", "steps_per_call", "eval_every", "keep", "replicas", "optimizer.accumulate",
+    "optimizer.reestimate", "task.image_size", "data.", "mesh.",
 )  # fmt: skip
 """Numbers that shape the program or the run around it: they cannot differ between replicas of one."""
 
@@ -39,8 +39,10 @@ def training_of(
     values = points(recipe)
     if not values:
         return _training(recipe, model, steps, image_size)
-    for i in range(len(values["seed"])):  # what is checked when a recipe is made
-        with_values(recipe, {path: column[i].item() for path, column in values.items()})
+    # Whatever is wrong with one of them is said as for a run alone.
+    each = [with_values(recipe, numbers_of(values, i)) for i in range(len(values["seed"]))]
+    alone = [_training(one, model, steps, image_size) for one in each]
+    jax.eval_shape(alone[0].init)
 
     def make(numbers: Mapping[str, Any]) -> Training:
         return _training(_unchecked(recipe, numbers), model, steps, image_size)
@@ -56,9 +58,10 @@ def training_of(
 
 def _may_differ(make: Callable[[Mapping[str, Any]], Training], path: str, column: np.ndarray) -> bool:
     """Whether a training can be made without knowing the number at `path`."""
+    number = jax.ShapeDtypeStruct((), np.int32 if column.dtype.kind == "i" else np.float32)
     try:
-        jax.eval_shape(lambda number: make({path: number}).init(), column[0])
-    except (jax.errors.ConcretizationTypeError, UserError, TypeError):
+        jax.eval_shape(lambda number: make({path: number}).init(), number)
+    except (jax.errors.ConcretizationTypeError, TypeError):
         return False
     return True
 
@@ -80,34 +83,46 @@ def points(recipe: Recipe) -> dict[str, np.ndarray]:
         return {}
     numbers = sweepable(recipe)
     for path, found in axes.items():
+        if path.startswith(FIXED):
+            raise UserError(f"sweep: {path} decides the shape of the run and is the same for all replicas")
+        if path not in numbers and path.startswith("optimizer.args."):
+            name = path.rpartition(".")[2]
+            raise UserError(f"sweep: give {path} a value first, with --optimizer.args {name} VALUE")
         if path not in numbers:
-            why = " decides the shape of the run" if path.startswith(FIXED) else " is no number of the recipe"
-            raise UserError(f"sweep: {path}{why}{nearest(path, list(numbers))}")
+            raise UserError(f"sweep: {path} is no number of the recipe{nearest(path, list(numbers))}")
         if not found:
             raise UserError(f"sweep: {path} has no values")
-    columns = np.array(list(itertools.product(*axes.values())), np.float64).T
-    values = {path: column.astype(numbers[path]) for path, column in zip(axes, columns, strict=True)}
-    for path, column in values.items():
-        if not np.allclose(column, columns[list(axes).index(path)]):
-            raise UserError(f"sweep: {path} takes whole numbers")
-    return {"seed": np.full(columns.shape[1], recipe.seed, np.int32), **values}
+        if not np.isfinite(found).all():
+            raise UserError(f"sweep: {path} takes finite numbers")
+        if numbers[path] is int and any(x != int(x) or abs(x) >= 2**31 for x in found):
+            raise UserError(f"sweep: {path} takes whole numbers below 2**31")
+    rows = list(itertools.product(*axes.values()))
+    values = {
+        path: np.array([row[i] for row in rows], np.int32 if numbers[path] is int else np.float64)
+        for i, path in enumerate(axes)
+    }
+    return {"seed": np.full(len(rows), recipe.seed, np.int32), **values}
 
 
 def sweepable(value: Any, prefix: str = "") -> dict[str, type]:
-    """{path: dtype} of the numbers of a recipe that may differ between replicas."""
+    """{path: int or float} of the numbers of a recipe that may differ between replicas."""
     found: dict[str, type] = {}
-    items = value.items() if isinstance(value, Mapping) else (
-        (field.name, getattr(value, field.name)) for field in dataclasses.fields(value)
-    )  # fmt: skip
-    for name, inner in items:
+    for name, inner, declared in _parts(value):
         path = f"{prefix}{name}"
         if path.startswith(FIXED) or f"{path}.".startswith(FIXED) or isinstance(inner, bool):
             continue
         if isinstance(inner, (int, float)):
-            found[path] = np.int32 if isinstance(inner, int) else np.float32
+            found[path] = int if declared in (int, "int") else float
         elif isinstance(inner, Mapping) or (dataclasses.is_dataclass(inner) and not callable(inner)):
             found |= sweepable(inner, f"{path}.")
     return found
+
+
+def _parts(value: Any) -> list[tuple[str, Any, Any]]:
+    """(name, value, declared type) of the fields of a dataclass, or of the entries of a mapping."""
+    if isinstance(value, Mapping):
+        return [(name, inner, float) for name, inner in value.items()]
+    return [(field.name, getattr(value, field.name), field.type) for field in dataclasses.fields(value)]
 
 
 def with_values(recipe: Recipe, numbers: Mapping[str, Any]) -> Recipe:
@@ -137,19 +152,20 @@ def _unchecked(recipe: Any, numbers: Mapping[str, Any]) -> Any:
 def keep_best(
     directory: Path,
     recipe: Recipe,
+    source: Path | None,
     replicas: Replicas,
     state: TrainState,
     scores: Sequence[Mapping[str, float]],
-) -> None:
-    """Writes the best replica to ``directory/best`` as a run of its own, which all commands take."""
-    metric = recipe.task.metric
-    i = max(range(replicas.count), key=lambda i: scores[i][metric])
-    alone = with_values(recipe, {path: column[i].item() for path, column in replicas.values.items()})
-    rundir.prepare(directory / "best", alone, source=None, resume=False, overwrite=True).discard()
-    checkpoints = Checkpoints(directory / "best" / "checkpoints", keep=1, metric=metric)
-    own = pick(state, i)
-    checkpoints.save(int(own.step), own, scores[i])
+) -> int:
+    """Writes the best replica to ``directory/best`` as a run of its own, which all commands take; which one it is."""
+    best = replicas.best(scores, state, recipe.task.metric)
+    alone = with_values(recipe, numbers_of(replicas.values, best))
+    rundir.prepare(directory / "best", alone, source=source, resume=False, overwrite=True).discard()
+    checkpoints = Checkpoints(directory / "best" / "checkpoints", keep=1, metric=recipe.task.metric)
+    own = pick(state, best)
+    checkpoints.save(int(own.step), own, scores[best])
     checkpoints.close()
+    return best
 
 
 def _training(recipe: Recipe, model: Model, steps: int, image_size: int) -> Training:

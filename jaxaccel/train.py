@@ -252,8 +252,7 @@ def _train(
     checkpoints.close()
     summary = {
         "recipe": recipe.name, "seed": recipe.seed, "steps": at, "epochs": plan.epoch(at), "eval": scores,
-        "eval_step": scored,
-        "finished": at == steps, "examples_per_second": meter.examples_per_second,
+        "eval_step": scored, "finished": at == steps, "examples_per_second": meter.examples_per_second,
         "seconds": time.perf_counter() - started, "compile_seconds": compile_seconds,
         "parameters": sum(x.size for x in jax.tree.leaves(state.params)) // training.count,
         "flops_per_step": flops[plan.phases[-1]],
@@ -262,10 +261,10 @@ def _train(
         "device_count": mesh.size, "process_count": setup.processes,
         "state_sha256": digest(state) if setup.processes == 1 else None, "versions": runtime.versions(),
     }  # fmt: skip
-    if isinstance(training, Replicas):
+    if isinstance(training, Replicas) and scored == at and rows[0]:
         summary["replicas"] = training.table(rows)
-        keep_best(directory, recipe, training, state, rows)
-        log.say(replicas_text(summary["replicas"], task.metric))
+        best = keep_best(directory, recipe, source, training, state, rows)
+        log.say(replicas_text(summary["replicas"], task.metric, best))
     if show:
         rundir.write_json(directory / "result.json", summary)
         curves.draw(directory, f"{recipe.name}: {scores_text(scores)}")

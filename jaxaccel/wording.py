@@ -38,16 +38,15 @@ def scores_text(scores: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {value:.4f}" for name, value in scores.items()) or "not evaluated"
 
 
-def replicas_text(rows: Sequence[Mapping[str, float]], metric: str) -> str:
+def replicas_text(rows: Sequence[Mapping[str, float]], metric: str, best: int) -> str:
     """A table of what each replica was trained with and what came of it, the best one marked."""
-    best = max(rows, key=lambda row: row[metric])
     varied = [name for name in rows[0] if len({row[name] for row in rows}) > 1 or name == metric]
     shown = {name: ".4f" if name in (metric, "loss") else ".6g" for name in varied}
     cells = [[name.rpartition(".")[2] for name in varied]]
     cells += [[format(row[name], shown[name]) for name in varied] for row in rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(varied))]
     lines = ["  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in cells]
-    marks = ["", *("  best" if row is best else "" for row in rows)]
+    marks = ["", *("  best" if i == best else "" for i in range(len(rows)))]
     return "\n".join(line + mark for line, mark in zip(lines, marks, strict=True))
 
 

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from jaxaccel import runtime
 from jaxaccel.data import resident
-from jaxaccel.data.order import Item
+from jaxaccel.data.order import Item, Order
 from jaxaccel.data.resident import Element
 from jaxaccel.data.sources import Source
 from jaxaccel.data.stream import Batches, local_part, prefetch, stream
@@ -59,7 +59,7 @@ def choose(
 def resident_feed(
     source: Source,
     element: Element,
-    order: Callable[[int], Item],
+    order: Order,
     mesh: Mesh,
     advance: Callable[[int], Any] = lambda n: None,
 ) -> Feed:
@@ -76,18 +76,15 @@ def resident_feed(
     return Feed(arrays, mesh, items)
 
 
-def stream_feed(
-    source: Source, element: Element, order: Callable[[int], Item], mesh: Mesh, workers: int = 0
-) -> Feed:
+def stream_feed(source: Source, element: Element, order: Order, mesh: Mesh, workers: int = 0) -> Feed:
     """`source` read while training; each call is one step."""
 
     def items(calls: Sequence[range]) -> Iterator[Item]:
         if not calls:
             return iter(())
         steps = range(calls[0].start, calls[-1].stop)
-        batch_size = order(steps.start)["index"].shape[0]
-        part = local_part(batch_sharding(mesh), batch_size)
-        batches = stream(Batches(source, element, order, steps, part), workers)
+        parts = {size: local_part(batch_sharding(mesh), size) for size in order.batch_sizes}
+        batches = stream(Batches(source, element, order, steps, parts), workers)
         return prefetch((_stacked([batch]) for batch in batches), lambda item: _put(item, mesh, whole=False))
 
     return Feed({}, mesh, items)

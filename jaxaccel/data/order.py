@@ -5,11 +5,25 @@ So a run resumes at any step, and feeds the same batches on any number of device
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
 Item = dict[str, np.ndarray]
+
+
+class Order(Protocol):
+    """Which examples make up the batch of each step."""
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """The sizes that batches have."""
+        ...
+
+    def __call__(self, step: int, /) -> Item:
+        """The batch of `step`: ``index``, ``epoch`` and ``mask``."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +57,11 @@ class Shuffled:
     before: int = 0
     """Examples that were seen by then."""
 
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """One."""
+        return (self.batch_size,)
+
     @classmethod
     def phased(cls, seed: int, size: int, phases: Sequence[Phase]) -> "InTurn":
         """The batches of a run of these phases."""
@@ -70,6 +89,11 @@ class InTurn:
 
     orders: tuple[Shuffled, ...]
 
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Of all orders."""
+        return tuple({order.batch_size for order in self.orders})
+
     def __call__(self, step: int) -> Item:
         """The batch of the order that `step` falls into."""
         return next(order for order in reversed(self.orders) if order.start <= step)(step)
@@ -79,7 +103,12 @@ class InTurn:
 class Together:
     """The batches of several orders as one: arrays (orders, B)."""
 
-    orders: tuple[Callable[[int], Item], ...]
+    orders: tuple[InTurn, ...]
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Of each order; they are the same."""
+        return self.orders[0].batch_sizes
 
     def __call__(self, step: int) -> Item:
         """Batch `step` of each order, stacked."""
@@ -93,6 +122,11 @@ class Sequential:
 
     size: int
     batch_size: int
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """One."""
+        return (self.batch_size,)
 
     def __len__(self) -> int:
         return -(-self.size // self.batch_size)

@@ -9,7 +9,7 @@ import itertools
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import jax
@@ -32,14 +32,16 @@ class Batches:
     element: Element
     order: Callable[[int], Item]
     steps: range
-    part: slice | None = None
-    """The rows of each batch that this process's devices need; None: all."""
+    parts: Mapping[int, slice] = dataclasses.field(default_factory=dict)
+    """{batch size: the rows of such a batch that this process's devices need}; all, where it says nothing."""
 
     def __len__(self) -> int:
         return len(self.steps)
 
     def __getitem__(self, i: int) -> Item:
-        item = {name: array[self.part or slice(None)] for name, array in self.order(self.steps[i]).items()}
+        whole = self.order(self.steps[i])
+        part = self.parts.get(len(whole["index"]), slice(None))
+        item = {name: array[part] for name, array in whole.items()}
         elements = [self.element(example) for example in self.source.__getitems__(item["index"].tolist())]
         return item | {name: np.stack([e[name] for e in elements]) for name in elements[0]}
 

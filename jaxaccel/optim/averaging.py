@@ -11,6 +11,7 @@ import optax
 import optax.contrib
 
 from jaxaccel.errors import UserError
+from jaxaccel.optim.lookahead import LookaheadState
 
 PyTree = Any
 Batch = Any
@@ -67,13 +68,19 @@ class Averaging:
 
 
 def weights_to_evaluate(opt_state: PyTree, params: PyTree) -> PyTree | None:
-    """The weights that a schedule-free optimizer (Defazio et al. 2024, arXiv:2405.15682) is evaluated at, which it
+    """The weights at which an optimizer is evaluated that does not train them itself; None for any other.
 
-    does not train at; None for any other.
+    Those are the average of a schedule-free optimizer (Defazio et al. 2024, arXiv:2405.15682), and the slow weights of
+    Lookahead.
     """
-    is_free = lambda x: isinstance(x, optax.contrib.ScheduleFreeState)  # noqa: E731
-    found = [x for x in jax.tree.leaves(opt_state, is_leaf=is_free) if is_free(x)]
-    return optax.contrib.schedule_free_eval_params(found[0], params) if found else None
+    kinds = (optax.contrib.ScheduleFreeState, LookaheadState)
+    states = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, kinds))
+    for state in states:
+        if isinstance(state, LookaheadState):
+            return jax.tree.map(lambda slow, p: jnp.array(slow, p.dtype), state.slow, params)
+        if isinstance(state, optax.contrib.ScheduleFreeState):
+            return optax.contrib.schedule_free_eval_params(state, params)
+    return None
 
 
 def reestimator(
@@ -86,46 +93,67 @@ def reestimator(
     program, whose compiler merges what they share, the network, so that it runs once a batch. A large power of two
     leaves m its digits whatever b is.
 
-    Leaves of the state that are no running statistics (counters, integers, what stays as it was) keep their values.
-    Batches of different shapes need a program each; without any it raises a `UserError`.
+    What is no running statistic keeps its values: leaves that a look at the first batch does not move, such as fixed
+    kernels, and integers. Batches of different shapes need a program each; without any it raises a `UserError`.
 
     Args:
       apply: (params, model_state, batch) -> the new model state, in training mode. It is jitted here.
     """
-    probe = jax.jit(partial(_probed, apply))
+    probe = jax.jit(partial(_probed, apply), static_argnums=0)
+    moved = jax.jit(partial(_moved, apply))
 
     def reestimated(params: PyTree, model_state: PyTree, batches: Iterable[Batch]) -> PyTree:
-        total, momentum, count = None, None, 0
+        runs, total, momentum, count = (), None, None, 0
         for batch in batches:
-            low, momentum = probe(params, model_state, batch)
+            runs = runs or tuple(bool(x) for x in moved(params, model_state, batch))
+            low, momentum = probe(runs, params, model_state, batch)
             total = low if total is None else jax.tree.map(jnp.add, total, low)
             count += 1
-        if not count:
+        if total is None:
             raise UserError("BatchNorm statistics are computed from at least one batch")
 
         def mean(old: jax.Array, total: jax.Array, m: jax.Array) -> jax.Array:
-            if not _is_float(old):
-                return old
-            runs = (m >= 0) & (m < 1)
-            return jnp.where(runs, total / (count * jnp.where(runs, 1 - m, 1)), old).astype(old.dtype)
+            averages = (m >= 0) & (m < 1)
+            return jnp.where(averages, total / (count * jnp.where(averages, 1 - m, 1)), old).astype(old.dtype)
 
-        return jax.tree.map(mean, model_state, total, momentum)
+        return _of_statistics(runs, mean, model_state, total, momentum)
 
     return reestimated
 
 
-def _probed(
+def _moved(
     apply: Callable[[PyTree, PyTree, Batch], PyTree], params: PyTree, model_state: PyTree, batch: Batch
+) -> list[jax.Array]:
+    """Of each leaf of the state, whether it is of floats and a look at the batch changes it."""
+    after = apply(params, model_state, batch)
+    return [
+        jnp.any(new != old) & _is_float(old)
+        for new, old in zip(jax.tree.leaves(after), jax.tree.leaves(model_state), strict=True)
+    ]
+
+
+def _probed(
+    apply: Callable[[PyTree, PyTree, Batch], PyTree],
+    runs: tuple[bool, ...],
+    params: PyTree,
+    model_state: PyTree,
+    batch: Batch,
 ) -> tuple[PyTree, PyTree]:
-    """(1 - m) b and m of each element of the state; zeros for what is not a float."""
+    """(1 - m) b and m of each element of the leaves that `runs` names; the rest of the state is only a place."""
 
     def after(value: float) -> PyTree:
-        state = jax.tree.map(lambda s: jnp.full_like(s, value) if _is_float(s) else s, model_state)
-        state = apply(params, state, batch)
-        return jax.tree.map(lambda s: s.astype(jnp.float32) if _is_float(s) else jnp.float32(0), state)
+        state = _of_statistics(runs, lambda s: jnp.full_like(s, value), model_state)
+        return _of_statistics(runs, lambda s: s.astype(jnp.float32), apply(params, state, batch))
 
     low, high = after(0.0), after(_PROBE)
-    return low, jax.tree.map(lambda a, b: (b - a) / _PROBE, low, high)
+    return low, _of_statistics(runs, lambda a, b: (b - a) / _PROBE, low, high)
+
+
+def _of_statistics(runs: tuple[bool, ...], f: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
+    """`f` of the leaves that are running statistics, the others as `tree` has them."""
+    leaves, treedef = jax.tree.flatten(tree)
+    columns = zip(runs, leaves, *map(jax.tree.leaves, rest), strict=True)
+    return jax.tree.unflatten(treedef, [f(*own) if run else own[0] for run, *own in columns])
 
 
 def _is_float(x: jax.Array) -> bool:

@@ -41,7 +41,7 @@ class Optimizer:
     weight_decay: float = 0.0
     """Decoupled where the optimizer has it (adamw, lion, ...), else added to the gradient (L2, as for sgd)."""
     decay_where: str = "**/{kernel,embedding}"
-    """Which parameters decay, by path."""
+    """Which parameters decay, by path; all of them with optimizers that cannot tell (prodigy, schedule_free_adamw)."""
     rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Learning rates of groups of parameters, as multiples, by path: `--optimizer.rates '**/head/**' 10`; 0 freezes."""
     layer_decay: float = 1.0
@@ -55,7 +55,8 @@ class Optimizer:
     asam: float = 0.0
     """The same in proportion to each weight's size (Kwon et al. 2021): 0.5 is usual."""
     lookahead: int = 0
-    """Steps after which slow weights go half of the way to the fast ones, which start again there; 0 is off."""
+    """Steps after which slow weights go half of the way to the fast ones, which start again there; evaluation uses the
+    slow ones; 0 is off."""
     ema: float = 0.0
     """Decay of the exponential moving average of the weights that evaluation then uses; 0 keeps none."""
     swa: float = 0.0
@@ -75,6 +76,26 @@ class Optimizer:
             raise UserError("optimizer: choose one average of the weights, ema or swa")
         if self.sam and self.asam:
             raise UserError("optimizer: choose one of sam and asam")
+        if "weight_decay" in self.args:
+            raise UserError(
+                "weight decay has a flag of its own: --optimizer.weight-decay, not --optimizer.args"
+            )
+        if self.name in LINE_SEARCH and self.weight_decay:
+            raise UserError(f"{self.name} searches along the loss alone: leave out --optimizer.weight-decay")
+        if self.name.startswith("schedule_free"):
+            for name in ("rates", "lookahead", "ema", "swa"):
+                if getattr(self, name):
+                    raise UserError(
+                        f"{self.name} averages weights in its own way: leave out --optimizer.{name}"
+                    )
+            if self.layer_decay != 1:
+                raise UserError(
+                    f"{self.name} averages weights in its own way: leave out --optimizer.layer-decay"
+                )
+        elif self.reestimate and not (self.ema or self.swa or self.lookahead):
+            raise UserError(
+                "optimizer.reestimate is for averaged weights: add --optimizer.ema, swa or lookahead"
+            )
 
     def build(self, schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
         """The gradient transformation, driven by `schedule`.
@@ -103,6 +124,8 @@ class Optimizer:
             before.append(optax.add_decayed_weights(self.weight_decay, mask=self._decays))
         try:
             made = factory(learning_rate=None if self.name in LINE_SEARCH else schedule, **options)
+        except jax.errors.ConcretizationTypeError:  # a number that cannot differ between replicas
+            raise
         except (TypeError, ValueError) as error:
             raise UserError(f"optimizer {self.name}({', '.join(options)}): {error}") from error
         return self._around(
@@ -114,7 +137,8 @@ class Optimizer:
         if is_on(self.ema):
             return Averaging(decay=self.ema)
         every = max(1, round(epoch_steps))
-        return Averaging(start=round(self.swa * steps), every=every) if self.swa else None
+        start = -(-round(self.swa * steps) // every) * every  # the end of an epoch
+        return Averaging(start=start, every=every) if self.swa else None
 
     def _around(self, tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
         behind = [scale_by_path(self.rates)] if self.rates else []

@@ -102,8 +102,22 @@ def test_statistics_are_the_mean_of_the_batches(net):
 def test_the_network_runs_once_a_batch(net):
     apply, params, state, batches = net
     once = jax.jit(apply).lower(params, state, batches[0]).compile().as_text()
-    probed = jax.jit(lambda *a: _probed(apply, *a)).lower(params, state, batches[0]).compile().as_text()
+    runs = (True,) * len(jax.tree.leaves(state))
+    probed = jax.jit(lambda *a: _probed(apply, runs, *a)).lower(params, state, batches[0]).compile().as_text()
     assert once.count(" dot(") == probed.count(" dot(") > 0
+
+
+def test_what_is_no_statistic_stays_and_is_used_as_it_is():
+    """A fixed kernel is state of floats as well."""
+
+    def apply(scale, state, x):
+        seen = (x * scale * state["kernel"]).mean()
+        return {**state, "mean": 0.9 * state["mean"] + 0.1 * seen, "count": state["count"] + 1}
+
+    state = {"kernel": jnp.float32(3.0), "mean": jnp.float32(7.0), "count": jnp.int32(4)}
+    found = reestimator(apply)(jnp.float32(2.0), state, [jnp.ones(4), 3 * jnp.ones(4)])
+    assert float(found["kernel"]) == 3.0 and int(found["count"]) == 4
+    np.testing.assert_allclose(found["mean"], 2.0 * 3.0 * (1 + 3) / 2, rtol=1e-4)
 
 
 def test_mistakes(net):
