@@ -14,8 +14,9 @@ from jaxaccel.models.mobilenet import (
     mobilenet_v3_large,
     mobilenet_v3_small,
 )
-from jaxaccel.models.resnet import (
-    ResNet,
+from jaxaccel.models.resnet import ResNet
+from jaxaccel.models.resnet_cifar import ResNetCifar, resnet20, resnet32, resnet44, resnet56, resnet110
+from jaxaccel.models.resnet_variants import (
     resnet18,
     resnet34,
     resnet50,
@@ -24,7 +25,6 @@ from jaxaccel.models.resnet import (
     resnext50_32x4d,
     se_resnet50,
 )
-from jaxaccel.models.resnet_cifar import ResNetCifar, resnet20, resnet32, resnet44, resnet56, resnet110
 from jaxaccel.models.vit import VisionTransformer, vit_b16, vit_s16, vit_ti16
 
 __all__ = [

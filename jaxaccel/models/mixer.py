@@ -4,14 +4,12 @@ import jax
 from flax import nnx
 
 from jaxaccel.models.blocks import (
-    Mlp,
     StochasticDepth,
     drop_paths,
     pair,
-    patch_count,
-    patches,
     truncated_normal,
 )
+from jaxaccel.models.patches import Mlp, patch_count, patches
 from jaxaccel.models.scan import sequence
 
 

@@ -17,7 +17,7 @@ from jaxaccel.models.scan import sequence
 STAGES_V2 = (
     (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
 )  # fmt: skip
-"""(expansion, channels, blocks, stride of the first block) of each stage."""
+"""Table 2 of the first paper."""
 
 
 class Block(NamedTuple):
@@ -59,6 +59,7 @@ class MobileNetV2(nnx.Module):
     with standard deviation 0.01.
 
     Args:
+      stages: (expansion, channels, blocks, stride of the first block) of each; default those of the paper.
       width: multiplies the channels of all layers but the last convolution, which it only widens.
       dropout: probability of dropout before the head.
       scan: runs of equal blocks are one loop (`jaxaccel.models.scan`).
@@ -72,6 +73,7 @@ class MobileNetV2(nnx.Module):
 
     def __init__(
         self,
+        stages: Sequence[tuple[int, int, int, int]] = STAGES_V2,
         *,
         width: float = 1.0,
         dropout: float = 0.2,
@@ -85,7 +87,7 @@ class MobileNetV2(nnx.Module):
         features = divisible(32 * width)
         self.stem = ConvNorm(channels, features, 3, stride=2, activation=nnx.relu6, rngs=rngs)
         blocks = []
-        for expansion, wanted, count, stride in STAGES_V2:
+        for expansion, wanted, count, stride in stages:
             for i in range(count):
                 out = divisible(wanted * width)
                 wide = expansion * features

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxaccel.models.blocks import Mlp, optional_dropout, pair, patch_count, patches, truncated_normal
+from jaxaccel.models.blocks import optional_dropout, pair, truncated_normal
+from jaxaccel.models.patches import Mlp, patch_count, patches
 from jaxaccel.models.scan import sequence
 
 

@@ -1,9 +1,12 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
+from families import fast_jit, shapes_of
 
 from jaxaccel.models.cifar_fast import CifarFast, cifar_fast, partial_identity, whitening
+from jaxaccel.models.counts import multiply_adds, parameters
 from jaxaccel.modules import as_model, takes
 
 
@@ -28,7 +31,7 @@ def test_whitened_patches_are_uncorrelated_with_variance_one():
 
 
 def test_the_first_channels_start_as_the_input():
-    kernel = partial_identity(jax.random.key(0), (3, 3, 4, 6))
+    kernel = fast_jit(partial_identity, static_argnums=1)(jax.random.key(0, impl="rbg"), (3, 3, 4, 6))
     x = jnp.asarray(images(2, channels=4))
     y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
     np.testing.assert_allclose(y[..., :4], x, atol=1e-6)
@@ -36,8 +39,12 @@ def test_the_first_channels_start_as_the_input():
 
 
 def test_size():
-    model = nnx.eval_shape(lambda: cifar_fast(rngs=nnx.Rngs(0)))
-    assert sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param))) == 1_971_352
+    model = shapes_of(lambda rngs: cifar_fast(rngs=rngs))
+    assert parameters(model) == 1_971_352
+    # Convolutions do not change the side, but for the whitening's; poolings halve it and drop an odd rest.
+    convs = [(31, 2, 3, 24), (31, 3, 24, 64), (15, 3, 64, 64), (15, 3, 64, 256), (7, 3, 256, 256)]
+    convs += [(7, 3, 256, 256), (3, 3, 256, 256)]
+    assert multiply_adds(model, (32, 32, 3)) == sum(s**2 * k**2 * i * o for s, k, i, o in convs) + 2560
 
 
 def test_the_whitening_comes_from_the_data_and_is_not_trained():
@@ -49,9 +56,10 @@ def test_the_whitening_comes_from_the_data_and_is_not_trained():
 
     assert takes(factory, "sample") and not takes(lambda *, rngs: None, "sample")
     model = as_model(factory, {"classes": 5, "sample": sample}, (shape,))
-    params, state = model.init(jax.random.key(0))
+    key = jax.random.key(0, impl="rbg")
+    params, state = fast_jit(model.init)(key)
     np.testing.assert_allclose(state["whiten"]["kernel"], whitening(sample), atol=1e-6)
     assert set(params["whiten"]) == {"bias"}
-    logits, after = model.apply(params, state, jnp.asarray(sample), key=jax.random.key(1), train=True)
+    logits, after = fast_jit(functools.partial(model.apply, train=True))(params, state, sample, key=key)
     assert logits.shape == (8, 5)
     np.testing.assert_array_equal(after["whiten"]["kernel"], state["whiten"]["kernel"])

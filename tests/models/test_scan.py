@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from families import fast_jit, filled, initialized, shapes_of
 from flax import nnx
 
 from jaxaccel import models
@@ -11,21 +12,21 @@ from jaxaccel.models.blocks import ConvNorm, InvertedResidual
 from jaxaccel.models.counts import multiply_adds, parameters
 from jaxaccel.models.efficientnet import Stage
 from jaxaccel.models.scan import Scan, sequence, stack, unstack
-from jaxaccel.modules import as_model
+from jaxaccel.modules import abstract, as_model
 
 # A run of equal blocks in each, with BatchNorm, stochastic depth and dropout between them.
 SMALL = {
     "resnet": (
-        functools.partial(models.ResNet, (1, 3), bottleneck=False, width=4, squeeze=1 / 4, drop_path=0.5),
+        functools.partial(models.ResNet, (1, 3), bottleneck=False, width=4, drop_path=0.5),
         (16, 16, 3),
     ),
     "mixer": (
-        functools.partial(models.Mixer, width=8, depth=3, patch_size=4, image_size=8, drop_path=0.5),
+        functools.partial(models.Mixer, width=8, depth=2, patch_size=4, image_size=8, drop_path=0.5),
         (8, 8, 3),
     ),
     "vit": (
         functools.partial(
-            models.VisionTransformer, width=12, depth=3, heads=3, patch_size=4, image_size=8, dropout=0.5
+            models.VisionTransformer, width=12, depth=2, heads=3, patch_size=4, image_size=8, dropout=0.5
         ),
         (8, 8, 3),
     ),
@@ -35,9 +36,8 @@ FUSED = functools.partial(
 )
 
 
-def made(name, scan):
-    factory, _ = SMALL[name]
-    return factory(scan=scan, classes=5, channels=3, rngs=nnx.Rngs(jax.random.key(0, impl="rbg")))
+def made(name, scan, rngs):
+    return SMALL[name][0](scan=scan, classes=5, channels=3, rngs=rngs)
 
 
 def pure(model, kind):
@@ -55,35 +55,33 @@ def assert_close(found, expected, tolerance=1e-4):
 def test_scanned_equals_unrolled(name):
     """Outputs, gradients, statistics and the draws of dropout, in training and in inference."""
     _, shape = SMALL[name]
-    plain, scanned = made(name, False), made(name, True)
-    params = pure(plain, nnx.Param)
-    # As the initial values, which are equal; but heads and last scales start at 0.
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda p: p + 0.2 * rng.standard_normal(p.shape).astype("float32"), params)
-    like = pure(scanned, nnx.Param)
+    plain, scanned = (shapes_of(functools.partial(made, name, scan)) for scan in (False, True))
+    values = nnx.to_pure_dict(nnx.state(filled(plain)))
+    like = nnx.to_pure_dict(nnx.state(scanned))
     assert "stacked" in str(jax.tree.structure(like))
-    x = jnp.asarray(rng.standard_normal((4, *shape)), jnp.float32)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((4, *shape)), jnp.float32)
 
-    def run(model, params):
-        graph, shapes, rest = nnx.split(model, nnx.Param, ...)
-        nnx.replace_by_pure_dict(shapes, params)
+    def run(model, values):
+        graph, state = nnx.split(model)
+        nnx.replace_by_pure_dict(state, values)
+        params, rest = nnx.split_state(state, nnx.Param, ...)
 
         def loss(params):
             module = nnx.merge(graph, params, rest, copy=True)
             y = module(x)
             return (y**2).mean(), (y, pure(module, nnx.BatchStat), pure(module, nnx.RngCount))
 
-        @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+        @fast_jit
         def both(params):
             (_, aux), gradients = jax.value_and_grad(loss, has_aux=True)(params)
             module = nnx.merge(graph, params, rest, copy=True)
             module.eval()
             return module(x), nnx.to_pure_dict(gradients), *aux
 
-        return both(shapes)
+        return both(params)
 
-    evaluated, gradients, trained, statistics, counts = run(plain, params)
-    found = run(scanned, stack(params, like))
+    evaluated, gradients, trained, statistics, counts = run(plain, values)
+    found = run(scanned, stack(values, like))
     assert_close(found[0], evaluated)
     assert_close(unstack(found[1]), gradients, 1e-3)
     assert_close(found[2], trained)
@@ -92,14 +90,15 @@ def test_scanned_equals_unrolled(name):
 
 
 def test_scanned_starts_as_unrolled_and_back():
-    plain, scanned = (pure(made("mixer", scan), nnx.Param) for scan in (False, True))
+    both = (initialized(functools.partial(made, "mixer", scan)) for scan in (False, True))
+    plain, scanned = (pure(model, nnx.Param) for model in both)
     jax.tree.map(np.testing.assert_array_equal, unstack(scanned), plain)
     jax.tree.map(np.testing.assert_array_equal, stack(plain, jax.eval_shape(lambda: scanned)), scanned)
     assert jax.tree.structure(unstack(plain)) == jax.tree.structure(plain)
 
 
 def test_runs_of_equal_blocks():
-    model = nnx.eval_shape(lambda: FUSED(scan=True, rngs=nnx.Rngs(0)))
+    model = shapes_of(lambda rngs: FUSED(scan=True, rngs=rngs))
     # One with a stride, two that are fused, three that are not.
     assert [len(block.rates) if isinstance(block, Scan) else 1 for block in model.blocks] == [1, 2, 3]
     np.testing.assert_allclose(model.blocks[1].rates, [[0.1], [0.2]])
@@ -108,7 +107,7 @@ def test_runs_of_equal_blocks():
 @pytest.mark.parametrize("name", ["efficientnet_b0", "convnext_tiny"])
 def test_scan_changes_the_program_alone(name):
     plain, scanned = (
-        nnx.eval_shape(lambda scan=scan: getattr(models, name)(scan=scan, rngs=nnx.Rngs(0)))
+        shapes_of(lambda rngs, scan=scan: getattr(models, name)(scan=scan, rngs=rngs))
         for scan in (False, True)
     )
     assert parameters(scanned) == parameters(plain)
@@ -117,7 +116,8 @@ def test_scan_changes_the_program_alone(name):
 
 def test_a_program_does_not_grow_with_the_depth():
     def equations(depth, scan):
-        model = nnx.eval_shape(lambda: models.ResNetCifar(depth, scan=scan, rngs=nnx.Rngs(0)))
+        model = shapes_of(lambda rngs: models.ResNetCifar(depth, scan=scan, rngs=rngs))
+        model.eval()
         graph, state = nnx.split(model)
         x = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
         return str(jax.make_jaxpr(lambda s, x: nnx.merge(graph, s)(x))(state, x)).count(
@@ -132,10 +132,10 @@ def test_streams_of_scanned_blocks_are_drawn_anew():
     factory, shape = SMALL["vit"]
     x = jnp.ones((64, *shape))
     model = as_model(functools.partial(factory, scan=True), {"classes": 5}, (x,))
-    params, state = model.init(jax.random.key(0, impl="rbg"))
-    params["head"]["kernel"] = jax.random.normal(jax.random.key(1), params["head"]["kernel"].shape)
+    rng = np.random.default_rng(0)
+    params, state = jax.tree.map(lambda s: rng.standard_normal(s.shape, np.float32), abstract(model))
 
-    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    @fast_jit
     def run(key):
         return [model.apply(params, state, x, key=key, train=train)[0] for train in (True, False)]
 
@@ -147,11 +147,12 @@ def test_streams_of_scanned_blocks_are_drawn_anew():
 
 
 def test_only_equal_blocks_are_scanned():
-    rngs = nnx.Rngs(jax.random.key(0, impl="rbg"))
-    blocks = [ConvNorm(3, 3, 3, rngs=rngs), ConvNorm(3, 3, 1, rngs=rngs), ConvNorm(3, 3, 1, rngs=rngs)]
+    blocks = [
+        filled(shapes_of(lambda rngs, size=size: ConvNorm(3, 3, size, rngs=rngs))) for size in (3, 1, 1)
+    ]
     assert [type(block) for block in sequence(blocks, True)] == [ConvNorm, Scan]
     assert [type(block) for block in sequence(blocks, False)] == [ConvNorm] * 3
     with pytest.raises(ValueError, match="takes blocks that differ only in their arrays, not these 3"):
         Scan(blocks)
-    other = InvertedResidual(3, 3, wide=6, rngs=rngs)
+    other = filled(shapes_of(lambda rngs: InvertedResidual(3, 3, wide=6, rngs=rngs)))
     assert len(sequence([blocks[1], other, blocks[2]], True)) == 3
