@@ -30,7 +30,10 @@ def elsewhere(tmp_path, monkeypatch):
         (["--optimizer.name", "adamm"], "Optax has no optimizer 'adamm'; did you mean adam"),
         (["--optimizer.args", "momentun", "0.9"], "takes no 'momentun'"),
         (["--batch-size", "0"], "batch_size must be at least 1"),
-        (["--batch-size", "65", "--optimizer.accumulate", "2"], "batch_size 65 must be a positive multiple of 2"),
+        (
+            ["--batch-size", "65", "--optimizer.accumulate", "2"],
+            "batch_size 65 must be a positive multiple of 2",
+        ),
         (["--mesh.data", "64"], "needs 64 devices and there are"),
         (["--data.name", "dogits"], "unknown data set 'dogits': did you mean digits?"),
         (["--data.train-split", "tran"], "no split 'tran'; it has: train, test"),
