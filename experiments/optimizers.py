@@ -85,10 +85,11 @@ def tuned(options: Options, name: str, optimizer: Optimizer) -> Optimizer:
 
 def first_passes(evaluations: list[dict[str, Any]], mark: float, seeds: int) -> list[int | None]:
     """The step at which each seed's accuracy is first at `mark`; None where it never is."""
-    return [
-        next((row["step"] for row in evaluations if row.get(f"accuracy/{i}", row["accuracy"]) >= mark), None)
-        for i in range(seeds)
-    ]
+
+    def passes(i: int) -> list[int]:
+        return [row["step"] for row in evaluations if row.get(f"accuracy/{i}", row["accuracy"]) >= mark]
+
+    return [min(passes(i), default=None) for i in range(seeds)]
 
 
 def measured(options: Options, name: str, optimizer: Optimizer) -> dict[str, Any]:

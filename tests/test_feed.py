@@ -8,8 +8,8 @@ import pytest
 
 from jaxaccel.data import open_source
 from jaxaccel.data.feed import choose, resident_feed, stream_feed
-from jaxaccel.data.order import Sequential, Shuffled, permutation
-from jaxaccel.data.stream import local_part
+from jaxaccel.data.order import Phase, Sequential, Shuffled, permutation
+from jaxaccel.data.stream import Batches, local_part
 from jaxaccel.fuse import gather
 from jaxaccel.parallel import MeshShape, batch_sharding, make_mesh
 from jaxaccel.tasks import ImageClassification
@@ -36,6 +36,13 @@ def test_the_order_never_changes():
     # A new NumPy, or a new idea in `permutation`, must not change what a seed means.
     assert permutation(0, 0, 10).tolist() == [0, 2, 9, 1, 8, 5, 4, 3, 6, 7]
     assert permutation(7, 2, 10).tolist() == [6, 7, 8, 4, 0, 1, 5, 3, 9, 2]
+
+
+def test_each_size_of_batch_has_its_own_rows(digits):
+    order = Shuffled.phased(0, len(digits), [Phase(0, 2, 0, 8), Phase(2, 4, 16, 16)])
+    element = ImageClassification().element
+    batches = Batches(digits, element, order, range(4), {8: slice(0, 4), 16: slice(4, 16)})
+    assert [batches[i]["image"].shape[0] for i in range(4)] == [4, 4, 12, 12]
 
 
 def test_evaluation_is_padded_and_masked():

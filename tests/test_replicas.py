@@ -145,6 +145,23 @@ def test_spread():
     assert spread(rows[:1], "accuracy") == rows[0]
 
 
+def test_what_is_not_finite_is_neither_best_nor_part_of_the_mean():
+    _, replicas = small(replicas=3)
+    rows = [
+        {"accuracy": 0.9, "loss": float("nan")},
+        {"accuracy": 0.5, "loss": 1.0},
+        {"accuracy": 0.7, "loss": 1.0},
+    ]
+    state = types.SimpleNamespace(halted=np.array([False, False, True]))
+    assert replicas.best(rows, state, "accuracy") == 1
+    assert spread(rows, "accuracy")["accuracy"] == pytest.approx(0.6)
+
+
+def test_a_value_alone_is_a_sweep_of_one():
+    recipe = dataclasses.replace(RECIPE, sweep={"optimizer.learning_rate": 0.3, "seed": range(2)})
+    assert recipe.sweep == {"optimizer.learning_rate": (0.3,), "seed": (0, 1)}
+
+
 def test_points_are_all_combinations():
     values = points(dataclasses.replace(RECIPE, seed=4, sweep={"optimizer.learning-rate": (1.0, 2.0)}))
     assert values["seed"].tolist() == [4, 4]
@@ -165,6 +182,13 @@ def test_points_are_all_combinations():
         ({"sweep": {"seed": (0, 1)}, "replicas": 2}, "leave out --replicas"),
         ({"sweep": {"optimizer.ema": (0.5, 1.5)}}, "optimizer.ema must lie in"),
         ({"sweep": {"schedule.warmup": (0.1, 0.2)}}, "decides what is compiled"),
+        ({"sweep": {"schedule.final": (0.0, 5.0)}}, "between 0 and 1"),
+        ({"sweep": {"task.label_smoothing": (0.0, 3.0)}}, "label_smoothing must lie"),
+        ({"sweep": {"optimizer.args.nesterov": (0.0, 1.0)}}, "give optimizer.args.nesterov a value first"),
+        ({"sweep": {"seed": (0.0, float("nan"))}}, "finite"),
+        ({"sweep": {"seed": (2.0**31,)}}, "below 2"),
+        ({"optimizer": Optimizer("adamm"), "replicas": 2}, "did you mean adam"),
+        ({"optimizer": Optimizer("sgd", rates={"nope/**": 2.0}), "replicas": 2}, "nope"),
     ],
 )
 def test_mistakes(changes, says):

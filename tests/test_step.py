@@ -130,6 +130,19 @@ def test_optimizers_get_what_they_ask_a_step_for(optimizer):
         np.testing.assert_allclose(kernels[1], expected["head"]["kernel"], atol=1e-6)
 
 
+def test_a_second_gradient_may_overflow_alone():
+    """That of sharpness-aware minimisation is taken elsewhere."""
+
+    def update(grads, state, params, *, grad_fn, **_):
+        return jax.tree.map(lambda g: g * jnp.inf, grad_fn(params)), state
+
+    t = training(tx=optax.GradientTransformationExtraArgs(lambda params: (), update))
+    before = t.init()
+    after, metrics = t.step(before, batch())
+    assert not metrics.finite and after.halted
+    assert digest(after.params) == digest(before.params)
+
+
 def poisoned():
     return batch() | {"image": np.full((B, 4, 4, 1), np.nan, np.float32)}
 

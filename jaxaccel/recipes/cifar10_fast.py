@@ -3,8 +3,8 @@
 Paper: 94% on CIFAR-10 in 3.29 Seconds on a Single GPU, arXiv:2404.00498, and its later form with the optimizer Muon
 (https://github.com/KellerJordan/cifar10-airbench). A first layer that whitens patches, computed from the first 1,000
 training images; alternating flips and crops padded by 2; label smoothing 0.2; Lookahead; at the end each test image is
-seen mirrored and moved. Ours differ from theirs in that kernels are not scaled back to their first length after each step, that
-biases and the head are Adam's, and that Lookahead goes half of the way throughout.
+seen mirrored and moved as well. Ours differ from theirs in that kernels are not scaled back to their first length after
+each step, that biases and the head are Adam's, and that Lookahead goes half of the way throughout.
 
 Data: CIFAR-10, 50,000 + 10,000 images 32x32 (Krizhevsky 2009), `--data.downloads DIR` with its archive.
 Hardware: one GPU; on two CPU cores an epoch takes minutes.

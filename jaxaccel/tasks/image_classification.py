@@ -28,7 +28,7 @@ class ImageClassification(Task):
     """Share of the label spread evenly over all classes (Szegedy et al. 2016, arXiv:1512.00567)."""
     tta: Literal["none", "flip", "shift", "multicrop"] = "none"
     """Test-time augmentation, averaging logits: the mirror image too; or moved by one pixel four ways; or, as in Jordan
-    2024 (arXiv:2404.00498), mirrored, and moved by one pixel to two corners; what is not moved counts as much as both."""
+    2024 (arXiv:2404.00498), mirrored, and moved to two corners by a pixel: what is not moved counts as much as both."""
 
     def __post_init__(self) -> None:
         """Checks the share of smoothing."""

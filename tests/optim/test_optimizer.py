@@ -6,6 +6,7 @@ import pytest
 
 from jaxaccel.errors import UserError
 from jaxaccel.optim import Optimizer, Schedule
+from jaxaccel.optim.averaging import weights_to_evaluate
 
 PARAMS = {"dense": {"kernel": jnp.full((2, 2), 2.0), "bias": jnp.full(2, 2.0)}}
 ZEROS = jax.tree.map(jnp.zeros_like, PARAMS)
@@ -87,11 +88,44 @@ def updated_by(tx):
         (Optimizer("adamm"), "did you mean adam"),
         (Optimizer("sgd", args={"momentun": 0.9}), "did you mean momentum"),
         (Optimizer("adamw", weight_decay=0.1, decay_where="**/kernell"), "matches no parameter"),
+        (Optimizer("adamw", rates={"dens/**": 0.0}), "matches none"),
     ],
 )
 def test_mistakes(optimizer, says):
     with pytest.raises(UserError, match=says):
         updated(optimizer, ZEROS)
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        ({"name": "lbfgs", "weight_decay": 0.1}, "searches along the loss alone"),
+        ({"name": "schedule_free_sgd", "rates": {"**": 0.5}}, "leave out --optimizer.rates"),
+        ({"name": "schedule_free_sgd", "layer_decay": 0.5}, "leave out --optimizer.layer-decay"),
+        ({"args": {"weight_decay": 0.1}}, "a flag of its own"),
+        ({"ema": 0.9, "swa": 0.5}, "choose one average"),
+        ({"sam": 0.1, "asam": 0.1}, "choose one of sam"),
+        ({"reestimate": 5}, "is for averaged weights"),
+        ({"swa": 1.0}, "must lie in"),
+    ],
+)
+def test_what_does_not_go_together(options, says):
+    with pytest.raises(UserError, match=says):
+        Optimizer(**options)
+
+
+def test_swa_samples_the_ends_of_epochs():
+    averaging = Optimizer(swa=0.75).averaging(steps=100, epoch_steps=10.0)
+    assert (averaging.start, averaging.every) == (80, 10)
+    assert Optimizer().averaging(100, 10.0) is None
+
+
+def test_lookahead_is_evaluated_at_its_slow_weights():
+    tx = Optimizer("sgd", 0.1, lookahead=3).build(optax.constant_schedule(0.1))
+    state = tx.init(PARAMS)
+    updates, state = tx.update(PARAMS, state, PARAMS)
+    slow = weights_to_evaluate(state, optax.apply_updates(PARAMS, updates))
+    np.testing.assert_array_equal(slow["dense"]["kernel"], PARAMS["dense"]["kernel"])
 
 
 def test_schedule_fractions():
