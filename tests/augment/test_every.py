@@ -117,7 +117,7 @@ def test_an_example_depends_on_its_index_and_the_key_alone(name):
     image = whole["image"]
     assert image.dtype == np.float32 and image.shape == batch["image"].shape and np.isfinite(image).all()
     if name not in OVERSHOOT:
-        assert image.min() >= 0 and image.max() <= 1
+        assert image.min() >= -1e-7 and image.max() <= 1 + 1e-7  # interpolation rounds
     for entry in ("label", "index", "mask"):
         np.testing.assert_array_equal(whole[entry], batch[entry])
     assert not np.array_equal(image, batch["image"])
