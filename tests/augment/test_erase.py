@@ -1,5 +1,6 @@
 from functools import partial
 
+import jax
 import numpy as np
 import pytest
 from references import KEY, apply, assert_uniform, image_after, make_batch
@@ -78,7 +79,7 @@ def test_noise_is_uniform(dtype):
 )
 def test_bad_options_raise_one_line(augmentation, words):
     with pytest.raises(UserError, match=words) as error:
-        augmentation(KEY, make_batch())
+        jax.eval_shape(augmentation, KEY, make_batch())
     assert "\n" not in str(error.value)
 
 

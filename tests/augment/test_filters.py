@@ -1,5 +1,6 @@
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -87,5 +88,5 @@ def test_strengths_of_sharpening_are_uniform():
 )
 def test_bad_options_raise_one_line(augmentation, words):
     with pytest.raises(UserError, match=words) as error:
-        augmentation(KEY, make_batch())
+        jax.eval_shape(augmentation, KEY, make_batch())
     assert "\n" not in str(error.value)

@@ -1,3 +1,4 @@
+import functools
 from functools import partial
 from typing import Any
 
@@ -6,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from references import assert_uniform, compiled, matrix_places, recovered_homographies, scipy_sample
+from references import (
+    assert_uniform,
+    compiled,
+    images_after,
+    matrix_places,
+    recovered_homographies,
+    scipy_sample,
+)
 from scipy import ndimage
 
 from jaxaccel.augment import affine, chain, mixup, perspective, rotate, scale, shear, translate
@@ -55,17 +63,27 @@ def draw(count, seed=0, degrees=180.0, scales=(0.5, 2.0), shift=5.0):
     )
 
 
+@functools.cache
+def affine_matrices(size):
+    return compiled(lambda direction, scales, shifts: affine_matrix(direction, scales, shifts, size))
+
+
 def matrices_of(degrees, scales, shifts, size=64):
     radians = np.radians(degrees)
     direction = np.stack([np.cos(radians), np.sin(radians)], axis=-1)
     direction, scales, shifts = (jnp.asarray(values, jnp.float32) for values in (direction, scales, shifts))
-    return affine_matrix(direction, scales, shifts, size)
+    return affine_matrices(size)(direction, scales, shifts)
+
+
+@functools.cache
+def resampling(**options):
+    return compiled(
+        lambda images, matrix: Resampling(KEY, matrix, images.shape[1:3], **options).apply(images)
+    )
 
 
 def resample(images, matrix, **options):
-    return compiled(
-        lambda images, matrix: Resampling(KEY, matrix, images.shape[1:3], **options).apply(images)
-    )(images, matrix)
+    return resampling(**options)(images, matrix)
 
 
 def test_matrix_is_the_inverse_of_rotate_scale_move():
@@ -176,8 +194,9 @@ def test_single_operations_are_cases_of_affine():
         (scale, {"scale": (0.5, 1.5)}),
         (translate, {"translation": 0.3}),
     ]:
-        result = apply(single, batch, fill=3, **option)
-        np.testing.assert_array_equal(result, apply(affine, batch, fill=3, **option))
+        named = {"single": partial(single, fill=3, **option), "affine": partial(affine, fill=3, **option)}
+        result, of_affine = images_after(named, batch).values()
+        np.testing.assert_array_equal(result, of_affine)
         assert not np.array_equal(result, batch["image"])
 
 
@@ -287,7 +306,8 @@ def test_perspective_shows_the_image_in_a_quadrangle():
     height, width = 14, 11
     inwards = np.random.default_rng(0).integers(0, 1600, (6, 4, 2)) / 4096
     inwards[0] = 0
-    matrix = np.asarray(perspective_matrix(jnp.asarray(inwards, jnp.float32), height, width), np.float64)
+    matrix_of = compiled(partial(perspective_matrix, height=height, width=width))
+    matrix = np.asarray(matrix_of(inwards.astype(np.float32)), np.float64)
     edges = np.array([[-1, -1], [-1, 1], [1, 1], [1, -1]]) * [height / 2, width / 2]
     expected = [homography(edges * (1 - 2 * corner), edges) for corner in inwards]
     np.testing.assert_allclose(matrix, expected, rtol=1e-4, atol=1e-4)

@@ -1,14 +1,21 @@
 from functools import partial
 
+import jax
 import numpy as np
 import pytest
-from references import KEY, apply, make_batch
+from references import KEY, apply, compiled, make_batch
 from scipy import stats
 
 from jaxaccel.augment import chain, cutmix, mixup, mixup_or_cutmix
 from jaxaccel.errors import UserError
 
-MIXERS = [partial(mixup, alpha=1.0), partial(cutmix, alpha=1.0), mixup_or_cutmix]
+
+def all_of(mixers):
+    """Several as one program."""
+    return compiled(lambda key, batch: [mixer(key, batch) for mixer in mixers])
+
+
+mixed = all_of([partial(mixup, alpha=1.0), partial(cutmix, alpha=1.0), mixup_or_cutmix])
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
@@ -24,48 +31,44 @@ def test_mixup_mixes_with_the_neighbour(dtype):
     np.testing.assert_allclose(out["image"], expected, rtol=0, atol=0.5001 if dtype == np.uint8 else 1e-6)
 
 
-@pytest.mark.parametrize("alpha", [0.1, 0.2, 1.0, 8.0])
-def test_mixup_weights_follow_the_beta_distribution(alpha):
+def test_mixup_weights_follow_the_beta_distribution():
     batch = make_batch(size=4000, shape=(1, 1, 1))
-    weight = apply(partial(mixup, alpha=alpha), batch)["mix_weight"]
-    assert weight.min() >= 0 and weight.max() <= 1
-    # Kolmogorov-Smirnov at 0.1%, away from the ends, where float32 rounds many weights to 1.
-    inner = np.linspace(0.001, 0.999, 999)
-    below = np.searchsorted(np.sort(weight), inner) / 4000
-    assert np.abs(below - stats.beta(alpha, alpha).cdf(inner)).max() < 1.95 / np.sqrt(4000)
+    alphas = (0.1, 0.2, 1.0, 8.0)
+    for alpha, out in zip(alphas, all_of([partial(mixup, alpha=a) for a in alphas])(KEY, batch), strict=True):
+        weight = out["mix_weight"]
+        assert weight.min() >= 0 and weight.max() <= 1
+        # Kolmogorov-Smirnov at 0.1%, away from the ends, where float32 rounds many weights to 1.
+        inner = np.linspace(0.001, 0.999, 999)
+        below = np.searchsorted(np.sort(weight), inner) / 4000
+        assert np.abs(below - stats.beta(alpha, alpha).cdf(inner)).max() < 1.95 / np.sqrt(4000)
 
 
-@pytest.mark.parametrize("mixer", MIXERS)
-def test_the_weight_belongs_to_the_example_not_to_its_place(mixer):
-    batch = make_batch()
-    order = np.random.default_rng(1).permutation(12)
-    whole = apply(mixer, batch)["mix_weight"]
-    shuffled = apply(mixer, {k: v[order] for k, v in batch.items()})["mix_weight"]
-    np.testing.assert_array_equal(shuffled, whole[order])
+def test_the_weight_belongs_to_the_example_not_to_its_place():
+    batch = make_batch(size=24)
+    order = np.random.default_rng(1).permutation(24)
+    whole, shuffled = (mixed(KEY, b) for b in (batch, {k: v[order] for k, v in batch.items()}))
+    for before, after in zip(whole, shuffled, strict=True):
+        np.testing.assert_array_equal(after["mix_weight"], before["mix_weight"][order])
 
 
-@pytest.mark.parametrize("mixer", MIXERS)
-def test_padding_is_left_out(mixer):
+def test_padding_is_left_out():
     batch = make_batch(size=24)
     batch["mask"][3:5] = 0
-    out = apply(mixer, batch)
-    assert (out["mix_weight"][3:6] == 0).all() and (out["mix_weight"] > 0).sum() > 12
-    np.testing.assert_array_equal(out["image"][3:6], batch["image"][3:6])
+    for out in mixed(KEY, batch):
+        assert (out["mix_weight"][3:6] == 0).all() and (out["mix_weight"] > 0).sum() > 12
+        np.testing.assert_array_equal(out["image"][3:6], batch["image"][3:6])
 
 
-@pytest.mark.parametrize(
-    "mixer",
-    [
+def test_with_alpha_zero_nothing_is_mixed():
+    batch = make_batch(dtype=np.float32)
+    mixers = [
         partial(mixup, alpha=0),
         partial(cutmix, alpha=0),
         partial(mixup_or_cutmix, mixup_alpha=0, cutmix_alpha=0),
-    ],
-)
-def test_with_alpha_zero_nothing_is_mixed(mixer):
-    batch = make_batch(dtype=np.float32)
-    out = apply(mixer, batch)
-    np.testing.assert_array_equal(out["image"], batch["image"])
-    np.testing.assert_array_equal(out["mix_weight"], np.zeros(12, np.float32))
+    ]
+    for out in all_of(mixers)(KEY, batch):
+        np.testing.assert_array_equal(out["image"], batch["image"])
+        np.testing.assert_array_equal(out["mix_weight"], np.zeros(12, np.float32))
 
 
 def test_cutmix_pastes_a_box_and_weighs_its_area():
@@ -128,5 +131,5 @@ def without(batch, name):
 )
 def test_bad_options_raise_one_line(augmentation, batch, words):
     with pytest.raises(UserError, match=words) as error:
-        augmentation(KEY, batch)
+        jax.eval_shape(augmentation, KEY, batch)
     assert "\n" not in str(error.value)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
-from references import KEY, compiled, image_after, make_batch, photograph, pil, unpil
+from references import KEY, compiled, image_after, images_after, make_batch, photograph, pil, unpil
 
 from jaxaccel.augment import augmix, auto_augment, policies, rand_augment, three_augment, trivial_augment
 from jaxaccel.augment.policy_tables import (
@@ -119,19 +119,26 @@ def test_learnt_policies_are_tables_of_25_pairs():
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """What stages are given: the rows of parameters, stage by stage, with the images as they are."""
-    rows = []
+    """What stages are given, by a policy for so many images: the rows of parameters, stage by stage."""
 
-    def record(key, levels, stage_rows, **options):
-        rows.append(np.asarray(stage_rows))
-        return levels
+    def of(policy, size=6000, key=KEY):
+        rows = []
 
-    monkeypatch.setattr(policies, "stage", record)
-    return rows
+        def record(key, levels, stage_rows, **options):
+            jax.debug.callback(lambda found: rows.append(np.asarray(found)), stage_rows, ordered=True)
+            return levels
 
+        @compiled
+        def drawing(key):  # images that nobody looks at are not made
+            batch = {"image": jnp.zeros((size, 40, 48, 3), jnp.uint8), "index": jnp.arange(size)}
+            return policy(key, batch)["image"][0, 0, 0, 0]
 
-def many(size=6000):
-    return {"image": np.zeros((size, 40, 48, 3), np.uint8)[:, :40, :48], "index": np.arange(size)}
+        monkeypatch.setattr(policies, "stage", record)
+        drawing(key)
+        jax.effects_barrier()
+        return rows
+
+    return of
 
 
 def indices(table, rows):
@@ -141,16 +148,16 @@ def indices(table, rows):
 
 
 def test_rand_augment_draws_operations_evenly_and_independently(drawn):
-    rand_augment(jax.random.key(7), many(), num_ops=2, magnitude=9)
+    stages = drawn(partial(rand_augment, num_ops=2, magnitude=9), key=jax.random.key(7))
     table = parameters(RAND, 40, 48)
-    found = [indices(table, rows) // (2 * RAND.levels) for rows in drawn]
+    found = [indices(table, rows) // (2 * RAND.levels) for rows in stages]
     assert len(found) == 2
     for operations in found:
         counts = np.bincount(operations, minlength=15)
         assert counts[14] == 0 and np.abs(counts[:14] - 6000 / 14).max() < 4.5 * np.sqrt(6000 / 14)
     joint = np.histogram2d(*found, bins=[np.arange(15), np.arange(15)])[0] / 6000
     assert np.abs(joint - 1 / 196).max() < 5 * np.sqrt(1 / 196 / 6000)
-    places = [indices(table, rows) for rows in drawn]
+    places = [indices(table, rows) for rows in stages]
     for i, name in enumerate(OPERATIONS[:14]):
         of_it = places[0][found[0] == i]
         levels, signs = of_it // 2 % RAND.levels, of_it % 2
@@ -159,8 +166,7 @@ def test_rand_augment_draws_operations_evenly_and_independently(drawn):
 
 
 def test_trivial_augment_draws_every_magnitude(drawn):
-    trivial_augment(KEY, many())
-    (rows,) = drawn
+    (rows,) = drawn(trivial_augment)
     place = indices(parameters(TRIVIAL_WIDE, 40, 48), rows)
     rotated = place[place // 62 == OPERATIONS.index("rotate")] // 2 % 31
     counts = np.bincount(rotated, minlength=31)
@@ -168,9 +174,9 @@ def test_trivial_augment_draws_every_magnitude(drawn):
 
 
 def test_auto_augment_draws_pairs_with_their_probabilities(drawn):
-    auto_augment(KEY, many(), policy="svhn")
+    stages = drawn(partial(auto_augment, policy="svhn"))
     table, pairs = parameters(AUTO, 40, 48), subpolicies("svhn")
-    for stage_number, rows in enumerate(drawn):
+    for stage_number, rows in enumerate(stages):
         found = np.bincount(indices(table, rows) // 20, minlength=15) / 6000
         expected = np.zeros(15)
         for name, tenths, level in pairs[:, stage_number]:
@@ -180,11 +186,10 @@ def test_auto_augment_draws_pairs_with_their_probabilities(drawn):
 
 
 def test_augmix_mixes_chains_of_one_to_three(drawn):
-    with jax.disable_jit():
-        out = augmix(KEY, many(300), severity=3, width=2)
-    assert len(drawn) == 6 and out["image"].shape == (300, 40, 48, 3)
+    stages = drawn(partial(augmix, severity=3, width=2), size=300)
+    assert len(stages) == 6
     table = parameters(AUGMIX, 40, 48)
-    places = np.array([indices(table, rows) for rows in drawn]).reshape(2, 3, 300)
+    places = np.array([indices(table, rows) for rows in stages]).reshape(2, 3, 300)
     idle = (places // 20 == 0).mean(2)
     np.testing.assert_allclose(idle, np.tile([1 / 14, 1 / 3 + 2 / 42, 2 / 3 + 1 / 42], (2, 1)), atol=0.16)
     assert (places // 2 % 10).max() < 3
@@ -193,11 +198,11 @@ def test_augmix_mixes_chains_of_one_to_three(drawn):
 def test_augmix_of_identities_is_the_image(monkeypatch):
     monkeypatch.setattr(policies, "stage", lambda key, levels, rows, **options: levels)
     batch = make_batch()
-    np.testing.assert_array_equal(augmix(KEY, batch)["image"], batch["image"])
+    np.testing.assert_array_equal(image_after(augmix, batch), batch["image"])
     # With other images in the chains, the result lies between both by weights that sum to one.
     monkeypatch.setattr(policies, "stage", lambda key, levels, rows, **options: jnp.full_like(levels, 200))
     dark = {"image": np.zeros((2000, 1, 1, 1), np.uint8), "index": np.arange(2000)}
-    mixed = np.asarray(augmix(KEY, dark)["image"]).ravel() / 200
+    mixed = image_after(augmix, dark).ravel() / 200
     assert np.abs(np.sort(mixed) - (np.arange(2000) + 0.5) / 2000).max() < 0.05  # Beta(1, 1)
 
 
@@ -215,12 +220,24 @@ def test_three_augment_does_one_of_three():
     assert detail[1] < 0.7 * detail[0]
 
 
-def test_floats_are_rounded_to_levels():
+def test_floats_are_rounded_to_levels(monkeypatch):
     batch = make_batch(shape=(8, 9, 3))
     floats = {**batch, "image": (batch["image"] / 255).astype(np.float32)}
     np.testing.assert_allclose(
-        image_after(rand_augment, floats) * 255, image_after(rand_augment, batch), atol=1e-3
+        image_after(trivial_augment, floats) * 255, image_after(trivial_augment, batch), atol=1e-3
     )
+
+    def negated(key, levels, rows, **options):
+        assert levels.dtype == np.uint8
+        return 255 - levels
+
+    monkeypatch.setattr(policies, "stage", negated)
+    batch["image"][:] = 100
+    floats["image"] = (batch["image"] / 255 + 0.4 / 255).astype(np.float32)
+    named = {f.__name__: f for f in (auto_augment, rand_augment, trivial_augment, augmix)}
+    eight, rounded = images_after(named, batch), images_after(named, floats)
+    for name in named:
+        np.testing.assert_allclose(rounded[name] * 255, eight[name], atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -240,5 +257,5 @@ def test_floats_are_rounded_to_levels():
 )
 def test_bad_options_raise_one_line(augmentation, words):
     with pytest.raises(UserError, match=words) as error:
-        augmentation(KEY, make_batch())
+        jax.eval_shape(augmentation, KEY, make_batch())
     assert "\n" not in str(error.value)

@@ -1,5 +1,6 @@
 from functools import partial
 
+import jax
 import numpy as np
 import pytest
 from PIL import ImageOps
@@ -99,5 +100,5 @@ def test_probability(operation):
 )
 def test_bad_options_raise_one_line(augmentation, words):
     with pytest.raises(UserError, match=words) as error:
-        augmentation(KEY, make_batch())
+        jax.eval_shape(augmentation, KEY, make_batch())
     assert "\n" not in str(error.value)
