@@ -81,6 +81,7 @@ def points(recipe: Recipe) -> dict[str, np.ndarray]:
         axes["seed"] = tuple(recipe.seed + i for i in range(recipe.replicas))
     if not axes:
         return {}
+    axes = axes if "seed" in axes else {"seed": (recipe.seed,), **axes}
     numbers = sweepable(recipe)
     for path, found in axes.items():
         if path.startswith(FIXED):
@@ -97,11 +98,10 @@ def points(recipe: Recipe) -> dict[str, np.ndarray]:
         if numbers[path] is int and any(x != int(x) or abs(x) >= 2**31 for x in found):
             raise UserError(f"sweep: {path} takes whole numbers below 2**31")
     rows = list(itertools.product(*axes.values()))
-    values = {
+    return {
         path: np.array([row[i] for row in rows], np.int32 if numbers[path] is int else np.float64)
         for i, path in enumerate(axes)
     }
-    return {"seed": np.full(len(rows), recipe.seed, np.int32), **values}
 
 
 def sweepable(value: Any, prefix: str = "") -> dict[str, type]:
