@@ -1,18 +1,18 @@
-"""Images a second of each augmentation and of three usual policies, against dm_pix, augmax and Pillow.
+"""Images a second of each augmentation and of three usual policies, against dm_pix, augmax, torchvision and Pillow.
 
-    python benchmarks/augment.py [--size 32 224] [--batch 32 256] [--only rotate equalize] [--quick]
+    python benchmarks/augment.py [--quick] [--size 32] [--batch 32] [--only rotate ...] [--torch-python PATH]
 
-All work on float32 images in [0, 1] under jit, dm_pix and augmax mapped over the batch as their documentation says;
-jaxaccel on uint8 besides. Pillow, one core, does what a data loader would. Contenders take turns, round by round.
-At the end: the share of a training step that a policy takes.
+Contenders take turns, round by round. At the end: the share of a training step that a policy takes. README.md says what
+each contender does and what the columns mean.
 """
 
 import argparse
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,54 +24,106 @@ import record
 from augmentations import OURS, POLICIES, Call, contenders
 from rich.console import Console
 from rich.table import Table
+from train_step import Process, Remote
 
 from jaxaccel import augment, models, runtime
 from jaxaccel.modules import as_model
 from jaxaccel.step import Training
 from jaxaccel.tasks import ImageClassification
 
-RIVALS = ("dm_pix", "augmax")
+FLOAT, EIGHT = "jaxaccel", "jaxaccel, uint8"
+RIVALS = {"dm_pix": FLOAT, "augmax": FLOAT, "torchvision": EIGHT, "Pillow": EIGHT}
+"""With which of ours each is compared: on the same dtype."""
+
+LARGE = ("horizontal_flip", "rotate", "color_jitter", *POLICIES)
+"""Measured in large batches of large images too; of the others 32 say enough."""
+
+Turn = Callable[[int], float]
+"""Seconds a call, over so many calls."""
 
 
-def measured(
-    calls: dict[str, Call], seconds: float, rounds: int, budget: float
-) -> dict[str, dict[str, float]]:
-    """Seconds a call of each; they take turns, another one first each time."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    names, start = list(calls), time.perf_counter()
-    for call in calls.values():
-        call()  # compiles
-    for round_number in range(rounds):
-        if round_number > 2 and time.perf_counter() - start > budget:
+def timed(call: Call) -> Turn:
+    """Turns of a call that waits for its result."""
+
+    def turn(count: int) -> float:
+        start = time.perf_counter()
+        for _ in range(count):
+            call()
+        return (time.perf_counter() - start) / count
+
+    return turn
+
+
+def measured(turns: dict[str, Turn], seconds: float, rounds: int, budget: float) -> dict[str, list[float]]:
+    """Milliseconds a call of each, round by round; another one is first in each round.
+
+    A turn takes about `seconds`. One of each does not count, in which the heap grows; after the third round, rounds end
+    when `budget` seconds are spent.
+    """
+    counts = {name: max(1, round(seconds / min(turn(1), turn(1)))) for name, turn in turns.items()}
+    for name, turn in turns.items():
+        turn(counts[name])
+    times: dict[str, list[float]] = {name: [] for name in turns}
+    names, start = list(turns), time.perf_counter()
+    for number in range(rounds):
+        if number > 2 and time.perf_counter() - start > budget:
             break
-        for name in names[round_number % len(names) :] + names[: round_number % len(names)]:
-            begin, count = time.perf_counter(), 0
-            while count == 0 or time.perf_counter() - begin < seconds:
-                calls[name]()
-                count += 1
-            times[name].append((time.perf_counter() - begin) / count)
-    return {
-        name: {"median_ms": 1e3 * statistics.median(t), "min_ms": 1e3 * min(t), "max_ms": 1e3 * max(t)}
-        for name, t in times.items()
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            times[name].append(1e3 * turns[name](counts[name]))
+    return times
+
+
+def spread(values: Sequence[float], unit: str = "") -> dict[str, float]:
+    """Median and range."""
+    found = {"median": statistics.median(values), "min": min(values), "max": max(values)}
+    return {name + unit: value for name, value in found.items()}
+
+
+def cell(name: str, size: int, batch: int, torch: Process | None, options: argparse.Namespace) -> Any:
+    """All contenders of one augmentation at one shape."""
+    turns = {who: timed(call) for who, call in contenders(name, size, batch)}
+    if torch and name in POLICIES:
+        torch.ask(policy=name, size=size, batch_size=batch)
+        turns["torchvision"] = Remote(torch, "torchvision", "torch").run
+    times = measured(turns, options.seconds, options.rounds, options.budget)
+    rows = {who: spread(t, "_ms") for who, t in times.items()}
+    for row in rows.values():
+        row["images_per_second"] = 1e3 * batch / row["median_ms"]
+    ratios = {
+        rival: statistics.median(r / o for r, o in zip(times[rival], times[ours], strict=True))
+        for rival, ours in RIVALS.items()
+        if rival in times
     }
+    return {"augmentation": name, "size": size, "batch_size": batch, "rounds": len(times[FLOAT]),
+            "contenders": rows, "times_as_fast_as": ratios}  # fmt: skip
 
 
-def training_shares(seconds: float, rounds: int, budget: float, quick: bool) -> list[dict[str, Any]]:
-    """Milliseconds of a training step with and without augmentation, and its share."""
+def training_shares(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Milliseconds of a training step with and without augmentation, and of the augmentation alone."""
     cells = []
     networks = [("resnet20", 32, 128, 10, "CIFAR"), ("resnet50", 224, 16, 1000, "Inception")]
-    for network, size, batch, classes, policy in networks[: 1 if quick else 2]:
-        calls = {
-            name: _step(network, size, batch, classes, augmentation)
-            for name, augmentation in (("none", augment.chain()), (policy, POLICIES[policy]))
+    for network, size, batch, classes, policy in networks[: 1 if options.quick else 2]:
+        data = images(size, batch, classes)
+        alone = jax.jit(POLICIES[policy])
+        turns = {
+            "none": timed(_step(network, data, classes, augment.chain())),
+            policy: timed(_step(network, data, classes, POLICIES[policy])),
+            "alone": timed(partial(_alone, alone, data)),
         }
-        rows = measured(calls, seconds, rounds, budget)
-        share = 1 - rows["none"]["median_ms"] / rows[policy]["median_ms"]
-        cells.append({"network": network, "size": size, "batch_size": batch, "steps": rows, "share": share})
+        times = measured(turns, 0.5, options.rounds, 45)
+        share = [1 - none / some for none, some in zip(times["none"], times[policy], strict=True)]
+        of_alone = [alone / some for alone, some in zip(times["alone"], times[policy], strict=True)]
+        cells.append(
+            {"network": network, "size": size, "batch_size": batch, "policy": policy, "rounds": len(share),
+             "steps": {name: spread(t, "_ms") for name, t in times.items()},
+             "share": spread(share), "alone_share": spread(of_alone)}
+        )  # fmt: skip
     return cells
 
 
-def _step(network: str, size: int, batch: int, classes: int, augmentation: augment.Augmentation) -> Call:
+def images(size: int, batch: int, classes: int) -> dict[str, jax.Array]:
+    """A batch of noise as the trainer has it, on the device."""
     rng = np.random.default_rng(0)
     data = {
         "image": rng.integers(0, 256, (batch, size, size, 3)).astype(np.uint8),
@@ -79,16 +131,24 @@ def _step(network: str, size: int, batch: int, classes: int, augmentation: augme
         "index": np.arange(batch, dtype=np.int32),
         "mask": np.ones(batch, np.float32),
     }
+    return jax.device_put(data)
+
+
+def _alone(augmentation: Callable[..., Any], data: dict[str, jax.Array]) -> Any:
+    return jax.block_until_ready(augmentation(jax.random.key(0), data))
+
+
+def _step(network: str, data: dict[str, jax.Array], classes: int, augmentation: augment.Augmentation) -> Call:
     task, schedule = ImageClassification(), optax.constant_schedule(1e-3)
     factory = partial(getattr(models, network), classes=classes)
-    facts = {"classes": classes, "channels": 3, "image_size": size}
+    facts = {"classes": classes, "channels": 3, "image_size": data["image"].shape[1]}
     model = as_model(factory, facts, jax.eval_shape(task.inputs, data))
     training = Training(model, task, optax.sgd(schedule), schedule, augmentation)
     state = [jax.jit(training.init)()]
-    step, ready = jax.jit(training.step, donate_argnums=0), jax.device_put(data)
+    step = jax.jit(training.step, donate_argnums=0)
 
     def call() -> Any:
-        state[0], metrics = step(state[0], ready)
+        state[0], metrics = step(state[0], data)
         return jax.block_until_ready(metrics)
 
     return call
@@ -97,7 +157,7 @@ def _step(network: str, size: int, batch: int, classes: int, augmentation: augme
 def table(cells: list[dict[str, Any]], size: int, batch: int) -> Table:
     """Images a second, and how many times as fast as each rival."""
     shown = Table(title=f"{size}x{size}, batch {batch}: images a second")
-    names = ["jaxaccel", "jaxaccel, uint8", *RIVALS, "Pillow, one core"]
+    names = [FLOAT, EIGHT, *RIVALS]
     for column in ("augmentation", *names, *(f"× {rival}" for rival in RIVALS)):
         shown.add_column(column, justify="left" if column == "augmentation" else "right")
     for cell in cells:
@@ -110,8 +170,10 @@ def table(cells: list[dict[str, Any]], size: int, batch: int) -> Table:
 
 
 def plot(cells: list[dict[str, Any]], file: Path) -> None:
-    """How many times as fast as the faster rival each augmentation is."""
+    """How many times as fast as the fastest rival each augmentation is."""
     compared = [cell for cell in cells if cell["times_as_fast_as"]]
+    if not compared:
+        return
     names = list(dict.fromkeys(cell["augmentation"] for cell in compared))
     shapes = list(dict.fromkeys((cell["size"], cell["batch_size"]) for cell in compared))
     figure, axes = plt.subplots(figsize=(8, 0.3 * len(names) + 1.5), layout="constrained")
@@ -124,9 +186,7 @@ def plot(cells: list[dict[str, Any]], file: Path) -> None:
         places = [names.index(name) + 0.15 * (number - (len(shapes) - 1) / 2) for name in found]
         axes.plot(list(found.values()), places, "o", label=f"{shape[0]}x{shape[0]}, batch {shape[1]}")
     axes.axvline(1, color="black", linewidth=1)
-    axes.set(
-        xscale="log", xlabel="times as fast as the faster of dm_pix and augmax", ylim=(len(names) - 0.5, -0.5)
-    )
+    axes.set(xscale="log", xlabel="times as fast as the fastest rival", ylim=(len(names) - 0.5, -0.5))
     axes.set_yticks(range(len(names)), names)
     axes.legend()
     figure.savefig(file, dpi=120)
@@ -141,49 +201,43 @@ def main(argv: Sequence[str]) -> int:
     add("--size", type=int, nargs="+", default=[32, 224], help="height and width (default: 32 224)")
     add("--batch", type=int, nargs="+", default=[32, 256], help="batch sizes (default: 32 256)")
     add("--only", nargs="+", choices=list(OURS), help="of the augmentations, these")
-    add("--rounds", type=int, default=5, help="turns of each contender (default: 5)")
-    add("--seconds", type=float, default=0.05, help="of a turn (default: 0.05)")
-    add("--budget", type=float, default=1.0, help="seconds of rounds beyond the third (default: 1)")
+    add("--rounds", type=int, default=9, help="turns of each contender (default: 9)")
+    add("--seconds", type=float, default=0.02, help="of a turn (default: 0.02)")
+    add("--budget", type=float, default=0.5, help="seconds of rounds beyond the third (default: 0.5)")
+    here = sys.executable if find_spec("torchvision") else None
+    add("--torch-python", default=here, help="the Python that has torchvision")
+    add("--no-torch", dest="torch_python", action="store_const", const=None, help="leave torchvision out")
     add("--no-training", action="store_true", help="leave the training steps out")
     add("--quick", action="store_true", help="only shows that all works")
-    add(
-        "--out",
-        type=Path,
-        default=record.RESULTS,
-        help="directory of JSON and plot (default: benchmarks/results)",
-    )
+    add("--out", type=Path, default=record.RESULTS, help="of JSON and plot (default: benchmarks/results)")
     options = parser.parse_args(argv)
     if options.quick:
         options.size, options.batch, options.rounds, options.seconds = [32], [32], 1, 0.0
     runtime.keep_freed_memory()
-    where, console = record.machine(), Console(width=140)
+    where, console = record.machine(), Console(width=None if sys.stdout.isatty() else 160)
+    torch = Process(options.torch_python, "torch_augment.py") if options.torch_python else None
+    if torch:
+        where["versions"] |= torch.ask(policy="CIFAR", size=32, batch_size=1)
+    file = options.out / record.path("augment", where).name
     cells: list[dict[str, Any]] = []
     for size in options.size:
         for batch in options.batch:
             for name in options.only or OURS:
-                calls = dict(contenders(name, size, batch))
-                if size * batch >= 224 * 256 and not ({*RIVALS} & {*calls} or name in POLICIES):
-                    continue  # large batches of large images only where there is something to compare with
-                rows = measured(calls, options.seconds, options.rounds, options.budget)
-                for row in rows.values():
-                    row["images_per_second"] = 1e3 * batch / row["median_ms"]
-                ratios = {
-                    r: rows[r]["median_ms"] / rows["jaxaccel"]["median_ms"] for r in RIVALS if r in rows
-                }
-                cells.append(
-                    {"augmentation": name, "size": size, "batch_size": batch, "contenders": rows,
-                     "times_as_fast_as": ratios}
-                )  # fmt: skip
+                if size * batch < 224 * 256 or name in LARGE:
+                    cells.append(cell(name, size, batch, torch, options))
             console.print(table(cells, size, batch))
-    shares = [] if options.no_training else training_shares(0.5, options.rounds, 60, options.quick)
-    for cell in shares:
+            record.write(file, {"machine": where, "cells": cells, "training": []})
+    if torch:
+        torch.close()
+    shares = [] if options.no_training else training_shares(options)
+    for found in shares:
+        steps, share, alone = found["steps"], found["share"], found["alone_share"]
         console.print(
-            f"{cell['network']} at {cell['size']}x{cell['size']}, batch {cell['batch_size']}: "
-            + ", ".join(f"{name} {row['median_ms']:.1f} ms" for name, row in cell["steps"].items())
-            + f": {cell['share']:.1%} of a step"
+            f"{found['network']} at {found['size']}x{found['size']}, batch {found['batch_size']}: "
+            + ", ".join(f"{name} {row['median_ms']:.1f} ms" for name, row in steps.items())
+            + f": {share['median']:.1%} of a step ({share['min']:.1%} to {share['max']:.1%}), "
+            f"alone {alone['median']:.1%}"
         )
-    file = record.path("augment", where)
-    file = options.out / file.name
     record.write(file, {"machine": where, "cells": cells, "training": shares})
     plot(cells, file.with_suffix(".png"))
     return 0

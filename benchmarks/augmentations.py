@@ -2,10 +2,9 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
-import augmax  # pyright: ignore[reportMissingImports]
-import dm_pix  # pyright: ignore[reportMissingImports]
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,6 +72,7 @@ def mapped(function: Callable[[jax.Array, jax.Array], Any]) -> Callable[[jax.Arr
 
 def dm_pix_calls(size: int) -> dict[str, Any]:
     """By our names, what dm_pix has of them, from one key and one image."""
+    import dm_pix  # pyright: ignore[reportMissingImports]
 
     def angle(key: jax.Array, degrees: float) -> jax.Array:
         return jnp.radians(jax.random.uniform(key, minval=-degrees, maxval=degrees))
@@ -130,6 +130,7 @@ def dm_pix_calls(size: int) -> dict[str, Any]:
 
 def augmax_calls(size: int) -> dict[str, Any]:
     """By our names, what augmax has of them, from one key and one image."""
+    import augmax  # pyright: ignore[reportMissingImports]
 
     def both(*transforms: Any) -> Any:
         chain = augmax.Chain(*transforms)
@@ -215,10 +216,10 @@ def contenders(name: str, size: int, batch: int) -> Iterator[tuple[str, Call]]:
     floats, eight = jnp.asarray(levels / np.float32(255), jnp.float32), jnp.asarray(levels)
     yield "jaxaccel", lambda: ours(key, floats).block_until_ready()
     yield "jaxaccel, uint8", lambda: ours(key, eight).block_until_ready()
-    for rival, calls in (("dm_pix", dm_pix_calls(size)), ("augmax", augmax_calls(size))):
-        if name in calls:
-            compiled = jax.jit(mapped(calls[name]))
+    for rival, calls in (("dm_pix", dm_pix_calls), ("augmax", augmax_calls)):
+        if find_spec(rival) and name in calls(size):
+            compiled = jax.jit(mapped(calls(size)[name]))
             yield rival, lambda compiled=compiled: jax.block_until_ready(compiled(key, floats))
     if name in POLICIES:
         one = pillow_calls(size)[name]
-        yield "Pillow, one core", lambda: np.stack([one(rng, image) for image in levels])
+        yield "Pillow", lambda: np.stack([one(rng, image) for image in levels])

@@ -32,7 +32,7 @@ def test_train_step(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "script", ["train_step.py", "allocator.py", "startup.py", "precision.py", "models.py"]
+    "script", ["train_step.py", "allocator.py", "startup.py", "precision.py", "models.py", "augment.py"]
 )
 def test_help_teaches(script):
     done = subprocess.run(
@@ -140,3 +140,27 @@ def test_lowerings(tmp_path):
         assert case["forms"][0]["name"] == "xla" and len(case["forms"]) > 1
         assert case["choice"] in [form["name"] for form in case["forms"]]
         assert all(form["relative_error"] < 1e-5 for form in case["forms"])
+
+
+def test_augment(tmp_path):
+    done = subprocess.run(
+        [sys.executable, SCRIPTS / "augment.py", "--quick", "--only", "horizontal_flip", "CIFAR",
+         "--no-torch", "--no-training", "--out", tmp_path],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (file,) = tmp_path.glob("augment-*.json")
+    assert file.with_suffix(".png").stat().st_size > 5000
+    cells = {cell["augmentation"]: cell for cell in json.loads(file.read_text())["cells"]}
+    assert cells.keys() == {"horizontal_flip", "CIFAR"}
+    for entry in cells.values():
+        rows = entry["contenders"]
+        assert (entry["size"], entry["batch_size"], entry["rounds"]) == (32, 32, 1)
+        for row in rows.values():
+            assert 0 < row["min_ms"] <= row["median_ms"] <= row["max_ms"]
+            assert row["images_per_second"] == pytest.approx(32e3 / row["median_ms"])
+        assert {"jaxaccel", "jaxaccel, uint8"} <= rows.keys()
+    ratio = cells["CIFAR"]["times_as_fast_as"]["Pillow"]  # of one round, the ratio of the medians
+    rows = cells["CIFAR"]["contenders"]
+    assert ratio == pytest.approx(rows["Pillow"]["median_ms"] / rows["jaxaccel, uint8"]["median_ms"])
+    assert "× Pillow" in done.stdout
