@@ -11,28 +11,25 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import jax
 import matplotlib.pyplot as plt
-import numpy as np
-import optax
 import record
-from augmentations import OURS, POLICIES, Call, contenders
+from augment_steps import images, step
+from augmentations import ONE_BY_ONE, OURS, POLICIES, Call, contenders
 from rich.console import Console
 from rich.table import Table
 from train_step import Process, Remote
 
-from jaxaccel import augment, models, runtime
-from jaxaccel.modules import as_model
-from jaxaccel.step import Training
-from jaxaccel.tasks import ImageClassification
+from jaxaccel import augment, runtime
 
 FLOAT, EIGHT = "jaxaccel", "jaxaccel, uint8"
-RIVALS = {"dm_pix": FLOAT, "augmax": FLOAT, "torchvision": EIGHT, "Pillow": EIGHT}
+RIVALS = {
+    "dm_pix": FLOAT, "augmax": FLOAT, "torchvision": EIGHT, "torchvision, 1 thread": EIGHT, "Pillow": EIGHT
+}  # fmt: skip
 """With which of ours each is compared: on the same dtype."""
 
 LARGE = ("horizontal_flip", "rotate", "color_jitter", *POLICIES)
@@ -83,10 +80,14 @@ def spread(values: Sequence[float], unit: str = "") -> dict[str, float]:
 def cell(name: str, size: int, batch: int, torch: Process | None, options: argparse.Namespace) -> Any:
     """All contenders of one augmentation at one shape."""
     turns = {who: timed(call) for who, call in contenders(name, size, batch)}
+    fewer = min(batch, ONE_BY_ONE)
     if torch and name in POLICIES:
-        torch.ask(policy=name, size=size, batch_size=batch)
-        turns["torchvision"] = Remote(torch, "torchvision", "torch").run
+        names = torch.ask(policy=name, size=size, batch_size=fewer)["names"]
+        turns |= {who: Remote(torch, who, "torch").run for who in names}
     times = measured(turns, options.seconds, options.rounds, options.budget)
+    times |= {
+        who: [t * batch / fewer for t in times[who]] for who in times if RIVALS.get(who) == EIGHT
+    }  # of the whole batch
     rows = {who: spread(t, "_ms") for who, t in times.items()}
     for row in rows.values():
         row["images_per_second"] = 1e3 * batch / row["median_ms"]
@@ -101,15 +102,15 @@ def cell(name: str, size: int, batch: int, torch: Process | None, options: argpa
 
 def training_shares(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Milliseconds of a training step with and without augmentation, and of the augmentation alone."""
-    cells = []
+    cells, key = [], jax.random.key(0)
     networks = [("resnet20", 32, 128, 10, "CIFAR"), ("resnet50", 224, 16, 1000, "Inception")]
     for network, size, batch, classes, policy in networks[: 1 if options.quick else 2]:
         data = images(size, batch, classes)
         alone = jax.jit(POLICIES[policy])
         turns = {
-            "none": timed(_step(network, data, classes, augment.chain())),
-            policy: timed(_step(network, data, classes, POLICIES[policy])),
-            "alone": timed(partial(_alone, alone, data)),
+            "none": timed(step(network, data, classes, augment.chain())),
+            policy: timed(step(network, data, classes, POLICIES[policy])),
+            "alone": timed(lambda alone=alone, data=data: jax.block_until_ready(alone(key, data))),
         }
         times = measured(turns, 0.5, options.rounds, 45)
         share = [1 - none / some for none, some in zip(times["none"], times[policy], strict=True)]
@@ -120,38 +121,6 @@ def training_shares(options: argparse.Namespace) -> list[dict[str, Any]]:
              "share": spread(share), "alone_share": spread(of_alone)}
         )  # fmt: skip
     return cells
-
-
-def images(size: int, batch: int, classes: int) -> dict[str, jax.Array]:
-    """A batch of noise as the trainer has it, on the device."""
-    rng = np.random.default_rng(0)
-    data = {
-        "image": rng.integers(0, 256, (batch, size, size, 3)).astype(np.uint8),
-        "label": rng.integers(0, classes, batch).astype(np.int32),
-        "index": np.arange(batch, dtype=np.int32),
-        "mask": np.ones(batch, np.float32),
-    }
-    return jax.device_put(data)
-
-
-def _alone(augmentation: Callable[..., Any], data: dict[str, jax.Array]) -> Any:
-    return jax.block_until_ready(augmentation(jax.random.key(0), data))
-
-
-def _step(network: str, data: dict[str, jax.Array], classes: int, augmentation: augment.Augmentation) -> Call:
-    task, schedule = ImageClassification(), optax.constant_schedule(1e-3)
-    factory = partial(getattr(models, network), classes=classes)
-    facts = {"classes": classes, "channels": 3, "image_size": data["image"].shape[1]}
-    model = as_model(factory, facts, jax.eval_shape(task.inputs, data))
-    training = Training(model, task, optax.sgd(schedule), schedule, augmentation)
-    state = [jax.jit(training.init)()]
-    step = jax.jit(training.step, donate_argnums=0)
-
-    def call() -> Any:
-        state[0], metrics = step(state[0], data)
-        return jax.block_until_ready(metrics)
-
-    return call
 
 
 def table(cells: list[dict[str, Any]], size: int, batch: int) -> Table:
@@ -214,10 +183,10 @@ def main(argv: Sequence[str]) -> int:
     if options.quick:
         options.size, options.batch, options.rounds, options.seconds = [32], [32], 1, 0.0
     runtime.keep_freed_memory()
-    where, console = record.machine(), Console(width=None if sys.stdout.isatty() else 160)
+    where, console = record.machine(), Console(width=None if sys.stdout.isatty() else 180)
     torch = Process(options.torch_python, "torch_augment.py") if options.torch_python else None
     if torch:
-        where["versions"] |= torch.ask(policy="CIFAR", size=32, batch_size=1)
+        where["versions"] |= torch.ask(policy="CIFAR", size=32, batch_size=1)["versions"]
     file = options.out / record.path("augment", where).name
     cells: list[dict[str, Any]] = []
     for size in options.size:

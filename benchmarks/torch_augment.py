@@ -1,7 +1,7 @@
 """torchvision's transforms of uint8 tensors, in a process of its own; for augment.py.
 
 Commands and answers are lines of JSON. Each image goes through the policy by itself, so that it draws numbers of its
-own, as in a data set; as many threads as cores.
+own, as in a data set.
 """
 
 import json
@@ -36,15 +36,16 @@ def policies(size: int) -> dict[str, Any]:
 
 
 class Loader:
-    """A policy on a batch of images, one after the other."""
+    """A policy on a batch of images, one after the other, with so many threads for each operation."""
 
-    def __init__(self, policy: str, size: int, batch_size: int) -> None:
+    def __init__(self, policy: str, size: int, batch_size: int, threads: int) -> None:
         torch.manual_seed(0)
         self._images = torch.randint(0, 256, (batch_size, 3, size, size), dtype=torch.uint8)
-        self._policy = policies(size)[policy]
+        self._policy, self._threads = policies(size)[policy], threads
 
     def run(self, steps: int) -> float:
         """Seconds a batch, over so many of them after one that does not count."""
+        torch.set_num_threads(self._threads)
         self._batch()
         start = time.perf_counter()
         for _ in range(steps):
@@ -58,18 +59,18 @@ class Loader:
 def main() -> None:
     # Whatever else is printed must not come between the answers.
     answers = sys.stdout
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    threads = {"torchvision": len(os.sched_getaffinity(0)), "torchvision, 1 thread": 1}
     warnings.simplefilter("ignore")
-    loader = None
+    loaders: dict[str, Loader] = {}
     for line in sys.stdin:
         command = json.loads(line)
         with redirect_stdout(sys.stderr):
             if "policy" in command:
-                loader = Loader(command["policy"], command["size"], command["batch_size"])
-                answer: Any = {m.__name__: m.__version__ for m in (torch, torchvision)}
+                loaders = {name: Loader(**command, threads=count) for name, count in threads.items()}
+                versions = {m.__name__: m.__version__ for m in (torch, torchvision)}
+                answer: Any = {"names": list(loaders), "versions": versions}
             else:
-                assert loader is not None
-                answer = loader.run(command["steps"])
+                answer = loaders[command["name"]].run(command["steps"])
         print(json.dumps(answer), file=answers, flush=True)
 
 

@@ -20,7 +20,7 @@ from jaxaccel.augment.batch import (
 )
 from jaxaccel.augment.color_matrices import blending, contrasting, gray, hue_matrices, negative, scaling
 from jaxaccel.augment.deferred import Deferred, changed, image_like
-from jaxaccel.augment.exact import drawn_from, exact_sum, fixed_point, on_grid, product
+from jaxaccel.augment.exact import drawn_from, exact_sum, fixed_point, on_grid, product, unit_fixed_point
 from jaxaccel.augment.keys import uniforms
 from jaxaccel.errors import UserError
 
@@ -90,9 +90,9 @@ def _mean(image: jax.Array) -> jax.Array:
     if image.dtype == jnp.uint8:
         scale, levels = 255.0, image.astype(jnp.int32)
     else:
-        bits = 30 - math.ceil(math.log2(pixels))
+        bits = min(30 - math.ceil(math.log2(pixels)), 22)
         scale = 2.0**bits
-        levels = fixed_point(jnp.clip(image.astype(jnp.float32), 0, 1), bits)
+        levels = unit_fixed_point(jnp.clip(image.astype(jnp.float32), 0, 1), bits)
     return jnp.sum(levels, axis=(1, 2)).astype(jnp.float32) / (scale * pixels)
 
 

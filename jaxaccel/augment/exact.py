@@ -25,6 +25,16 @@ def fixed_point(values: jax.Array, bits: int) -> jax.Array:
     return jnp.round(values * 2.0**bits).astype(jnp.int32)
 
 
+def unit_fixed_point(values: jax.Array, bits: int) -> jax.Array:
+    """`fixed_point` of float32 values in [0, 1], for up to 22 bits, where there are many of them.
+
+    XLA:CPU vectorises neither rounding nor a cast to integers; it does the sum with ``2 ** (23 - bits)``, whose
+    lowest bit is worth ``2 ** -bits``.
+    """
+    shift = np.float32(2.0 ** (23 - bits))
+    return jax.lax.bitcast_convert_type(values + shift, jnp.int32) - shift.view(np.int32)
+
+
 def on_grid(lowest: np.ndarray | float, width: np.ndarray | float, draws: jax.Array) -> jax.Array:
     """``lowest + width * draws``, rounded to multiples of 2**-12.
 

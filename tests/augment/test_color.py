@@ -10,6 +10,7 @@ from references import KEY, assert_uniform, compiled, image_after, make_batch, p
 from jaxaccel.augment import brightness, color_jitter, contrast, grayscale, hue, invert, saturation
 from jaxaccel.augment.color import Recoloring, mean_color
 from jaxaccel.augment.color_matrices import blending, contrasting, gray, hue_matrices, scaling
+from jaxaccel.augment.exact import unit_fixed_point
 from jaxaccel.errors import UserError
 
 FACTORS = np.array([0.0, 0.25, 0.75, 1.0, 1.5, 1.9], np.float32)
@@ -46,6 +47,15 @@ def test_the_mean_is_exact():
     np.testing.assert_allclose(mean, image.mean((1, 2)) / 255, rtol=1e-6)
     mean = mean_of((image / 255).astype(np.float32))
     np.testing.assert_allclose(mean, image.mean((1, 2)) / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [14, 20, 22])
+def test_fixed_point_of_the_unit_interval_is_fixed_point(bits):
+    values = np.append(np.random.default_rng(0).uniform(size=2000), [0, 1, 0.5, 2.0**-bits]).astype(
+        np.float32
+    )
+    found = np.asarray(compiled(lambda values: unit_fixed_point(values, bits))(values))
+    np.testing.assert_array_equal(found, np.round(values.astype(np.float64) * 2**bits))
 
 
 def test_grayscale_and_invert_are_pillows_bit_by_bit():
