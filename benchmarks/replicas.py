@@ -63,11 +63,14 @@ def turns(name: str, replicas: int) -> dict[str, Callable[[], Any]]:
         order = training.order(examples, [Phase(0, fused, 0, recipe.batch_size)])
         items = [order(step) for step in range(fused)]
         fed = {key: np.stack([item[key] for item in items]) for key in items[0]}
-        step = jax.jit(several(training), donate_argnums=0)
         box = [jax.jit(training.init)()]
+        steps: list[jax.stages.Compiled] = []
 
         def run() -> Any:
-            box[0], metrics = step(box[0], arrays, fed)
+            if not steps:  # the first call is the one whose time counts as the compiler's
+                lowered = jax.jit(several(training), donate_argnums=0).lower(box[0], arrays, fed)
+                steps.append(lowered.compile(training.compiler_options(flops)))
+            box[0], metrics = steps[0](box[0], arrays, fed)
             return metrics.finite
 
         run.fused = fused  # type: ignore[attr-defined]

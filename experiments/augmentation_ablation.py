@@ -59,7 +59,7 @@ class Options:
     downloads: Path | None = None
     """Directory with the original files; not needed once the data set is prepared."""
     images: int = 5000
-    epochs: float = 30
+    epochs: float = 15
     seeds: int = 5
     only: tuple[str, ...] = ()
     """Names of the augmentations to try; all by default."""

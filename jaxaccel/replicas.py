@@ -21,6 +21,8 @@ from jaxaccel.step import StepMetrics, Training, TrainState
 from jaxaccel.tasks.task import Batch
 
 PyTree = Any
+BUSY_FLOPS = 1e9
+"""Of a replica's step: with more its operations keep all cores of a CPU busy."""
 Values = Mapping[str, Any]
 
 
@@ -118,6 +120,15 @@ class Replicas:
     def sharding(self, state: TrainState, mesh: Mesh) -> TrainState:
         """Whole replicas on each device."""
         return jax.tree.map(lambda _: batch_sharding(mesh), state)
+
+    def compiler_options(self, flops: float) -> dict[str, bool]:
+        """For the program of a step that costs `flops`.
+
+        XLA:CPU runs operations of several unrolled replicas at the same time. Where one replica's keep all cores busy
+        that only costs memory traffic; small ones leave cores idle, and there it helps (`benchmarks/replicas.py`).
+        """
+        busy = self.unrolled and jax.default_backend() == "cpu" and flops > BUSY_FLOPS * self.count
+        return {"xla_cpu_enable_concurrency_optimized_scheduler": False} if busy else {}
 
     def copies(self, weights: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         """`weights` ({path: array}) for every replica."""

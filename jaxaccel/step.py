@@ -188,6 +188,10 @@ class Training:
         """How a state of these shapes is split over `mesh`."""
         return state_sharding(state, mesh)
 
+    def compiler_options(self, flops: float) -> dict[str, bool]:
+        """For the program of a step that costs `flops`."""
+        return {}
+
     def copies(self, weights: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         """`weights` ({path: array}) for every model that trains."""
         return weights

@@ -176,7 +176,7 @@ def _train(
             placed(state_shape, shardings),
             train_feed.arrays,
             train_feed.item_shape(step_shape[phase], length),
-        ).compile()
+        ).compile(training.compiler_options(flops[phase]))
 
     cuts, calls = pacing.timetable(plan, recipe.eval_every, per_call, done)
     eval_calls = [range(i, i + 1) for i in range(len(sequential))]

@@ -1,8 +1,10 @@
 """One data directory and one compile cache for all tests, so that digits is prepared and steps compile once."""
 
+import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,35 @@ def run_train(tmp_path):
         return process.returncode, out, err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def told(tmp_path_factory):
+    """What the program beside a test prints, as JSON on its last line, on eight devices; it runs once for all workers."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if os.environ.get("PYTEST_XDIST_WORKER") else root
+
+    def tell(program, seconds=400):
+        answer, lock = root / f"{program.stem}.json", root / f"{program.stem}.lock"
+        try:
+            lock.touch(exist_ok=False)
+        except FileExistsError:  # another worker runs it
+            until = time.monotonic() + seconds
+            while not answer.exists() and time.monotonic() < until:
+                time.sleep(0.2)
+        else:
+            done = subprocess.run(
+                [sys.executable, str(program)], capture_output=True, text=True, timeout=seconds,
+                env=os.environ | forced(8), check=False,
+            )  # fmt: skip
+            draft = answer.with_suffix(".draft")
+            draft.write_text(json.dumps([done.returncode, done.stdout, done.stderr]))
+            draft.rename(answer)
+        code, out, error = json.loads(answer.read_text())
+        assert code == 0, error[-3000:]
+        return json.loads(out.splitlines()[-1])
+
+    return tell
 
 
 def forced(devices):

@@ -1,30 +1,19 @@
 """Meshes on eight forced CPU devices: shardings, collectives, and the same loss curve as one device."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from conftest import forced
 
 from jaxaccel.errors import UserError
 from jaxaccel.parallel import MeshShape, make_mesh
 
 
 @pytest.fixture(scope="module")
-def report():
+def report(told):
     """What tests/mesh_program.py found out in a process with eight devices."""
-    program = Path(__file__).with_name("mesh_program.py")
-    done = subprocess.run(
-        [sys.executable, str(program)], capture_output=True, text=True, timeout=400,
-        env=os.environ | forced(8), check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return told(Path(__file__).with_name("mesh_program.py"))
 
 
 MESHES = ["8,1,1", "1,8,1", "2,2,2", "4,1,2", "1,2,4"]

@@ -22,7 +22,7 @@ CELL_SECONDS = 300
 
 # Without JAXACCEL_DATA_DIR the digits, which come with the package, take the place of Fashion-MNIST.
 DATA_DIR = os.environ.get("JAXACCEL_DATA_DIR")
-SETTINGS = {"DIGITS_EPOCHS": 12, "EPOCHS": 10} | (
+SETTINGS = {"DIGITS_EPOCHS": 12, "EPOCHS": 5} | (
     {"TRAIN_SPLIT": "train[:5%]", "DOWNLOADS": DATA_DIR} if DATA_DIR else {"DATASET": "digits"}
 )
 
@@ -72,7 +72,7 @@ def test_quickstart_survives_a_disconnect(tmp_path, monkeypatch):
     kernel(tmp_path, monkeypatch)
     runs = tmp_path / "jaxaccel-runs"
     name = SETTINGS.get("DATASET", "fashion_mnist")
-    first, second = runs / "digits-12-epochs", runs / f"{name}-10-epochs"
+    first, second = runs / "digits-12-epochs", runs / f"{name}-5-epochs"
 
     # ---- run all; the machine goes away in the midst of the second training -----------------------------
     cut = client(ROOT / "colab" / "quickstart.ipynb", tmp_path)
