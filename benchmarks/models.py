@@ -185,6 +185,11 @@ def depth_row(name: str, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def short(x: float) -> str:
+    """Three digits, and no exponent."""
+    return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
+
+
 def cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """The table of models: headings, then one line each."""
     names = [program["name"] for program in rows[0]["programs"]]
@@ -197,7 +202,7 @@ def cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
             [
                 entry["model"], f"{entry['image_size']}²", f"{entry['parameters'] / 1e6:.2f} M",
                 f"{entry['multiply_adds'] / 1e9:.3g} G", ", ".join(f"{s:.1f}" for s in compiled),
-                *(f"{by_name[name]['images_per_second']:.3g}" for name in names),
+                *(short(by_name[name]["images_per_second"]) for name in names),
             ]
         )  # fmt: skip
     return lines
@@ -212,7 +217,7 @@ def depth_cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
             [
                 entry["model"],
                 *(f"{_ready(form):.1f}" for form in (plain, scanned)),
-                *(f"{form['median_ms']:.3g}" for form in (plain, scanned)),
+                *(short(form["median_ms"]) for form in (plain, scanned)),
                 f"{scanned['median_ms'] / plain['median_ms']:.2f}",
             ]
         )

@@ -28,11 +28,11 @@ AUGMENTATIONS: dict[str, tuple[Callable, ...]] = {
     "rotate 10°": (partial(augment.rotate, rotation=10.0),),
     "scale 0.9–1.1": (partial(augment.scale, scale=(0.9, 1.1)),),
     "translate 7%": (partial(augment.translate, translation=0.07),),
-    "shear 10°": (partial(augment.shear, shear=10.0),),
+    "shear 10°": (partial(augment.shear, shear=0.18),),
     "affine, all four": (
         partial(augment.rotate, rotation=10.0),
         partial(augment.scale, scale=(0.9, 1.1)),
-        partial(augment.shear, shear=10.0),
+        partial(augment.shear, shear=0.18),
         partial(augment.translate, translation=0.07),
     ),
     "elastic": (partial(augment.elastic, displacement=1.0),),

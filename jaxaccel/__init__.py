@@ -12,14 +12,26 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxaccel import augment, models
-    from jaxaccel.arrays import QuantArray
-    from jaxaccel.compress import dequantize, quantize
+    from jaxaccel import augment, models, optim
+    from jaxaccel.arrays import CodebookArray, LowRankArray, QuantArray
+    from jaxaccel.compress import (
+        dequantize,
+        low_rank,
+        masked,
+        multiply_adds,
+        pack,
+        prune,
+        quantize,
+        remove_channels,
+        share,
+        unpack,
+    )
     from jaxaccel.data import open_source
     from jaxaccel.errors import UserError
     from jaxaccel.explanation import explain
     from jaxaccel.optim import Optimizer, Schedule
     from jaxaccel.parallel import MeshShape
+    from jaxaccel.pretrained import load_pretrained
     from jaxaccel.recipe import Data, Recipe, load_recipe
     from jaxaccel.result import TrainResult
     from jaxaccel.tasks import ImageClassification, Task
@@ -30,19 +42,24 @@ if TYPE_CHECKING:
         RunningRanges,
         bfloat16,
         calibrate,
+        compressed,
         fake_int8,
         float8,
         float16,
         fold,
+        input_covariances,
+        input_norms,
         int8,
         retarget,
     )
 
 _HOMES = {
     "Calibration": "transforms",
+    "CodebookArray": "arrays",
     "Data": "recipe",
     "ImageClassification": "tasks",
     "LossScale": "transforms",
+    "LowRankArray": "arrays",
     "MeshShape": "parallel",
     "Optimizer": "optim",
     "QuantArray": "arrays",
@@ -54,26 +71,40 @@ _HOMES = {
     "UserError": "errors",
     "bfloat16": "transforms",
     "calibrate": "transforms",
+    "compressed": "transforms",
     "dequantize": "compress",
     "explain": "explanation",
     "fake_int8": "transforms",
     "float16": "transforms",
     "float8": "transforms",
     "fold": "transforms",
+    "input_covariances": "transforms",
+    "input_norms": "transforms",
     "int8": "transforms",
+    "load_pretrained": "pretrained",
     "load_recipe": "recipe",
+    "low_rank": "compress",
+    "masked": "compress",
+    "multiply_adds": "compress",
     "open_source": "data",
+    "pack": "compress",
+    "prune": "compress",
     "quantize": "compress",
+    "remove_channels": "compress",
     "retarget": "transforms",
+    "share": "compress",
     "train": "train",
+    "unpack": "compress",
 }
-_MODULES = ("augment", "models")
+_MODULES = ("augment", "models", "optim")
 
 __all__ = [
     "Calibration",
+    "CodebookArray",
     "Data",
     "ImageClassification",
     "LossScale",
+    "LowRankArray",
     "MeshShape",
     "Optimizer",
     "QuantArray",
@@ -86,19 +117,32 @@ __all__ = [
     "augment",
     "bfloat16",
     "calibrate",
+    "compressed",
     "dequantize",
     "explain",
     "fake_int8",
     "float8",
     "float16",
     "fold",
+    "input_covariances",
+    "input_norms",
     "int8",
+    "load_pretrained",
     "load_recipe",
+    "low_rank",
+    "masked",
     "models",
+    "multiply_adds",
     "open_source",
+    "optim",
+    "pack",
+    "prune",
     "quantize",
+    "remove_channels",
     "retarget",
+    "share",
     "train",
+    "unpack",
 ]
 
 

@@ -8,3 +8,10 @@ def write_text(path: Path, text: str) -> None:
     draft = path.with_name(path.name + ".draft")
     draft.write_text(text, encoding="utf-8")
     draft.replace(path)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes `content` to `path` likewise."""
+    draft = path.with_name(path.name + ".draft")
+    draft.write_bytes(content)
+    draft.replace(path)

@@ -121,7 +121,7 @@ class Replicas:
         """Whole replicas on each device."""
         return jax.tree.map(lambda _: batch_sharding(mesh), state)
 
-    def compiler_options(self, flops: float) -> dict[str, bool]:
+    def compiler_options(self, flops: float) -> dict[str, str | bool]:
         """For the program of a step that costs `flops`.
 
         XLA:CPU runs operations of several unrolled replicas at the same time. Where one replica's keep all cores busy

@@ -47,6 +47,9 @@ class Site:
     """``remember(value, fact)``: what later rules are told of that very value."""
     recall: Callable[[Any], Any]
     """``recall(value)``: the fact, or None."""
+    expand: Callable[..., Any]
+    """``expand(f, *operands, names=...)``: ``f(*operands)`` in its place, evaluated by the same rules. Operands may be
+    compressed; `names` are what those that are parts of the site's parameter are called."""
 
     @property
     def weight(self) -> int | None:

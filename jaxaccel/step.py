@@ -188,7 +188,7 @@ class Training:
         """How a state of these shapes is split over `mesh`."""
         return state_sharding(state, mesh)
 
-    def compiler_options(self, flops: float) -> dict[str, bool]:
+    def compiler_options(self, flops: float) -> dict[str, str | bool]:
         """For the program of a step that costs `flops`."""
         return {}
 

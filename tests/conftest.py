@@ -48,7 +48,7 @@ def run_train(tmp_path):
 
 @pytest.fixture(scope="session")
 def told(tmp_path_factory):
-    """What the program beside a test prints, as JSON on its last line, on eight devices; it runs once for all workers."""
+    """What a program prints, as JSON on its last line, on eight devices; it runs once for all workers."""
     root = tmp_path_factory.getbasetemp()
     root = root.parent if os.environ.get("PYTEST_XDIST_WORKER") else root
 

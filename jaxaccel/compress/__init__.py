@@ -1,5 +1,26 @@
-"""Parameters made smaller: pytrees in, pytrees with compressed arrays out."""
+"""Parameters made smaller: pytrees in, pytrees with fewer or compressed arrays out."""
 
+from jaxaccel.compress.channels import Removed, remove_channels
+from jaxaccel.compress.low_rank import low_rank, spectra
+from jaxaccel.compress.pack import pack, unpack
+from jaxaccel.compress.prune import masked, prune
 from jaxaccel.compress.quantize import dequantize, quantize
+from jaxaccel.compress.share import codebooks, share, with_codebooks
+from jaxaccel.compress.work import multiply_adds
 
-__all__ = ["dequantize", "quantize"]
+__all__ = [
+    "Removed",
+    "codebooks",
+    "dequantize",
+    "low_rank",
+    "masked",
+    "multiply_adds",
+    "pack",
+    "prune",
+    "quantize",
+    "remove_channels",
+    "share",
+    "spectra",
+    "unpack",
+    "with_codebooks",
+]

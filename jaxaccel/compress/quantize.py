@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jaxaccel import numerics
 from jaxaccel.arrays import QuantArray
+from jaxaccel.compress.selected import names_of, whole
 from jaxaccel.errors import UserError
 from jaxaccel.interpret import is_compressed
 from jaxaccel.trees import Where, check_where, parameter_path, selects
@@ -35,7 +36,8 @@ def quantize(
     8 bits, costs most networks next to nothing (Wu et al. 2020, arXiv:2004.09602, section 4).
 
     Args:
-      params: any pytree of arrays. Leaves that are compressed already stay as they are.
+      params: any pytree of arrays. Leaves that are compressed already stay as they are, but for the factors of a
+        `LowRankArray`, which are selected with the weight that they stand for.
       where: which leaves, by path (see `jaxaccel.trees.matches`) or predicate. They need a floating dtype and at least
         two axes; others that it selects stay as they are.
       bits: 8, or 4, which is stored two to a byte.
@@ -54,13 +56,14 @@ def quantize(
         raise UserError(f"bits must be 8 or 4, got {bits}")
     if range not in ("absmax", "mse"):
         raise UserError(f"range must be absmax or mse, got {range!r}")
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_compressed)
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=whole)
     paths = [parameter_path(path) for path, _ in leaves]
     able = [path for path, (_, x) in zip(paths, leaves, strict=True) if _can(x)]
-    check_where(where, able)
+    check_where(where, [name for path in able for name in names_of(path)])
 
     def one(path: str, x: Any) -> Any:
-        if not (_can(x) and selects(where, path)) or is_compressed(x):
+        chosen = any(selects(where, name) for name in names_of(path))
+        if not (_can(x) and chosen) or is_compressed(x):
             return x
         axes = _channels(channels, path, x.shape)
         size = x.shape[_block_axis(axes, x.ndim)]

@@ -4,6 +4,7 @@ import jaxaccel.interpret.derivatives  # noqa: F401  fills BODIES, as does what 
 from jaxaccel.interpret.arrays import ARRAY_RULES, Compressed, array_rule, is_compressed, register
 from jaxaccel.interpret.bilinear import bilinear
 from jaxaccel.interpret.evaluate import Observation, Rule, Transformation, transform
+from jaxaccel.interpret.jaxprs import first_uses
 from jaxaccel.interpret.loops import hoist
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Transformation",
     "array_rule",
     "bilinear",
+    "first_uses",
     "hoist",
     "is_compressed",
     "register",

@@ -254,6 +254,7 @@ class Interpreter:
             replace=self._replaced.__setitem__,
             remember=lambda value, fact: self._facts.__setitem__(id(value), (value, fact)),
             recall=lambda value: self._facts.get(id(value), (None, None))[1],
+            expand=lambda f, *values, names: self._expanded(f, values, names, paths, place, observed),
         )
         # The name reaches the metadata of the HLO, where `explain` finds it again.
         with jax.named_scope(f"{self.t.name}:{name}"):
@@ -261,6 +262,18 @@ class Interpreter:
             if out is NotImplemented or is_compressed(out) or isinstance(out, list):
                 return out
             return out.astype(site.output.dtype) if out.dtype != site.output.dtype else out
+
+    def _expanded(
+        self, f: Callable[..., Any], values: Sequence[Any], names: Sequence[str], paths: list[str | None],
+        place: Place, observed: dict[str, Any],
+    ) -> Any:  # fmt: skip
+        """``f(*values)``, one array; the last of `values` are the parts `names` of the parameter among `paths`."""
+        path = next((p for p in reversed(paths[:2]) if p is not None), None)
+        inner = [None] * (len(values) - len(names)) + [path and f"{path}/{name}" for name in names]
+        closed = jax.make_jaxpr(f)(*[_abstract(x) for x in values])
+        outs, seen, _ = self.evaluate(*parts(closed), values, inner, place)
+        observed.update(seen)
+        return outs[0]
 
     def _name(self, eqn: Any, paths: list[str | None], place: Place) -> str:
         primitive = meaning(eqn)[0]

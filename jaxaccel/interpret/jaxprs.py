@@ -1,8 +1,9 @@
 """Reading jaxprs, which JAX 0.10 and 0.11 keep differently."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 from jax.extend import core as jcore
 
 from jaxaccel.interpret.bilinear import bilinear_p
@@ -53,6 +54,41 @@ def holds(jaxpr: Any, name: str) -> bool:
         eqn.primitive.name == name or any(holds(parts(sub)[0], name) for sub in sub_jaxprs(eqn.params))
         for eqn in jaxpr.eqns
     )
+
+
+def first_uses(f: Callable[..., Any], params: Any, *args: Any) -> list[int]:
+    """For each leaf of `params`, when ``f(params, *args)`` first uses it: a count of equations from its start.
+
+    Args:
+      f: any function of arrays.
+      params: shapes or arrays.
+      args: the same.
+    """
+    jaxpr, _ = parts(jax.make_jaxpr(f)(params, *args))
+    count = len(jax.tree.leaves(params))
+    met: dict[int, int] = {}
+    _meet(jaxpr, {var: i for i, var in enumerate(jaxpr.invars[:count])}, met)
+    return [met.get(i, len(met) + count) for i in range(count)]
+
+
+def _meet(jaxpr: Any, of_interest: Mapping[Any, int], met: dict[int, int]) -> None:
+    for eqn in jaxpr.eqns:
+        found = {
+            k: of_interest[x]
+            for k, x in enumerate(eqn.invars)
+            if not isinstance(x, jcore.Literal) and x in of_interest
+        }
+        inner = [parts(sub)[0] for sub in sub_jaxprs(eqn.params)] if found else []
+        for sub in inner:
+            # Most bodies take their operands in order; a branch's come behind its index.
+            late = len(eqn.invars) - len(sub.invars)
+            _meet(
+                sub,
+                {sub.invars[k - late]: i for k, i in found.items() if 0 <= k - late < len(sub.invars)},
+                met,
+            )
+        for i in found.values():
+            met.setdefault(i, len(met))
 
 
 def read(atom: Any, env: Mapping[Any, Any]) -> Any:

@@ -2,5 +2,6 @@
 
 from jaxaccel.optim.optimizer import Optimizer, is_on
 from jaxaccel.optim.schedule import Schedule
+from jaxaccel.optim.sparse import Sparse, sparse
 
-__all__ = ["Optimizer", "Schedule", "is_on"]
+__all__ = ["Optimizer", "Schedule", "Sparse", "is_on", "sparse"]

@@ -1,9 +1,11 @@
 """Functions in, functions out: the same computation in other numbers."""
 
 from jaxaccel.transforms.calibrate import Calibration, calibrate
+from jaxaccel.transforms.compressed import compressed
 from jaxaccel.transforms.fold import fold
 from jaxaccel.transforms.int8 import int8
 from jaxaccel.transforms.loss_scale import LossScale, LossScaleState
+from jaxaccel.transforms.moments import input_covariances, input_norms
 from jaxaccel.transforms.precision import bfloat16, float8, float16
 from jaxaccel.transforms.qat import fake_int8
 from jaxaccel.transforms.retarget import retarget
@@ -16,10 +18,13 @@ __all__ = [
     "RunningRanges",
     "bfloat16",
     "calibrate",
+    "compressed",
     "fake_int8",
     "float8",
     "float16",
     "fold",
+    "input_covariances",
+    "input_norms",
     "int8",
     "retarget",
 ]

@@ -89,7 +89,7 @@ def calibrate(
     calls = [batch if isinstance(batch, tuple) else (batch,) for batch in batches]
     if not calls:
         raise UserError("calibrate needs at least one batch")
-    observe = _compiled(_observing(f, _largest, argnums))
+    observe = compiled(_observing(f, _largest, argnums))
     seen = [observe(params, *call) for call in calls]
     largest = {name: max(float(s[name]) for s in seen) for name in seen[0]}
     if not largest:
@@ -102,7 +102,7 @@ def calibrate(
     if method == "absmax":
         return Calibration({name: np.float32(value) for name, value in largest.items()})
     tops = {name: max(value, numerics.TINY) for name, value in largest.items()}
-    histogram = _compiled(_observing(f, _counts(tops), argnums))
+    histogram = compiled(_observing(f, _counts(tops), argnums))
     counts: dict[str, np.ndarray] = {name: np.zeros(BINS) for name in tops}
     for call in calls:
         for name, more in histogram(params, *call).items():
@@ -129,7 +129,7 @@ def _observing(
     )
 
 
-def _compiled(observing: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
+def compiled(observing: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
     """What `observing` observes, compiled; leaves that are no arrays (functions of a module, say) are constants."""
 
     @partial(jax.jit, static_argnums=1)

@@ -1,4 +1,4 @@
-"""Compressed arrays that stand for dense ones in a program: `QuantArray`."""
+"""How a `QuantArray` passes through the primitives that only move numbers."""
 
 import dataclasses
 import math
@@ -8,124 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxaccel.interpret import array_rule, is_compressed, register
+from jaxaccel.arrays.quant import QuantArray, full
+from jaxaccel.interpret import array_rule, is_compressed
 from jaxaccel.sites import Site
-
-
-@register
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class QuantArray:
-    """Integers that stand for real numbers: ``scale * (qvalue - zero_point)``.
-
-    A pytree of up to three arrays. What holds of it:
-
-    - `qvalue` is int8 and within ±127 (8 bits) or ±7 (4 bits); with a zero point it uses one integer more below.
-    - `scale` is float32 and has the rank of `shape`. Along each axis it has size 1 (one scale for all), the size of
-      the array (one for each index), or a divisor of it (one for each block of equal length).
-    - `zero_point` is None, or int8 of the shape of `scale`.
-    - Packed 4-bit values lie two in a byte along the last axis, the even index in the low half; `length` is then the
-      size of that axis, and None otherwise. Only `qvalue` is packed.
-    - `shape` and `dtype` are those of the array it stands for.
-    """
-
-    qvalue: jax.Array
-    scale: jax.Array
-    zero_point: jax.Array | None = None
-    bits: int = dataclasses.field(default=8, metadata={"static": True})
-    real: str = dataclasses.field(default="float32", metadata={"static": True})
-    """Name of the dtype it stands for."""
-    length: int | None = dataclasses.field(default=None, metadata={"static": True})
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the array it stands for."""
-        shape = tuple(self.qvalue.shape)
-        return shape if self.length is None else (*shape[:-1], self.length)
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Of the array it stands for."""
-        return jnp.dtype(self.real)
-
-    @property
-    def ndim(self) -> int:
-        """Of the array it stands for."""
-        return len(self.shape)
-
-    @property
-    def size(self) -> int:
-        """Elements of the array it stands for."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that it takes itself."""
-        return sum(leaf.nbytes for leaf in jax.tree.leaves(self))
-
-    def integers(self) -> jax.Array:
-        """int8 of shape `shape`: `qvalue`, unpacked."""
-        return self.qvalue if self.length is None else unpack(self.qvalue, self.length)
-
-    def unpacked(self) -> "QuantArray":
-        """The same with one integer a byte."""
-        return dataclasses.replace(self, qvalue=self.integers(), length=None)
-
-    def packed(self) -> "QuantArray":
-        """The same with two integers a byte; for 4 bits."""
-        if self.length is not None:
-            return self
-        return dataclasses.replace(self, qvalue=pack(self.qvalue), length=self.shape[-1])
-
-    def materialise(self) -> jax.Array:
-        """The dense array, of shape `shape` and dtype `dtype`."""
-        values = self.integers().astype(jnp.float32)
-        if self.zero_point is not None:
-            values = values - expand(self.zero_point, self.shape).astype(jnp.float32)
-        return (values * expand(self.scale, self.shape)).astype(self.real)
-
-    def rows(self) -> "QuantArray":
-        """The same with axis 0 present in every leaf, so that a loop can take it apart row by row."""
-        wide = self.unpacked() if self.ndim == 1 else self
-        return wide.with_scales(lambda scale: _full(scale, 0, self.shape[0]))
-
-    def with_scales(self, change: Any, **fields: Any) -> "QuantArray":
-        """The same with `change` applied to scale and zero point, and other fields replaced."""
-        zero_point = None if self.zero_point is None else change(self.zero_point)
-        return dataclasses.replace(self, scale=change(self.scale), zero_point=zero_point, **fields)
-
-
-def pack(values: jax.Array) -> jax.Array:
-    """4-bit integers (..., n) in int8 -> (..., ceil(n / 2)) bytes in int8, the even index in the low half."""
-    if values.shape[-1] % 2:
-        values = jnp.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, 1)])
-    low, high = values[..., ::2], values[..., 1::2]
-    return (low & 0xF) | (high << 4)
-
-
-def unpack(packed: jax.Array, length: int) -> jax.Array:
-    """The reverse of `pack`, for a last axis of `length`."""
-    low, high = (packed << 4) >> 4, packed >> 4  # arithmetic shifts bring the sign back
-    pairs = jnp.stack([low, high], axis=-1)
-    return pairs.reshape(*packed.shape[:-1], -1)[..., :length]
-
-
-def expand(scale: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Scales of blocks repeated to the size of their axis; axes of size 1 stay, for broadcasting."""
-    for axis, size in enumerate(shape):
-        if scale.shape[axis] not in (1, size):
-            scale = jnp.repeat(scale, size // scale.shape[axis], axis=axis)
-    return scale
-
-
-def _full(scale: jax.Array, axis: int, size: int) -> jax.Array:
-    """`scale` with all of `axis` present."""
-    if scale.shape[axis] == size:
-        return scale
-    return jnp.repeat(scale, size // scale.shape[axis], axis=axis)
-
-
-# How a QuantArray passes through the primitives that only move numbers.
 
 
 @array_rule(QuantArray, "convert_element_type")
@@ -227,7 +112,7 @@ def _concatenate(site: Site, *arrays: Any) -> Any:
     ]
     if len({tuple(s) for s in shapes}) > 1 or len({(x.bits, x.real) for x in arrays}) > 1:
         return NotImplemented
-    scales = [_full(x.scale, axis, x.shape[axis]) for x in arrays]
+    scales = [full(x.scale, axis, x.shape[axis]) for x in arrays]
     return dataclasses.replace(
         arrays[0].unpacked(),
         qvalue=jnp.concatenate([x.integers() for x in arrays], axis),
@@ -253,7 +138,7 @@ def _reshape(site: Site, x: QuantArray) -> Any:
                 sizes += [1] * len(new)
             else:
                 for axis in many:  # one scale for all and one for each do not mix in one axis
-                    scale = _full(scale, axis, x.shape[axis])
+                    scale = full(scale, axis, x.shape[axis])
                 sizes += [shape[a] for a in new]
         return scale.reshape(sizes)
 
@@ -282,7 +167,7 @@ def _unblocked(scale: jax.Array, axes: list[int], shape: tuple[int, ...]) -> jax
     """Scales with those axes whole that are to be cut and have blocks."""
     for axis in axes:
         if scale.shape[axis] not in (1, shape[axis]):
-            scale = _full(scale, axis, shape[axis])
+            scale = full(scale, axis, shape[axis])
     return scale
 
 
@@ -298,7 +183,7 @@ def _gather(site: Site, x: QuantArray, indices: Any) -> Any:
 
     def taken(leaf: jax.Array) -> jax.Array:
         for axis in numbers.start_index_map:
-            leaf = _full(leaf, axis, x.shape[axis])
+            leaf = full(leaf, axis, x.shape[axis])
         now = tuple(leaf.shape[a] if a in whole else sizes[a] for a in range(x.ndim))
         # What lies outside is NaN where it is filled: the scale brings that, integers have none.
         fill = site.params["fill_value"] if leaf.dtype == jnp.float32 else 0

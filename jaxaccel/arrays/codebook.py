@@ -1,0 +1,74 @@
+"""A few shared values, and which of them each element is."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxaccel.interpret import array_rule, register
+from jaxaccel.sites import Site
+
+
+@register
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class CodebookArray:
+    """Elements that share values: ``codebook[indices]``.
+
+    A pytree of two arrays: `indices`, uint8 of shape `shape`, and `codebook`, float32 (values,), at most 256. In
+    memory an element takes a byte; packed in a file it takes what its entropy says. Products materialise it.
+    """
+
+    indices: jax.Array
+    codebook: jax.Array
+    real: str = dataclasses.field(default="float32", metadata={"static": True})
+    """Name of the dtype it stands for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the array it stands for."""
+        return tuple(self.indices.shape)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the array it stands for."""
+        return jnp.dtype(self.real)
+
+    @property
+    def ndim(self) -> int:
+        """Of the array it stands for."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Elements of the array it stands for."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes itself."""
+        return self.indices.nbytes + self.codebook.nbytes
+
+    def materialise(self) -> jax.Array:
+        """The dense array, of shape `shape` and dtype `dtype`; differentiable in `codebook`."""
+        return self.codebook.astype(self.real)[self.indices]
+
+    def rows(self) -> "CodebookArray":
+        """The same with the codebook once for each row."""
+        return dataclasses.replace(self, codebook=jnp.tile(self.codebook, (self.shape[0], 1)))
+
+
+@array_rule(CodebookArray, "convert_element_type")
+def _convert(site: Site, x: CodebookArray) -> Any:
+    dtype = jnp.dtype(site.params["new_dtype"])
+    return dataclasses.replace(x, real=dtype.name) if jnp.issubdtype(dtype, jnp.floating) else NotImplemented
+
+
+@array_rule(
+    CodebookArray, "copy", "copy_p", "transpose", "rev", "squeeze", "reshape", "slice", "broadcast_in_dim"
+)
+def _moved(site: Site, x: CodebookArray, *others: Any) -> CodebookArray:
+    return dataclasses.replace(x, indices=site.bind(x.indices, *others))

@@ -1,0 +1,175 @@
+"""Two thin factors that stand for a dense array, and products with them as two thinner products."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxaccel.interpret import array_rule, is_compressed, register
+from jaxaccel.sites import Site
+
+HWIO = (3, 2, 0, 1)
+"""The order of axes that Flax gives kernels, as JAX writes it down: where outputs, inputs, height and width are."""
+
+
+@register
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LowRankArray:
+    """A product of two factors over a rank: ``tensordot(left, right, 1)``, with its axes in another order.
+
+    A pytree of two arrays, each dense or compressed itself. What holds of it:
+
+    - `left` is (..., rank) and `right` (rank, ...).
+    - A matrix (in, out) has factors (in, rank) and (rank, out). A kernel (H, W, in, out) has (H, W, in, rank) and
+      (rank, out), a convolution to `rank` channels and one of 1x1 (Zhang et al. 2015, arXiv:1505.06798); or
+      (H, in, rank) and (rank, W, out), a vertical convolution and a horizontal one (Jaderberg et al. 2014,
+      arXiv:1405.3866), which `axes` puts in order.
+    - `shape` and `dtype` are those of the array it stands for.
+    """
+
+    left: Any
+    right: Any
+    axes: tuple[int, ...] | None = dataclasses.field(default=None, metadata={"static": True})
+    """Order in which the axes of the product are those of the array; None where they are."""
+    real: str = dataclasses.field(default="float32", metadata={"static": True})
+    """Name of the dtype it stands for."""
+
+    @property
+    def rank(self) -> int:
+        """How many products of columns and rows it sums."""
+        return self.left.shape[-1]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the array it stands for."""
+        sizes = (*self.left.shape[:-1], *self.right.shape[1:])
+        return sizes if self.axes is None else tuple(sizes[axis] for axis in self.axes)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the array it stands for."""
+        return jnp.dtype(self.real)
+
+    @property
+    def ndim(self) -> int:
+        """Of the array it stands for."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Elements of the array it stands for."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes itself."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self))
+
+    def materialise(self) -> jax.Array:
+        """The dense array, of shape `shape` and dtype `dtype`."""
+        product = jnp.tensordot(dense(self.left), dense(self.right), 1)
+        return (product if self.axes is None else product.transpose(self.axes)).astype(self.real)
+
+    def rows(self) -> jax.Array:
+        """The dense array: the rows of a stack of layers share no factors."""
+        return self.materialise()
+
+
+def dense(x: Any) -> jax.Array:
+    """`x`, or what it stands for."""
+    return x.materialise() if is_compressed(x) else x
+
+
+@array_rule(LowRankArray, "convert_element_type")
+def _convert(site: Site, x: LowRankArray) -> Any:
+    dtype = jnp.dtype(site.params["new_dtype"])
+    return dataclasses.replace(x, real=dtype.name) if jnp.issubdtype(dtype, jnp.floating) else NotImplemented
+
+
+@array_rule(LowRankArray, "copy", "copy_p")
+def _same(site: Site, x: LowRankArray) -> LowRankArray:
+    return x
+
+
+@array_rule(LowRankArray, "transpose")
+def _transpose(site: Site, x: LowRankArray) -> LowRankArray:
+    axes = x.axes or tuple(range(x.ndim))
+    return dataclasses.replace(x, axes=tuple(axes[axis] for axis in site.params["permutation"]))
+
+
+@array_rule(LowRankArray, "dot_general")
+def _dot(site: Site, lhs: Any, rhs: Any) -> Any:
+    if isinstance(lhs, LowRankArray) and isinstance(rhs, LowRankArray):
+        return NotImplemented
+    (lhs_axes, rhs_axes), (lhs_batch, _) = site.params["dimension_numbers"]
+    side = 1 if isinstance(rhs, LowRankArray) else 0
+    w, x = (rhs, lhs) if side else (lhs, rhs)
+    if lhs_batch or not jnp.issubdtype(x.dtype, jnp.floating):
+        return NotImplemented
+    w_axes, x_axes = (rhs_axes, lhs_axes) if side else (lhs_axes, rhs_axes)
+    order = w.axes or tuple(range(w.ndim))
+    summed = [order[axis] for axis in w_axes]  # axes of the product of the factors
+    free = [order[axis] for axis in range(w.ndim) if axis not in w_axes]
+    cut = w.left.ndim - 1
+    if set(summed) == set(range(cut)):
+        first, second, rank = w.left, w.right, 0
+    elif set(summed) == set(range(cut, w.ndim)):
+        first, second, rank = w.right, w.left, w.left.ndim - 1
+        summed, free = [axis - cut + 1 for axis in summed], free
+    else:
+        return NotImplemented
+    behind = free if second is w.left else [axis - cut for axis in free]
+
+    def both(x: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:
+        more = {name: site.params[name] for name in ("precision", "preferred_element_type")}
+        thin = jax.lax.dot_general(x, first, ((x_axes, summed), ((), ())), **more).astype(x.dtype)
+        out = jax.lax.dot_general(thin, second, (((thin.ndim - 1,), (rank,)), ((), ())), **more)
+        # The axes of `second` without the rank stand behind those of x, in their own order.
+        kept = x.ndim - len(x_axes)
+        out = out.transpose(*range(kept), *(kept + sorted(behind).index(axis) for axis in behind))
+        return out if side else jnp.moveaxis(out, range(kept), range(-kept, 0))
+
+    return site.expand(both, x, first, second, names=_names(w, first))
+
+
+@array_rule(LowRankArray, "conv_general_dilated")
+def _convolution(site: Site, x: Any, w: Any) -> Any:
+    p = site.params
+    numbers = p["dimension_numbers"]
+    plain = p["feature_group_count"] == p["batch_group_count"] == 1 and tuple(numbers.rhs_spec) == HWIO
+    if not isinstance(w, LowRankArray) or not plain:
+        return NotImplemented
+    if w.axes is None and w.left.ndim == 4:  # (H, W, in, rank) and (rank, out)
+        shapes: Sequence[Any] = (w.left.shape, (1, 1, *w.right.shape))
+        cut: Sequence[Any] = (slice(None), slice(0, 0))
+    elif w.axes == (0, 2, 1, 3) and w.left.ndim == 3:  # (H, in, rank) and (rank, W, out)
+        rank, width, out = w.right.shape
+        shapes = ((w.left.shape[0], 1, *w.left.shape[1:]), (1, width, rank, out))
+        cut = (slice(0, 1), slice(1, 2))
+    else:
+        return NotImplemented
+
+    def part(x: jax.Array, kernel: jax.Array, here: slice) -> jax.Array:
+        def of_axes(values: Sequence[Any], other: Any) -> tuple[Any, ...]:
+            return tuple(v if i in range(2)[here] else other for i, v in enumerate(values))
+
+        return jax.lax.conv_general_dilated(
+            x, kernel, of_axes(p["window_strides"], 1), of_axes(p["padding"], (0, 0)),
+            of_axes(p["lhs_dilation"], 1), of_axes(p["rhs_dilation"], 1), numbers,
+            precision=p["precision"], preferred_element_type=p["preferred_element_type"],
+        ).astype(x.dtype)  # fmt: skip
+
+    def both(x: jax.Array, left: jax.Array, right: jax.Array) -> jax.Array:
+        right = jnp.moveaxis(right, 0, -2).reshape(shapes[1])
+        return part(part(x, left.reshape(shapes[0]), cut[0]), right, cut[1])
+
+    return site.expand(both, x, w.left, w.right, names=("left", "right"))
+
+
+def _names(w: LowRankArray, first: Any) -> tuple[str, str]:
+    return ("left", "right") if first is w.left else ("right", "left")

@@ -1,0 +1,75 @@
+"""The leaves of a pytree that a pattern selects, and the pytree with others in their place."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxaccel.arrays import LowRankArray
+from jaxaccel.interpret import is_compressed
+from jaxaccel.trees import Where, check_where, parameter_path, selects
+
+PyTree = Any
+
+
+class Selected(Mapping[str, Any]):
+    """Floating-point leaves by path. The factors of a `LowRankArray` count as leaves: ``kernel/left``."""
+
+    def __init__(self, params: PyTree, where: Where, at_least: int, option: str) -> None:
+        self._leaves, self._treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=whole)
+        self._paths = [parameter_path(path) for path, _ in self._leaves]
+        able = {p: x for p, (_, x) in zip(self._paths, self._leaves, strict=True) if _can(x, at_least)}
+        check_where(where, [form for path in able for form in names_of(path)], option)
+        self._found = {p: x for p, x in able.items() if any(selects(where, form) for form in names_of(p))}
+
+    def __getitem__(self, path: str) -> Any:
+        return self._found[path]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def replaced(self, new: Mapping[str, Any], rest: Any = Ellipsis) -> PyTree:
+        """The pytree with `new` leaves by path; all others are what they were, or `rest`."""
+        leaves = [
+            new.get(path, x if rest is Ellipsis else rest)
+            for path, (_, x) in zip(self._paths, self._leaves, strict=True)
+        ]
+        return jax.tree.unflatten(self._treedef, leaves)
+
+
+def selected(params: PyTree, where: Where, *, at_least: int = 1, option: str = "where") -> Selected:
+    """The floating-point leaves of `params` that `where` selects, by path.
+
+    A pattern that selects a low-rank weight selects its factors. Other compressed leaves are never selected.
+
+    Args:
+      params: any pytree of arrays.
+      where: patterns of paths, or a predicate.
+      at_least: axes that a leaf needs.
+      option: what `where` is called in a message.
+
+    Raises:
+      UserError: `where` selects none.
+    """
+    return Selected(params, where, at_least, option)
+
+
+def whole(x: Any) -> bool:
+    """Whether `x` is a compressed array that is not looked into: any but a low-rank one."""
+    return is_compressed(x) and not isinstance(x, LowRankArray)
+
+
+def _can(x: Any, at_least: int) -> bool:
+    return (
+        not is_compressed(x) and jnp.ndim(x) >= at_least and jnp.issubdtype(jnp.result_type(x), jnp.floating)
+    )
+
+
+def names_of(path: str) -> tuple[str, ...]:
+    """By what a leaf may be selected: its path, and that of the weight whose factor it is."""
+    parent, _, last = path.rpartition("/")
+    return (path, parent) if last in ("left", "right") and parent else (path,)

@@ -1,0 +1,227 @@
+"""Training of sparse weights around any optimizer: one-shot, gradual, straight-through, regrowing, or in rounds."""
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxaccel.compress.prune import KERNELS, Pattern, Scope, best, densities, masked, prune
+from jaxaccel.compress.selected import selected
+from jaxaccel.errors import UserError
+
+PyTree = Any
+Method = Literal["one_shot", "gradual", "straight_through", "set", "rigl", "lottery"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sparse:
+    """What to prune while training, and when; steps are updates of the optimizer."""
+
+    sparsity: float = 0.0
+    """Share of the weights to remove; 0 prunes nothing, but for an n:m pattern, which decides it."""
+    method: Method = "gradual"
+    """one_shot: at `begin`. gradual: more at every `every` steps from `begin` to `end`, fast at first (Zhu & Gupta
+    2017, arXiv:1710.01878). straight_through: removed weights go on learning and may come back, until `end` (Zhou et
+    al. 2021, arXiv:2102.04010). set, rigl: sparse from the start; every `every` steps until `end` the smallest
+    weights make room for others, at random (Mocanu et al. 2018, arXiv:1707.04780) or where the gradient is largest
+    (Evci et al. 2020, arXiv:1911.11134). lottery: in rounds of `every` steps, after each of which what is left goes
+    back to its weights of step `begin` (Frankle et al. 2020, arXiv:1912.05671)."""
+    pattern: str = "unstructured"
+    """unstructured, n:m (2:4), block or block:RxC."""
+    scope: Scope = "layer"
+    """Whether each layer loses that share, or all together (global), or each by its shape (erk)."""
+    where: str = KERNELS
+    """Which weights, by path."""
+    begin: float = 0.0
+    """When pruning begins, as a share of all steps."""
+    end: float = 0.75
+    """When the masks no longer change."""
+    every: int = 100
+    """Steps from one change of the masks to the next."""
+    regrow: float = 0.3
+    """set, rigl: share of the weights that are exchanged, which falls to 0 by a cosine."""
+
+    def __post_init__(self) -> None:
+        """Checks the numbers."""
+        Pattern.parse(self.pattern)
+        if not 0 <= self.sparsity < 1:
+            raise UserError(
+                f"sparsity must lie in [0, 1), got {self.sparsity:g}: 0.8 removes four of five weights"
+            )
+        if not (0 <= self.begin <= self.end <= 1 and self.every >= 1 and 0 <= self.regrow <= 1):
+            raise UserError(
+                f"pruning needs 0 <= begin <= end <= 1, every >= 1 and 0 <= regrow <= 1, got begin={self.begin:g}, "
+                f"end={self.end:g}, every={self.every}, regrow={self.regrow:g}"
+            )
+
+    @property
+    def on(self) -> bool:
+        """Whether anything is pruned."""
+        return self.sparsity > 0 or Pattern.parse(self.pattern).of > 0
+
+
+class SparseState(NamedTuple):
+    """State of `sparse`. Masks and weights have their parameter's path as a suffix, so they are sharded like it."""
+
+    step: jax.Array
+    """() int32: updates done."""
+    masks: PyTree
+    """Boolean arrays, True where a weight is kept; None for other parameters."""
+    kept: PyTree
+    """straight_through: the weights as if none were removed; lottery: those to go back to; else None everywhere."""
+    inner: PyTree
+    """State of the optimizer that is wrapped."""
+
+
+def sparse(
+    tx: optax.GradientTransformation, how: Sparse, steps: int
+) -> optax.GradientTransformationExtraArgs:
+    """`tx` for weights that `how` prunes: after each update those that are removed are exactly 0.
+
+    Give it the parameters as they are: the first update that prunes makes them sparse.
+
+    Args:
+      tx: any optimizer. Its gradients are 0 where weights are removed (straight_through: whole).
+      how: what to prune, and when.
+      steps: of the whole run, of which `how` says shares.
+
+    Raises:
+      UserError: `where` selects nothing, or the pattern does not divide a weight; at the update, `params` is missing.
+    """
+    tx = optax.with_extra_args_support(tx)
+    begin, end = round(how.begin * steps), max(round(how.end * steps), 1)
+    through = how.method == "straight_through"
+
+    def init(params: PyTree) -> SparseState:
+        dense = _masks(params, how, 0.0)
+        masks = _random(params, how) if how.method in ("set", "rigl") else dense
+        keeps = through or how.method == "lottery"
+        # A copy: the state may be donated together with the parameters.
+        kept = _map(lambda m, p: jnp.array(p) if keeps and m is not None else None, dense, params)
+        return SparseState(jnp.int32(0), masks, kept, tx.init(params))
+
+    def update(
+        updates: PyTree, state: Any, params: PyTree = None, **extra: Any
+    ) -> tuple[PyTree, SparseState]:
+        if params is None:
+            raise UserError("sparse: call update(grads, state, params)")
+        grads = updates
+        weights = _map(lambda k, p: p if k is None else k, state.kept, params) if through else params
+        seen = grads if through else masked(grads, state.masks)
+        updates, inner = tx.update(seen, state.inner, weights, **extra)
+        moved = optax.apply_updates(weights, updates)
+        new = SparseState(state.step + 1, state.masks, state.kept, inner)
+        if how.method == "lottery":
+            new, back = _next_round(new, moved, how, begin, end)
+            new = new._replace(inner=_either(back, tx.init(params), new.inner))
+            moved = _map(lambda k, m: m if k is None else jnp.where(back, k, m), new.kept, moved)
+        else:
+            masks = jax.lax.cond(
+                _changes(new.step, how, begin, end),
+                lambda: _changed(new.step, state.masks, moved, grads, how, begin, end),
+                lambda: state.masks,
+            )
+            new = new._replace(masks=masks)
+        if through:
+            new = new._replace(kept=_map(lambda k, m: None if k is None else m, state.kept, moved))
+        # Sums are taken where they are exact: p + (0 - p) is 0, but p + ((p + u) - p) may differ from p + u.
+        if how.method in ("straight_through", "lottery"):
+            updates = jax.tree.map(lambda m, p: (m - p).astype(p.dtype), moved, params)
+        return _map(lambda k, u, p: u if k is None else jnp.where(k, u, -p), new.masks, updates, params), new
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _changes(step: jax.Array, how: Sparse, begin: int, end: int) -> jax.Array:
+    """Whether masks change with update number `step`, counted from 1."""
+    if how.method == "one_shot" or (how.method == "gradual" and Pattern.parse(how.pattern).of):
+        return step == max(begin, 1)
+    due = (step - begin) % how.every == 0
+    if how.method in ("gradual", "straight_through"):
+        due |= (step == end) | (step == max(begin, 1))
+    return due & (step >= begin) & (step <= end)
+
+
+def _changed(
+    step: jax.Array, masks: PyTree, weights: PyTree, grads: PyTree, how: Sparse, begin: int, end: int
+) -> PyTree:
+    """The masks that update number `step` leaves."""
+    done = jnp.clip((step - begin) / max(end - begin, 1), 0, 1)
+    if how.method in ("set", "rigl"):
+        share = how.regrow / 2 * (1 + jnp.cos(jnp.pi * done))
+        return _regrown(step, masks, weights, grads, share, how.method == "rigl")
+    return _masks(weights, how, 1 - (1 - done) ** 3 if how.method == "gradual" else 1.0)
+
+
+def _masks(params: PyTree, how: Sparse, share: float | jax.Array) -> PyTree:
+    """Masks of `share` of the way to the whole sparsity."""
+    if Pattern.parse(how.pattern).of:
+        full = prune(params, None, how.pattern, "layer", "magnitude", how.where)
+        return full if not isinstance(share, float) or share else jax.tree.map(jnp.ones_like, full)
+    shares: Any = how.sparsity * share
+    scope = how.scope
+    if scope == "erk":
+        shapes = _shapes(params, how)
+        shares = {path: (1 - d) * share for path, d in densities(shapes, how.sparsity).items()}
+        scope = "layer"
+    return prune(params, shares, how.pattern, scope, "magnitude", how.where)
+
+
+def _shapes(params: PyTree, how: Sparse) -> dict[str, tuple[int, ...]]:
+    return {path: jnp.shape(x) for path, x in selected(params, how.where, at_least=2).items()}
+
+
+def _random(params: PyTree, how: Sparse) -> PyTree:
+    """Masks at random, of the whole sparsity, which differ from layer to layer and not from run to run."""
+    shares: Any = how.sparsity
+    if how.scope == "erk":
+        shares = {path: 1 - d for path, d in densities(_shapes(params, how), how.sparsity).items()}
+    key = jax.random.key(0)
+    return prune(params, shares, how.pattern, "layer", "random", how.where, key=key)
+
+
+def _regrown(
+    step: jax.Array, masks: PyTree, weights: PyTree, grads: PyTree, share: jax.Array, by_gradient: bool
+) -> PyTree:
+    """`share` of each layer's weights, the smallest, make room for as many of those that were not there."""
+    keys = iter(range(len(jax.tree.leaves(masks))))
+
+    def layer(mask: jax.Array | None, w: jax.Array, g: jax.Array) -> jax.Array | None:
+        if mask is None:
+            return None
+        count = mask.sum()
+        exchanged = jnp.floor(share * count).astype(jnp.int32)
+        stay = best(jnp.where(mask, jnp.abs(w), -1.0), count - exchanged)
+        wanted = jnp.abs(g)
+        if not by_gradient:
+            key = jax.random.fold_in(jax.random.key(step), next(keys))
+            wanted = jax.random.uniform(key, w.shape)
+        return stay | best(jnp.where(stay, -1.0, wanted), exchanged)
+
+    return _map(layer, masks, weights, grads)
+
+
+def _next_round(
+    state: SparseState, weights: PyTree, how: Sparse, begin: int, end: int
+) -> tuple[SparseState, jax.Array]:
+    """The state when a round of the lottery may be over, and whether one is."""
+    step = state.step
+    rounds = max((end - begin) // how.every, 1)
+    done = (step - begin) // how.every
+    back = (step > begin) & ((step - begin) % how.every == 0) & (done <= rounds)
+    kept = _map(lambda k, w: None if k is None else jnp.where(step == begin, w, k), state.kept, weights)
+    # Every round removes the same share of what is left.
+    share = (1 - (1 - how.sparsity) ** (done / rounds)) / max(how.sparsity, 1e-9)
+    masks = jax.lax.cond(back, lambda: _masks(masked(weights, state.masks), how, share), lambda: state.masks)
+    return state._replace(kept=kept, masks=masks), back
+
+
+def _either(chosen: jax.Array, x: PyTree, y: PyTree) -> PyTree:
+    return jax.tree.map(lambda a, b: jnp.where(chosen, a, b), x, y)
+
+
+def _map(f: Any, first: PyTree, *rest: PyTree) -> PyTree:
+    """`f` over leaves, None of the first tree among them."""
+    return jax.tree.map(f, first, *rest, is_leaf=lambda x: x is None)

@@ -1,0 +1,140 @@
+"""Which layer of a file is which layer of a model."""
+
+import collections
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from jaxaccel.errors import UserError
+from jaxaccel.pretrained.layouts import Layer, fits, thirds
+from jaxaccel.pretrained.names import counted, similarity
+
+NAMES_WEIGH = 3.0
+"""How much more names that agree say than an order that agrees."""
+MARGIN = 0.25
+"""By how much a pairing must be better than the next one; below it is a guess."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """A layer of the model and the layer of the file that it is."""
+
+    target: Layer
+    source: Layer
+    by: str
+    """``shape`` where no other layer fits, ``name``, ``order``, or ``told``."""
+
+
+def pairs(
+    sources: Sequence[Layer], targets: Sequence[Layer], told: Mapping[str, str], *, order: float = 1.0
+) -> tuple[list[Pair], list[Layer], list[Layer]]:
+    """Each target with its source: (pairs, targets that are left, sources that are left).
+
+    Only layers with the same arrays, up to the order of axes, can be a pair. Among those the sum of two witnesses
+    decides: how alike the names are, and whether both are the same in order. Layers of fused queries, keys and values
+    are taken apart where nothing takes them whole.
+
+    Args:
+      sources: of the file, in its order.
+      targets: of the model, in the order in which it uses them.
+      told: by name of a source: that of its target.
+      order: how far the orders are to be trusted: 1 where they are those of making and of use, 0 not at all.
+
+    Raises:
+      UserError: two pairings are as good; or `told` names what is not there, or does not fit.
+    """
+    sources = _taken_apart(sources, targets)
+    known = _told(sources, targets, told)
+    free_sources = [s for s in sources if s.name not in known]
+    free_targets = [t for t in targets if t.name not in known.values()]
+    possible = np.array([[fits(s, t) for s in free_sources] for t in free_targets], bool)
+    possible = possible.reshape(len(free_targets), len(free_sources))
+    names = _names(free_sources, free_targets)
+    score = NAMES_WEIGH * names + order * _order(free_sources, free_targets, possible)
+    # What cannot be costs more than any pairing could gain, so that as many as possible are made.
+    rows, columns = linear_sum_assignment(np.where(possible, -score, 1e6))
+    made = [(int(i), int(j)) for i, j in zip(rows, columns, strict=True) if possible[i, j]]
+    _check_clear(made, possible, score, free_sources, free_targets)
+    found = [Pair(_named(targets, t), _named(sources, s), "told") for s, t in known.items()]
+    for i, j in made:
+        alone = possible[i].sum() == 1 and possible[:, j].sum() == 1
+        by = "shape" if alone else "name" if names[i, j] > names[i, possible[i]].mean() else "order"
+        found.append(Pair(free_targets[i], free_sources[j], by))
+    left_targets = [t for i, t in enumerate(free_targets) if i not in dict(made)]
+    left_sources = [s for j, s in enumerate(free_sources) if j not in {j for _, j in made}]
+    return sorted(found, key=lambda pair: pair.target.order), left_targets, left_sources
+
+
+def _taken_apart(sources: Sequence[Layer], targets: Sequence[Layer]) -> list[Layer]:
+    whole = [s for s in sources if any(fits(s, t) for t in targets)]
+    return [part for s in sources for part in ([s] if s in whole else thirds(s) or [s])]
+
+
+def _told(sources: Sequence[Layer], targets: Sequence[Layer], told: Mapping[str, str]) -> dict[str, str]:
+    known = {source.replace("/", "."): target.replace("/", ".") for source, target in told.items()}
+    for source, target in known.items():
+        one, other = _named(sources, source, "the file"), _named(targets, target, "the model")
+        if not fits(one, other):
+            raise UserError(f"{source} has {one.shapes} and cannot be {target} with {other.shapes}")
+    return known
+
+
+def _named(layers: Sequence[Layer], name: str, where: str = "") -> Layer:
+    for layer in layers:
+        if layer.name == name:
+            return layer
+    near = sorted(layers, key=lambda layer: -similarity(layer.name, name))[:3]
+    raise UserError(
+        f"there is no layer {name} in {where}; nearest: {', '.join(layer.name for layer in near)}"
+    )
+
+
+def _names(sources: Sequence[Layer], targets: Sequence[Layer]) -> np.ndarray:
+    theirs, ours = counted([s.name for s in sources]), counted([t.name for t in targets])
+    scores = [[similarity(theirs[s.name], ours[t.name]) for s in sources] for t in targets]
+    return np.array(scores, float).reshape(len(targets), len(sources)) / 2
+
+
+def _order(sources: Sequence[Layer], targets: Sequence[Layer], possible: np.ndarray) -> np.ndarray:
+    """1 where a target is the nth of those that fit the same sources, and the source the nth of those."""
+    agree = np.zeros(possible.shape)
+    groups: dict[bytes, list[int]] = collections.defaultdict(list)
+    for i, row in enumerate(possible):
+        groups[row.tobytes()].append(i)
+    for members in groups.values():
+        columns = np.flatnonzero(possible[members[0]]).tolist()
+        if len(columns) == len(members):
+            by_order = sorted(columns, key=lambda j: sources[j].order)
+            for i, j in zip(sorted(members, key=lambda i: targets[i].order), by_order, strict=True):
+                agree[i, j] = 1
+    return agree
+
+
+def _check_clear(
+    made: Sequence[tuple[int, int]],
+    possible: np.ndarray,
+    score: np.ndarray,
+    sources: Sequence[Layer],
+    targets: Sequence[Layer],
+) -> None:
+    """Checks that no two pairs could be exchanged, and no pair made otherwise, at next to no loss."""
+    for n, (a, x) in enumerate(made):
+        for b, y in made[n + 1 :]:
+            if possible[a, y] and possible[b, x]:
+                loss = score[a, x] + score[b, y] - score[a, y] - score[b, x]
+                if loss < MARGIN:
+                    raise UserError(
+                        f"{sources[x].name} and {sources[y].name} of the file could each be {targets[a].name} or "
+                        f"{targets[b].name} ({targets[a].shapes}): say which, names={{'{sources[x].name}': "
+                        f"'{targets[a].name}'}}"
+                    )
+    taken = {j for _, j in made}
+    for a, x in made:
+        for y in np.flatnonzero(possible[a]).tolist():
+            if y not in taken and score[a, x] - score[a, y] < MARGIN:
+                raise UserError(
+                    f"{targets[a].name} could be {sources[x].name} or {sources[y].name} of the file "
+                    f"({targets[a].shapes}): say which, names={{'{sources[x].name}': '{targets[a].name}'}}"
+                )

@@ -1,0 +1,106 @@
+"""How much two names of a layer have in common, given how the field names layers."""
+
+import collections
+import functools
+import re
+from collections.abc import Sequence
+
+SYNONYMS = (
+    ("norm", "bn", "batchnorm", "layernorm", "ln", "downsample.1"),
+    ("head", "fc", "linear", "classifier", "logits", "heads"),
+    ("shortcut", "downsample", "skip"),
+    ("query", "q", "q_proj", "q_lin"),
+    ("key", "k", "k_proj", "k_lin"),
+    ("value", "v", "v_proj", "v_lin"),
+    ("out", "output", "proj", "o_proj", "out_proj", "out_lin"),
+    ("up", "fc1", "intermediate", "lin1", "c_fc", "linear1"),
+    ("down", "fc2", "output", "lin2", "c_proj", "linear2"),
+    ("attention", "attn", "self_attn", "self_attention"),
+    ("embed", "patch_embed", "embeddings", "word_embeddings", "tok_embeddings", "wte"),
+    ("positions", "pos_embed", "pos_embedding", "position_embeddings", "wpe"),
+    ("class_token", "cls_token"),
+    ("squeeze", "fc1", "conv_reduce", "reduce"),
+    ("excite", "fc2", "conv_expand"),
+    ("expand", "conv_pw"),
+    ("depthwise", "conv_dw", "dw", "dwconv"),
+    ("project", "conv_pwl"),
+    ("stem", "conv_stem"),
+)
+"""Words for the same thing; a word may stand for several."""
+_MEANINGS: dict[str, set[int]] = collections.defaultdict(set)
+for _i, _words in enumerate(SYNONYMS):
+    for _word in _words:
+        _MEANINGS[_word].add(_i)
+
+
+def similarity(a: str, b: str) -> float:
+    """0 to 2: the share of words that two names of layers have in common, and of numbers that are equal.
+
+    Numbers are to be counted from 0 on both sides (`counted`). Later words say more about a layer than earlier ones.
+    """
+    return _words_alike(_split(a)[0], _split(b)[0]) + _numbers_alike(_split(a)[1], _split(b)[1])
+
+
+def _words_alike(a: Sequence[str], b: Sequence[str]) -> float:
+    if not a or not b:
+        return 0.0
+    weights = {(True, word): 2.0 ** (i - len(a)) for i, word in enumerate(a)}
+    weights |= {(False, word): 2.0 ** (i - len(b)) for i, word in enumerate(b)}
+    alike = sum(
+        w for (left, word), w in weights.items() if any(_same(word, other) for other in (b if left else a))
+    )
+    return alike / sum(weights.values())
+
+
+def _numbers_alike(a: Sequence[int], b: Sequence[int]) -> float:
+    if not a and not b:
+        return 1.0
+    # Read from the end, where a name is most specific; a stem or a stage may add a number in front.
+    same = sum(x == y for x, y in zip(reversed(a), reversed(b), strict=False))
+    return same / max(len(a), len(b))
+
+
+@functools.cache
+def _same(a: str, b: str) -> bool:
+    return a == b or bool(_MEANINGS.get(a, set()) & _MEANINGS.get(b, set()))
+
+
+@functools.cache
+def _split(name: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """The words of a name and its numbers: ``layer1.0.conv2`` -> (layer, conv2, conv), (1, 0, 2)."""
+    words: list[str] = []
+    for part in re.split(r"[./]", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()):
+        stem = re.sub(r"_?\d+$", "", part)
+        words += [word for word in dict.fromkeys((part, stem)) if word and not word.isdigit()]
+    return tuple(words), tuple(int(number) for number in re.findall(r"\d+", name))
+
+
+def counted(names: Sequence[str]) -> dict[str, str]:
+    """By name: the same with each number replaced by its rank among those that stand in the same place.
+
+    ``layer1``, ``layer2`` become ``layer0``, ``layer1``; a number that stands alone (a stem's ``conv1``) goes.
+    """
+    found: dict[str, set[int]] = collections.defaultdict(set)
+    for name in names:
+        for before, number in _numbered(name):
+            found[before].add(number)
+    ranks = {before: {n: i for i, n in enumerate(sorted(numbers))} for before, numbers in found.items()}
+    return {name: _ranked(name, ranks) for name in names}
+
+
+def _numbered(name: str) -> list[tuple[str, int]]:
+    return [(name[: match.start()], int(match[0])) for match in re.finditer(r"\d+", name)]
+
+
+def _ranked(name: str, ranks: dict[str, dict[int, int]]) -> str:
+    pieces, at = [], 0
+    for match in re.finditer(r"\d+", name):
+        known = ranks[name[: match.start()]]
+        pieces += [name[at : match.start()], str(known[int(match[0])]) if len(known) > 1 else ""]
+        at = match.end()
+    return re.sub(r"\.+", ".", "".join([*pieces, name[at:]])).strip(".")
+
+
+def natural(name: str) -> list[tuple[int, int | str]]:
+    """A key that sorts names as people count: ``layer2`` before ``layer10``."""
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name) if part]

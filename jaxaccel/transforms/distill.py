@@ -1,0 +1,252 @@
+"""What a student learns from a teacher: soft targets, features and relations."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxaccel.calls import nearest
+from jaxaccel.errors import UserError
+from jaxaccel.interpret import Observation, Transformation, is_compressed, transform
+from jaxaccel.sites import BILINEAR, Site
+
+PyTree = Any
+Kind = Literal["hint", "attention", "relation"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Hint:
+    """Features of the student that are to be like features of the teacher; each named by the weight that makes them."""
+
+    student: str
+    """Path of the weight whose product is the feature: ``stages/2/2/conv2/kernel``."""
+    teacher: str
+    """The same in the teacher."""
+    kind: Kind = "hint"
+    """``hint``: equal after a learned projection of the student's channels (Romero et al. 2015, arXiv:1412.6550).
+    ``attention``: equal maps of where activations are strong (Zagoruyko & Komodakis 2017, arXiv:1612.03928).
+    ``relation``: equal distances between the examples of a batch (Park et al. 2019, arXiv:1904.05068)."""
+    weight: float = 1.0
+    """Of this term in the sum."""
+
+
+def soft_targets(student: jax.Array, teacher: jax.Array, temperature: float = 4.0) -> jax.Array:
+    """Kullback-Leibler divergence of softened distributions, times the square of the temperature, for each example.
+
+    Hinton, Vinyals & Dean 2015 (arXiv:1503.02531); the square keeps gradients as large whatever the temperature.
+
+    Args:
+      student: logits (..., classes).
+      teacher: logits of the same shape; no gradient flows into them.
+      temperature: divides both.
+
+    Returns:
+      (...) float32: for sequences one number each position.
+    """
+    teacher = jax.lax.stop_gradient(teacher).astype(jnp.float32) / temperature
+    log_p, log_q = jax.nn.log_softmax(teacher), jax.nn.log_softmax(student.astype(jnp.float32) / temperature)
+    return temperature**2 * jnp.sum(jnp.exp(log_p) * (log_p - log_q), -1)
+
+
+def features(f: Callable[..., Any], sites: Sequence[str], *, argnums: int = 0) -> Callable[..., Any]:
+    """`f` with what the products with some weights give: ``(result, {path: product})``, differentiable.
+
+    Args:
+      f: any JAX function.
+      sites: paths of weights. A weight used more than once has names as `explain` shows them, ``kernel#2``.
+      argnums: which argument holds the parameters.
+
+    Raises:
+      UserError: when called, if f has no such site.
+    """
+
+    def rule(site: Site, *operands: Any) -> Any:
+        dense = [x.materialise() if is_compressed(x) else x for x in operands]
+        out = site.bind(*dense)
+        if site.name in sites:
+            site.observe(out)
+        return out
+
+    last = Observation(
+        lambda x: jax.tree.map(lambda leaf: leaf[-1], x), lambda shape: jnp.zeros(shape.shape, shape.dtype)
+    )
+    observing = transform(
+        f, Transformation("features", dict.fromkeys(BILINEAR, rule), argnums, arrays=True, observation=last)
+    )
+
+    def found(*args: Any, **kwargs: Any) -> Any:
+        out, seen = observing(*args, **kwargs)
+        if missing := [name for name in sites if name not in seen]:
+            names = _names(f, argnums, args, kwargs)
+            raise UserError(f"there is no product with {missing[0]}{nearest(missing[0], names)}")
+        return out, seen
+
+    return found
+
+
+def distill(
+    student: Callable[..., Any],
+    teacher: Callable[..., Any],
+    *,
+    temperature: float = 4.0,
+    soft: float = 1.0,
+    hints: Sequence[Hint] = (),
+) -> "Distillation":
+    """What the student's loss gets from a teacher.
+
+    The teacher is any function: of int8 or bfloat16 products, an ensemble, a look-up of logits that were computed
+    before. It runs in the same program as the student, and no gradient flows into it.
+
+        d = ja.distill(student, teacher)
+        def loss(params, batch):
+            logits, term = d(params, teacher_params, batch["image"])
+            return 0.1 * cross_entropy(logits, batch["label"]) + 0.9 * term.mean()
+
+    Args:
+      student: called as ``student(params, *inputs)``; gives logits (B, ..., classes).
+      teacher: called as ``teacher(teacher_params, *inputs)``; gives logits of the same shape.
+      temperature: of the soft targets.
+      soft: weight of the soft targets in the sum; 0 leaves them out.
+      hints: features to learn from besides.
+
+    Raises:
+      UserError: a number is out of range, or there is nothing to learn from.
+    """
+    if not temperature > 0 or soft < 0:
+        raise UserError(f"distill needs temperature > 0 and soft >= 0, got {temperature:g} and {soft:g}")
+    if not soft and not hints:
+        raise UserError("distill has nothing to learn from: give soft > 0 or hints")
+    for hint in hints:
+        if hint.kind not in ("hint", "attention", "relation"):
+            raise UserError(f"a Hint is of kind hint, attention or relation, not {hint.kind!r}")
+    return Distillation(student, teacher, temperature, soft, tuple(hints))
+
+
+@dataclasses.dataclass(frozen=True)
+class Distillation:
+    """``d(params, teacher_params, *inputs, projections=...) -> (student's logits, (B, ...) loss)``; see `distill`."""
+
+    student: Callable[..., Any]
+    teacher: Callable[..., Any]
+    temperature: float
+    soft: float
+    hints: tuple[Hint, ...]
+
+    def init(
+        self, key: jax.Array, params: PyTree, teacher_params: PyTree, *inputs: Any
+    ) -> dict[str, jax.Array]:
+        """Projections (student's channels, teacher's channels) of the hints that need one, to be trained with the
+        student.
+
+        Args:
+          key: random key.
+          params, teacher_params, inputs: as at a call; arrays or shapes.
+        """
+        both = jax.eval_shape(lambda p, t, *x: self._features(p, t, *x)[2:], params, teacher_params, *inputs)
+        found = {}
+        for i, hint in enumerate(self.hints):
+            if hint.kind == "hint":
+                a, b = both[0][hint.student].shape[-1], both[1][hint.teacher].shape[-1]
+                found[hint.student] = jax.random.normal(jax.random.fold_in(key, i), (a, b)) / a**0.5
+        return found
+
+    def __call__(
+        self,
+        params: PyTree,
+        teacher_params: PyTree,
+        *inputs: Any,
+        projections: Mapping[str, jax.Array] | None = None,
+    ) -> tuple[Any, jax.Array]:
+        """The student's logits, and what it should lower besides its own loss: (B, ...) float32."""
+        logits, targets, ours, theirs = self._features(params, teacher_params, *inputs)
+        total = jnp.zeros(logits.shape[:-1], jnp.float32)
+        if self.soft:
+            if logits.shape != targets.shape:
+                raise UserError(
+                    f"the student gives logits of shape {logits.shape} and the teacher {targets.shape}: distillation "
+                    "by soft targets needs the same classes; soft=0 learns from hints alone"
+                )
+            total += self.soft * soft_targets(logits, targets, self.temperature)
+        for hint in self.hints:
+            a, b = ours[hint.student], jax.lax.stop_gradient(theirs[hint.teacher])
+            if hint.kind == "hint":
+                if projections is None or hint.student not in projections:
+                    raise UserError(
+                        "hints need projections: make them with .init(key, ...) and train them too"
+                    )
+                a = a @ projections[hint.student].astype(a.dtype)
+            term = _TERMS[hint.kind](a.astype(jnp.float32), b.astype(jnp.float32))
+            total += hint.weight * term.reshape(-1, *[1] * (total.ndim - 1))
+        return logits, total
+
+    def _features(self, params: PyTree, teacher_params: PyTree, *inputs: Any) -> tuple[Any, Any, Any, Any]:
+        ours = features(self.student, [h.student for h in self.hints]) if self.hints else _alone(self.student)
+        theirs = (
+            features(self.teacher, [h.teacher for h in self.hints]) if self.hints else _alone(self.teacher)
+        )
+        logits, a = ours(params, *inputs)
+        targets, b = theirs(jax.lax.stop_gradient(teacher_params), *inputs)
+        return logits, targets, a, b
+
+
+def _alone(f: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args: (f(*args), {})
+
+
+def _names(f: Callable[..., Any], argnums: int, args: Any, kwargs: Any) -> list[str]:
+    """The sites of f."""
+    seen: list[str] = []
+
+    def rule(site: Site, *operands: Any) -> Any:
+        seen.append(site.name)
+        return NotImplemented
+
+    jax.eval_shape(
+        transform(f, Transformation("names", dict.fromkeys(BILINEAR, rule), argnums)), *args, **kwargs
+    )
+    return seen
+
+
+def _hint(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Mean squared difference of each example, relative to the teacher's mean square."""
+    _check_same(a.shape, b.shape, "hint")
+    axes = tuple(range(1, a.ndim))
+    return jnp.mean((a - b) ** 2, axes) / (jnp.mean(b**2) + 1e-6)
+
+
+def _attention(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Squared difference of the normalised maps of mean squares over channels, for each example."""
+    _check_same(a.shape[:-1], b.shape[:-1], "attention")
+
+    def normalised(x: jax.Array) -> jax.Array:
+        x = jnp.mean(x**2, -1).reshape(x.shape[0], -1)
+        return x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-6)
+
+    return jnp.sum((normalised(a) - normalised(b)) ** 2, -1)
+
+
+def _relation(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Huber's loss of the distances to all other examples, each in units of their mean."""
+
+    def distances(x: jax.Array) -> jax.Array:
+        x = x.reshape(x.shape[0], -1)
+        squares = jnp.sum((x[:, None] - x[None]) ** 2, -1) + jnp.eye(
+            len(x)
+        )  # the root of 0 has no derivative
+        d = jnp.sqrt(squares) * (1 - jnp.eye(len(x)))
+        return d / (jnp.sum(d) / max(len(x) * (len(x) - 1), 1) + 1e-6)
+
+    gap = jnp.abs(distances(a) - distances(b))
+    return jnp.mean(jnp.where(gap < 1, 0.5 * gap**2, gap - 0.5), -1)
+
+
+def _check_same(a: tuple[int, ...], b: tuple[int, ...], kind: str) -> None:
+    if a != b:
+        raise UserError(f"features of kind {kind} must have one shape, got {a} and {b}: name others")
+
+
+_TERMS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+    "hint": _hint, "attention": _attention, "relation": _relation,
+}  # fmt: skip

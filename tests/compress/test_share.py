@@ -1,0 +1,75 @@
+"""Shared values, against scikit-learn-like k-means by hand, and their fine-tuning."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxaccel as ja
+from jaxaccel.compress import codebooks, with_codebooks
+from jaxaccel.errors import UserError
+
+
+def random(*shape, seed=0):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+@pytest.mark.parametrize("bits", [1, 4, 8])
+def test_every_weight_has_the_nearest_value(bits):
+    w = random(40, 30)
+    found = ja.share({"kernel": w}, bits)["kernel"]
+    book = np.asarray(found.codebook)
+    assert book.size <= 2**bits and found.indices.dtype == jnp.uint8 and (np.diff(book) > 0).all()
+    nearest = np.abs(np.asarray(w)[..., None] - book).argmin(-1)
+    np.testing.assert_allclose(found.materialise(), book[nearest], atol=1e-6)
+    # Lloyd's rounds have ended: each value is the mean of its weights.
+    for value, members in ((v, np.asarray(w)[nearest == i]) for i, v in enumerate(book)):
+        assert members.size == 0 or abs(members.mean() - value) < 2e-3
+
+
+def test_zeros_stay_zeros():
+    w = ja.masked({"kernel": random(40, 30)}, ja.prune({"kernel": random(40, 30)}, 0.8))
+    found = ja.share(w, 3)["kernel"]
+    assert found.codebook[0] == 0 and found.codebook.size <= 8
+    np.testing.assert_array_equal(found.materialise() == 0, w["kernel"] == 0)
+
+
+def test_few_values_are_kept_as_they_are():
+    w = jnp.asarray([[1.0, -2.0], [0.5, 1.0]])
+    np.testing.assert_array_equal(ja.share({"kernel": w}, 4)["kernel"].materialise(), w)
+
+
+def test_layouts_reach_the_indices():
+    params, x = ja.share({"kernel": random(6, 8)}, 4), random(3, 8)
+    f = lambda p, x: x @ p["kernel"].T.reshape(8, 6)[:, :4]  # noqa: E731
+    np.testing.assert_allclose(
+        ja.compressed(f)(params, x), f({"kernel": params["kernel"].materialise()}, x), rtol=1e-5
+    )
+
+
+def test_fine_tuning_changes_values_and_not_who_shares_them():
+    target, x = random(12, 6), random(64, 12, seed=1)
+    w = ja.masked({"kernel": random(12, 6, seed=2)}, ja.prune({"kernel": random(12, 6, seed=2)}, 0.5))
+    params = {"layer": ja.share(w, 3), "bias": jnp.zeros(6)}
+
+    def loss(trained):
+        p = with_codebooks(params, trained)
+        f = ja.compressed(lambda p: jnp.mean((x @ p["layer"]["kernel"] + p["bias"] - x @ target) ** 2))
+        return f(p)
+
+    trained = codebooks(params)
+    before = loss(trained)
+    for _ in range(50):
+        trained = jax.tree.map(lambda p, g: p - 0.1 * g, trained, jax.grad(loss)(trained))
+    after = with_codebooks(params, trained)
+    assert loss(trained) < 0.9 * before
+    kernel = after["layer"]["kernel"]
+    np.testing.assert_array_equal(kernel.indices, params["layer"]["kernel"].indices)
+    np.testing.assert_array_equal(kernel.materialise() == 0, w["kernel"] == 0)
+
+
+def test_what_cannot_be_is_said_in_a_line():
+    with pytest.raises(UserError, match="bits must be 1 to 8, got 9"):
+        ja.share({"kernel": random(2, 2)}, 9)
+    with pytest.raises(UserError, match="matches none"):
+        ja.share({"kernel": random(2, 2)}, where="weight")

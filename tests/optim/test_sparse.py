@@ -1,0 +1,168 @@
+"""Training of sparse weights: schedules, methods and exact zeros, step by step."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxaccel as ja
+from jaxaccel.errors import UserError
+from jaxaccel.optim import Sparse, sparse
+
+STEPS = 40
+
+
+def problem():
+    w = jax.random.normal(jax.random.key(0), (12, 8))
+    x = jax.random.normal(jax.random.key(1), (64, 12))
+    params = {"layer": {"kernel": jax.random.normal(jax.random.key(2), (12, 8)), "bias": jnp.ones(8)}}
+    return params, lambda p: jnp.mean((x @ p["layer"]["kernel"] + p["layer"]["bias"] - x @ w) ** 2)
+
+
+def trained(how, tx=None, steps=STEPS, params=None):
+    """(parameters, state) after each step."""
+    start, loss = problem()
+    params = start if params is None else params
+    tx = sparse(tx or optax.adam(0.02), how, STEPS)
+    state = tx.init(params)
+
+    @jax.jit
+    def step(params, state):
+        updates, state = tx.update(jax.grad(loss)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    rows = []
+    for _ in range(steps):
+        params, state = step(params, state)
+        rows.append((params, state))
+    return rows
+
+
+def zeros(params):
+    return int((params["layer"]["kernel"] == 0).sum())
+
+
+def test_without_pruning_it_is_the_optimizer_itself():
+    params, loss = problem()
+    tx = optax.adam(0.02)
+    state = tx.init(params)
+    for found, _ in trained(Sparse(0.5, "one_shot", begin=1.0, end=1.0), steps=5):
+        updates, state = tx.update(jax.grad(loss)(params), state, params)
+        params = optax.apply_updates(params, updates)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), found, params)
+
+
+def test_one_shot():
+    rows = trained(Sparse(0.75, "one_shot", begin=0.25))
+    assert [zeros(p) for p, _ in rows[:9]] == [0] * 9
+    assert {zeros(p) for p, _ in rows[9:]} == {72}
+    masks = [np.asarray(state.masks["layer"]["kernel"]) for _, state in rows]
+    assert (masks[9] == masks[-1]).all() and rows[0][1].masks["layer"]["bias"] is None
+    assert (rows[-1][0]["layer"]["bias"] != 1).all()  # the rest goes on learning
+
+
+def test_gradual_follows_the_cubic():
+    how = Sparse(0.8, "gradual", begin=0.1, end=0.6, every=4)
+    counts = [zeros(p) for p, _ in trained(how)]
+    begin, end = 4, 24
+    for step in range(1, STEPS + 1):
+        if step < begin:
+            assert counts[step - 1] == 0
+            continue
+        last = min(begin + (step - begin) // 4 * 4, end)
+        expected = 0.8 * (1 - (1 - (last - begin) / (end - begin)) ** 3)
+        assert counts[step - 1] == 96 - round(96 * (1 - expected)), step
+
+
+def test_straight_through_lets_weights_come_back():
+    rows = trained(Sparse(0.5, "straight_through", end=1.0, every=1))
+    assert {zeros(p) for p, _ in rows} == {48}
+    masks = [np.asarray(state.masks["layer"]["kernel"]) for _, state in rows]
+    assert (~masks[0] & masks[-1]).any()
+    params, loss = problem()
+    # By hand: gradients where the weights are masked, taken to the weights as they are.
+    tx, dense = optax.adam(0.02), params
+    state = tx.init(params)
+    for i, (found, _) in enumerate(rows[:6]):
+        here = params if i == 0 else ja.masked(dense, ja.prune(dense, 0.5))
+        updates, state = tx.update(jax.grad(loss)(here), state, dense)
+        dense = optax.apply_updates(dense, updates)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found,
+            ja.masked(dense, ja.prune(dense, 0.5)),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["set", "rigl"])
+def test_regrowth_keeps_the_count_and_moves_the_weights(method):
+    rows = trained(Sparse(0.75, method, end=0.5, every=5, regrow=0.5))
+    assert all(zeros(p) >= 72 for p, _ in rows)  # what grows starts at 0
+    masks = [np.asarray(state.masks["layer"]["kernel"]) for _, state in rows]
+    assert {int(m.sum()) for m in masks} == {24}
+    assert (masks[0] != masks[20]).any() and (masks[20] == masks[-1]).all()
+    changed = [i + 1 for i in range(1, STEPS) if (masks[i] != masks[i - 1]).any()]
+    assert set(changed) <= {5, 10, 15, 20} and changed
+
+
+def test_rigl_grows_where_the_gradient_is_largest():
+    params, loss = problem()
+    how = Sparse(0.75, "rigl", end=1.0, every=1, regrow=1.0)
+    tx = sparse(optax.sgd(0.0), how, STEPS)
+    state = tx.init(params)
+    before = np.asarray(state.masks["layer"]["kernel"])
+    grads = jax.grad(loss)(params)
+    _, state = tx.update(grads, state, params)
+    after, size = np.asarray(state.masks["layer"]["kernel"]), np.abs(grads["layer"]["kernel"])
+    grown = after & ~before
+    assert grown.any() and size[grown].min() >= size[~after & ~before].max()
+
+
+def test_lottery_rounds_go_back_to_the_weights_of_the_start():
+    how = Sparse(0.75, "lottery", begin=0.1, end=0.6, every=10)
+    rows = trained(how)
+    start = rows[3][0]  # after step 4
+    assert [zeros(rows[i][0]) for i in (3, 12, 13, 22, 23, 39)] == [0, 0, 48, 48, 72, 72]
+    for step in (14, 24):
+        params, state = rows[step - 1]
+        mask = state.masks["layer"]["kernel"]
+        np.testing.assert_allclose(
+            params["layer"]["kernel"], jnp.where(mask, start["layer"]["kernel"], 0), atol=1e-7
+        )
+        assert int(state.inner[0].count) == 0
+
+
+@pytest.mark.parametrize("method", ["one_shot", "gradual", "straight_through"])
+def test_patterns_hold_after_every_step(method):
+    rows = trained(Sparse(0.0, method, pattern="2:4", end=0.5, every=5))
+    groups = np.asarray(rows[-1][0]["layer"]["kernel"]).reshape(3, 4, 8)
+    assert ((groups != 0).sum(1) == 2).all()
+
+
+def test_removed_weights_are_exactly_zero_whatever_the_optimizer():
+    for tx in (
+        optax.sgd(0.1, momentum=0.9, nesterov=True),
+        optax.adamw(0.05, weight_decay=0.1),
+        optax.lion(0.01),
+    ):
+        params, state = trained(Sparse(0.5, "one_shot"), tx)[-1]
+        assert not np.asarray(params["layer"]["kernel"])[~np.asarray(state.masks["layer"]["kernel"])].any()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"sparsity": 1.0}, r"must lie in \[0, 1\)"),
+        ({"sparsity": 0.5, "begin": 0.9, "end": 0.5}, "begin <= end"),
+        ({"sparsity": 0.5, "pattern": "3-4"}, "pattern must be"),
+        ({"sparsity": 0.5, "every": 0}, "every >= 1"),
+    ],
+)
+def test_what_cannot_be_is_said_in_a_line(options, says):
+    with pytest.raises(UserError, match=says):
+        Sparse(**options)
+
+
+def test_a_pattern_that_does_not_divide():
+    with pytest.raises(UserError, match="does not divide layer/kernel"):
+        sparse(optax.sgd(0.1), Sparse(pattern="4:8"), STEPS).init(problem()[0])
