@@ -16,7 +16,7 @@ from jaxaccel import augment as augmentations
 from jaxaccel import models, tasks
 from jaxaccel.calls import nearest, parse, render
 from jaxaccel.errors import UserError
-from jaxaccel.optim import Optimizer, Schedule
+from jaxaccel.optim import Optimizer, Schedule, Sparse
 from jaxaccel.parallel import MeshShape
 from jaxaccel.tasks import ImageClassification, Task
 
@@ -105,6 +105,7 @@ class Recipe:
     """Augmentations of a training batch, in order, on the device: horizontal_flip 'pad_and_crop(padding=4)'."""
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
+    sparse: Sparse = Sparse()
     phases: Phases = Phases()
     mesh: MeshShape = MeshShape()
     precision: Literal["float32", "bfloat16", "float16", "int8-qat"] = "float32"
@@ -134,6 +135,11 @@ class Recipe:
         for name in ("epochs", "eval_every"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} must be above 0, got {getattr(self, name)}")
+        averaged = any((self.optimizer.lookahead, self.optimizer.ema, self.optimizer.swa))
+        if self.sparse.on and (averaged or self.optimizer.name.startswith("schedule_free")):
+            raise UserError(
+                "pruning and averages of weights do not go together: leave out lookahead, ema, swa or sparse"
+            )
         whole = {"batch_size": 1, "keep": 1, "seed": 0, "steps_per_call": 0, "replicas": 1}
         for name, low in whole.items():
             if getattr(self, name) < low:
@@ -168,7 +174,14 @@ def from_json(values: Mapping[str, Any]) -> Recipe:
       UserError: a function in it cannot be found, or a field is of another version of jaxaccel.
     """
     plain = {name: _tuples(value) for name, value in values.items()}
-    parts = {"data": Data, "optimizer": Optimizer, "schedule": Schedule, "mesh": MeshShape, "phases": Phases}
+    parts = {
+        "data": Data,
+        "optimizer": Optimizer,
+        "schedule": Schedule,
+        "mesh": MeshShape,
+        "phases": Phases,
+        "sparse": Sparse,
+    }
     try:
         for name, kind in parts.items():
             plain[name] = kind(**plain[name])

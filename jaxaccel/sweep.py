@@ -17,13 +17,14 @@ from jaxaccel.calls import nearest
 from jaxaccel.checkpoint import Checkpoints
 from jaxaccel.errors import UserError
 from jaxaccel.modules import Model
+from jaxaccel.optim import sparse
 from jaxaccel.recipe import Recipe
 from jaxaccel.replicas import Replicas, numbers_of, pick
 from jaxaccel.step import Training, TrainState
 
 FIXED = (
     "epochs", "batch_size", "steps_per_call", "eval_every", "keep", "replicas", "optimizer.accumulate",
-    "optimizer.reestimate", "task.image_size", "data.", "mesh.",
+    "optimizer.reestimate", "task.image_size", "data.", "mesh.", "sparse.",
 )  # fmt: skip
 """Numbers that shape the program or the run around it: they cannot differ between replicas of one."""
 
@@ -171,8 +172,10 @@ def keep_best(
 def _training(recipe: Recipe, model: Model, steps: int, image_size: int) -> Training:
     resized = (functools.partial(augment.resize, size=image_size),) if image_size else ()
     schedule = recipe.schedule.build(recipe.optimizer.learning_rate, steps)
+    tx = recipe.optimizer.build(schedule)
     return Training(
-        model, recipe.task, recipe.optimizer.build(schedule), schedule, augment.chain(*resized, *recipe.augment),
-        recipe.seed, recipe.optimizer.accumulate, recipe.optimizer.averaging(steps, steps / recipe.epochs),
-        recipe.remat, recipe.non_finite, recipe.precision, recipe.lowering,
+        model, recipe.task, sparse(tx, recipe.sparse, steps) if recipe.sparse.on else tx, schedule,
+        augment.chain(*resized, *recipe.augment), recipe.seed, recipe.optimizer.accumulate,
+        recipe.optimizer.averaging(steps, steps / recipe.epochs), recipe.remat, recipe.non_finite, recipe.precision,
+        recipe.lowering,
     )  # fmt: skip

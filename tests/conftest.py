@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+QUICKLY = "--xla_backend_optimization_level=1"
+"""XLA compiles with less of LLVM: most of what whole commands take here is compiling."""
+
 
 def pytest_configure(config):
     base = Path(
@@ -77,4 +80,5 @@ def told(tmp_path_factory):
 
 def forced(devices):
     """Environment of a process with that many CPU devices."""
-    return {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"} if devices > 1 else {}
+    count = f" --xla_force_host_platform_device_count={devices}" if devices > 1 else ""
+    return {"XLA_FLAGS": QUICKLY + count}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from conftest import QUICKLY
 from nbclient import NotebookClient
 from nbclient.exceptions import DeadKernelError
 
@@ -39,7 +40,7 @@ def kernel(folder, monkeypatch):
         "MPLCONFIGDIR": str(home / "matplotlib"),
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "",
+        "XLA_FLAGS": QUICKLY,
         "JAXACCEL_NOTEBOOK": json.dumps(SETTINGS),
     }
     argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from conftest import QUICKLY
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if path.exists()]
@@ -127,6 +128,7 @@ def shortened(words):
 
 def run(words, folder, environment=None, text=None):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"} | (environment or {})
+    environment["XLA_FLAGS"] = f"{QUICKLY} {environment.get('XLA_FLAGS', '')}"
     return subprocess.run(
         words, cwd=folder, env=environment, input=text, capture_output=True, text=True, timeout=SECONDS
     )

@@ -22,17 +22,12 @@ Kept = Mapping[str, Mapping[int, np.ndarray]]
 class Coupled:
     """Axes that lose positions together: a convolution's outputs, its BatchNorm's vectors, the next one's inputs."""
 
+    name: str
+    """The first weight whose outputs they are, else the first array."""
     members: tuple[tuple[str, int], ...]
     """(path, axis)."""
     sets: tuple[tuple[tuple[str, int, int], ...], ...]
     """Each channel: all its places (path, axis, position)."""
-
-    @property
-    def name(self) -> str:
-        """The first weight whose last axis, its outputs, is among them, or else the first member."""
-        return next(
-            (path for path, axis in self.members if path.endswith("kernel") and axis > 0), self.members[0][0]
-        )
 
 
 class Flat:
@@ -95,7 +90,16 @@ def coupled(f: Callable[..., Any], tree: Flat, args: Sequence[Any]) -> list[Coup
     for places in channels(tree.call(f), tree.shapes({}), *args):
         named = tuple((tree.paths[i], axis, position) for i, axis, position in places)
         groups.setdefault(tuple(sorted({(path, axis) for path, axis, _ in named})), []).append(named)
-    return [Coupled(members, tuple(sets)) for members, sets in groups.items() if len(sets) > 1]
+    return [
+        Coupled(_name(members, tree), members, tuple(sets))
+        for members, sets in groups.items()
+        if len(sets) > 1
+    ]
+
+
+def _name(members: Sequence[tuple[str, int]], tree: Flat) -> str:
+    outputs = [path for path, axis in members if axis == jnp.ndim(tree.leaf(path)) - 1 > 0]
+    return outputs[0] if outputs else members[0][0]
 
 
 def working(

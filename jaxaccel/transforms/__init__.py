@@ -2,6 +2,7 @@
 
 from jaxaccel.transforms.calibrate import Calibration, calibrate
 from jaxaccel.transforms.compressed import compressed
+from jaxaccel.transforms.distill import Hint, distill
 from jaxaccel.transforms.fold import fold
 from jaxaccel.transforms.int8 import int8
 from jaxaccel.transforms.loss_scale import LossScale, LossScaleState
@@ -13,12 +14,14 @@ from jaxaccel.transforms.running import RunningRanges
 
 __all__ = [
     "Calibration",
+    "Hint",
     "LossScale",
     "LossScaleState",
     "RunningRanges",
     "bfloat16",
     "calibrate",
     "compressed",
+    "distill",
     "fake_int8",
     "float8",
     "float16",

@@ -12,7 +12,7 @@ from jaxaccel.lowerings import menu
 
 # Most of the time goes to compiling the reference.
 few = settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-many = settings(few, max_examples=30)
+many = settings(few, max_examples=20)
 LAYOUTS = {
     1: [("NHC", "HIO", "NHC"), ("NCH", "OIH", "NCH")],
     2: [

@@ -1,5 +1,8 @@
 """Training of sparse weights: schedules, methods and exact zeros, step by step."""
 
+import dataclasses
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -166,3 +169,17 @@ def test_what_cannot_be_is_said_in_a_line(options, says):
 def test_a_pattern_that_does_not_divide():
     with pytest.raises(UserError, match="does not divide layer/kernel"):
         sparse(optax.sgd(0.1), Sparse(pattern="4:8"), STEPS).init(problem()[0])
+
+
+def test_a_recipe_that_prunes(tmp_path):
+    recipe = dataclasses.replace(
+        ja.load_recipe("digits"), model=partial(ja.models.ConvNet, widths=(8,), hidden=16), epochs=1, augment=(),
+        sparse=Sparse(0.8, "gradual", every=2),
+    )  # fmt: skip
+    result = ja.train(recipe, run=tmp_path / "run")
+    kernels = [x for x in jax.tree.leaves(result.state.params) if x.ndim > 1]
+    share = sum(int((x == 0).sum()) for x in kernels) / sum(x.size for x in kernels)
+    assert abs(share - 0.8) < 0.01
+    assert ja.load_recipe(str(tmp_path / "run")).sparse == recipe.sparse
+    with pytest.raises(UserError, match="do not go together"):
+        dataclasses.replace(recipe, optimizer=dataclasses.replace(recipe.optimizer, ema=0.99))

@@ -68,8 +68,11 @@ def test_the_outputs_are_equal(ours, library, theirs, size, kind, tmp_path):
         save_file({name: x.contiguous() for name, x in other.state_dict().items()}, file)
     shape = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
     model = as_model(getattr(models, ours), {"classes": 1000, "channels": 3, "image_size": size}, (shape,))
-    if (ours, kind) == ("densenet121", "safetensors"):  # sorted by name, and neither names nor order agree with ours
-        with pytest.raises(ja.UserError, match="could each be .* say which, names="):
+    if (ours, kind) == (
+        "densenet121",
+        "safetensors",
+    ):  # sorted by name, and neither names nor order agree with ours
+        with pytest.raises(ja.UserError, match=r"could each be .* say which, names="):
             ja.load_pretrained(model, file, inputs=(shape,))
         return
     loaded = ja.load_pretrained(model, file, inputs=(shape,))

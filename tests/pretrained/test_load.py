@@ -20,7 +20,9 @@ from jaxaccel.pretrained.names import counted, similarity
 
 def drawn(**shapes):
     rng = np.random.default_rng(0)
-    return {name.replace("__", "."): rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    return {
+        name.replace("__", "."): rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()
+    }
 
 
 @pytest.fixture
@@ -52,8 +54,8 @@ class Encoder(nnx.Module):
 @pytest.mark.parametrize("kind", ["safetensors", "npz"])
 def test_a_fused_layer_is_taken_apart(saved, kind):
     arrays = drawn(
-        attn__qkv__weight=(24, 8), attn__qkv__bias=(24,), attn__proj__weight=(8, 8), attn__proj__bias=(8,), norm__weight=(8,),
-        norm__bias=(8,), head__weight=(5, 8), head__bias=(5,),
+        attn__qkv__weight=(24, 8), attn__qkv__bias=(24,), attn__proj__weight=(8, 8), attn__proj__bias=(8,),
+        norm__weight=(8,), norm__bias=(8,), head__weight=(5, 8), head__bias=(5,),
     )  # fmt: skip
     module = Encoder(8, 2, 5, nnx.Rngs(0))
     loaded = ja.load_pretrained(module, saved(arrays, kind))
@@ -69,14 +71,16 @@ def test_a_fused_layer_is_taken_apart(saved, kind):
 
 
 def bert(layers=3, width=12, inner=20):
-    shapes = {"bert.embeddings.word_embeddings.weight": (30, width), "bert.embeddings.position_embeddings.weight": (16, width),
+    shapes = {"bert.embeddings.word_embeddings.weight": (30, width),
+              "bert.embeddings.position_embeddings.weight": (16, width),
               "bert.embeddings.token_type_embeddings.weight": (2, width), "bert.embeddings.LayerNorm.gamma": (width,),
               "bert.embeddings.LayerNorm.beta": (width,)}  # fmt: skip
     for i in range(layers):
         for name, (out, into) in {
-            "attention.self.query": (width, width), "attention.self.key": (width, width), "attention.self.value": (width, width),
-            "attention.output.dense": (width, width), "attention.output.LayerNorm": (width, 0),
-            "intermediate.dense": (inner, width), "output.dense": (width, inner), "output.LayerNorm": (width, 0),
+            "attention.self.query": (width, width), "attention.self.key": (width, width),
+            "attention.self.value": (width, width), "attention.output.dense": (width, width),
+            "attention.output.LayerNorm": (width, 0), "intermediate.dense": (inner, width),
+            "output.dense": (width, inner), "output.LayerNorm": (width, 0),
         }.items():  # fmt: skip
             shapes[f"bert.encoder.layer.{i}.{name}.weight"] = (out, into) if into else (out,)
             shapes[f"bert.encoder.layer.{i}.{name}.bias"] = (out,)
@@ -91,7 +95,8 @@ def test_an_encoder_named_as_bert(saved):
         dense = {"kernel": jnp.zeros((w, w)), "bias": jnp.zeros(w)}
         return {
             "attention": {name: dict(dense) for name in ("query", "key", "value", "out")},
-            "norm1": {"scale": jnp.zeros(w), "bias": jnp.zeros(w)}, "norm2": {"scale": jnp.zeros(w), "bias": jnp.zeros(w)},
+            "norm1": {"scale": jnp.zeros(w), "bias": jnp.zeros(w)},
+            "norm2": {"scale": jnp.zeros(w), "bias": jnp.zeros(w)},
             "mlp": {"up": {"kernel": jnp.zeros((w, 20)), "bias": jnp.zeros(20)},
                     "down": {"kernel": jnp.zeros((20, w)), "bias": jnp.zeros(w)}},
         }  # fmt: skip
@@ -114,7 +119,8 @@ def test_an_encoder_named_as_bert(saved):
             kernel = found["blocks"][i]["attention"][ours]["kernel"]
             np.testing.assert_array_equal(kernel.T, arrays[f"bert.encoder.layer.{i}.{theirs}.weight"])
         np.testing.assert_array_equal(
-            found["blocks"][i]["mlp"]["down"]["kernel"].T, arrays[f"bert.encoder.layer.{i}.output.dense.weight"]
+            found["blocks"][i]["mlp"]["down"]["kernel"].T,
+            arrays[f"bert.encoder.layer.{i}.output.dense.weight"],
         )
     np.testing.assert_array_equal(found["norm"]["scale"], arrays["bert.embeddings.LayerNorm.gamma"])
 
@@ -143,12 +149,16 @@ def small(classes):
 
 def test_a_new_head(saved, tmp_path):
     arrays = {name: np.asarray(x) for name, x in _torch_names(small(10)).items()}
-    with pytest.raises(ja.UserError, match=r"no weights for 1 layers.*head.*Left over in the file: linear.*fresh='head/\*\*'"):
+    with pytest.raises(
+        ja.UserError, match=r"no weights for 1 layers.*head.*Left over in the file: linear.*fresh='head/\*\*'"
+    ):
         ja.load_pretrained(small(3), saved(arrays))
     loaded = ja.load_pretrained(small(3), saved(arrays), fresh="head/**")
     assert loaded.params["head"]["kernel"].shape == (16, 3) and loaded.unused == ("linear",)
-    np.testing.assert_array_equal(loaded.params["stem"]["conv"]["kernel"].transpose(3, 2, 0, 1), arrays["conv1.weight"])
-    with pytest.raises(ja.UserError, match="fresh=.* matches none"):
+    np.testing.assert_array_equal(
+        loaded.params["stem"]["conv"]["kernel"].transpose(3, 2, 0, 1), arrays["conv1.weight"]
+    )
+    with pytest.raises(ja.UserError, match=r"fresh=.* matches none"):
         ja.load_pretrained(small(3), saved(arrays), fresh="haed/**")
 
 
@@ -158,8 +168,9 @@ def _torch_names(model):
     found = {}
 
     def norm(name, p, s):
-        found.update({f"{name}.weight": p["scale"], f"{name}.bias": p["bias"], f"{name}.running_mean": s["mean"],
-                      f"{name}.running_var": s["var"], f"{name}.num_batches_tracked": np.zeros((), np.int64)})  # fmt: skip
+        found.update({f"{name}.weight": p["scale"], f"{name}.bias": p["bias"],
+                      f"{name}.running_mean": s["mean"], f"{name}.running_var": s["var"],
+                      f"{name}.num_batches_tracked": np.zeros((), np.int64)})  # fmt: skip
 
     found["conv1.weight"] = params["stem"]["conv"]["kernel"].transpose(3, 2, 0, 1)
     norm("bn1", params["stem"]["norm"], state["stem"]["norm"])
@@ -199,7 +210,7 @@ def test_files_that_are_none(tmp_path, capsys):
         read(path)
     for protocol in (0, 2, 4):
         path.write_bytes(pickle.dumps({"state_dict": {"a": Evil()}}, protocol))
-        with pytest.raises(ja.UserError, match="refused|damaged"):
+        with pytest.raises(ja.UserError, match=r"refused|damaged"):
             read(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.npy", _pickled_npy())
@@ -215,7 +226,14 @@ def _pickled_npy():
 
 
 def test_numbers_count_from_zero_where_there_are_several():
-    names = ["conv1", "layer1.0.conv1", "layer1.0.conv2", "layer2.0.conv1", "layer2.0.conv2", "layer2.1.conv1"]
+    names = [
+        "conv1",
+        "layer1.0.conv1",
+        "layer1.0.conv2",
+        "layer2.0.conv1",
+        "layer2.0.conv2",
+        "layer2.1.conv1",
+    ]
     assert counted(names)["layer2.1.conv1"] == "layer1.1.conv" and counted(names)["conv1"] == "conv"
     assert counted(names)["layer1.0.conv2"] == "layer0..conv1".replace("..", ".")
     assert similarity("layer0.0.norm1", "stages.0.0.bn1") > similarity("layer0.0.norm1", "stages.0.0.conv1")
