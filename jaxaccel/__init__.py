@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from jaxaccel.optim import Optimizer, Schedule
     from jaxaccel.parallel import MeshShape
     from jaxaccel.pretrained import load_pretrained
+    from jaxaccel.probe import linear_probe
     from jaxaccel.recipe import Data, Recipe, load_recipe
     from jaxaccel.result import TrainResult
     from jaxaccel.tasks import ImageClassification, Task
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
         compressed,
         distill,
         fake_int8,
+        features,
         float8,
         float16,
         fold,
@@ -79,12 +81,14 @@ _HOMES = {
     "distill": "transforms",
     "explain": "explanation",
     "fake_int8": "transforms",
+    "features": "transforms",
     "float16": "transforms",
     "float8": "transforms",
     "fold": "transforms",
     "input_covariances": "transforms",
     "input_norms": "transforms",
     "int8": "transforms",
+    "linear_probe": "probe",
     "load_pretrained": "pretrained",
     "load_recipe": "recipe",
     "low_rank": "compress",
@@ -127,12 +131,14 @@ __all__ = [
     "distill",
     "explain",
     "fake_int8",
+    "features",
     "float8",
     "float16",
     "fold",
     "input_covariances",
     "input_norms",
     "int8",
+    "linear_probe",
     "load_pretrained",
     "load_recipe",
     "low_rank",

@@ -186,35 +186,6 @@ class Checkpoints:
                 write_text(directory / SEAL, json.dumps(_digests(directory), indent=1))
 
 
-def check_fork(shapes: Any, weights: Mapping[str, np.ndarray], origin: Path) -> None:
-    """Checks that `weights` ({path: array}) of the run in `origin` fit a state of these `shapes`.
-
-    Raises:
-      UserError: a parameter is missing or has another shape.
-    """
-    if (origin / "best" / "checkpoints").is_dir():
-        raise UserError(f"{origin} holds several replicas: fork from the best of them, {origin / 'best'}")
-    for name, x in flat(shapes).items():
-        if name.startswith(WEIGHTS):
-            found = weights.get(name)
-            if found is None or found.shape != x.shape:
-                has = "is missing" if found is None else f"has shape {found.shape}, not {x.shape}"
-                raise UserError(f"{origin} is of another model: {name} {has}")
-
-
-def fork(state: Any, weights: Mapping[str, np.ndarray]) -> Any:
-    """`state` with its parameters and model state replaced by `weights` ({path: array}) where it lies."""
-
-    def leaf(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
-        name = path_text(path)
-        if not name.startswith((*WEIGHTS, "average/")):
-            return x
-        found = weights[name.replace("average/", "params/", 1)]
-        return jax.make_array_from_callback(x.shape, x.sharding, found.astype(x.dtype).__getitem__)
-
-    return jax.tree_util.tree_map_with_path(leaf, state)
-
-
 def digest(tree: PyTree) -> str:
     """SHA-256 over all arrays of `tree`, their paths, shapes and dtypes: equal if and only if bit for bit equal."""
     total = hashlib.sha256()

@@ -31,8 +31,9 @@ class Options:
     """Go on from the newest checkpoint in that directory."""
     overwrite: bool = False
     """Replace what is in that directory."""
-    fork_from: Path | None = None
-    """Start from the weights of another run (its directory), everything else anew."""
+    init_from: Path | None = None
+    """Start from the weights of another run (its directory) or of a file (safetensors, npz, PyTorch), everything else
+    anew; also a head for other classes."""
     traceback: bool = False
     """Show Python's traceback when something goes wrong."""
 

@@ -57,9 +57,9 @@ class Replicas:
         """How many replicas there are."""
         return len(self.values["seed"])
 
-    def init(self) -> TrainState:
-        """All states before the first step."""
-        return self._each(lambda values: self.make(values).init())
+    def init(self, weights: Mapping[str, jax.Array] | None = None) -> TrainState:
+        """The states before the first step, each a function of its seed and of its `weights` (count, ...), by path."""
+        return self._each(lambda values, weights: self.make(values).init(weights), dict(weights or {}))
 
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         """One update of each replica on its own batch: arrays (count, B, ...)."""

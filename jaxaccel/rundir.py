@@ -155,5 +155,5 @@ def _check_same(record: Path, recipe: Recipe) -> None:
         if not path.startswith(MAY_DIFFER_ON_RESUME):
             raise UserError(
                 f"{record.parent} was trained with {path} = {old}, this recipe has {value}: resume with the "
-                "same recipe, or start a new run from its weights with --fork-from"
+                "same recipe, or start a new run from its weights with --init-from"
             )

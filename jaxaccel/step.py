@@ -18,6 +18,7 @@ from jaxaccel.optim.averaging import Averaging, weights_to_evaluate
 from jaxaccel.parallel import state_sharding
 from jaxaccel.tasks.task import Batch, Task
 from jaxaccel.transforms import LossScale, LossScaleState, bfloat16, fake_int8, float16, retarget
+from jaxaccel.trees import with_leaves
 
 PyTree = Any
 Augment = Callable[[jax.Array, Batch], Batch]
@@ -96,19 +97,17 @@ class Training:
     count: ClassVar[int] = 1
     """How many models train."""
 
-    def init(self) -> TrainState:
-        """The state before the first step, a function of the seed alone."""
+    def init(self, weights: Mapping[str, jax.Array] | None = None) -> TrainState:
+        """The state before the first step, a function of the seed and of `weights`, by path, where there are any."""
         params, model_state = self.model.init(jax.random.key(self.seed))
+        start = with_leaves({"params": params, "model_state": model_state}, weights or {})
+        params, model_state = start["params"], start["model_state"]
         opt_state = self.tx.init(params)
         return TrainState(
-            step=jnp.int32(0),
-            params=params,
-            model_state=model_state,
-            opt_state=opt_state,
-            average=self._first_average(params, opt_state),
-            halted=jnp.bool_(False),
+            step=jnp.int32(0), params=params, model_state=model_state, opt_state=opt_state,
+            average=self._first_average(params, opt_state), halted=jnp.bool_(False),
             loss_scale=LOSS_SCALE.init() if self.precision == "float16" else None,
-        )
+        )  # fmt: skip
 
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         """One update. All randomness comes from (seed, step, index of the example)."""

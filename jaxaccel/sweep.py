@@ -18,6 +18,7 @@ from jaxaccel.checkpoint import Checkpoints
 from jaxaccel.errors import UserError
 from jaxaccel.modules import Model
 from jaxaccel.optim import sparse
+from jaxaccel.optim.freeze import without_gradient
 from jaxaccel.recipe import Recipe
 from jaxaccel.replicas import Replicas, numbers_of, pick
 from jaxaccel.step import Training, TrainState
@@ -172,10 +173,17 @@ def keep_best(
 def _training(recipe: Recipe, model: Model, steps: int, image_size: int) -> Training:
     resized = (functools.partial(augment.resize, size=image_size),) if image_size else ()
     schedule = recipe.schedule.build(recipe.optimizer.learning_rate, steps)
-    tx = recipe.optimizer.build(schedule)
+    tx = recipe.optimizer.build(schedule, steps)
+    if recipe.optimizer.freeze:
+        model = model._replace(apply=_frozen(model.apply, recipe.optimizer.freeze))
     return Training(
         model, recipe.task, sparse(tx, recipe.sparse, steps) if recipe.sparse.on else tx, schedule,
         augment.chain(*resized, *recipe.augment), recipe.seed, recipe.optimizer.accumulate,
         recipe.optimizer.averaging(steps, steps / recipe.epochs), recipe.remat, recipe.non_finite, recipe.precision,
         recipe.lowering,
     )  # fmt: skip
+
+
+def _frozen(apply: Callable[..., Any], where: Sequence[str]) -> Callable[..., Any]:
+    """A model's function whose backward pass leaves out the parameters that do not change."""
+    return lambda params, *args, **kwargs: apply(without_gradient(params, where), *args, **kwargs)

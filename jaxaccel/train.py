@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxaccel import cli, curves, pacing, rundir, runtime
-from jaxaccel.checkpoint import Checkpoints, check_fork, digest, fork
+from jaxaccel import cli, curves, initial, pacing, rundir, runtime
+from jaxaccel.checkpoint import Checkpoints, digest
 from jaxaccel.data import open_source
 from jaxaccel.data.feed import batch_shape, choose, resident_feed, stream_feed
 from jaxaccel.data.order import Phase, Sequential
@@ -46,7 +46,7 @@ def train(
     run: Path | str | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    fork_from: Path | str | None = None,
+    init_from: Path | str | None = None,
     source: Path | None = None,
 ) -> TrainResult:
     """Trains `recipe` and writes all about it to `run`.
@@ -56,7 +56,7 @@ def train(
       run: directory of the run, by default ``runs/NAME``.
       resume: go on from the newest whole checkpoint there, bit for bit.
       overwrite: replace what is there.
-      fork_from: directory of another run, whose weights (the best ones) this one starts from.
+      init_from: another run's directory (its best weights count) or a file with weights, which this one starts from.
       source: the Python file that defines the recipe, to be kept with the run.
 
     Raises:
@@ -64,7 +64,7 @@ def train(
       OSError: the disk is full, or fails.
     """
     with contextlib.ExitStack() as leave:
-        return _train(recipe, run, resume, overwrite, fork_from, source, leave)
+        return _train(recipe, run, resume, overwrite, init_from, source, leave)
 
 
 def _train(
@@ -72,7 +72,7 @@ def _train(
     run: Path | str | None,
     resume: bool,
     overwrite: bool,
-    fork_from: Path | str | None,
+    init_from: Path | str | None,
     source: Path | None,
     leave: contextlib.ExitStack,
 ) -> TrainResult:
@@ -118,11 +118,9 @@ def _train(
             f"the training step cannot be traced: {str(error).strip().splitlines()[0]}"
         ) from error
 
-    # ---- state: new, resumed or forked ----------------------------------------------------------------
-    origin = Path(fork_from) if fork_from else None
-    weights = training.copies(Checkpoints.weights_of(origin, task.metric)) if origin else {}
-    if origin:
-        check_fork(state_shape, weights, origin)
+    # ---- state: new, resumed or from others --------------------------------------------------------------
+    origin = Path(init_from) if init_from else None
+    start = initial.start(origin, model, inputs, task.metric) if origin else initial.Start()
     directory = Path(run) if run else Path("runs") / recipe.name
     replaced = rundir.prepare(directory, recipe, source=source, resume=resume, overwrite=overwrite)
     leave.callback(replaced.put_back)
@@ -131,8 +129,8 @@ def _train(
     if restored:
         done, state = restored
     else:
-        done, state = 0, jax.jit(training.init, out_shardings=shardings)()
-        state = fork(state, weights) if origin else state
+        weights = training.copies(start.weights)
+        done, state = 0, jax.jit(training.init, out_shardings=shardings)(weights)
 
     if restored and done >= steps and (result := finished(directory, training, state)):
         checkpoints.close()
@@ -143,6 +141,8 @@ def _train(
     log = RunLog(directory, steps=steps, epoch=plan.epoch, done=done, show=show)
     leave.callback(log.close)
     log.say(heading(recipe, mesh, directory, len(train_source), state_shape.params, training.count, done))
+    if origin:
+        log.say(start.said(origin))
     shuffled = training.order(len(train_source), plan.phases)
     mode = choose(data.feed, data.resident_share, (train_source, eval_source), task.element)
     if mode == "resident":
@@ -282,7 +282,7 @@ def main(argv: Sequence[str]) -> int:
     source = Path(module.__file__) if not module.__name__.startswith("jaxaccel.") else None
     train(
         recipe, run=options.run, resume=options.resume, overwrite=options.overwrite,
-        fork_from=options.fork_from, source=source,
+        init_from=options.init_from, source=source,
     )  # fmt: skip
     return 0
 

@@ -3,7 +3,7 @@
 import difflib
 import functools
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,6 +23,15 @@ def parameter_path(path: tuple[Any, ...]) -> str:
     """The same without the last part of an NNX variable, which is always ``value``."""
     text = path_text(path)
     return text.removesuffix("/value")
+
+
+def with_leaves(tree: Any, new: Mapping[str, Any]) -> Any:
+    """`tree` with the leaves that `new` ({path: array}) has, in the dtypes that they had."""
+
+    def leaf(path: tuple[Any, ...], x: Any) -> Any:
+        return new[path_text(path)].astype(x.dtype) if path_text(path) in new else x
+
+    return jax.tree_util.tree_map_with_path(leaf, tree)
 
 
 def matches(where: str, path: str) -> bool:

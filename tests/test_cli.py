@@ -41,7 +41,7 @@ def elsewhere(tmp_path, monkeypatch):
         (["--model", "ConvNet(classes=7)"], "gives 7 logits and the data has 10 classes"),
         (["--model", "ConvNet(channels=3)"], "does not take the data's batches of shape"),
         (["--resume"], "nothing to resume in runs/digits"),
-        (["--fork-from", "nowhere"], "nowhere is no directory of a run"),
+        (["--init-from", "nowhere"], "nowhere is no directory of a run"),
         (["--run", "/proc/nowhere"], "cannot write in /proc/nowhere"),
         (["--augment", "pad_and_crop(padding=-1)"], "padding"),
     ],

@@ -214,7 +214,7 @@ def test_from_the_command_line(run_train, tmp_path):
     assert "best" in out
     best = json.loads((tmp_path / "r" / "best" / "recipe.json").read_text())["recipe"]
     assert best["seed"] == int(np.argmax(accuracies)) and not best["sweep"]
-    code, _, err = run_train(*small, "--epochs", "0.1", "--run", "s", "--fork-from", "r/best")
+    code, _, err = run_train(*small, "--epochs", "0.1", "--run", "s", "--init-from", "r/best")
     assert code == 0, err
     code, _, err = run_train("digits", "--sweep", "optimizer.lr", "1,2")
     assert (code, err.count("\n")) == (2, 1)

@@ -121,15 +121,15 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(run_train, tmp_path, whol
     assert "all checkpoints in" in err and len(err.splitlines()) == 1
 
 
-def test_fork_starts_from_the_weights(run_train, tmp_path, whole):
+def test_a_run_starts_from_the_weights_of_another(run_train, tmp_path, whole):
     forked = ("--name", "fork", "--epochs", "0.05", "--optimizer.learning-rate", "1e-9")
-    code, _, err = run_train(*WORDS, *forked, "--fork-from", whole.directory)
+    code, _, err = run_train(*WORDS, *forked, "--init-from", whole.directory)
     assert code == 0, err
     accuracy = result(tmp_path / "runs" / "fork")["eval"]["accuracy"]
     assert accuracy == pytest.approx(whole.summary["eval"]["accuracy"], abs=0.02)
     assert accuracy > 0.8
     other = ("digits", "--model", "ConvNet(widths=(24,), hidden=16)", "--name", "other")
-    code, _, err = run_train(*other, "--fork-from", whole.directory)
+    code, _, err = run_train(*other, "--init-from", whole.directory)
     assert code == 2
     assert "is of another model" in err and len(err.splitlines()) == 1
     assert not (tmp_path / "runs" / "other" / "metrics.jsonl").exists()
@@ -147,7 +147,7 @@ def test_resume_needs_the_same_recipe(run_train, tmp_path, whole):
     assert result(directory)["state_sha256"] == whole.summary["state_sha256"]  # nothing was lost
 
 
-def test_the_best_checkpoint_is_kept_and_forked_from(tmp_path):
+def test_the_best_checkpoint_is_kept_and_started_from(tmp_path):
     import numpy as np
 
     from jaxaccel.checkpoint import Checkpoints

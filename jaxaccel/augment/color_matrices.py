@@ -12,8 +12,7 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 def scaling(factor: jax.Array, channels: int) -> jax.Array:
     """Matrices (B, C + 1, C + 1) that multiply colors by ``factor`` (B,)."""
-    last = np.diag([0.0] * channels + [1.0]).astype(np.float32)
-    return factor[:, None, None] * (np.eye(channels + 1, dtype=np.float32) - last) + last
+    return blending(factor, jnp.zeros((channels, channels)), jnp.zeros((channels,)))
 
 
 def blending(factor: jax.Array, linear: jax.Array | np.ndarray, offset: jax.Array) -> jax.Array:

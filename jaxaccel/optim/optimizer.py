@@ -14,6 +14,7 @@ from jaxaccel.calls import nearest
 from jaxaccel.errors import UserError
 from jaxaccel.optim.averaging import Averaging
 from jaxaccel.optim.conjugate_gradient import conjugate_gradient
+from jaxaccel.optim.freeze import freezing, unfreezing
 from jaxaccel.optim.lookahead import lookahead
 from jaxaccel.optim.muon import muon
 from jaxaccel.optim.scaling import layer_decay, scale_by_path
@@ -44,6 +45,11 @@ class Optimizer:
     """Which parameters decay, by path; all of them with optimizers that cannot tell (prodigy, schedule_free_adamw)."""
     rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Learning rates of groups of parameters, as multiples, by path: `--optimizer.rates '**/head/**' 10`; 0 freezes."""
+    freeze: tuple[str, ...] = ()
+    """Parameters that stay as they are, by path ('stem/**' 'stages/0/**'): they get no gradient and no state."""
+    unfreeze: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Groups of parameters that begin to move later, by path, and after which share of the run (Howard & Ruder 2018):
+    `--optimizer.unfreeze 'stages/**' 0.2 'stem/**' 0.5`."""
     layer_decay: float = 1.0
     """Each layer's learning rate as a share of that of the layer above it, for fine-tuning (Bao et al. 2021)."""
     clip_norm: float = 0.0
@@ -97,8 +103,8 @@ class Optimizer:
                 "optimizer.reestimate is for averaged weights: add --optimizer.ema, swa or lookahead"
             )
 
-    def build(self, schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
-        """The gradient transformation, driven by `schedule`.
+    def build(self, schedule: optax.Schedule, steps: int = 0) -> optax.GradientTransformationExtraArgs:
+        """The gradient transformation, driven by `schedule`, of a run of so many steps (`unfreeze` counts in shares).
 
         Raises:
           UserError: there is no such optimizer, or it does not take one of `args`.
@@ -128,9 +134,10 @@ class Optimizer:
             raise
         except (TypeError, ValueError) as error:
             raise UserError(f"optimizer {self.name}({', '.join(options)}): {error}") from error
-        return self._around(
-            optax.chain(*before, _only_what_it_takes(made) if self.name in LINE_SEARCH else made)
-        )
+        tx = optax.chain(*before, _only_what_it_takes(made) if self.name in LINE_SEARCH else made)
+        tx = self._around(tx)
+        tx = unfreezing(tx, self.unfreeze, steps) if self.unfreeze else tx
+        return freezing(tx, self.freeze) if self.freeze else tx
 
     def averaging(self, steps: int, epoch_steps: float) -> Averaging | None:
         """The average of the weights in a run of so many steps; None where there is none."""

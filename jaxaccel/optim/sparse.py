@@ -12,7 +12,7 @@ from jaxaccel.compress.selected import selected
 from jaxaccel.errors import UserError
 
 PyTree = Any
-Method = Literal["one_shot", "gradual", "straight_through", "set", "rigl", "lottery"]
+Method = Literal["one_shot", "gradual", "straight_through", "set", "rigl", "lottery", "fixed"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Sparse:
     method: Method = "gradual"
     """one_shot: at `begin`. gradual: more at every `every` steps from `begin` to `end`, fast at first (Zhu & Gupta
     2017, arXiv:1710.01878). straight_through: removed weights go on learning and may come back, until `end` (Zhou et
-    al. 2021, arXiv:2102.04010). set, rigl: sparse from the start; every `every` steps until `end` the smallest
-    weights make room for others, at random (Mocanu et al. 2018, arXiv:1707.04780) or where the gradient is largest
-    (Evci et al. 2020, arXiv:1911.11134). lottery: in rounds of `every` steps, after each of which what is left goes
-    back to its weights of step `begin` (Frankle et al. 2020, arXiv:1912.05671)."""
+    al. 2021, arXiv:2102.04010). set, rigl: sparse from the start; every `every` steps until `end` the smallest weights
+    make room for others, at random (Mocanu et al. 2018, arXiv:1707.04780) or where the gradient is largest (Evci et al.
+    2020, arXiv:1911.11134). lottery: in rounds of `every` steps, after each of which what is left goes back to its
+    weights of step `begin` (Frankle et al. 2020, arXiv:1912.05671). fixed: weights that are 0 at the start stay 0."""
     pattern: str = "unstructured"
     """unstructured, n:m (2:4), block or block:RxC."""
     scope: Scope = "layer"
@@ -59,7 +59,7 @@ class Sparse:
     @property
     def on(self) -> bool:
         """Whether anything is pruned."""
-        return self.sparsity > 0 or Pattern.parse(self.pattern).of > 0
+        return self.sparsity > 0 or Pattern.parse(self.pattern).of > 0 or self.method == "fixed"
 
 
 class SparseState(NamedTuple):
@@ -97,6 +97,8 @@ def sparse(
     def init(params: PyTree) -> SparseState:
         dense = _masks(params, how, 0.0)
         masks = _random(params, how) if how.method in ("set", "rigl") else dense
+        if how.method == "fixed":
+            masks = _map(lambda m, p: None if m is None else p != 0, dense, params)
         keeps = through or how.method == "lottery"
         # A copy: the state may be donated together with the parameters.
         kept = _map(lambda m, p: jnp.array(p) if keeps and m is not None else None, dense, params)
@@ -136,6 +138,8 @@ def sparse(
 
 def _changes(step: jax.Array, how: Sparse, begin: int, end: int) -> jax.Array:
     """Whether masks change with update number `step`, counted from 1."""
+    if how.method == "fixed":
+        return jnp.bool_(False)
     if how.method == "one_shot" or (how.method == "gradual" and Pattern.parse(how.pattern).of):
         return step == max(begin, 1)
     due = (step - begin) % how.every == 0

@@ -1,6 +1,7 @@
 """Weights of a file into a model, matched by structure, shape and name."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ def load_pretrained(
     inputs: tuple[PyTree, ...] = (),
     names: Mapping[str, str] | None = None,
     fresh: Where = (),
+    new_head: bool = False,
 ) -> Loaded:
     """The weights in `file` as parameters and state of `model`.
 
@@ -66,13 +68,14 @@ def load_pretrained(
         counts, which tells layers apart whose names say nothing; without, the order of their names does.
       names: layers of the file that are to be layers of the model: ``{"layer1.0.conv1": "stages/0/0/conv1"}``.
       fresh: paths of parameters that keep what they have: ``"head/**"``, for other classes.
+      new_head: one layer for which the file has one with another number of outputs keeps what it has.
 
     Raises:
       UserError: the file cannot be read, a layer of the model finds none of the file or several that are as good, or
         `names` or `fresh` fit nothing.
     """
     weights = read(file)
-    params, state = _arrays_of(model, initialised=bool(fresh))
+    params, state = _arrays_of(model)
     flat, treedef = jax.tree_util.tree_flatten_with_path((params, state))
     paths = [parameter_path(path[1:]) for path, _ in flat]
     where = [fresh] if isinstance(fresh, str) or callable(fresh) else list(fresh)
@@ -90,6 +93,8 @@ def load_pretrained(
     sources = layers((name, weights[name].shape) for name in listed)
     trust = 0.0 if order is None else 0.25 if is_sorted else 1.0
     found, missing, unused = pairs(sources, targets, names or {}, order=trust)
+    if new_head and len(missing) == 1 and any(_outputs_differ(layer, missing[0]) for layer in unused):
+        kept |= {path for path, _ in missing.pop().parts.values()}
     if missing:
         raise UserError(_missing(file, missing, unused))
     values: dict[str, jax.Array] = {}
@@ -97,6 +102,9 @@ def load_pretrained(
         for role, (path, shape) in pair.target.parts.items():
             value = arranged(_value(weights, pair.source, role), shape, role, path)
             values[path] = jnp.asarray(value, by_path[path].dtype)
+    if kept and isinstance(model, Model):
+        started = jax.tree.leaves(jax.jit(model.init)(jax.random.key(0)))
+        by_path = dict(zip(paths, started, strict=True))
     leaves = [values[path] if path in values else by_path[path] for path in paths]
     params, state = jax.tree.unflatten(treedef, leaves)
     if isinstance(model, nnx.Module):
@@ -104,14 +112,20 @@ def load_pretrained(
     return Loaded(params, state, tuple(found), tuple(sorted(kept)), tuple(layer.name for layer in unused))
 
 
-def _arrays_of(model: Any, initialised: bool) -> tuple[PyTree, PyTree]:
-    """(params, state): shapes, and arrays where some are to be kept."""
+def _outputs_differ(source: Layer, target: Layer) -> bool:
+    """Whether both are the same layer but for the number of outputs, PyTorch's first axis and Flax's last."""
+    if source.parts.keys() != target.parts.keys() or "weight" not in target.parts:
+        return False
+    theirs, ours = source.parts["weight"][1], target.parts["weight"][1]
+    return math.prod(theirs[1:]) == math.prod(ours[:-1])
+
+
+def _arrays_of(model: Any) -> tuple[PyTree, PyTree]:
+    """(params, state), of a `Model` as shapes."""
     if isinstance(model, nnx.Module):
         _, params, _, state = nnx.split(model, nnx.Param, nnx.RngState, ...)
         return nnx.to_pure_dict(params), nnx.to_pure_dict(state)
-    if isinstance(model, Model):
-        return jax.jit(model.init)(jax.random.key(0)) if initialised else abstract(model)
-    return model
+    return abstract(model) if isinstance(model, Model) else model
 
 
 def _fill(module: nnx.Module, params: PyTree, state: PyTree) -> None:

@@ -3,6 +3,7 @@
 from jaxaccel.transforms.calibrate import Calibration, calibrate
 from jaxaccel.transforms.compressed import compressed
 from jaxaccel.transforms.distill import Hint, distill
+from jaxaccel.transforms.features import features
 from jaxaccel.transforms.fold import fold
 from jaxaccel.transforms.int8 import int8
 from jaxaccel.transforms.loss_scale import LossScale, LossScaleState
@@ -23,6 +24,7 @@ __all__ = [
     "compressed",
     "distill",
     "fake_int8",
+    "features",
     "float8",
     "float16",
     "fold",

@@ -7,10 +7,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxaccel.calls import nearest
 from jaxaccel.errors import UserError
-from jaxaccel.interpret import Observation, Transformation, is_compressed, transform
-from jaxaccel.sites import BILINEAR, Site
+from jaxaccel.transforms.features import features
 
 PyTree = Any
 Kind = Literal["hint", "attention", "relation"]
@@ -48,42 +46,6 @@ def soft_targets(student: jax.Array, teacher: jax.Array, temperature: float = 4.
     teacher = jax.lax.stop_gradient(teacher).astype(jnp.float32) / temperature
     log_p, log_q = jax.nn.log_softmax(teacher), jax.nn.log_softmax(student.astype(jnp.float32) / temperature)
     return temperature**2 * jnp.sum(jnp.exp(log_p) * (log_p - log_q), -1)
-
-
-def features(f: Callable[..., Any], sites: Sequence[str], *, argnums: int = 0) -> Callable[..., Any]:
-    """`f` with what the products with some weights give: ``(result, {path: product})``, differentiable.
-
-    Args:
-      f: any JAX function.
-      sites: paths of weights. A weight used more than once has names as `explain` shows them, ``kernel#2``.
-      argnums: which argument holds the parameters.
-
-    Raises:
-      UserError: when called, if f has no such site.
-    """
-
-    def rule(site: Site, *operands: Any) -> Any:
-        dense = [x.materialise() if is_compressed(x) else x for x in operands]
-        out = site.bind(*dense)
-        if site.name in sites:
-            site.observe(out)
-        return out
-
-    last = Observation(
-        lambda x: jax.tree.map(lambda leaf: leaf[-1], x), lambda shape: jnp.zeros(shape.shape, shape.dtype)
-    )
-    observing = transform(
-        f, Transformation("features", dict.fromkeys(BILINEAR, rule), argnums, arrays=True, observation=last)
-    )
-
-    def found(*args: Any, **kwargs: Any) -> Any:
-        out, seen = observing(*args, **kwargs)
-        if missing := [name for name in sites if name not in seen]:
-            names = _names(f, argnums, args, kwargs)
-            raise UserError(f"there is no product with {missing[0]}{nearest(missing[0], names)}")
-        return out, seen
-
-    return found
 
 
 def distill(
@@ -193,20 +155,6 @@ class Distillation:
 
 def _alone(f: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args: (f(*args), {})
-
-
-def _names(f: Callable[..., Any], argnums: int, args: Any, kwargs: Any) -> list[str]:
-    """The sites of f."""
-    seen: list[str] = []
-
-    def rule(site: Site, *operands: Any) -> Any:
-        seen.append(site.name)
-        return NotImplemented
-
-    jax.eval_shape(
-        transform(f, Transformation("names", dict.fromkeys(BILINEAR, rule), argnums)), *args, **kwargs
-    )
-    return seen
 
 
 def _hint(a: jax.Array, b: jax.Array) -> jax.Array:

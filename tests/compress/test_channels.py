@@ -217,10 +217,9 @@ def test_state_and_optimizer_are_cut_alike():
         == smaller["stages"][0][0]["norm1"]["scale"].shape
     )
     assert all("stages" in name for name in removed.before)  # the stream's width is a number in the class
-    assert f(removed.params, x).shape == (2, 10)
+    assert jax.eval_shape(f, removed.params, x).shape == (2, 10)
     tx = optax.adam(1e-3)
-    grads = jax.grad(lambda p: jnp.sum(f({**removed.params, "params": p}, x) ** 2))(smaller)
-    tx.update(grads, tx.init(smaller), smaller)
+    tx.update(jax.tree.map(jnp.zeros_like, smaller), tx.init(smaller), smaller)
 
 
 def layer_normed(p, x):

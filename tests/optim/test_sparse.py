@@ -152,6 +152,15 @@ def test_removed_weights_are_exactly_zero_whatever_the_optimizer():
         assert not np.asarray(params["layer"]["kernel"])[~np.asarray(state.masks["layer"]["kernel"])].any()
 
 
+def test_zeros_stay_zeros():
+    params, _ = problem()
+    params = ja.masked(params, ja.prune(params, 0.75))
+    rows = trained(Sparse(method="fixed"), params=params)
+    for found, _ in rows:
+        np.testing.assert_array_equal(found["layer"]["kernel"] == 0, params["layer"]["kernel"] == 0)
+    assert not np.allclose(rows[-1][0]["layer"]["kernel"], params["layer"]["kernel"])
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

@@ -7,7 +7,8 @@ import pytest
 
 import jaxaccel as ja
 from jaxaccel.errors import UserError
-from jaxaccel.transforms.distill import features, soft_targets
+from jaxaccel.transforms.distill import soft_targets
+from jaxaccel.transforms.features import features
 
 
 def random(*shape, seed=0):
