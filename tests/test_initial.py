@@ -1,4 +1,4 @@
-"""Runs that start from the weights of a file, and of a run with other classes."""
+"""Runs that start from the weights of a file, or of another run."""
 
 import dataclasses
 from functools import partial
@@ -10,7 +10,6 @@ from safetensors.numpy import save_file
 
 import jaxaccel as ja
 from jaxaccel import models
-from jaxaccel.checkpoint import flat
 from jaxaccel.optim import Optimizer
 
 
@@ -59,13 +58,11 @@ def test_a_file(recipe, tmp_path, classes, capsys):
     assert ("new: head/bias, head/kernel" in said) == (classes == 3)
 
 
-def test_a_run_with_other_classes(recipe, tmp_path):
-    first = ja.train(recipe, run=tmp_path / "first")
+def test_a_run_of_another_model(recipe, tmp_path):
+    ja.train(recipe, run=tmp_path / "first")
     narrow = dataclasses.replace(recipe, model=partial(models.ResNetCifar, 8, width=6))
     with pytest.raises(ja.UserError, match=r"is of another model: .* has shape"):
         ja.train(narrow, run=tmp_path / "second", init_from=tmp_path / "first")
-    again = ja.train(recipe, run=tmp_path / "third", init_from=tmp_path / "first")
-    jax.tree.map(np.testing.assert_array_equal, flat(first.state.params), flat(again.state.params))
 
 
 def test_a_file_of_another_model(recipe, tmp_path):

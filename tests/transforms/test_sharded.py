@@ -11,14 +11,11 @@ def report(told):
     return told(Path(__file__).with_name("sharded_program.py"))
 
 
-@pytest.mark.parametrize(
-    ("bits", "mesh"), [(8, "8,1,1"), (8, "1,8,1"), (8, "2,2,2"), (8, "1,1,8"), (4, "2,2,2")]
-)
-def test_results_are_those_of_one_device(report, bits, mesh):
-    for mode in ("dynamic", "static"):
-        # A float32 sum in another order may move an activation over a rounding boundary: one step of 127.
-        assert report[f"{bits}/{mesh}/{mode}"] < 0.02
-    assert report[f"{bits}/{mesh}/bfloat16"] < 0.02
+def test_results_are_those_of_one_device(report):
+    for bits, mesh in [(8, "8,1,1"), (8, "1,8,1"), (8, "2,2,2"), (8, "1,1,8"), (4, "2,2,2")]:
+        for mode in ("dynamic", "static", "bfloat16"):
+            # A float32 sum in another order may move an activation over a rounding boundary: one step of 127.
+            assert report[f"{bits}/{mesh}/{mode}"] < 0.02, (bits, mesh, mode)
 
 
 def test_integers_and_scales_are_split_as_what_they_stand_for(report):
