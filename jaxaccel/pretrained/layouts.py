@@ -13,8 +13,8 @@ ROLES = {
     **dict.fromkeys(("var", "running_var", "moving_variance"), "var"),
 }
 """What an array does in its layer, by the last part of its name."""
-FUSED = ("qkv", "in_proj", "c_attn", "query_key_value")
-"""Names of layers that compute queries, keys and values in one product."""
+FUSED = ("qkv", "in_proj")
+"""Names of layers whose outputs are all queries, then all keys, then all values; others mix them head by head."""
 
 
 @dataclasses.dataclass(frozen=True)
