@@ -23,7 +23,8 @@ from jaxaccel.modules import as_model
 from jaxaccel.optim import Optimizer, Schedule
 from jaxaccel.parallel import MeshShape, batch_sharding, make_mesh, replicated, state_sharding
 from jaxaccel.runlog import Meter, RunLog
-from jaxaccel.step import Training, TrainState
+from jaxaccel.state import TrainState
+from jaxaccel.step import Training
 from jaxaccel.tasks import ImageClassification
 
 

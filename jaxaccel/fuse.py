@@ -7,7 +7,8 @@ import jax
 
 from jaxaccel.metrics import Mean
 from jaxaccel.replicas import Replicas
-from jaxaccel.step import StepMetrics, Training, TrainState, loop
+from jaxaccel.state import StepMetrics, TrainState
+from jaxaccel.step import Training, loop
 from jaxaccel.tasks.task import Batch
 
 PyTree = Any

@@ -1,18 +1,23 @@
-"""The weights that a run starts from: those of another run, or of a file."""
+"""The weights that a run starts from, and its teacher: those of another run, or of a file."""
 
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
+from jaxaccel import rundir
 from jaxaccel.checkpoint import Checkpoints, flat
 from jaxaccel.errors import UserError
-from jaxaccel.modules import Model, abstract
+from jaxaccel.modules import Model, abstract, as_model, output_shape, takes
 from jaxaccel.pretrained import load_pretrained
+from jaxaccel.recipe import Recipe, load_recipe
+from jaxaccel.teacher import Teacher
 
 PyTree = Any
+SAME_CLASSES = "soft targets need a teacher of the same classes"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,21 +48,90 @@ def start(origin: Path, model: Model, inputs: tuple[PyTree, ...], metric: str) -
         another number of outputs.
     """
     own = _named(*abstract(model))
-    if origin.is_dir():
-        if (origin / "best" / "checkpoints").is_dir():
-            raise UserError(
-                f"{origin} holds several replicas: start from the best of them, {origin / 'best'}"
-            )
-        found: Mapping[str, Any] = Checkpoints.weights_of(origin, metric)
-    elif origin.is_file():
-        loaded = load_pretrained(model, origin, inputs=inputs, new_head=True)
-        named = _named(loaded.params, loaded.state).items()
-        found = {name: x for name, x in named if name.partition("/")[2] not in loaded.fresh}
-    else:
-        raise UserError(f"{origin} is no directory of a run and no file with weights")
+    found = _weights_in(origin, model, inputs, metric, new_head=True)
     fresh = [name for name, x in own.items() if name not in found or found[name].shape != x.shape]
     _check_head(origin, own, found, fresh)
     return Start({name: np.asarray(found[name]) for name in own if name not in fresh}, tuple(fresh))
+
+
+def teacher(
+    recipe: Recipe,
+    facts: Mapping[str, Any],
+    student: Model,
+    inputs: tuple[PyTree, ...],
+    resumed: Path | None = None,
+) -> Teacher | None:
+    """The model that `recipe` learns from, without its weights; None where there is none.
+
+    Args:
+      recipe: of the student.
+      facts: what the data set says of itself.
+      student: the model that is to be trained.
+      inputs: one batch's inputs to both, as `jax.ShapeDtypeStruct`s.
+      resumed: directory of the student's run where it goes on; the teacher's own is not needed then.
+
+    Raises:
+      UserError: the model cannot be made, does not take the data, or has other outputs than the student.
+    """
+    options = recipe.distill
+    if options.teacher is None:
+        return None
+    kept = resumed / rundir.TEACHER if resumed else options.teacher
+    own = load_recipe(str(kept)) if (kept / "recipe.json").is_file() else None
+    if own and options.model:
+        raise UserError(f"{options.teacher} is a run and knows its model: leave out --distill.model")
+    factory = own.model if own else options.model or recipe.model
+    # Of a sample, from which some models start, only the shape counts: weights are loaded.
+    sample = {"sample": np.zeros(inputs[0].shape, np.float32)} if takes(factory, "sample") else {}
+    try:
+        model = as_model(factory, {**facts, **sample}, inputs)
+        theirs, ours = (getattr(output_shape(m, inputs), "shape", None) for m in (model, student))
+    except UserError as error:
+        raise UserError(f"teacher {options.teacher}: {error}") from error
+    if options.soft and theirs != ours:
+        raise UserError(
+            f"the teacher {options.teacher} gives logits of shape {theirs} and the student {ours}: {SAME_CLASSES}"
+        )
+    return Teacher(model, own.task if own else recipe.task, options)
+
+
+def teacher_weights(teacher: Teacher | None, inputs: tuple[PyTree, ...]) -> dict[str, np.ndarray]:
+    """The weights of the teacher, by their paths in a state; nothing where there is no teacher.
+
+    Raises:
+      UserError: there is no such run or file, it is of another model, or its weights are for other classes.
+    """
+    origin = teacher and teacher.options.teacher
+    if not teacher or not origin:
+        return {}
+    found = _weights_in(origin, teacher.model, inputs, teacher.task.metric)
+    own = _named(*abstract(teacher.model))
+    classes = jax.tree.leaves(output_shape(teacher.model, inputs))[0].shape[-1]
+    for name, x in own.items():
+        there = found[name].shape if name in found else None
+        if there and (*there[:-1], classes) == x.shape != there:
+            raise UserError(
+                f"the teacher {origin} has {there[-1]} classes and the data {classes}: {SAME_CLASSES}"
+            )
+        if there != x.shape:
+            has = "is missing" if there is None else f"has shape {there}, not {x.shape}"
+            raise UserError(f"the teacher {origin} is of another model: {name} {has}")
+    return {f"teacher/{name}": np.asarray(found[name]) for name in own}
+
+
+def _weights_in(
+    origin: Path, model: Model, inputs: tuple[PyTree, ...], metric: str, new_head: bool = False
+) -> dict[str, Any]:
+    """Parameters and model state by path; without a file's last layer where that has other outputs."""
+    if origin.is_dir():
+        if (origin / "best" / "checkpoints").is_dir():
+            raise UserError(f"{origin} holds several replicas: take the best of them, {origin / 'best'}")
+        return Checkpoints.weights_of(origin, metric)
+    if not origin.is_file():
+        raise UserError(f"{origin} is no directory of a run and no file with weights")
+    loaded = load_pretrained(model, origin, inputs=inputs, new_head=new_head)
+    named = _named(loaded.params, loaded.state).items()
+    return {name: x for name, x in named if name.partition("/")[2] not in loaded.fresh}
 
 
 def _named(params: PyTree, state: PyTree) -> dict[str, Any]:

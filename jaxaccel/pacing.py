@@ -137,6 +137,14 @@ def steps_per_call(wanted: int, flops: float, boundary: int, steps: int) -> int:
 
 
 def flops(step: Callable, state: Any, batch: Any) -> float:
-    """Floating-point operations of one step, counted by XLA before it optimises."""
-    cost = jax.jit(step).lower(state, batch).cost_analysis()
+    """Floating-point operations of one step, counted by XLA before it optimises.
+
+    Raises:
+      UserError: the step cannot be traced.
+    """
+    try:
+        cost = jax.jit(step).lower(state, batch).cost_analysis()
+    except (TypeError, ValueError) as error:  # an optimizer that wants more than gradients, say
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"the training step cannot be traced: {reason}") from error
     return float(cost.get("flops", 0.0)) if cost else 0.0

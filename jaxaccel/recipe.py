@@ -5,50 +5,18 @@ import importlib.util
 import json
 import pkgutil
 import sys
-import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import tyro
-
-from jaxaccel import augment as augmentations
-from jaxaccel import models, tasks
+from jaxaccel import tasks
 from jaxaccel.calls import nearest, parse, render
 from jaxaccel.errors import UserError
+from jaxaccel.flags import NAMES, Call, Values
 from jaxaccel.optim import Optimizer, Schedule, Sparse
 from jaxaccel.parallel import MeshShape
 from jaxaccel.tasks import ImageClassification, Task
-
-NAMES: dict[str, Callable[..., Any]] = {
-    name: getattr(module, name)
-    for module in (models, augmentations)
-    for name in module.__all__
-    if isinstance(getattr(module, name), (type, types.FunctionType)) and name not in ("chain", "example_keys")
-}
-"""What a model or an augmentation may be called on the command line and in recipe.json."""
-
-Call = Annotated[
-    Callable[..., Any],
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="CALL",
-        instance_from_str=lambda words: parse(words[0], NAMES),
-        is_instance=callable,
-        str_from_instance=lambda function: [render(function, NAMES)],
-    ),
-]
-
-Values = Annotated[
-    tuple[float, ...],
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="X,X,...",
-        instance_from_str=lambda words: tuple(float(word) for word in words[0].split(",")),
-        is_instance=lambda value: isinstance(value, tuple),
-        str_from_instance=lambda values: [",".join(f"{value:g}" for value in values)],
-    ),
-]
+from jaxaccel.teacher import Distill
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +74,7 @@ class Recipe:
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     sparse: Sparse = Sparse()
+    distill: Distill = Distill()
     phases: Phases = Phases()
     mesh: MeshShape = MeshShape()
     precision: Literal["float32", "bfloat16", "float16", "int8-qat"] = "float32"
@@ -191,6 +160,9 @@ def from_json(values: Mapping[str, Any]) -> Recipe:
             name: Path(value) for name in ("dir", "downloads") if (value := getattr(plain["data"], name))
         }
         plain["data"] = dataclasses.replace(plain["data"], **paths)
+        distill = dict(plain.get("distill", {}))  # older recipes have none
+        distill["model"] = parse(distill["model"], NAMES) if distill.get("model") else None
+        plain["distill"] = Distill(**distill)
         plain["model"] = parse(plain["model"], NAMES)
         plain["augment"] = tuple(parse(text, NAMES) for text in plain["augment"])
         return Recipe(**plain)
@@ -260,10 +232,13 @@ def _module(name: str) -> Any:
 
 def _from_run(directory: Path) -> tuple[Recipe, Any]:
     """The recipe of a run, and the module that defined it, if it was a file of the user's own, else this one."""
-    record = json.loads((directory / "recipe.json").read_text(encoding="utf-8"))
-    own = record.get("module")
+    try:
+        record = json.loads((directory / "recipe.json").read_text(encoding="utf-8"))
+        own, written = record.get("module"), record["recipe"]
+    except (ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{directory / 'recipe.json'} was not written by jaxaccel, or is damaged") from error
     module = _from_file(directory / f"{own}.py") if own and own not in sys.modules else None
-    return from_json(record["recipe"]), module or sys.modules[own or __name__]
+    return from_json(written), module or sys.modules[own or __name__]
 
 
 def _from_file(path: Path) -> Any:

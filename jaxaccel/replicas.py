@@ -17,7 +17,8 @@ from jaxaccel.data.order import Order, Phase, Shuffled, Together
 from jaxaccel.errors import UserError
 from jaxaccel.metrics import Mean
 from jaxaccel.parallel import batch_sharding
-from jaxaccel.step import StepMetrics, Training, TrainState
+from jaxaccel.state import StepMetrics, TrainState
+from jaxaccel.step import Training
 from jaxaccel.tasks.task import Batch
 
 PyTree = Any

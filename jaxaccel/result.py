@@ -10,7 +10,8 @@ from typing import Any
 import jax
 
 from jaxaccel.replicas import Replicas, pick
-from jaxaccel.step import Training, TrainState
+from jaxaccel.state import TrainState
+from jaxaccel.step import Training
 from jaxaccel.wording import scores_text
 
 

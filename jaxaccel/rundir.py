@@ -16,6 +16,10 @@ from jaxaccel import runtime
 from jaxaccel.errors import UserError
 from jaxaccel.files import write_text
 from jaxaccel.recipe import MAY_DIFFER_ON_RESUME, Recipe, differences, to_json
+from jaxaccel.teacher import Distill
+
+TEACHER = "teacher"
+"""Folder of a run that holds the recipe of the run that was its teacher, with which it goes on when that has gone."""
 
 
 def prepare(
@@ -88,6 +92,8 @@ def _make(directory: Path, recipe: Recipe, source: Path | None, overwrite: bool)
         directory.mkdir(parents=True, exist_ok=True)
         if source is not None:
             shutil.copyfile(source, directory / source.name)
+        if recipe.distill.teacher is not None:
+            keep_teacher(recipe.distill.teacher, directory)
         write_json(
             directory / "recipe.json",
             {
@@ -107,6 +113,14 @@ def _make(directory: Path, recipe: Recipe, source: Path | None, overwrite: bool)
             f"cannot write in {directory} ({reason}): choose another place with --run DIR"
         ) from error
     return replaced
+
+
+def keep_teacher(run: Path, directory: Path) -> None:
+    """Copies into `directory` what tells how the model of `run` is made, where that is a run: not its weights."""
+    if (run / "recipe.json").is_file():
+        (directory / TEACHER).mkdir(exist_ok=True)
+        for path in (run / "recipe.json", *run.glob("*.py")):
+            shutil.copyfile(path, directory / TEACHER / path.name)
 
 
 def _from_first_process(text: str) -> str:
@@ -149,7 +163,7 @@ def _holds_something(directory: Path) -> bool:
 def _check_same(record: Path, recipe: Recipe) -> None:
     if not record.exists():
         raise UserError(f"nothing to resume in {record.parent}: there is no recipe.json; leave out --resume")
-    before = json.loads(record.read_text(encoding="utf-8"))["recipe"]
+    before = {"distill": to_json(Distill())} | json.loads(record.read_text(encoding="utf-8"))["recipe"]
     now = json.loads(json.dumps(to_json(recipe)))
     for path, value, old in differences(now, before):
         if not path.startswith(MAY_DIFFER_ON_RESUME):

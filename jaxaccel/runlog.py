@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from jaxaccel.files import write_text
-from jaxaccel.step import StepMetrics
+from jaxaccel.state import StepMetrics
 
 
 def lag() -> int:

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,9 @@ from jaxaccel.metrics import Mean
 from jaxaccel.modules import Model
 from jaxaccel.optim.averaging import Averaging, weights_to_evaluate
 from jaxaccel.parallel import state_sharding
+from jaxaccel.state import Gradients, StepMetrics, TrainState
 from jaxaccel.tasks.task import Batch, Task
+from jaxaccel.teacher import Teacher
 from jaxaccel.transforms import LossScale, LossScaleState, bfloat16, fake_int8, float16, retarget
 from jaxaccel.trees import with_leaves
 
@@ -36,47 +38,6 @@ LOSS_SCALE = LossScale()
 """Of training in float16."""
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TrainState:
-    """All that training changes: with the recipe and `step`, all that is needed to go on bit for bit."""
-
-    step: jax.Array
-    """() int32: steps done."""
-    params: PyTree
-    model_state: PyTree
-    opt_state: PyTree
-    average: PyTree
-    """Average of the parameters that evaluation uses, or None."""
-    halted: jax.Array
-    """() bool: a step came out non-finite; the state is as it was before it and no longer moves."""
-    loss_scale: LossScaleState | None = None
-    """Where training is in float16."""
-
-    def weights(self) -> PyTree:
-        """The parameters that evaluation uses: the moving average where there is one."""
-        return self.params if self.average is None else self.average
-
-
-class StepMetrics(NamedTuple):
-    """What one step reports; all are device arrays, fetched later."""
-
-    means: dict[str, Mean]
-    learning_rate: jax.Array
-    gradient_norm: jax.Array
-    finite: jax.Array
-    """() bool: nothing is wrong. A step left out because the loss scale was too large is not."""
-
-
-class Gradients(NamedTuple):
-    """Of one batch."""
-
-    loss: jax.Array
-    grads: PyTree
-    means: dict[str, Mean]
-    model_state: PyTree
-
-
 @dataclasses.dataclass(frozen=True)
 class Training:
     """The ingredients of a step."""
@@ -94,19 +55,22 @@ class Training:
     non_finite: Literal["stop", "skip"] = "stop"
     precision: Precision = "float32"
     lowering: Literal["auto", "xla"] = "auto"
+    teacher: Teacher | None = None
+    """What is learned from another model, besides the task."""
     count: ClassVar[int] = 1
     """How many models train."""
 
     def init(self, weights: Mapping[str, jax.Array] | None = None) -> TrainState:
         """The state before the first step, a function of the seed and of `weights`, by path, where there are any."""
         params, model_state = self.model.init(jax.random.key(self.seed))
-        start = with_leaves({"params": params, "model_state": model_state}, weights or {})
+        teacher = self.teacher.blank() if self.teacher else None
+        start = with_leaves({"params": params, "model_state": model_state, "teacher": teacher}, weights or {})
         params, model_state = start["params"], start["model_state"]
         opt_state = self.tx.init(params)
         return TrainState(
             step=jnp.int32(0), params=params, model_state=model_state, opt_state=opt_state,
             average=self._first_average(params, opt_state), halted=jnp.bool_(False),
-            loss_scale=LOSS_SCALE.init() if self.precision == "float16" else None,
+            loss_scale=LOSS_SCALE.init() if self.precision == "float16" else None, teacher=start["teacher"],
         )  # fmt: skip
 
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
@@ -199,8 +163,8 @@ class Training:
         """One row of numbers, from the sums over all batches."""
         return [self.task.summarise(means)]
 
-    def _gradients(self, state: TrainState, batch: Batch, key: jax.Array) -> "Gradients":
-        grad_fn = jax.value_and_grad(self._loss_fn(state.loss_scale), has_aux=True)
+    def _gradients(self, state: TrainState, batch: Batch, key: jax.Array) -> Gradients:
+        grad_fn = jax.value_and_grad(self._loss_fn(state.loss_scale, state.teacher), has_aux=True)
 
         def part(carry: tuple[PyTree, PyTree], item: tuple[jax.Array, Batch]) -> tuple[Any, Any]:
             total, model_state = carry
@@ -230,7 +194,7 @@ class Training:
         """
 
         def value_fn(params: PyTree, **_: Any) -> jax.Array:
-            loss_fn = self._loss_fn(None)
+            loss_fn = self._loss_fn(None, state.teacher)
             if self.accumulate == 1:
                 return loss_fn(params, state.model_state, batch, key)[0]
 
@@ -245,7 +209,9 @@ class Training:
 
         return {"value_fn": value_fn, "obj_fn": value_fn, "grad_fn": grad_fn}
 
-    def _loss_fn(self, loss_scale: LossScaleState | None) -> Callable[..., tuple[jax.Array, Any]]:
+    def _loss_fn(
+        self, loss_scale: LossScaleState | None, teacher: PyTree
+    ) -> Callable[..., tuple[jax.Array, Any]]:
         """(params, model_state, batch, key) -> (loss, (metrics, new model state))."""
         apply = partial(self.model.apply, train=True)
         if self.remat != "none":
@@ -255,11 +221,19 @@ class Training:
         def loss_fn(
             params: PyTree, model_state: PyTree, batch: Batch, key: jax.Array
         ) -> tuple[jax.Array, Any]:
-            outputs, model_state = apply(params, model_state, *self.task.inputs(batch), key=key)
-            loss, means = self.task.loss(outputs, batch)
+            def model(params: PyTree, batch: Batch) -> tuple[PyTree, PyTree]:
+                return apply(params, model_state, *self.task.inputs(batch), key=key)
+
+            if self.teacher is None:
+                outputs, new_state = model(params, batch)
+                loss, means = self.task.loss(outputs, batch)
+            else:
+                (outputs, new_state), lesson = self.teacher.teach(model, teacher)(params, batch)
+                loss, means = self.task.loss(outputs, batch)
+                loss, means = self.teacher.weighed(loss, lesson), means | {"distill": lesson}
             if loss_scale is not None:
                 loss = LOSS_SCALE.scale(loss, loss_scale)
-            return loss, (means, model_state)
+            return loss, (means, new_state)
 
         return TRANSFORMATIONS[self.precision](loss_fn)
 

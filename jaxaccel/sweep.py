@@ -21,7 +21,9 @@ from jaxaccel.optim import sparse
 from jaxaccel.optim.freeze import without_gradient
 from jaxaccel.recipe import Recipe
 from jaxaccel.replicas import Replicas, numbers_of, pick
-from jaxaccel.step import Training, TrainState
+from jaxaccel.state import TrainState
+from jaxaccel.step import Training
+from jaxaccel.teacher import Teacher
 
 FIXED = (
     "epochs", "batch_size", "steps_per_call", "eval_every", "keep", "replicas", "optimizer.accumulate",
@@ -31,7 +33,12 @@ FIXED = (
 
 
 def training_of(
-    recipe: Recipe, model: Model, steps: int, mesh: Mesh, image_size: int = 0
+    recipe: Recipe,
+    model: Model,
+    steps: int,
+    mesh: Mesh,
+    image_size: int = 0,
+    teacher: Teacher | None = None,
 ) -> Training | Replicas:
     """What trains `recipe` for `steps` steps, on images that are resized where `image_size` is not 0.
 
@@ -40,14 +47,14 @@ def training_of(
     """
     values = points(recipe)
     if not values:
-        return _training(recipe, model, steps, image_size)
+        return _training(recipe, model, steps, image_size, teacher)
     # Whatever is wrong with one of them is said as for a run alone.
     each = [with_values(recipe, numbers_of(values, i)) for i in range(len(values["seed"]))]
-    alone = [_training(one, model, steps, image_size) for one in each]
+    alone = [_training(one, model, steps, image_size, teacher) for one in each]
     jax.eval_shape(alone[0].init)
 
     def make(numbers: Mapping[str, Any]) -> Training:
-        return _training(_unchecked(recipe, numbers), model, steps, image_size)
+        return _training(_unchecked(recipe, numbers), model, steps, image_size, teacher)
 
     fixed = [path for path, column in values.items() if not _may_differ(make, path, column)]
     if fixed:
@@ -134,8 +141,9 @@ def with_values(recipe: Recipe, numbers: Mapping[str, Any]) -> Recipe:
       UserError: a number is out of range.
     """
     alone = _unchecked(recipe, numbers)
-    parts = {name: dataclasses.replace(getattr(alone, name)) for name in ("optimizer", "schedule", "task")}
-    return dataclasses.replace(alone, replicas=1, sweep={}, **parts)
+    parts = ("optimizer", "schedule", "task", "distill")
+    checked = {name: dataclasses.replace(getattr(alone, name)) for name in parts}
+    return dataclasses.replace(alone, replicas=1, sweep={}, **checked)
 
 
 def _unchecked(recipe: Any, numbers: Mapping[str, Any]) -> Any:
@@ -163,6 +171,7 @@ def keep_best(
     best = replicas.best(scores, state, recipe.task.metric)
     alone = with_values(recipe, numbers_of(replicas.values, best))
     rundir.prepare(directory / "best", alone, source=source, resume=False, overwrite=True).discard()
+    rundir.keep_teacher(directory / rundir.TEACHER, directory / "best")
     checkpoints = Checkpoints(directory / "best" / "checkpoints", keep=1, metric=recipe.task.metric)
     own = pick(state, best)
     checkpoints.save(int(own.step), own, scores[best])
@@ -170,7 +179,7 @@ def keep_best(
     return best
 
 
-def _training(recipe: Recipe, model: Model, steps: int, image_size: int) -> Training:
+def _training(recipe: Recipe, model: Model, steps: int, image_size: int, teacher: Teacher | None) -> Training:
     resized = (functools.partial(augment.resize, size=image_size),) if image_size else ()
     schedule = recipe.schedule.build(recipe.optimizer.learning_rate, steps)
     tx = recipe.optimizer.build(schedule, steps)
@@ -180,7 +189,7 @@ def _training(recipe: Recipe, model: Model, steps: int, image_size: int) -> Trai
         model, recipe.task, sparse(tx, recipe.sparse, steps) if recipe.sparse.on else tx, schedule,
         augment.chain(*resized, *recipe.augment), recipe.seed, recipe.optimizer.accumulate,
         recipe.optimizer.averaging(steps, steps / recipe.epochs), recipe.remat, recipe.non_finite, recipe.precision,
-        recipe.lowering,
+        recipe.lowering, teacher and dataclasses.replace(teacher, options=recipe.distill),
     )  # fmt: skip
 
 

@@ -34,7 +34,7 @@ from jaxaccel.replicas import Replicas, spread
 from jaxaccel.result import TrainResult, finished
 from jaxaccel.runlog import Meter, RunLog, announce, lag
 from jaxaccel.signals import StopSignal
-from jaxaccel.step import TrainState
+from jaxaccel.state import TrainState
 from jaxaccel.sweep import keep_best, training_of
 from jaxaccel.tasks.task import Batch
 from jaxaccel.wording import again, heading, replicas_text, scores_text
@@ -104,24 +104,20 @@ def _train(
     facts |= {"sample": task.sample(train_source)} if takes(recipe.model, "sample") else {}
     model = as_model(recipe.model, facts, inputs)
     task.check(output_shape(model, inputs), facts)
-    trainings = {p.image_size: training_of(recipe, model, steps, mesh, p.image_size) for p in plan.phases}
+    directory = Path(run) if run else Path("runs") / recipe.name
+    teacher = initial.teacher(recipe, facts, model, inputs, directory if resume else None)
+    trainings = {
+        p.image_size: training_of(recipe, model, steps, mesh, p.image_size, teacher) for p in plan.phases
+    }
     training = trainings[plan.phases[-1].image_size]
     step_shape = {p: training.batch_shape(batch_shape(example, p.batch_size)) for p in plan.phases}
     state_shape = jax.eval_shape(training.init)
     shardings = training.sharding(state_shape, mesh)
-    try:
-        flops = {
-            p: pacing.flops(trainings[p.image_size].step, state_shape, step_shape[p]) for p in plan.phases
-        }
-    except (TypeError, ValueError) as error:  # an optimizer that wants more than gradients, say
-        raise UserError(
-            f"the training step cannot be traced: {str(error).strip().splitlines()[0]}"
-        ) from error
+    flops = {p: pacing.flops(trainings[p.image_size].step, state_shape, step_shape[p]) for p in plan.phases}
 
     # ---- state: new, resumed or from others --------------------------------------------------------------
     origin = Path(init_from) if init_from else None
     start = initial.start(origin, model, inputs, task.metric) if origin else initial.Start()
-    directory = Path(run) if run else Path("runs") / recipe.name
     replaced = rundir.prepare(directory, recipe, source=source, resume=resume, overwrite=overwrite)
     leave.callback(replaced.put_back)
     checkpoints = Checkpoints(directory / "checkpoints", keep=recipe.keep, metric=task.metric)
@@ -129,7 +125,7 @@ def _train(
     if restored:
         done, state = restored
     else:
-        weights = training.copies(start.weights)
+        weights = training.copies({**start.weights, **initial.teacher_weights(teacher, inputs)})
         done, state = 0, jax.jit(training.init, out_shardings=shardings)(weights)
 
     if restored and done >= steps and (result := finished(directory, training, state)):

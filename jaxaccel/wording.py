@@ -27,9 +27,11 @@ def heading(
     what += f" {replicas} times at once" if replicas > 1 else ""
     axes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1)
     devices = f"{mesh.size} x {jax.devices()[0].device_kind}{f' ({axes})' if axes else ''}"
+    learns = recipe.distill
+    by = f"; teacher: {learns.teacher}, temperature {learns.temperature:g}, soft {learns.soft:g}"
     return (
         f"{what}: {examples:,} examples of {recipe.data.name}, {count:,} parameters, {devices}, "
-        f"into {directory}"
+        f"into {directory}{by if learns.teacher else ''}"
     )
 
 

@@ -30,7 +30,7 @@ class Hint:
     """Of this term in the sum."""
 
 
-def soft_targets(student: jax.Array, teacher: jax.Array, temperature: float = 4.0) -> jax.Array:
+def soft_targets(student: jax.Array, teacher: jax.Array, temperature: float | jax.Array = 4.0) -> jax.Array:
     """Kullback-Leibler divergence of softened distributions, times the square of the temperature, for each example.
 
     Hinton, Vinyals & Dean 2015 (arXiv:1503.02531); the square keeps gradients as large whatever the temperature.
@@ -55,6 +55,7 @@ def distill(
     temperature: float = 4.0,
     soft: float = 1.0,
     hints: Sequence[Hint] = (),
+    has_aux: bool = False,
 ) -> "Distillation":
     """What the student's loss gets from a teacher.
 
@@ -72,6 +73,7 @@ def distill(
       temperature: of the soft targets.
       soft: weight of the soft targets in the sum; 0 leaves them out.
       hints: features to learn from besides.
+      has_aux: the student gives (logits, anything), a new state for instance, and so does what is returned.
 
     Raises:
       UserError: a number is out of range, or there is nothing to learn from.
@@ -83,7 +85,7 @@ def distill(
     for hint in hints:
         if hint.kind not in ("hint", "attention", "relation"):
             raise UserError(f"a Hint is of kind hint, attention or relation, not {hint.kind!r}")
-    return Distillation(student, teacher, temperature, soft, tuple(hints))
+    return Distillation(student, teacher, temperature, soft, tuple(hints), has_aux)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,9 +94,10 @@ class Distillation:
 
     student: Callable[..., Any]
     teacher: Callable[..., Any]
-    temperature: float
-    soft: float
+    temperature: float | jax.Array
+    soft: float | jax.Array
     hints: tuple[Hint, ...]
+    has_aux: bool = False
 
     def init(
         self, key: jax.Array, params: PyTree, teacher_params: PyTree, *inputs: Any
@@ -122,9 +125,10 @@ class Distillation:
         projections: Mapping[str, jax.Array] | None = None,
     ) -> tuple[Any, jax.Array]:
         """The student's logits, and what it should lower besides its own loss: (B, ...) float32."""
-        logits, targets, ours, theirs = self._features(params, teacher_params, *inputs)
+        out, targets, ours, theirs = self._features(params, teacher_params, *inputs)
+        logits = out[0] if self.has_aux else out
         total = jnp.zeros(logits.shape[:-1], jnp.float32)
-        if self.soft:
+        if isinstance(self.soft, jax.Array) or self.soft:  # of several replicas some may have none
             if logits.shape != targets.shape:
                 raise UserError(
                     f"the student gives logits of shape {logits.shape} and the teacher {targets.shape}: distillation "
@@ -141,16 +145,16 @@ class Distillation:
                 a = a @ projections[hint.student].astype(a.dtype)
             term = _TERMS[hint.kind](a.astype(jnp.float32), b.astype(jnp.float32))
             total += hint.weight * term.reshape(-1, *[1] * (total.ndim - 1))
-        return logits, total
+        return out, total
 
     def _features(self, params: PyTree, teacher_params: PyTree, *inputs: Any) -> tuple[Any, Any, Any, Any]:
         ours = features(self.student, [h.student for h in self.hints]) if self.hints else _alone(self.student)
         theirs = (
             features(self.teacher, [h.teacher for h in self.hints]) if self.hints else _alone(self.teacher)
         )
-        logits, a = ours(params, *inputs)
+        out, a = ours(params, *inputs)
         targets, b = theirs(jax.lax.stop_gradient(teacher_params), *inputs)
-        return logits, targets, a, b
+        return out, targets, a, b
 
 
 def _alone(f: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,0 +1,110 @@
+"""A teacher: a model that was trained before, which another one learns from while it trains."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxaccel.errors import UserError
+from jaxaccel.flags import Call
+from jaxaccel.metrics import Mean
+from jaxaccel.modules import Model, abstract
+from jaxaccel.tasks.task import Batch, Task
+from jaxaccel.transforms.distill import Distillation, Hint
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Distill:
+    """What the model learns from another one, which sees the same augmented batches.
+
+    That both see the same views is what Beyer et al. 2022 (arXiv:2106.05237) found to matter, and patience.
+    """
+
+    teacher: Path | None = None
+    """Directory of a run, whose best checkpoint counts, or a file with weights (safetensors, npz, PyTorch)."""
+    model: Call | None = None
+    """What makes the teacher's model where it is a file; by default the recipe's own. A run knows its own."""
+    temperature: float = 4.0
+    """Divides both models' logits for the soft targets (Hinton, Vinyals & Dean 2015, arXiv:1503.02531)."""
+    soft: float = 0.9
+    """Share of the soft targets in the loss; the task's own loss has the rest."""
+    attention: tuple[str, ...] = ()
+    """Weights whose products are to be strong where the teacher's are (Zagoruyko & Komodakis 2017, arXiv:1612.03928): a
+    path of both models, or STUDENT=TEACHER."""
+    relation: tuple[str, ...] = ()
+    """Weights whose products are to tell examples apart as the teacher's do (Park et al. 2019, arXiv:1904.05068)."""
+    hint_weight: float = 1.0
+    """Of each of these in the loss."""
+
+    def __post_init__(self) -> None:
+        """Checks the numbers, and that there is a teacher where anything is asked of one."""
+        object.__setattr__(self, "teacher", Path(self.teacher) if self.teacher else None)
+        if not self.temperature > 0:
+            raise UserError(f"distill.temperature must be above 0, got {self.temperature:g}")
+        if not 0 <= self.soft <= 1:
+            raise UserError(f"distill.soft is a share of the loss, in [0, 1], got {self.soft:g}")
+        if not self.hint_weight >= 0:
+            raise UserError(f"distill.hint_weight must be at least 0, got {self.hint_weight:g}")
+        asked = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
+        if asked and self.teacher is None:
+            raise UserError(
+                f"distill.{asked[0]} is for a teacher: name a run or a file with --distill.teacher"
+            )
+
+    def hints(self) -> tuple[Hint, ...]:
+        """The features to learn from."""
+        kinds = (("attention", self.attention), ("relation", self.relation))
+        pairs = [(kind, *text.partition("=")) for kind, texts in kinds for text in texts]
+        return tuple(Hint(ours, theirs or ours, kind, self.hint_weight) for kind, ours, _, theirs in pairs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """Another model beside the one that trains, in evaluation mode."""
+
+    model: Model
+    task: Task
+    """What the teacher was trained for: it may standardise its inputs in another way."""
+    options: Distill
+
+    def blank(self) -> dict[str, PyTree]:
+        """Zeros in the place of its weights: ``params`` and ``model_state``."""
+        params, model_state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract(self.model))
+        return {"params": params, "model_state": model_state}
+
+    def teach(
+        self, student: Callable[[PyTree, Batch], tuple[jax.Array, Any]], weights: PyTree
+    ) -> Callable[[PyTree, Batch], tuple[Any, Mean]]:
+        """`student` that also returns what to lower besides the task's loss.
+
+        Args:
+          student: (params, batch) -> (logits (B, ..., classes), anything).
+          weights: as `blank` has them.
+
+        Returns:
+          (params, batch) -> ((logits, anything), the mean over the examples that count).
+        """
+
+        def teacher(params: PyTree, batch: Batch) -> jax.Array:
+            inputs, key = self.task.inputs(batch), jax.random.key(0)  # unused in evaluation mode
+            return self.model.apply(params, weights["model_state"], *inputs, key=key, train=False)[0]
+
+        options = self.options
+        both = Distillation(
+            student, teacher, options.temperature, options.soft, options.hints(), has_aux=True
+        )
+
+        def taught(params: PyTree, batch: Batch) -> tuple[Any, Mean]:
+            outputs, terms = both(params, weights["params"], batch)
+            return outputs, Mean.of(terms.reshape(len(terms), -1).mean(-1), batch["mask"])
+
+        return taught
+
+    def weighed(self, loss: jax.Array, lesson: Mean) -> jax.Array:
+        """What to minimise: the rest of the task's loss, and the lesson, in which the soft targets have their share."""
+        return (1 - self.options.soft) * loss + lesson.value()

@@ -1,0 +1,447 @@
+"""A teacher beside the student: the loss by hand, what moves and what does not, whole runs that go on without it."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import shutil
+import types
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import jaxaccel as ja
+from jaxaccel import augment
+from jaxaccel.checkpoint import Checkpoints, flat
+from jaxaccel.errors import UserError
+from jaxaccel.fuse import several
+from jaxaccel.modules import as_model
+from jaxaccel.optim import Optimizer
+from jaxaccel.parallel import MeshShape, make_mesh
+from jaxaccel.parallel.sharding import partition_spec
+from jaxaccel.recipe import Recipe, differences, from_json, to_json
+from jaxaccel.replicas import pick
+from jaxaccel.step import Training
+from jaxaccel.sweep import training_of
+from jaxaccel.tasks import ImageClassification
+from jaxaccel.teacher import Distill, Teacher
+from jaxaccel.train import main
+
+B = 8
+QUICKLY = {"xla_backend_optimization_level": 0}
+
+
+class Linear(nnx.Module):
+    def __init__(self, *, classes, rngs):
+        self.head = nnx.Linear(16, classes, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(x.reshape(x.shape[0], -1))
+
+
+class Wide(nnx.Module):
+    """Computes other things while it trains than after."""
+
+    def __init__(self, *, classes, rngs):
+        self.dense = nnx.Linear(16, 6, rngs=rngs)
+        self.norm = nnx.BatchNorm(6, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.head = nnx.Linear(6, classes, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(self.dropout(nnx.relu(self.norm(self.dense(x.reshape(x.shape[0], -1))))))
+
+
+def made(factory):
+    return as_model(factory, {"classes": 3}, (jax.ShapeDtypeStruct((B, 4, 4, 1), "float32"),))
+
+
+def teacher(**options):
+    task = ImageClassification(mean=(0.3,), std=(0.2,))
+    return Teacher(made(Wide), task, Distill(Path("somewhere"), **options))
+
+
+def training(student=Linear, *, options=None, **changes):
+    schedule = optax.constant_schedule(0.1)
+    return Training(
+        made(student), ImageClassification(), optax.sgd(schedule, momentum=0.9), schedule, augment.chain(),
+        teacher=teacher(**options or {}), **changes,
+    )  # fmt: skip
+
+
+def lessons(seed=1):
+    """Weights of a teacher, by their paths in a state."""
+    rng, shapes = np.random.default_rng(seed), flat({"teacher": jax.eval_shape(teacher().blank)})
+    return {path: rng.uniform(0.1, 1.0, x.shape).astype(np.float32) for path, x in shapes.items()}
+
+
+def batch():
+    rng = np.random.default_rng(0)
+    return {
+        "image": rng.integers(0, 256, (B, 4, 4, 1), dtype=np.uint8),
+        "label": rng.integers(0, 3, B).astype(np.int32),
+        "index": np.arange(B, dtype=np.int32),
+        "mask": np.array([1.0] * (B - 1) + [0.0], np.float32),
+    }
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def by_hand(params, temperature, soft):
+    """Loss, what the teacher adds to it, and the gradient of the student's one layer, in float64."""
+    b, w = batch(), {path: np.asarray(x, np.float64) for path, x in lessons().items()}
+    pixels = b["image"].reshape(B, -1) / 255
+    x = (pixels - 0.5) / 0.5
+    logits = x @ np.asarray(params["head"]["kernel"], np.float64) + np.asarray(params["head"]["bias"])
+    hidden = (pixels - 0.3) / 0.2 @ w["teacher/params/dense/kernel"] + w["teacher/params/dense/bias"]
+    mean, var = (w[f"teacher/model_state/norm/{name}"] for name in ("mean", "var"))
+    hidden = (hidden - mean) / np.sqrt(var + 1e-5)
+    hidden = np.maximum(hidden * w["teacher/params/norm/scale"] + w["teacher/params/norm/bias"], 0)
+    targets = hidden @ w["teacher/params/head/kernel"] + w["teacher/params/head/bias"]
+    right = np.eye(3)[b["label"]]
+    cross_entropy = -(right * np.log(softmax(logits))).sum(-1)
+    p, q = softmax(targets / temperature), softmax(logits / temperature)
+    divergence = temperature**2 * (p * np.log(p / q)).sum(-1)
+    count = b["mask"] / b["mask"].sum()
+    slope = (1 - soft) * (softmax(logits) - right) + soft * temperature * (q - p)
+    slope *= count[:, None]
+    loss, added = (1 - soft) * cross_entropy @ count, soft * divergence @ count
+    return loss + added, cross_entropy @ count, added, {"kernel": x.T @ slope, "bias": slope.sum(0)}
+
+
+@pytest.mark.parametrize(("temperature", "soft", "accumulate"), [(4.0, 0.9, 1), (1.5, 0.3, 1)])
+def test_a_step_is_that_by_hand_and_leaves_the_teacher_alone(temperature, soft, accumulate):
+    t = training(options={"temperature": temperature, "soft": soft}, accumulate=accumulate)
+    before = t.init({path: jnp.asarray(x) for path, x in lessons().items()})
+    after, metrics = jax.jit(t.step, compiler_options=QUICKLY)(before, batch())
+    _, task_loss, added, grads = by_hand(before.params, temperature, soft)
+    for name, grad in grads.items():
+        moved = (before.params["head"][name] - after.params["head"][name]) / 0.1
+        np.testing.assert_allclose(moved, grad, atol=2e-5)
+    np.testing.assert_allclose(metrics.means["loss"].value(), task_loss, rtol=1e-5)
+    np.testing.assert_allclose(metrics.means["distill"].value(), added, rtol=1e-5)
+    assert bool(metrics.finite)
+    for path, x in flat({"teacher": after.teacher}).items():
+        np.testing.assert_array_equal(x, lessons()[path])
+    assert {x.shape for x in jax.tree.leaves(after.opt_state)} == {(), (16, 3), (3,)}
+
+
+def test_the_value_that_line_searches_see_is_the_whole_loss():
+    t = training(options={"temperature": 2.0, "soft": 0.5})
+    state = t.init({path: jnp.asarray(x) for path, x in lessons().items()})
+    value = t._elsewhere(state, batch(), jax.random.key(0))["value_fn"](state.params)
+    np.testing.assert_allclose(value, by_hand(state.params, 2.0, 0.5)[0], rtol=1e-5)
+
+
+def test_parts_of_a_batch_give_the_same_update():
+    whole, parts = (training(accumulate=n) for n in (1, 2))
+    b = batch() | {"mask": np.ones(B, np.float32)}
+    start = whole.init({path: jnp.asarray(x) for path, x in lessons().items()})
+    (one, a), (two, b) = (jax.jit(t.step, compiler_options=QUICKLY)(start, b) for t in (whole, parts))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), one.params, two.params)
+    np.testing.assert_allclose(a.means["distill"].value(), b.means["distill"].value(), rtol=1e-5)
+
+
+def test_hints_are_those_of_distill():
+    options = {"attention": ("dense/kernel",), "relation": ("head/kernel=dense/kernel",), "hint_weight": 0.5}
+    t = training(Wide, options={**options, "temperature": 3.0})
+    w = t.init({path: jnp.asarray(x) for path, x in lessons().items()})
+    batch_, key = batch() | {"mask": np.ones(B, np.float32)}, jax.random.key(5)
+    _, (means, _) = t._loss_fn(None, w.teacher)(w.params, w.model_state, batch_, key)
+
+    def student(params, batch):
+        x = t.task.inputs(batch)
+        return t.model.apply(params, w.model_state, *x, key=key, train=True)[0]
+
+    def model(params, batch):
+        x = t.teacher.task.inputs(batch)
+        return t.teacher.model.apply(params, w.teacher["model_state"], *x, key=key, train=False)[0]
+
+    hints = [
+        ja.Hint("dense/kernel", "dense/kernel", "attention", 0.5),
+        ja.Hint("head/kernel", "dense/kernel", "relation", 0.5),
+    ]
+    d = ja.distill(student, model, temperature=3.0, soft=0.9, hints=hints)
+    _, terms = d(w.params, w.teacher["params"], batch_)
+    np.testing.assert_allclose(means["distill"].value(), terms.mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16", "int8-qat"])
+def test_every_precision_and_remat_takes_a_teacher(precision):
+    options = {"attention": ("dense/kernel",)}
+    t = training(Wide, options=options, precision=precision, remat="nothing_saveable")
+    after, metrics = jax.eval_shape(t.step, jax.eval_shape(t.init), jax.eval_shape(batch))
+    assert jax.tree.structure(after) == jax.tree.structure(jax.eval_shape(t.init))
+    assert "distill" in metrics.means
+
+
+def test_training_for_int8_rounds_the_student_and_not_the_teacher():
+    seen = []
+    for precision in ("float32", "int8-qat"):
+        t = training(Wide, precision=precision)
+        w = t.init({path: jnp.asarray(x) for path, x in lessons().items()})
+
+        def term(weights, t=t, w=w):
+            silent = jax.tree.map(jnp.zeros_like, w.params)  # gives equal logits, however they are rounded
+            return t._loss_fn(None, weights)(silent, w.model_state, batch(), jax.random.key(0))[1][0][
+                "distill"
+            ].value()
+
+        seen.append(float(term(w.teacher)))
+    assert seen[0] == pytest.approx(seen[1], rel=1e-6) and seen[0] > 0
+
+
+def test_the_teacher_is_split_as_the_student_is():
+    mesh = types.SimpleNamespace(shape={"data": 1, "fsdp": 2, "model": 2})
+    path, shape = "params/blocks/0/mlp/up/kernel", (128, 512)
+    assert any(partition_spec(path, shape, mesh))
+    assert partition_spec(f"teacher/{path}", shape, mesh) == partition_spec(path, shape, mesh)
+
+
+def test_replicas_differ_in_what_they_learn():
+    """Each is the one trained alone, also where one learns nothing from the teacher."""
+    recipe = Recipe(
+        name="small", model=Linear, batch_size=B, optimizer=Optimizer("sgd", 0.1),
+        distill=Distill(Path("somewhere")),
+        sweep={"distill.soft": (0.0, 0.8), "distill.temperature": (1.0, 6.0)},
+    )  # fmt: skip
+    arrays = {name: batch()[name] for name in ("image", "label")}
+    item = {"index": np.arange(B, dtype=np.int32), "mask": np.ones(B, np.float32)}
+
+    def trained(recipe):
+        t = training_of(recipe, made(Linear), 10, make_mesh(MeshShape()), 0, teacher())
+        state = t.init({path: jnp.asarray(x) for path, x in t.copies(lessons()).items()})
+        fed = jax.tree.map(lambda x: np.broadcast_to(x, (1, t.count, B) if t.count > 1 else (1, B)), item)
+        return t, jax.jit(several(t), compiler_options=QUICKLY)(state, arrays, fed)[0]
+
+    together, states = trained(recipe)
+    for i in (1, 3):
+        numbers = {
+            path.partition(".")[2]: x[i].item() for path, x in together.values.items() if path != "seed"
+        }
+        alone = dataclasses.replace(recipe, sweep={}, distill=dataclasses.replace(recipe.distill, **numbers))
+        _, state = trained(alone)
+        own = pick(states, i)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), own.params, state.params)
+    kernels = np.asarray(states.params["head"]["kernel"])
+    np.testing.assert_allclose(kernels[0], kernels[1], atol=1e-6)  # soft is 0: whatever the temperature
+    assert not np.allclose(kernels[2], kernels[3], atol=1e-4) and not np.allclose(
+        kernels[0], kernels[2], atol=1e-4
+    )
+
+
+def test_a_recipe_with_a_teacher_comes_back_from_json():
+    small = partial(ja.models.ConvNet, widths=(4,), hidden=0)
+    distill = Distill(Path("a.npz"), small, 2.0, 0.5, ("stem/kernel=stages/kernel",))
+    recipe = dataclasses.replace(ja.load_recipe("digits"), distill=distill)
+    written = json.loads(json.dumps(to_json(recipe)))
+    back = from_json(written)
+    assert differences(json.loads(json.dumps(to_json(back))), written) == []
+    assert back.distill.teacher == Path("a.npz") and back.distill.hints() == distill.hints()
+    before = {name: value for name, value in to_json(ja.load_recipe("digits")).items() if name != "distill"}
+    assert from_json(json.loads(json.dumps(before))).distill == Distill()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"temperature": 0.0}, "distill.temperature must be above 0"),
+        ({"soft": 1.5}, "distill.soft is a share"),
+        ({"hint_weight": -1.0}, "distill.hint_weight must be at least 0"),
+        ({"teacher": None, "attention": ("a",)}, "distill.attention is for a teacher"),
+    ],
+)
+def test_numbers_without_meaning(options, says):
+    with pytest.raises(UserError, match=says):
+        Distill(**{"teacher": Path("a"), **options})
+
+
+# ---- whole runs ---------------------------------------------------------------------------------------------
+
+TEACHER = ("digits", "--model", "ConvNet(widths=(6,), hidden=8)", "--batch-size", "128", "--epochs", "1")
+# Two epochs of 10 or 11 steps, a checkpoint after each.
+STUDENT = (
+    "digits", "--model", "ConvNet(widths=(4,), hidden=0)", "--batch-size", "128", "--epochs", "2", "--eval-every", "1",
+    "--steps-per-call", "1", "--optimizer.ema", "0.9",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A directory with a run `teacher`, and a run `student` that learned from it."""
+    directory = tmp_path_factory.mktemp("distilled")
+    with contextlib.chdir(directory):
+        main([*TEACHER, "--run", "teacher"])
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            main([*STUDENT, "--run", "student", "--distill.teacher", "teacher"])
+        Path("said").write_text(said.getvalue())
+    return directory
+
+
+@pytest.fixture
+def here(place, monkeypatch):
+    monkeypatch.chdir(place)
+    return place
+
+
+def result(directory):
+    return json.loads((Path(directory) / "result.json").read_text())
+
+
+def losses(directory, name="loss"):
+    rows = map(json.loads, (Path(directory) / "metrics.jsonl").read_text().splitlines())
+    return [row[name] for row in rows if row["kind"] == "train"]
+
+
+def test_a_student_of_a_run(here):
+    assert "teacher: teacher, temperature 4, soft 0.9" in Path("said").read_text()
+    assert all(x > 0 for x in losses("student", "distill"))
+    plain = jax.eval_shape(lambda: made_convnet().init(jax.random.key(0))[0])
+    assert result("student")["parameters"] == sum(x.size for x in jax.tree.leaves(plain))
+    paths = set(
+        Checkpoints.weights_of(Path("student"), "accuracy")
+    )  # what --init-from and a student's student read
+    assert paths == set(flat({"params": plain}))
+    assert ja.load_recipe("student").distill == Distill(Path("teacher"))
+
+
+def made_convnet():
+    inputs = (jax.ShapeDtypeStruct((B, 8, 8, 1), "float32"),)
+    factory = partial(ja.models.ConvNet, widths=(4,), hidden=0)
+    return as_model(factory, {"classes": 10, "channels": 1, "image_size": 8}, inputs)
+
+
+def test_it_goes_on_without_the_teacher(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(place / "student", "student")
+    first, last = sorted(int(p.name) for p in Path("student/checkpoints").iterdir() if p.name.isdigit())
+    shutil.rmtree(f"student/checkpoints/{last}")
+    Path("student/result.json").unlink()
+    main([*STUDENT, "--run", "student", "--distill.teacher", "teacher", "--resume"])
+    assert first < last and result("student")["finished"]
+    assert result("student")["state_sha256"] == result(place / "student")["state_sha256"]
+    with pytest.raises(UserError, match=r"was trained with distill.soft = 0.9"):
+        main(
+            [
+                *STUDENT,
+                "--run",
+                "student",
+                "--distill.teacher",
+                "teacher",
+                "--distill.soft",
+                "0.5",
+                "--resume",
+            ]
+        )
+
+
+def test_a_run_from_before_there_were_teachers_goes_on(place, tmp_path, capsys):
+    shutil.copytree(place / "teacher", tmp_path / "old")
+    record = json.loads((tmp_path / "old" / "recipe.json").read_text())
+    del record["recipe"]["distill"]
+    (tmp_path / "old" / "recipe.json").write_text(json.dumps(record))
+    main([*TEACHER, "--run", str(tmp_path / "old"), "--resume"])
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_two_devices_learn_the_same(place, tmp_path, run_train):
+    words = [*STUDENT, "--mesh.data", "1", "--mesh.fsdp", "2", "--distill.teacher", place / "teacher"]
+    code, _, err = run_train(*words, "--run", "student", devices=2)
+    assert code == 0, err
+    for name in ("loss", "distill"):
+        assert losses(tmp_path / "student", name) == pytest.approx(losses(place / "student", name), rel=1e-3)
+
+
+def test_replicas_of_a_student(here, tmp_path):
+    main(
+        [
+            *STUDENT,
+            "--epochs",
+            "0.2",
+            "--replicas",
+            "2",
+            "--distill.teacher",
+            "teacher",
+            "--run",
+            str(tmp_path / "two"),
+        ]
+    )
+    assert len(result(tmp_path / "two")["replicas"]) == 2
+    assert (tmp_path / "two" / "best" / "teacher" / "recipe.json").is_file()
+    with pytest.raises(UserError, match=r"holds several replicas: take the best of them, .*best"):
+        main([*STUDENT, "--distill.teacher", str(tmp_path / "two"), "--run", str(tmp_path / "three")])
+
+
+def test_a_file_of_weights(here, tmp_path):
+    arrays = {path.partition("/")[2].replace("/", "."): x for path, x in weights("teacher").items()}
+    np.savez("teacher.npz", **arrays)
+    words = (
+        "--epochs",
+        "0.1",
+        "--distill.teacher",
+        "teacher.npz",
+        "--distill.model",
+        "ConvNet(widths=(6,), hidden=8)",
+    )
+    main([*STUDENT, *words, "--run", str(tmp_path / "run")])
+    arrays = Checkpoints(tmp_path / "run" / "checkpoints")
+    saved = arrays._manager.restore(arrays.steps()[-1])
+    arrays.close()
+    for path, x in weights("teacher").items():
+        np.testing.assert_array_equal(saved[f"teacher/{path}"], x)
+
+
+def weights(run):
+    return Checkpoints.weights_of(Path(run), "accuracy")
+
+
+def other_classes(directory):
+    """A run like the teacher's on data of three classes."""
+    shutil.copytree("teacher", directory, ignore=shutil.ignore_patterns("checkpoints"))
+    arrays = weights("teacher")
+    heads = {path: x[..., :3] for path, x in arrays.items() if path.startswith("params/head")}
+    checkpoints = Checkpoints(directory / "checkpoints")
+    checkpoints.save(1, arrays | heads, {"accuracy": 1.0})
+    checkpoints.close()
+
+
+def damaged(directory):
+    directory.mkdir()
+    (directory / "recipe.json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("make", "words", "says"),
+    [
+        (None, ["nowhere"], "is no directory of a run and no file with weights"),
+        (lambda path: path.write_bytes(b"PK\x03\x04 nothing"), ["@"], "nothing"),
+        (damaged, ["@"], "was not written by jaxaccel, or is damaged"),
+        (other_classes, ["@"], "has 3 classes and the data 10"),
+        (None, ["teacher", "--distill.model", "resnet20"], "knows its model"),
+        (None, ["some.npz", "--distill.model", "ConvNet(classes=7)"], "logits of shape (128, 7)"),
+        (None, ["some.npz", "--distill.model", "resnet57"], "did you mean resnet"),
+        (None, ["teacher", "--distill.attention", "stem/kernle"], "no product with stem/kernle"),
+        (None, ["teacher", "--sweep", "distill.teacher", "1"], "is no number of the recipe"),
+        (None, ["teacher", "--distill.temperature", "-1"], "distill.temperature must be above 0"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line(here, tmp_path, make, words, says):
+    place = tmp_path / "place"
+    if make:
+        make(place)
+    words = [str(place) if word == "@" else word for word in words]
+    with pytest.raises(UserError) as error:
+        main([*STUDENT, "--run", str(tmp_path / "run"), "--distill.teacher", *words])
+    assert says in str(error.value), str(error.value)
+    assert "\n" not in str(error.value).strip()
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
