@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from jaxaccel.probe import linear_probe
     from jaxaccel.recipe import Data, Recipe, load_recipe
     from jaxaccel.result import TrainResult
+    from jaxaccel.route import Route, follow, load_route
     from jaxaccel.tasks import ImageClassification, Task
     from jaxaccel.train import train
     from jaxaccel.transforms import (
@@ -69,6 +70,7 @@ _HOMES = {
     "Optimizer": "optim",
     "QuantArray": "arrays",
     "Recipe": "recipe",
+    "Route": "route",
     "RunningRanges": "transforms",
     "Schedule": "optim",
     "Task": "tasks",
@@ -85,12 +87,14 @@ _HOMES = {
     "float16": "transforms",
     "float8": "transforms",
     "fold": "transforms",
+    "follow": "route",
     "input_covariances": "transforms",
     "input_norms": "transforms",
     "int8": "transforms",
     "linear_probe": "probe",
     "load_pretrained": "pretrained",
     "load_recipe": "recipe",
+    "load_route": "route",
     "low_rank": "compress",
     "masked": "compress",
     "multiply_adds": "compress",
@@ -118,6 +122,7 @@ __all__ = [
     "Optimizer",
     "QuantArray",
     "Recipe",
+    "Route",
     "RunningRanges",
     "Schedule",
     "Task",
@@ -135,12 +140,14 @@ __all__ = [
     "float8",
     "float16",
     "fold",
+    "follow",
     "input_covariances",
     "input_norms",
     "int8",
     "linear_probe",
     "load_pretrained",
     "load_recipe",
+    "load_route",
     "low_rank",
     "masked",
     "models",

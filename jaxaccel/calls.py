@@ -2,7 +2,7 @@
 
 A recipe holds real functions (`functools.partial` binds their options). The command line and
 ``recipe.json`` need them as text: `render` writes one, `parse` reads it back. Nothing is evaluated:
-arguments must be literals, and a name is either one of a given namespace or an importable dotted path.
+arguments must be literals or such functions, and a name is one of a given namespace or an importable dotted path.
 """
 
 import ast
@@ -19,7 +19,7 @@ def parse(text: str, names: Mapping[str, Callable[..., Any]]) -> Callable[..., A
     """The function that `text` names, with its keyword arguments bound.
 
     Args:
-      text: ``name``, ``name(option=literal, ...)`` or ``package.module.name(...)``.
+      text: ``name``, ``name(option=literal, other=function(...))`` or ``package.module.name(...)``.
       names: what bare names stand for.
 
     Raises:
@@ -31,7 +31,7 @@ def parse(text: str, names: Mapping[str, Callable[..., Any]]) -> Callable[..., A
         if call.args or any(keyword.arg is None for keyword in call.keywords):
             raise ValueError("positional arguments")
         path = ast.unparse(call.func)
-        options = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+        options = {str(k.arg): _value(k.value, names) for k in call.keywords}
         if not all(part.isidentifier() for part in path.split(".")):
             raise ValueError("no name")
     except (SyntaxError, ValueError) as error:
@@ -40,10 +40,21 @@ def parse(text: str, names: Mapping[str, Callable[..., Any]]) -> Callable[..., A
     return functools.partial(function, **options) if options else function
 
 
+def _value(node: ast.expr, names: Mapping[str, Callable[..., Any]]) -> Any:
+    """A literal, or a function that is written as any other."""
+    named = node.func if isinstance(node, ast.Call) else node
+    if isinstance(named, (ast.Name, ast.Attribute)):
+        return parse(ast.unparse(node), names)
+    return ast.literal_eval(node)
+
+
 def render(function: Callable[..., Any], names: Mapping[str, Callable[..., Any]]) -> str:
     """The text from which `parse` gets `function` back (for functions that can be imported)."""
     if isinstance(function, functools.partial):
-        options = ", ".join(f"{name}={value!r}" for name, value in sorted(function.keywords.items()))
+        options = ", ".join(
+            f"{name}={render(value, names) if callable(value) else repr(value)}"
+            for name, value in sorted(function.keywords.items())
+        )
         return f"{render(function.func, names)}({options})"
     if not hasattr(function, "__qualname__"):  # an instance, such as a Linen module: its repr says it all
         return " ".join(repr(function).split())

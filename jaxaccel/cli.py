@@ -11,7 +11,7 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, get_type_hints
 
 import tyro
 
@@ -60,7 +60,8 @@ def read(program: str, description: str, argv: Sequence[str]) -> tuple[Recipe, O
         return None
     named = words.pop(0) if words and not words[0].startswith("-") else "digits"
     recipe, module = recipes.load(named)
-    command = _parse(program, f"{description}\n\nRecipe {named}: {_paragraph(module)}", recipe, words)
+    default = _Command(recipe, Options())
+    command = parsed(program, f"{description}\n\nRecipe {named}: {_paragraph(module)}", default, words)
     return command.recipe, command.options, module
 
 
@@ -107,25 +108,30 @@ _SAID = {
 _TITLE = r"(Value error|Invalid choice|Parsing error|Missing argument|Unrecognized options)[ -]*"
 
 
-def _parse(program: str, description: str, recipe: Recipe, words: list[str]) -> _Command:
+def parsed(program: str, description: str, default: Any, words: Sequence[str]) -> Any:
+    """`default`, a dataclass, with what `words` change in it: ``--field.inner value``.
+
+    Raises:
+      UserError: a misspelt flag, or a value that cannot be read.
+      SystemExit: ``--help`` was asked for, and printed.
+    """
     config = (tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff)
-    default = _Command(recipe, Options())
     said = io.StringIO()
     helps = {"-h", "--help"} & set(words)
     try:
         with contextlib.nullcontext() if helps else _captured(said):
             command, unknown = tyro.cli(
-                _Command, prog=program, description=description, default=default,
-                args=words, config=config, return_unknown_args=True,
+                type(default), prog=program, description=description, default=default,
+                args=list(words), config=config, return_unknown_args=True,
             )  # fmt: skip
     except SystemExit as error:
         if not error.code:
             raise
         raise UserError(_one_line(said.getvalue())) from None
     if unknown:
-        flags = _flags(recipe, "") + _flags(Options(), "") + ["list", "help"]
         word = unknown[0].split("=")[0]
-        hint = nearest(word.lstrip("-").replace("_", "-"), flags).replace("mean ", "mean --")
+        known = [*_flags(default, ""), "list", "help"]
+        hint = nearest(word.lstrip("-").replace("_", "-"), known).replace("mean ", "mean --")
         raise UserError(f"unknown argument {word}{hint} (--help shows all)")
     return command
 
@@ -145,11 +151,15 @@ def _one_line(text: str) -> str:
 
 
 def _flags(value: Any, prefix: str) -> list[str]:
+    hints = get_type_hints(type(value), include_extras=True)
     found = []
     for field in dataclasses.fields(value):
         name, inner = f"{prefix}{field.name}".replace("_", "-"), getattr(value, field.name)
         nested = dataclasses.is_dataclass(inner) and not callable(inner)
-        found += _flags(inner, f"{name}.") if nested else [name]
+        unnamed = any(
+            getattr(mark, "name", None) == "" for mark in getattr(hints[field.name], "__metadata__", ())
+        )
+        found += _flags(inner, prefix if unnamed else f"{name}.") if nested else [name]
     return found
 
 

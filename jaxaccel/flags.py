@@ -8,13 +8,14 @@ import tyro
 
 from jaxaccel import augment, models
 from jaxaccel.calls import parse, render
+from jaxaccel.packed import packed
 
 NAMES: dict[str, Callable[..., Any]] = {
     name: getattr(module, name)
     for module in (models, augment)
     for name in module.__all__
     if isinstance(getattr(module, name), (type, types.FunctionType)) and name not in ("chain", "example_keys")
-}
+} | {"packed": packed}
 """What a model or an augmentation may be called on the command line and in recipe.json."""
 
 Call = Annotated[

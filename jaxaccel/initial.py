@@ -10,6 +10,8 @@ import numpy as np
 
 from jaxaccel import rundir
 from jaxaccel.checkpoint import Checkpoints, flat
+from jaxaccel.compress import trainable, unpack
+from jaxaccel.compress.pack import is_packed
 from jaxaccel.errors import UserError
 from jaxaccel.modules import Model, abstract, as_model, output_shape, takes
 from jaxaccel.pretrained import load_pretrained
@@ -129,6 +131,11 @@ def _weights_in(
         return Checkpoints.weights_of(origin, metric)
     if not origin.is_file():
         raise UserError(f"{origin} is no directory of a run and no file with weights")
+    if is_packed(origin):
+        stored = unpack(origin)
+        if not isinstance(stored, dict) or "params" not in stored:
+            raise UserError(f"{origin} holds no model: pack {{'params': ..., 'model_state': ...}}")
+        return _named(trainable(stored["params"]), stored.get("model_state", {}))
     loaded = load_pretrained(model, origin, inputs=inputs, new_head=new_head)
     named = _named(loaded.params, loaded.state).items()
     return {name: x for name, x in named if name.partition("/")[2] not in loaded.fresh}

@@ -32,8 +32,9 @@ def as_model(factory: Any, facts: Mapping[str, Any], inputs: tuple[PyTree, ...])
     """The pure functions of what `factory` makes.
 
     Args:
-      factory: a Linen module, or a callable that returns a Linen or an NNX module. It is called with those
-        of `facts` (``classes``, ``channels``, ``image_size``, ...) and ``rngs`` that its signature names.
+      factory: a Linen module, or a callable that returns a Linen or an NNX module, or a `Model`. It is called with
+        those of `facts` (``classes``, ``channels``, ``image_size``, ...), ``facts``, ``inputs`` and ``rngs`` that its
+        signature names.
       facts: what the data set says of itself.
       inputs: one batch's inputs to the model as `jax.ShapeDtypeStruct`s.
 
@@ -42,7 +43,7 @@ def as_model(factory: Any, facts: Mapping[str, Any], inputs: tuple[PyTree, ...])
     """
     if isinstance(factory, linen.Module):
         return _linen(factory, inputs)
-    taken = _taken(factory, facts)
+    taken = _taken(factory, {**facts, "facts": facts, "inputs": inputs})
     made: list[Any] = []
 
     def make() -> nnx.Module | None:
@@ -57,6 +58,8 @@ def as_model(factory: Any, facts: Mapping[str, Any], inputs: tuple[PyTree, ...])
         return _linen(made[0], inputs)
     if isinstance(made[0], nnx.Module):
         return _nnx(lambda key: factory(**taken, **_rngs(factory, key)))
+    if isinstance(made[0], Model):
+        return factory(**taken)  # anew: what was made above was only traced
     raise UserError(f"the recipe's model must make a Flax NNX or Linen module, not {type(made[0]).__name__}")
 
 
@@ -187,7 +190,8 @@ def _free(factory: Callable[..., Any]) -> set[str]:
 
 
 def _named(taken: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in taken.items()) or "no arguments"
+    told = [f"{name}={value}" for name, value in taken.items() if name not in ("facts", "inputs")]
+    return ", ".join(told) or "no arguments"
 
 
 def _first_line(error: Exception) -> str:

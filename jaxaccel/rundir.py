@@ -135,8 +135,12 @@ def _from_first_process(text: str) -> str:
 
 def command() -> list[str] | None:
     """The words of the command line that runs in this process; None in a notebook or somebody's program."""
-    own = Path(sys.argv[0]).parent == Path(__file__).parent
-    return ["python", "-m", f"jaxaccel.{Path(sys.argv[0]).stem}", *sys.argv[1:]] if own else None
+    program, package = Path(sys.argv[0]), Path(__file__).parent
+    if package not in program.parents:
+        return None
+    parts = program.relative_to(package).with_suffix("").parts
+    module = ".".join(("jaxaccel", *(part for part in parts if part != "__main__")))
+    return ["python", "-m", module, *sys.argv[1:]]
 
 
 def write_json(path: Path, value: Any) -> None:

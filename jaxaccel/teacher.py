@@ -13,7 +13,7 @@ from jaxaccel.flags import Call
 from jaxaccel.metrics import Mean
 from jaxaccel.modules import Model, abstract
 from jaxaccel.tasks.task import Batch, Task
-from jaxaccel.transforms.distill import Distillation, Hint
+from jaxaccel.transforms.distill import Distillation, Hint, Kind
 
 PyTree = Any
 
@@ -58,7 +58,9 @@ class Distill:
 
     def hints(self) -> tuple[Hint, ...]:
         """The features to learn from."""
-        kinds = (("attention", self.attention), ("relation", self.relation))
+        kinds: tuple[tuple[Kind, tuple[str, ...]], ...] = (
+            ("attention", self.attention), ("relation", self.relation),
+        )  # fmt: skip
         pairs = [(kind, *text.partition("=")) for kind, texts in kinds for text in texts]
         return tuple(Hint(ours, theirs or ours, kind, self.hint_weight) for kind, ours, _, theirs in pairs)
 

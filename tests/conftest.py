@@ -21,7 +21,7 @@ def pytest_configure(config):
     os.environ["JAXACCEL_CACHE"] = str(base / "xla")
     os.environ["TFDS_DATA_DIR"] = str(base / "tfds")
     os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ.pop("XLA_FLAGS", None)
+    os.environ["XLA_FLAGS"] = QUICKLY
 
 
 def pytest_collection_modifyitems(items):

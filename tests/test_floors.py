@@ -31,6 +31,7 @@ FLOORS = [
         "probe",
         "explanation",
         "replicas",
+        "packed",
     },
     {
         "recipe",
@@ -45,7 +46,7 @@ FLOORS = [
         "result",
         "initial",
     },
-    {"train", "doctor"},
+    {"train", "doctor", "route", "routes"},
 ]
 FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}
 

@@ -5,12 +5,12 @@ from jaxaccel.compress.low_rank import low_rank, spectra
 from jaxaccel.compress.pack import pack, unpack
 from jaxaccel.compress.prune import masked, prune
 from jaxaccel.compress.quantize import dequantize, quantize
-from jaxaccel.compress.share import codebooks, share, with_codebooks
+from jaxaccel.compress.share import share
+from jaxaccel.compress.trainable import trainable, with_trained
 from jaxaccel.compress.work import multiply_adds
 
 __all__ = [
     "Removed",
-    "codebooks",
     "dequantize",
     "low_rank",
     "masked",
@@ -21,6 +21,7 @@ __all__ = [
     "remove_channels",
     "share",
     "spectra",
+    "trainable",
     "unpack",
-    "with_codebooks",
+    "with_trained",
 ]

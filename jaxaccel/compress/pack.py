@@ -2,8 +2,8 @@
 
 A packed file is a safetensors file (https://github.com/huggingface/safetensors) of a few byte streams, into which the
 arrays are taken apart so that like stands beside like: which elements are not zero, one bit each; integers; and each
-byte of the floating-point numbers by itself. LZMA codes each stream. What belongs where stands in the file's
-metadata, with a digest of each stream. Nothing in it is executed.
+byte of the floating-point numbers by itself. LZMA codes each stream, also the one that says what belongs where. The
+file's metadata have a digest of each stream. Nothing in it is executed.
 """
 
 import dataclasses
@@ -26,6 +26,8 @@ from jaxaccel.interpret import is_compressed
 
 PyTree = Any
 VERSION = 1
+TABLE = "table"
+"""Name of the stream that says what belongs where, as JSON."""
 _TYPES: dict[str, type] = {kind.__name__: kind for kind in (QuantArray, LowRankArray, CodebookArray)}
 _CODERS: dict[str, list[dict[str, Any]]] = {
     # Bytes without a grain of text: no context of the byte before, nor of the position.
@@ -54,6 +56,7 @@ def pack(params: PyTree, file: str | Path) -> int:
     streams: dict[str, list[bytes]] = {}
     leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_compressed)
     table = [{"path": _parts(path), **_described(x, streams)} for path, x in leaves]
+    streams[TABLE] = [json.dumps(table).encode()]
     coded, index = {}, {}
     for name, pieces in streams.items():
         plain = b"".join(pieces)
@@ -62,7 +65,7 @@ def pack(params: PyTree, file: str | Path) -> int:
         index[name] = {"coder": coder, "size": len(plain), "sha256": hashlib.sha256(plain).hexdigest()}
     from safetensors.numpy import save
 
-    metadata = {"jaxaccel": json.dumps({"version": VERSION, "streams": index, "leaves": table})}
+    metadata = {"jaxaccel": json.dumps({"version": VERSION, "streams": index})}
     content = save(coded, metadata)
     files.write_bytes(Path(file), content)
     return len(content)
@@ -81,8 +84,9 @@ def unpack(file: str | Path, like: PyTree = None) -> PyTree:
     coded, header = _read(Path(file))
     try:
         streams = {name: _decoded(coded[name], fact) for name, fact in header["streams"].items()}
+        table = json.loads(streams.pop(TABLE))
         readers = {name: _Reader(data) for name, data in streams.items()}
-        leaves = [(entry["path"], _restored(entry, readers)) for entry in header["leaves"]]
+        leaves = [(entry["path"], _restored(entry, readers)) for entry in table]
     except (KeyError, TypeError, ValueError, lzma.LZMAError, EOFError) as error:
         raise UserError(f"{file} is damaged ({error}): get it again") from error
     if like is None:
@@ -93,6 +97,17 @@ def unpack(file: str | Path, like: PyTree = None) -> PyTree:
     if missing := [path for path in wanted if path not in by_path]:
         raise UserError(f"{file} has no {missing[0]}: it was packed from other parameters")
     return jax.tree.unflatten(treedef, [by_path[path] for path in wanted])
+
+
+def is_packed(file: str | Path) -> bool:
+    """Whether `pack` wrote that file, as far as its beginning says."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            return "jaxaccel" in (opened.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
 
 
 def transfer_seconds(size: int, bits_per_second: float) -> float:

@@ -1,4 +1,4 @@
-"""Parameters that share few values: codebooks by k-means, and their fine-tuning."""
+"""Parameters that share few values: codebooks by k-means."""
 
 from typing import Any
 
@@ -9,7 +9,6 @@ import numpy as np
 from jaxaccel.arrays import CodebookArray
 from jaxaccel.compress.selected import selected
 from jaxaccel.errors import UserError
-from jaxaccel.interpret import is_compressed
 from jaxaccel.trees import Where
 
 PyTree = Any
@@ -35,36 +34,6 @@ def share(params: PyTree, bits: int = 4, where: Where = "**/kernel") -> PyTree:
         raise UserError(f"bits must be 1 to 8, got {bits}")
     chosen = selected(params, where, at_least=2)
     return chosen.replaced({path: _shared(x, 2**bits) for path, x in chosen.items()})
-
-
-def codebooks(params: PyTree) -> PyTree:
-    """What of `params` fine-tuning may change without a change of who shares what.
-
-    Codebooks and all float arrays that are not compressed, as a pytree of the same structure, in which the other leaves
-    are None: train that, and put it back with `with_codebooks`.
-    """
-
-    def leaf(x: Any) -> Any:
-        if isinstance(x, CodebookArray):
-            return x.codebook
-        return None if is_compressed(x) or not jnp.issubdtype(jnp.result_type(x), jnp.floating) else x
-
-    return jax.tree.map(leaf, params, is_leaf=is_compressed)
-
-
-def with_codebooks(params: PyTree, trained: PyTree) -> PyTree:
-    """`params` with what `codebooks` took out replaced by `trained`; zeros stay zeros."""
-
-    def leaf(x: Any, new: Any) -> Any:
-        if new is None:
-            return x
-        if not isinstance(x, CodebookArray):
-            return new
-        # The first value is that of pruned weights, wherever there are any.
-        pruned = (jnp.arange(x.codebook.size) == 0) & (x.codebook[0] == 0)
-        return CodebookArray(x.indices, jnp.where(pruned, 0.0, new), x.real)
-
-    return jax.tree.map(leaf, params, trained, is_leaf=lambda x: x is None or is_compressed(x))
 
 
 def _shared(x: jax.Array, count: int) -> CodebookArray:

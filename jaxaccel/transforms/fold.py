@@ -5,10 +5,12 @@ from typing import Any
 
 import jax
 
+from jaxaccel.arrays import LowRankArray
 from jaxaccel.errors import UserError
 from jaxaccel.interpret import is_compressed
 from jaxaccel.interpret.affine import folded
 from jaxaccel.interpret.partial import Split, split
+from jaxaccel.transforms.compressed import compressed
 from jaxaccel.trees import parameter_path
 
 PyTree = Any
@@ -23,7 +25,8 @@ def fold(f: Callable[..., Any], params: PyTree, *args: Any) -> tuple[Callable[..
 
     Args:
       f: called as ``f(params, *args)``, in inference: custom derivatives are dropped.
-      params: its parameters and, where it has any, the statistics that BatchNorm normalises by.
+      params: its parameters and, where it has any, the statistics that BatchNorm normalises by. Of low-rank ones
+        both factors become weights of their own, ``kernel/left`` and ``kernel/right``.
       args: examples of the other arguments, arrays or `jax.ShapeDtypeStruct`s. Only shapes and dtypes count; the folded
         function takes other batch sizes as well.
 
@@ -32,10 +35,14 @@ def fold(f: Callable[..., Any], params: PyTree, *args: Any) -> tuple[Callable[..
       which weights keep the paths that they had.
 
     Raises:
-      UserError: `params` are quantised already; or, when g is called, it needs other parameters at these shapes.
+      UserError: `params` are quantised or shared already; or, when g is called, it needs other parameters at these
+        shapes.
     """
-    if any(is_compressed(x) for x in jax.tree.leaves(params, is_leaf=is_compressed)):
-        raise UserError("fold the float parameters first, then quantize what fold returns")
+    compressions = [x for x in jax.tree.leaves(params, is_leaf=is_compressed) if is_compressed(x)]
+    if not all(isinstance(x, LowRankArray) and _dense(x) for x in compressions):
+        raise UserError("fold the float parameters first, then quantize or share what fold returns")
+    if compressions:
+        f = compressed(f)
     leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
     paths = [parameter_path(path) for path, _ in leaves]
     shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for _, x in leaves]
@@ -68,6 +75,10 @@ def fold(f: Callable[..., Any], params: PyTree, *args: Any) -> tuple[Callable[..
 
     g.__name__ = getattr(f, "__name__", "g")
     return g, _nested(first.names, values)
+
+
+def _dense(x: LowRankArray) -> bool:
+    return not is_compressed(x.left) and not is_compressed(x.right)
 
 
 def _nested(names: tuple[str, ...], values: list[Any]) -> dict[str, Any]:

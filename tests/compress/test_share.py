@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxaccel as ja
-from jaxaccel.compress import codebooks, with_codebooks
+from jaxaccel.compress import trainable, with_trained
 from jaxaccel.errors import UserError
 
 
@@ -53,15 +53,15 @@ def test_fine_tuning_changes_values_and_not_who_shares_them():
     params = {"layer": ja.share(w, 3), "bias": jnp.zeros(6)}
 
     def loss(trained):
-        p = with_codebooks(params, trained)
+        p = with_trained(params, trained)
         f = ja.compressed(lambda p: jnp.mean((x @ p["layer"]["kernel"] + p["bias"] - x @ target) ** 2))
         return f(p)
 
-    trained = codebooks(params)
+    trained = trainable(params)
     before = loss(trained)
     for _ in range(50):
         trained = jax.tree.map(lambda p, g: p - 0.1 * g, trained, jax.grad(loss)(trained))
-    after = with_codebooks(params, trained)
+    after = with_trained(params, trained)
     assert loss(trained) < 0.9 * before
     kernel = after["layer"]["kernel"]
     np.testing.assert_array_equal(kernel.indices, params["layer"]["kernel"].indices)

@@ -1,0 +1,97 @@
+"""From a trained model to a smaller one: ``python -m jaxaccel.compress ORIGIN --recipe NAME [--overrides]``.
+
+ORIGIN is the directory of a run, or a file of weights together with --like RECIPE, the recipe that trained them.
+--list shows the routes, and a path to a Python file with a function `route()` is one too. Every step's options are
+flags under its name, and those of the training that it came from are under --training.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from jaxaccel import cli
+from jaxaccel.errors import UserError
+from jaxaccel.recipe import Recipe, load_recipe
+from jaxaccel.route.follow import follow
+from jaxaccel.route.route import Route, load, names
+
+DEFAULT = "prune_and_int8"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Where the route leads, and how it is measured."""
+
+    run: Path | None = None
+    """Directory of the route [default: runs/ORIGIN-compressed]."""
+    resume: bool = False
+    """Go on after the last step that has its receipt."""
+    overwrite: bool = False
+    """Replace what is in that directory."""
+    batch: int = 128
+    """Examples in a batch of evaluation and of the receipts' throughput."""
+    traceback: bool = False
+    """Show Python's traceback when something goes wrong."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line; returns the exit code."""
+    words = list(argv)
+    if "--list" in words:
+        for name, first in names().items():
+            print(f"{name:18} {first}")
+        return 0
+    named, like = _taken(words, "--recipe") or DEFAULT, _taken(words, "--like")
+    origin = Path(words.pop(0)) if words and not words[0].startswith("-") else None
+    route, module = load(named)
+    asked = {"-h", "--help"} & set(words)
+    if origin is None and not asked:
+        raise UserError(
+            "name a run or a file of weights: python -m jaxaccel.compress runs/digits (--help shows all)"
+        )
+    known = like or (
+        str(origin) if origin and (origin / "recipe.json").exists() else "digits" if asked else None
+    )
+    training = load_recipe(known) if known else None
+    command = _parsed(
+        route, training, f"{__doc__}\n\nRecipe {named}: {(module.__doc__ or '').strip()}", words
+    )
+    options = command.options
+    steps = {name: getattr(command, name) for name in route.steps}
+    assert origin is not None
+    follow(
+        Route(steps), origin, getattr(command, "training", None), run=options.run, resume=options.resume,
+        overwrite=options.overwrite, batch=options.batch,
+    )  # fmt: skip
+    return 0
+
+
+def _taken(words: list[str], flag: str) -> str | None:
+    """The value of a flag, which goes from `words`."""
+    for i, word in enumerate(words):
+        if word == flag:
+            if i + 1 == len(words):
+                raise UserError(f"{flag} needs a name (--list shows them)")
+            value = words[i + 1]
+            del words[i : i + 2]
+            return value
+        if word.startswith(f"{flag}="):
+            del words[i]
+            return word.partition("=")[2]
+    return None
+
+
+def _parsed(route: Route, training: Recipe | None, description: str, words: Sequence[str]) -> Any:
+    """A dataclass with a field for each step, one for the training where it is known, and the options."""
+    default: dict[str, Any] = {
+        **route.steps,
+        **({"training": training} if training else {}),
+        "options": Options(),
+    }
+    unnamed = Annotated[Options, tyro.conf.arg(name="")]
+    kinds = [(name, unnamed if name == "options" else type(value)) for name, value in default.items()]
+    made = dataclasses.make_dataclass("Command", kinds, frozen=True)
+    return cli.parsed("python -m jaxaccel.compress ORIGIN", description, made(**default), words)

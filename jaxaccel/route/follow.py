@@ -1,0 +1,190 @@
+"""A route followed from a trained model to its end, with a receipt after each step."""
+
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from jaxaccel import runtime
+from jaxaccel.compress import pack, unpack
+from jaxaccel.compress.pack import is_packed
+from jaxaccel.errors import UserError
+from jaxaccel.initial import start
+from jaxaccel.modules import abstract
+from jaxaccel.packed import checked
+from jaxaccel.recipe import Recipe, differences, load_recipe, to_json
+from jaxaccel.route.picture import pareto
+from jaxaccel.route.receipts import Receipt, as_json, receipt
+from jaxaccel.route.route import Route
+from jaxaccel.route.stage import Setting, Stage, inference
+from jaxaccel.route.wording import line, notes, tables
+from jaxaccel.rundir import command, write_json
+from jaxaccel.trees import with_leaves
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Followed:
+    """Where a route led."""
+
+    directory: Path
+    receipts: tuple[Receipt, ...]
+    """Of the origin and of each step, in order."""
+    stage: Stage
+    """The last one."""
+    setting: Setting
+
+    def predict(self, batch: dict[str, Any]) -> Any:
+        """The task's predictions for a batch, as the data set gives it: logits (B, classes) for images."""
+        return self._predict(self.stage.variables, batch)
+
+    @cached_property
+    def _predict(self) -> Callable[..., Any]:
+        run, task = self.stage.run, self.setting.task
+        return jax.jit(lambda variables, batch: task.predict(lambda *inputs: run(variables, *inputs), batch))
+
+
+def follow(
+    route: Route,
+    origin: Path | str,
+    training: Recipe | None = None,
+    *,
+    run: Path | str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    batch: int = 128,
+) -> Followed:
+    """Takes a trained model along `route` and writes all about it to `run`.
+
+    After each step its variables are packed to ``NUMBER-NAME.safetensors`` and a row is added to ``receipts.json``; at
+    the end ``pareto.png`` shows what was paid for what. Runs of fine-tuning stand in directories of their own.
+
+    Args:
+      route: the steps.
+      origin: directory of a run, whose best weights count, or a file of weights: packed, or what `load_pretrained`
+        reads.
+      training: how the model was trained; by default the run's own recipe. Its evaluation split decides.
+      run: directory to write to, by default ``runs/ORIGIN-compressed``.
+      resume: go on after the last step that has its receipt; a run of fine-tuning goes on from its newest checkpoint.
+      overwrite: replace what is there.
+      batch: examples in a batch of evaluation and of the receipts' throughput.
+
+    Raises:
+      UserError: a step cannot be taken with this model, or a file is none of a model; the message says what to do.
+    """
+    runtime.setup()
+    origin = Path(origin)
+    training = training or _training(origin)
+    if batch < 1:
+        raise UserError(f"batch must be at least 1, got {batch}")
+    directory = Path(run) if run else Path("runs") / f"{origin.stem}-compressed"
+    record = {"origin": str(origin), "route": route.as_json(), "training": to_json(training), "batch": batch}
+    rows = _prepared(directory, record, resume, overwrite)
+    setting, console = Setting(training, directory, batch), Console(highlight=False, soft_wrap=True)
+
+    stage = _first(origin, setting)
+    before: Stage | None = None
+    for number, (name, step) in enumerate([("origin", None), *route.steps.items()]):
+        started, file = time.perf_counter(), setting.file(number, name)
+        done = number < len(rows)
+        if done and (step is None or step.same_function):
+            stage = dataclasses.replace(stage, variables=unpack(file, like=stage.variables), file=file)
+        elif step is not None:
+            again = "  again, for what follows" if done else ""
+            console.print(f"[bold]{number}/{len(route.steps)} {name}[/]{again}")
+            stage = step.apply(stage, setting, name)
+        if not done:
+            pack(stage.variables, file)
+        stage = dataclasses.replace(stage, file=file)
+        if not done:
+            seconds = time.perf_counter() - started
+            rows.append(receipt(name, stage, setting, before, seconds))
+            write_json(directory / "receipts.json", _receipts(rows, record))
+            console.print(line(rows[-1], rows))
+        before = stage
+    pareto(directory / "pareto.png", rows, setting.task.metric)
+    for shown in tables(rows, setting.task.metric):
+        Console(width=max(console.width, 112)).print(shown)
+    for note in notes(rows):
+        console.print(note)
+    console.print(f"see {directory}/receipts.json and pareto.png; the result is {stage.file}")
+    return Followed(directory, tuple(rows), stage, setting)
+
+
+def _training(origin: Path) -> Recipe:
+    if (origin / "recipe.json").is_file():
+        return load_recipe(str(origin))
+    if not origin.exists():
+        raise UserError(f"there is no run and no file {origin}")
+    raise UserError(
+        f"{origin} does not say how its model was trained and what on: name a recipe like it, --like cifar10_resnet20 "
+        "for instance"
+    )
+
+
+def _first(origin: Path, setting: Setting) -> Stage:
+    """The model that the route begins with."""
+    factory = setting.training.model
+    model, inputs = setting.model(factory), setting.inputs(setting.batch)
+    if origin.is_file() and is_packed(origin):
+        params, state = checked(unpack(origin), model, origin)
+        return Stage(factory, {"params": params, "model_state": state}, inference(model))
+    found = start(origin, model, inputs, setting.task.metric)
+    if found.fresh:
+        raise UserError(
+            f"{origin} has other classes than the data ({', '.join(found.fresh)}): fine-tune it first"
+        )
+    params, state = abstract(model)
+    variables = with_leaves({"params": params, "model_state": state}, found.weights)
+    return Stage(factory, jax.device_put(variables), inference(model))
+
+
+def _prepared(directory: Path, record: dict[str, Any], resume: bool, overwrite: bool) -> list[Receipt]:
+    """The receipts that are there already, in a directory that is this route's."""
+    file = directory / "route.json"
+    if resume:
+        if not file.exists():
+            raise UserError(f"nothing to resume in {directory}: there is no route.json; leave out --resume")
+        before = json.loads(file.read_text(encoding="utf-8"))
+        now = json.loads(json.dumps(record))
+        for path, value, old in differences(now, {name: before.get(name) for name in now}):
+            if not path.startswith("training.data."):
+                raise UserError(
+                    f"{directory} was begun with {path} = {old}, now it is {value}: resume with the same, or choose "
+                    "another --run"
+                )
+        receipts = directory / "receipts.json"
+        rows = json.loads(receipts.read_text(encoding="utf-8"))["receipts"] if receipts.exists() else []
+        return [Receipt(**row) for row in rows]
+    if directory.exists() and any(directory.iterdir()):
+        if not overwrite:
+            raise UserError(
+                f"{directory} holds something already: go on with --resume, replace it with --overwrite, or choose "
+                "another --run DIR"
+            )
+        if not file.exists():
+            raise UserError(
+                f"{directory} is no route of jaxaccel and will not be deleted: choose another --run"
+            )
+        shutil.rmtree(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    write_json(file, record | {"command": command(), "versions": runtime.versions()})
+    return []
+
+
+def _receipts(rows: list[Receipt], record: dict[str, Any]) -> dict[str, Any]:
+    device = jax.devices()[0]
+    return {
+        "origin": record["origin"],
+        "device_kind": device.device_kind,
+        "versions": runtime.versions(),
+        "receipts": as_json(rows),
+    }

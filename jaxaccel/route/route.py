@@ -1,0 +1,80 @@
+"""A route as data, from a file: which steps, in which order."""
+
+import dataclasses
+import importlib
+import importlib.util
+import pkgutil
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxaccel.calls import nearest
+from jaxaccel.errors import UserError
+from jaxaccel.recipe import to_json
+from jaxaccel.route.steps import Step
+
+
+@dataclasses.dataclass(frozen=True)
+class Route:
+    """Named steps, taken one after another."""
+
+    steps: Mapping[str, Step]
+    """By name, in order: letters, digits and underscores."""
+
+    def __post_init__(self) -> None:
+        """Checks the names, of which files are made."""
+        for name, step in self.steps.items():
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or not isinstance(step, Step):
+                raise UserError(f"a route maps names such as fine_tune to steps, got {name!r}: {step!r}")
+        if not self.steps:
+            raise UserError("a route needs at least one step")
+
+    def as_json(self) -> dict[str, Any]:
+        """The steps as plain values, by name."""
+        return {name: {"kind": type(step).__name__, **to_json(step)} for name, step in self.steps.items()}
+
+
+def names() -> dict[str, str]:
+    """The routes that come with jaxaccel and the first line of each one's docstring."""
+    from jaxaccel import routes
+
+    found = sorted(module.name for module in pkgutil.iter_modules(routes.__path__))
+    return {name: (_module(name).__doc__ or "").strip().splitlines()[0] for name in found}
+
+
+def load_route(name: str) -> Route:
+    """The route of that name, or of the Python file at that path, whose ``route()`` makes it.
+
+    Raises:
+      UserError: there is none, or the file defines no `route()` that returns a `Route`.
+    """
+    return load(name)[0]
+
+
+def load(name: str) -> tuple[Route, Any]:
+    """As `load_route`, with the module that holds the route."""
+    module = _from_file(Path(name)) if name.endswith(".py") else _module(name)
+    made = module.route() if callable(getattr(module, "route", None)) else None
+    if not isinstance(made, Route):
+        raise UserError(f"{name} must define route() -> jaxaccel.route.Route")
+    return made, module
+
+
+def _module(name: str) -> Any:
+    from jaxaccel import routes
+
+    known = [module.name for module in pkgutil.iter_modules(routes.__path__)]
+    if name not in known:
+        raise UserError(f"no recipe {name!r}{nearest(name, known)} (--list shows them all)")
+    return importlib.import_module(f"jaxaccel.routes.{name}")
+
+
+def _from_file(path: Path) -> Any:
+    if not path.is_file():
+        raise UserError(f"no recipe file {path}: write one, or name one of --list")
+    spec = importlib.util.spec_from_file_location(path.stem, path.absolute())
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

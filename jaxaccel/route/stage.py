@@ -1,0 +1,141 @@
+"""A model on its way, and what the steps may know of the task that it does."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxaccel.data import open_source
+from jaxaccel.data.feed import batch_shape
+from jaxaccel.data.sources import Source
+from jaxaccel.modules import Model, as_model
+from jaxaccel.recipe import Recipe
+from jaxaccel.tasks import Task
+from jaxaccel.transforms import compressed, retarget
+
+PyTree = Any
+Batch = dict[str, Any]
+"""Arrays of the host."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What a model computes with at one point of its route, and how."""
+
+    factory: Any
+    """What makes the model, as a recipe names it."""
+    variables: PyTree
+    """The first argument of `call`: ``{"params": ..., "model_state": ...}`` while it is one that can be trained, with
+    compressed leaves from the first step on that makes some."""
+    call: Callable[..., PyTree]
+    """(dense variables, *inputs) -> outputs, in inference."""
+    accelerated: Callable[[Callable[..., PyTree]], Callable[..., PyTree]] = compressed
+    """What makes `call` one of `variables`: `ja.compressed`, or `ja.int8` with its calibration."""
+    file: Path | None = None
+    """Where `variables` are packed."""
+
+    @property
+    def run(self) -> Callable[..., PyTree]:
+        """(variables, *inputs) -> outputs, in the forms that this device runs fast; to be compiled."""
+        return retarget(self.accelerated(self.call))
+
+    def with_params(self, params: PyTree) -> "Stage":
+        """The same model with other parameters."""
+        return dataclasses.replace(self, variables=self.variables | {"params": params}, file=None)
+
+    def of_params(self, f: Callable[..., PyTree] | None = None) -> Callable[..., PyTree]:
+        """`call`, or `f` of the same arguments, as a function of the parameters alone, the state being what it is."""
+        f, rest = f or self.call, {k: v for k, v in self.variables.items() if k != "params"}
+        return lambda params, *inputs: f({"params": params, **rest}, *inputs)
+
+
+def inference(model: Model) -> Callable[..., PyTree]:
+    """A model as a function of its variables, ``{"params": ..., "model_state": ...}``, and inputs."""
+
+    def call(variables: PyTree, *inputs: PyTree) -> PyTree:
+        key = jax.random.key(0)  # nothing is drawn in inference, but the signature asks for one
+        return model.apply(variables["params"], variables["model_state"], *inputs, key=key, train=False)[0]
+
+    return call
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """The task, the data and the place of a route."""
+
+    training: Recipe
+    """How the model was trained: its task and data are those of all receipts, and fine-tuning goes by it."""
+    directory: Path
+    batch: int
+    """Examples in a batch of evaluation and of the receipts' throughput."""
+
+    def file(self, number: int, name: str) -> Path:
+        """Where the variables after a step are packed."""
+        return self.directory / f"{number}-{name}.safetensors"
+
+    @property
+    def origin(self) -> Path:
+        """Where those are that the route begins with."""
+        return self.file(0, "origin")
+
+    @property
+    def task(self) -> Task:
+        """What the model does."""
+        return self.training.task
+
+    @functools.cached_property
+    def train(self) -> Source:
+        """The split that was trained on."""
+        return self._open(self.training.data.train_split)
+
+    @functools.cached_property
+    def test(self) -> Source:
+        """The split that decides."""
+        return self._open(self.training.data.eval_split)
+
+    @functools.cached_property
+    def facts(self) -> dict[str, Any]:
+        """What the data say of themselves."""
+        return self.task.facts(self.train.features)
+
+    def inputs(self, size: int) -> tuple[PyTree, ...]:
+        """Shapes of a batch's inputs to the model."""
+        example = _element(self.task, self.train[0], 0)
+        return jax.eval_shape(self.task.inputs, batch_shape(example, size))
+
+    def model(self, factory: Any) -> Model:
+        """The pure functions of what `factory` makes for this data."""
+        return as_model(factory, self.facts, self.inputs(self.batch))
+
+    def examples(self, count: int) -> list[tuple[PyTree, ...]]:
+        """Inputs of the first `count` training examples, in whole batches."""
+        size = min(self.batch, count)
+        return [
+            self.task.inputs(batch) for batch in batches(self.train, self.task, size, count // size * size)
+        ]
+
+    def _open(self, split: str) -> Source:
+        data = self.training.data
+        return open_source(data.name, split, directory=data.dir, downloads=data.downloads)
+
+
+def batches(source: Source, task: Task, size: int, count: int | None = None) -> Iterator[Batch]:
+    """The first `count` examples of a split as a task's batches, all of `size`: the last is filled up, with mask 0."""
+    total = len(source) if count is None else min(count, len(source))
+    for start in range(0, total, size):
+        there = range(start, min(start + size, total))
+        rows = [_element(task, x, i) for i, x in zip(there, source.__getitems__(there), strict=True)]
+        yield stacked([*rows, *[rows[0] | {"mask": np.float32(0)}] * (size - len(rows))])
+
+
+def stacked(rows: Sequence[Mapping[str, Any]]) -> Batch:
+    """Examples as one batch."""
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _element(task: Task, example: Mapping[str, Any], index: int) -> dict[str, Any]:
+    return task.element(example) | {"index": np.int32(index), "epoch": np.int32(0), "mask": np.float32(1)}

@@ -1,0 +1,92 @@
+"""Training on the way: a recipe made of how the model was trained and of what the step says."""
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxaccel.compress import trainable, with_trained
+from jaxaccel.errors import UserError
+from jaxaccel.optim import Schedule, Sparse
+from jaxaccel.packed import packed
+from jaxaccel.recipe import Recipe
+from jaxaccel.route.stage import Setting, Stage, batches
+from jaxaccel.teacher import Distill
+from jaxaccel.train import train
+from jaxaccel.transforms import compressed
+
+if TYPE_CHECKING:
+    from jaxaccel.route.steps import FineTune
+
+PyTree = Any
+
+
+def fine_tuned(stage: Stage, setting: Setting, name: str, how: "FineTune", sparse: Sparse) -> Stage:
+    """The stage after a run of its own in the route's directory, which goes on where it was stopped."""
+    if stage.file is None:
+        raise UserError(
+            f"{name}: there is nothing to train on after a model was folded or quantised: put it before"
+        )
+    directory = setting.directory / name
+    begun = any(directory.glob("checkpoints/*"))
+    result = train(
+        recipe_of(stage, setting, name, how, sparse), run=directory, resume=begun, overwrite=not begun
+    )
+    if not result.summary["finished"]:
+        raise SystemExit(0)  # a signal asked it to stop, and it has said how to go on
+    trained, state = jax.device_get((result.state.weights(), result.state.model_state))
+    params = with_trained(stage.variables["params"], trained)
+    return dataclasses.replace(stage, variables={"params": params, "model_state": state}, file=None)
+
+
+def recipe_of(stage: Stage, setting: Setting, name: str, how: "FineTune", sparse: Sparse) -> Recipe:
+    """What `how` makes of the recipe that the model was trained by."""
+    base = setting.training
+    optimizer = dataclasses.replace(
+        base.optimizer,
+        learning_rate=how.rate * base.optimizer.learning_rate,
+        lookahead=0,
+        ema=0,
+        swa=0,
+        reestimate=0,
+    )
+    data = dataclasses.replace(base.data, train_split=how.split) if how.split else base.data
+    return dataclasses.replace(
+        base, name=name, model=partial(packed, file=str(stage.file), model=stage.factory), epochs=how.epochs, data=data,
+        optimizer=optimizer, schedule=Schedule(name="cosine", warmup=how.warmup), sparse=sparse, eval_every=how.epochs,
+        precision=how.precision or base.precision, keep=1, replicas=1, sweep={}, phases=type(base.phases)(),
+        distill=_distill(setting, how),
+    )  # fmt: skip
+
+
+def _distill(setting: Setting, how: "FineTune") -> Distill:
+    if not how.teacher:
+        return Distill()
+    whom = setting.origin if how.teacher == "origin" else Path(how.teacher)
+    model = None if whom.is_dir() else how.teacher_model or setting.training.model
+    return Distill(teacher=whom, model=model, temperature=how.temperature, soft=how.soft)
+
+
+def mean_gradient(stage: Stage, setting: Setting, count: int) -> PyTree:
+    """The gradient of the task's loss over the first `count` training examples, in inference mode."""
+    task = setting.task
+
+    @jax.jit
+    def gradient(params: PyTree, batch: Any) -> PyTree:
+        f = compressed(stage.of_params())
+
+        def loss(moved: PyTree) -> jax.Array:
+            return task.loss(f(with_trained(params, moved), *task.inputs(batch)), batch)[0]
+
+        return jax.grad(loss)(trainable(params))
+
+    size = min(setting.batch, count)
+    total, number = None, 0
+    for batch in batches(setting.train, task, size, count // size * size):
+        found = gradient(stage.variables["params"], batch)
+        total = found if total is None else jax.tree.map(jnp.add, total, found)
+        number += 1
+    return jax.tree.map(lambda g: g / number, total)

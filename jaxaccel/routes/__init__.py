@@ -1,0 +1,1 @@
+"""The routes that come with jaxaccel: one file each, with a function `route()`."""

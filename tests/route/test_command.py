@@ -1,0 +1,146 @@
+"""`python -m jaxaccel.compress`: words to a route, mistakes to one line."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import jaxaccel as ja
+from jaxaccel import rundir
+from jaxaccel.errors import UserError
+from jaxaccel.route import Route, command
+from jaxaccel.route.route import load, names
+
+
+@pytest.fixture
+def followed(monkeypatch):
+    """What `follow` is called with."""
+    calls = []
+    monkeypatch.setattr(command, "follow", lambda *args, **kwargs: calls.append((args, kwargs)))
+    return calls
+
+
+@pytest.fixture
+def origin(tmp_path):
+    """The directory of a run, without weights."""
+    place = tmp_path / "runs" / "digits"
+    rundir.prepare(place, ja.load_recipe("digits"), source=None, resume=False, overwrite=False)
+    return place
+
+
+def test_flags_reach_their_step(followed, origin):
+    words = ["--recipe", "deep_compression", "--prune.epochs", "3", "--prune.sparse.sparsity", "0.9"]
+    assert (
+        command.main([str(origin), *words, "--share.bits=5", "--training.batch-size", "32", "--batch", "7"])
+        == 0
+    )
+    (route, place, training), options = followed[0]
+    assert list(route.steps) == ["prune", "share", "fine_tune"]
+    assert route.steps["prune"].epochs == 3 and route.steps["prune"].sparse.sparsity == 0.9
+    assert route.steps["share"].bits == 5 and route.steps["fine_tune"].epochs == 1
+    assert place == origin and training.batch_size == 32 and options["batch"] == 7
+
+
+def test_a_file_goes_by_a_recipe_like_it(followed, tmp_path):
+    file = tmp_path / "weights.safetensors"
+    save_file({"x": np.zeros(3, np.float32)}, file)
+    assert (
+        command.main(
+            [str(file), "--like", "cifar10_resnet20", "--recipe=int8", "--training.model", "resnet56"]
+        )
+        == 0
+    )
+    (_, _, training), _ = followed[0]
+    assert training.data.name == "cifar10" and training.model is ja.models.resnet56
+    with pytest.raises(UserError, match="--like cifar10_resnet20"):
+        ja.follow(load("int8")[0], file, run=tmp_path / "r")
+    with pytest.raises(UserError, match="no run and no file"):
+        ja.follow(load("int8")[0], tmp_path / "nowhere", run=tmp_path / "r")
+
+
+def test_every_route_can_be_made(capsys, followed, origin):
+    assert command.main(["--list"]) == 0
+    said = capsys.readouterr().out
+    for name in names():
+        route, module = load(name)
+        assert isinstance(route, Route) and name in said and module.__doc__
+        assert json.loads(json.dumps(route.as_json()))
+        assert command.main([str(origin), "--recipe", name]) == 0
+
+
+def test_a_file_of_ones_own(tmp_path, followed, origin):
+    own = tmp_path / "mine.py"
+    own.write_text("from jaxaccel.route import *\ndef route():\n    return Route({'fold': Fold()})\n")
+    assert command.main([str(origin), "--recipe", str(own)]) == 0
+    assert list(followed[0][0][0].steps) == ["fold"]
+    own.write_text("def route():\n    return 3\n")
+    with pytest.raises(UserError, match=r"must define route\(\)"):
+        command.main([str(origin), "--recipe", str(own)])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--recipe", "deep_compresion"], "did you mean deep_compression"),
+        (["--recipe"], "--recipe needs a name"),
+        (["--prun.sparsity", "0.3"], "unknown argument --prun.sparsity; did you mean --prune"),
+        (["--prune.epochs", "many"], "epochs"),
+        (["--recipe", "nowhere.py"], "no recipe file nowhere.py"),
+        (["--training.model", "resnet2000"], "resnet20"),
+    ],
+)
+def test_mistakes(origin, words, said):
+    with pytest.raises(UserError, match=said):
+        command.main([str(origin), *words])
+
+
+def test_without_an_origin():
+    with pytest.raises(UserError, match="name a run or a file"):
+        command.main(["--recipe", "int8"])
+
+
+def test_help_teaches(capsys):
+    with pytest.raises(SystemExit):
+        command.main(["--recipe", "prune_and_int8", "--help"])
+    said = capsys.readouterr().out
+    for word in (
+        "--prune.sparse.sparsity",
+        "--int8.bits",
+        "--training.data.downloads",
+        "magnitude pruning",
+        "ORIGIN",
+    ):
+        assert word.lower() in said.lower()
+
+
+def test_what_is_there_is_not_lost(tmp_path, origin):
+    place = tmp_path / "there"
+    place.mkdir()
+    (place / "thesis.txt").write_text("all of it")
+    route = load("int8")[0]
+    with pytest.raises(UserError, match="holds something already"):
+        ja.follow(route, origin, run=place)
+    with pytest.raises(UserError, match="will not be deleted"):
+        ja.follow(route, origin, run=place, overwrite=True)
+    with pytest.raises(UserError, match="nothing to resume"):
+        ja.follow(route, origin, run=place, resume=True)
+    assert (place / "thesis.txt").read_text() == "all of it"
+
+
+def test_from_the_command_line(run_train, tmp_path):
+    run_train("digits", "--model", "ConvNet(widths=(4,))", "--epochs", "1", "--run", "o")
+    code, out, err = run_train("o", "--recipe", "int8", "--run", "r", module="jaxaccel.compress")
+    assert code == 0, err
+    assert "packed" in out and "at 10 Mbit/s" in out and (tmp_path / "r" / "pareto.png").exists()
+    record = json.loads((tmp_path / "r" / "route.json").read_text())
+    assert record["command"] == ["python", "-m", "jaxaccel.compress", "o", "--recipe", "int8", "--run", "r"]
+    code, _, err = run_train(
+        "o", "--int8.bits", "3", "--recipe", "int8", "--run", "s", module="jaxaccel.compress"
+    )
+    assert code == 2 and err.splitlines()[-1] == "error: bits must be 8 or 4, got 3"
+    (tmp_path / "r" / "1-fold.safetensors").write_bytes(b"no longer")
+    code, _, err = run_train(
+        "r/1-fold.safetensors", "--like", "digits", "--run", "t", module="jaxaccel.compress"
+    )
+    assert code == 2 and len([line for line in err.splitlines() if line.startswith("error:")]) == 1

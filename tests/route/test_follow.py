@@ -1,0 +1,167 @@
+"""Routes from a trained model to smaller ones: receipts that are true, steps that compose, and going on."""
+
+import dataclasses
+import json
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+import jaxaccel as ja
+from jaxaccel import models
+from jaxaccel.arrays import CodebookArray, LowRankArray, QuantArray
+from jaxaccel.errors import UserError
+from jaxaccel.interpret import is_compressed
+from jaxaccel.route import FineTune, Fold, LowRank, Prune, Quantize, RemoveChannels, Route, Share, Student
+from jaxaccel.route.stage import batches
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A trained run, its recipe and its result."""
+    place = tmp_path_factory.mktemp("origin") / "small"
+    recipe = dataclasses.replace(
+        ja.load_recipe("digits"), model=partial(models.ConvNet, widths=(8, 16)), epochs=3, eval_every=3
+    )
+    return place, recipe, ja.train(recipe, run=place)
+
+
+def kinds(tree, kind):
+    return [x for x in jax.tree.leaves(tree, is_leaf=is_compressed) if isinstance(x, kind)]
+
+
+def test_receipts_are_true(run, tmp_path):
+    place, recipe, trained = run
+    done = ja.follow(
+        Route({"prune": Prune(0.5), "fold": Fold(), "int8": Quantize()}), place, run=tmp_path / "r"
+    )
+    first, pruned, _, quantised = done.receipts
+    assert first.scores["accuracy"] == pytest.approx(trained.summary["eval"]["accuracy"])
+    params = trained.state.params
+    assert first.parameters == first.nonzeros == sum(x.size for x in jax.tree.leaves(params))
+    kernels = sum(x.size for x in jax.tree.leaves(params) if x.ndim > 1)
+    assert pruned.parameters - pruned.nonzeros == pytest.approx(kernels / 2, abs=1)
+    # Convolutions of 3x3 with their pooling, from the shapes of the network.
+    assert first.flops == 2 * sum(ja.multiply_adds(done_call(run), params, images(1)).values())
+    assert quantised.flops == first.flops
+    for row in done.receipts:
+        number = done.receipts.index(row)
+        file = tmp_path / "r" / f"{number}-{row.step}.safetensors"
+        assert row.packed_bytes == file.stat().st_size
+        assert row.seconds_at_10_mbit == pytest.approx(file.stat().st_size * 8 / 1e7)
+        assert row.latency_ms > 0 and row.throughput > 0 and (row.latency_gain is None) == (number == 0)
+    assert quantised.bytes < first.bytes / 3
+    assert kinds(done.stage.variables, QuantArray)
+    # The accuracy of the last one, by hand: over the whole split, the filled-up batch counting as it is.
+    right = total = 0
+    for batch in batches(done.setting.test, recipe.task, 100):
+        there = batch["mask"] > 0
+        right += int((np.argmax(done.predict(batch), -1) == batch["label"])[there].sum())
+        total += int(there.sum())
+    assert total == len(done.setting.test)
+    assert quantised.scores["accuracy"] == pytest.approx(right / total, abs=1e-6)
+    assert (tmp_path / "r" / "pareto.png").stat().st_size > 5000
+    written = json.loads((tmp_path / "r" / "receipts.json").read_text())["receipts"]
+    assert written == [dataclasses.asdict(row) for row in done.receipts]
+
+
+def done_call(run):
+    _, _, trained = run
+    return lambda params, x: trained.training.bind(params, trained.state.model_state)(x)
+
+
+def images(count):
+    return np.zeros((count, 8, 8, 1), np.float32)
+
+
+def test_everything_composes_and_goes_on(run, tmp_path, monkeypatch):
+    place, _, _ = run
+    tune = FineTune(epochs=0.2, teacher="origin")
+    steps = {
+        "channels": RemoveChannels(flops=0.7),
+        "low_rank": LowRank(flops=0.8, where=("**/kernel",)),
+        "prune": Prune(0.4),
+        "fine_tune": tune,
+        "fold": Fold(),
+        "int8": Quantize(),
+    }
+    done = ja.follow(Route(steps), place, run=tmp_path / "r", batch=64)
+    rows = {row.step: row for row in done.receipts}
+    assert rows["channels"].flops <= 0.7 * rows["origin"].flops
+    assert rows["low_rank"].flops < rows["channels"].flops
+    # Fine-tuning moved weights and no zero of them.
+    before, after = (
+        ja.unpack(tmp_path / "r" / f"{n}.safetensors")["params"] for n in ("3-prune", "4-fine_tune")
+    )
+    pairs = list(zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True))
+    assert all(((np.asarray(a) == 0) <= (np.asarray(b) == 0)).all() for a, b in pairs if a.ndim > 1)
+    assert any((np.asarray(a) != np.asarray(b)).any() for a, b in pairs)
+    assert kinds(after, LowRankArray)
+    assert rows["int8"].nonzeros <= 0.65 * rows["int8"].parameters
+
+    # Stopped after the fine-tuning: what is done stays, what follows is the same, bit for bit.
+    receipts = tmp_path / "r" / "receipts.json"
+    record = json.loads(receipts.read_text())
+    receipts.write_text(json.dumps(record | {"receipts": record["receipts"][:5]}))
+    last = tmp_path / "r" / "6-int8.safetensors"
+    content = last.read_bytes()
+    last.unlink()
+    monkeypatch.setattr("jaxaccel.route.steps.fine_tuned", lambda *args: pytest.fail("trained again"))
+    again = ja.follow(Route(steps), place, run=tmp_path / "r", resume=True, batch=64)
+    assert [row.step for row in again.receipts] == ["origin", *steps]
+    assert last.read_bytes() == content
+    with pytest.raises(UserError, match=r"begun with route\.prune\.sparsity = 0\.4, now it is 0\.5"):
+        ja.follow(Route(steps | {"prune": Prune(0.5)}), place, run=tmp_path / "r", resume=True, batch=64)
+
+
+def test_shared_values_are_tuned_and_stay_shared(run, tmp_path):
+    place, _, _ = run
+    steps = {"prune": Prune(0.6), "share": Share(3), "fine_tune": FineTune(epochs=0.2)}
+    done = ja.follow(Route(steps), place, run=tmp_path / "r")
+    shared, tuned = (
+        kinds(ja.unpack(tmp_path / "r" / f"{n}.safetensors"), CodebookArray)
+        for n in ("2-share", "3-fine_tune")
+    )
+    for a, b in zip(shared, tuned, strict=True):
+        assert (np.asarray(a.indices) == np.asarray(b.indices)).all()
+        assert a.codebook.size <= 8 and a.codebook[0] == b.codebook[0] == 0
+        assert (np.asarray(a.codebook) != np.asarray(b.codebook)).any()
+    assert done.receipts[-1].packed_bytes < done.receipts[0].packed_bytes / 5
+
+
+def test_a_student_learns_from_the_origin(run, tmp_path):
+    place, _, _ = run
+    steps = {
+        "student": Student(model=partial(models.ConvNet, widths=(4, 8))),
+        "learn": FineTune(epochs=2, rate=1.0, teacher="origin"),
+    }
+    done = ja.follow(Route(steps), place, run=tmp_path / "r")
+    origin, student, learned = done.receipts
+    assert student.parameters < origin.parameters / 2
+    assert learned.scores["accuracy"] > student.scores["accuracy"] + 0.3
+    with pytest.raises(UserError, match=r"--student\.model"):
+        ja.follow(Route({"student": Student()}), place, run=tmp_path / "s")
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        ({"prune": Prune(1.2)}, "sparsity"),
+        ({"prune": Prune(None, pattern="3:7")}, "3:7|divide"),
+        ({"low_rank": LowRank(where=("nowhere/**",))}, "nowhere"),
+        ({"channels": RemoveChannels(flops=None)}, "exactly one of"),
+        ({"fold": Fold(), "tune": FineTune()}, "put it before"),
+        ({"share": Share(2), "int8": Quantize()}, "codebook"),
+    ],
+)
+def test_steps_that_cannot_be(run, tmp_path, steps, said):
+    with pytest.raises(UserError, match=said):
+        ja.follow(Route(steps), run[0], run=tmp_path / "r")
+
+
+def test_names_of_steps():
+    with pytest.raises(UserError, match="names such as fine_tune"):
+        Route({"../x": Fold()})
+    with pytest.raises(UserError, match="at least one"):
+        Route({})
