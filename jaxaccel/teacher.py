@@ -1,7 +1,7 @@
 """A teacher: a model that was trained before, which another one learns from while it trains."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from jaxaccel.flags import Call
 from jaxaccel.metrics import Mean
 from jaxaccel.modules import Model, abstract
 from jaxaccel.tasks.task import Batch, Task
-from jaxaccel.transforms.distill import Distillation, Hint, Kind
+from jaxaccel.transforms.distill import Distillation, Hint
 
 PyTree = Any
 
@@ -33,13 +33,9 @@ class Distill:
     """Divides both models' logits for the soft targets (Hinton, Vinyals & Dean 2015, arXiv:1503.02531)."""
     soft: float = 0.9
     """Share of the soft targets in the loss; the task's own loss has the rest."""
-    attention: tuple[str, ...] = ()
-    """Weights whose products are to be strong where the teacher's are (Zagoruyko & Komodakis 2017, arXiv:1612.03928): a
-    path of both models, or STUDENT=TEACHER."""
-    relation: tuple[str, ...] = ()
-    """Weights whose products are to tell examples apart as the teacher's do (Park et al. 2019, arXiv:1904.05068)."""
-    hint_weight: float = 1.0
-    """Of each of these in the loss."""
+    attention: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Weights whose products are to be strong where the teacher's are (Zagoruyko & Komodakis 2017, arXiv:1612.03928),
+    and how much each counts in the loss: stages/2/0/conv2/kernel 1.0, or STUDENT=TEACHER 1.0 where paths differ."""
 
     def __post_init__(self) -> None:
         """Checks the numbers, and that there is a teacher where anything is asked of one."""
@@ -48,9 +44,10 @@ class Distill:
             raise UserError(f"distill.temperature must be above 0, got {self.temperature:g}")
         if not 0 <= self.soft <= 1:
             raise UserError(f"distill.soft is a share of the loss, in [0, 1], got {self.soft:g}")
-        if not self.hint_weight >= 0:
-            raise UserError(f"distill.hint_weight must be at least 0, got {self.hint_weight:g}")
-        asked = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
+        for path, weight in self.attention.items():
+            if not weight >= 0:
+                raise UserError(f"distill.attention takes weights of at least 0, got {weight:g} for {path}")
+        asked = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) not in (f.default, {})]
         if asked and self.teacher is None:
             raise UserError(
                 f"distill.{asked[0]} is for a teacher: name a run or a file with --distill.teacher"
@@ -58,11 +55,8 @@ class Distill:
 
     def hints(self) -> tuple[Hint, ...]:
         """The features to learn from."""
-        kinds: tuple[tuple[Kind, tuple[str, ...]], ...] = (
-            ("attention", self.attention), ("relation", self.relation),
-        )  # fmt: skip
-        pairs = [(kind, *text.partition("=")) for kind, texts in kinds for text in texts]
-        return tuple(Hint(ours, theirs or ours, kind, self.hint_weight) for kind, ours, _, theirs in pairs)
+        pairs = [(*path.partition("=")[::2], weight) for path, weight in self.attention.items()]
+        return tuple(Hint(ours, theirs or ours, "attention", weight) for ours, theirs, weight in pairs)
 
 
 @dataclasses.dataclass(frozen=True)

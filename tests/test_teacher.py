@@ -152,7 +152,7 @@ def test_parts_of_a_batch_give_the_same_update():
 
 
 def test_hints_are_those_of_distill():
-    options = {"attention": ("dense/kernel",), "relation": ("head/kernel=dense/kernel",), "hint_weight": 0.5}
+    options = {"attention": {"dense/kernel": 0.5, "head/kernel=dense/kernel": 0.1}}
     t = training(Wide, options={**options, "temperature": 3.0})
     w = t.init({path: jnp.asarray(x) for path, x in lessons().items()})
     batch_, key = batch() | {"mask": np.ones(B, np.float32)}, jax.random.key(5)
@@ -168,7 +168,7 @@ def test_hints_are_those_of_distill():
 
     hints = [
         ja.Hint("dense/kernel", "dense/kernel", "attention", 0.5),
-        ja.Hint("head/kernel", "dense/kernel", "relation", 0.5),
+        ja.Hint("head/kernel", "dense/kernel", "attention", 0.1),
     ]
     d = ja.distill(student, model, temperature=3.0, soft=0.9, hints=hints)
     _, terms = d(w.params, w.teacher["params"], batch_)
@@ -177,7 +177,7 @@ def test_hints_are_those_of_distill():
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16", "int8-qat"])
 def test_every_precision_and_remat_takes_a_teacher(precision):
-    options = {"attention": ("dense/kernel",)}
+    options = {"attention": {"dense/kernel": 0.5}}
     t = training(Wide, options=options, precision=precision, remat="nothing_saveable")
     after, metrics = jax.eval_shape(t.step, jax.eval_shape(t.init), jax.eval_shape(batch))
     assert jax.tree.structure(after) == jax.tree.structure(jax.eval_shape(t.init))
@@ -241,7 +241,7 @@ def test_replicas_differ_in_what_they_learn():
 
 def test_a_recipe_with_a_teacher_comes_back_from_json():
     small = partial(ja.models.ConvNet, widths=(4,), hidden=0)
-    distill = Distill(Path("a.npz"), small, 2.0, 0.5, ("stem/kernel=stages/kernel",))
+    distill = Distill(Path("a.npz"), small, 2.0, 0.5, {"stem/kernel=stages/kernel": 0.5})
     recipe = dataclasses.replace(ja.load_recipe("digits"), distill=distill)
     written = json.loads(json.dumps(to_json(recipe)))
     back = from_json(written)
@@ -256,8 +256,8 @@ def test_a_recipe_with_a_teacher_comes_back_from_json():
     [
         ({"temperature": 0.0}, "distill.temperature must be above 0"),
         ({"soft": 1.5}, "distill.soft is a share"),
-        ({"hint_weight": -1.0}, "distill.hint_weight must be at least 0"),
-        ({"teacher": None, "attention": ("a",)}, "distill.attention is for a teacher"),
+        ({"attention": {"a": -1.0}}, "distill.attention takes weights of at least 0"),
+        ({"teacher": None, "attention": {"a": 1.0}}, "distill.attention is for a teacher"),
     ],
 )
 def test_numbers_without_meaning(options, says):
@@ -430,7 +430,7 @@ def damaged(directory):
         (None, ["teacher", "--distill.model", "resnet20"], "knows its model"),
         (None, ["some.npz", "--distill.model", "ConvNet(classes=7)"], "logits of shape (128, 7)"),
         (None, ["some.npz", "--distill.model", "resnet57"], "did you mean resnet"),
-        (None, ["teacher", "--distill.attention", "stem/kernle"], "no product with stem/kernle"),
+        (None, ["teacher", "--distill.attention", "stem/kernle", "1"], "no product with stem/kernle"),
         (None, ["teacher", "--sweep", "distill.teacher", "1"], "is no number of the recipe"),
         (None, ["teacher", "--distill.temperature", "-1"], "distill.temperature must be above 0"),
     ],

@@ -26,7 +26,7 @@ class Hint:
     """``hint``: equal after a learned projection of the student's channels (Romero et al. 2015, arXiv:1412.6550).
     ``attention``: equal maps of where activations are strong (Zagoruyko & Komodakis 2017, arXiv:1612.03928).
     ``relation``: equal distances between the examples of a batch (Park et al. 2019, arXiv:1904.05068)."""
-    weight: float = 1.0
+    weight: float | jax.Array = 1.0
     """Of this term in the sum."""
 
 
