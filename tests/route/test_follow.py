@@ -134,12 +134,12 @@ def test_a_student_learns_from_the_origin(run, tmp_path):
     place, _, _ = run
     steps = {
         "student": Student(model=partial(models.ConvNet, widths=(4, 8))),
-        "learn": FineTune(epochs=2, rate=1.0, teacher="origin"),
+        "learn": FineTune(epochs=5, rate=1.0, teacher="origin"),
     }
     done = ja.follow(Route(steps), place, run=tmp_path / "r")
     origin, student, learned = done.receipts
     assert student.parameters < origin.parameters / 2
-    assert learned.scores["accuracy"] > student.scores["accuracy"] + 0.3
+    assert learned.scores["accuracy"] > student.scores["accuracy"] + 0.2
     with pytest.raises(UserError, match=r"--student\.model"):
         ja.follow(Route({"student": Student()}), place, run=tmp_path / "s")
 
