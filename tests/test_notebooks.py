@@ -28,7 +28,7 @@ SETTINGS = {"DIGITS_EPOCHS": 12, "EPOCHS": 5} | (
 )
 
 
-def kernel(folder, monkeypatch):
+def kernel(folder, monkeypatch, settings):
     """A Jupyter kernel of the running interpreter that writes to `folder` and where all tests write."""
     home = folder / "home"
     home.mkdir()
@@ -41,7 +41,7 @@ def kernel(folder, monkeypatch):
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": QUICKLY,
-        "JAXACCEL_NOTEBOOK": json.dumps(SETTINGS),
+        "JAXACCEL_NOTEBOOK": json.dumps(settings),
     }
     argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     spec = {"argv": argv, "display_name": KERNEL, "language": "python", "env": environment}
@@ -69,8 +69,14 @@ def said(notebook, cell):
     return "\n".join(text), [base64.b64decode(picture) for picture in pictures]
 
 
+def kept(notebook, name):
+    """Writes the executed notebook to a folder, to look at what was drawn, where one is asked for."""
+    if keep := os.environ.get("JAXACCEL_KEEP_NOTEBOOK"):
+        nbformat.write(notebook, Path(keep) / name)
+
+
 def test_quickstart_survives_a_disconnect(tmp_path, monkeypatch):
-    kernel(tmp_path, monkeypatch)
+    kernel(tmp_path, monkeypatch, SETTINGS)
     runs = tmp_path / "jaxaccel-runs"
     name = SETTINGS.get("DATASET", "fashion_mnist")
     first, second = runs / "digits-12-epochs", runs / f"{name}-5-epochs"
@@ -93,8 +99,7 @@ def test_quickstart_survives_a_disconnect(tmp_path, monkeypatch):
 
     # ---- run all again ------------------------------------------------------------------------------------
     done = client(ROOT / "colab" / "quickstart.ipynb", tmp_path).execute()
-    if keep := os.environ.get("JAXACCEL_KEEP_NOTEBOOK"):  # a folder, to look at what was drawn
-        nbformat.write(done, Path(keep) / "quickstart.ipynb")
+    kept(done, "quickstart.ipynb")
     assert "installed already" in said(done, "install")[0]
     assert "CPU" in said(done, "device")[0]
     assert "training digits" not in said(done, "digits")[0]
@@ -118,6 +123,34 @@ def test_quickstart_survives_a_disconnect(tmp_path, monkeypatch):
     assert (
         json.loads((first / "result.json").read_text()) == before
     )  # resuming a finished run changes nothing
+
+
+def test_compress_goes_from_a_run_to_an_int8_model(tmp_path, monkeypatch):
+    kernel(tmp_path, monkeypatch, {"EPOCHS": 5, "TUNING": 1.0})
+    done = client(ROOT / "colab" / "compress.ipynb", tmp_path).execute()
+    kept(done, "compress.ipynb")
+    table = next(c.outputs for c in done.cells if c.id == "pieces")[0].data["text/markdown"]
+    packed = {
+        row[0].strip(): float(row[2].replace(",", ""))
+        for row in (line.strip("|").split("|") for line in table.splitlines()[2:])
+    }
+    assert (
+        packed["int8"] < packed["as trained"] / 3 and packed["16 values a layer"] < packed["as trained"] / 6
+    )
+    assert {cell: len(said(done, cell)[1]) for cell in ("pruning", "route", "own")} == {
+        "pruning": 1,
+        "route": 1,
+        "own": 1,
+    }
+    assert re.search(r"\d+ -> \d+", said(done, "channels")[0])
+    right = float(re.search(r"([\d.]+) of the first", said(done, "result")[0])[1])
+    receipts = json.loads((tmp_path / "jaxaccel-runs" / "digits-thin" / "receipts.json").read_text())[
+        "receipts"
+    ]
+    assert receipts[-1]["scores"]["accuracy"] == pytest.approx(
+        right, abs=1e-4
+    )  # 450 test pictures, all shown
+    assert right > 0.9 and receipts[-1]["flops"] < 0.51 * receipts[0]["flops"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
