@@ -8,6 +8,7 @@ import pytest
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SCRIPTS.is_dir(), reason="an installed package has no benchmarks")
 def test_train_step(tmp_path):
     done = subprocess.run(
@@ -41,6 +42,7 @@ def test_help_teaches(script):
     assert done.returncode == 0 and f"python benchmarks/{script}" in done.stdout
 
 
+@pytest.mark.slow
 def test_models(tmp_path):
     done = subprocess.run(
         [sys.executable, SCRIPTS / "models.py", "--models", "resnet20", "--batch", "2", "--image-size", "8",
@@ -58,6 +60,7 @@ def test_models(tmp_path):
         assert program["images_per_second"] == pytest.approx(2e3 / program["median_ms"])
 
 
+@pytest.mark.slow
 def test_precision(tmp_path):
     done = subprocess.run(
         [sys.executable, SCRIPTS / "precision.py", "--models", "mlp", "resnet20", "--batch", "2",

@@ -35,7 +35,7 @@ def losses(directory):
     return [row["loss"] for row in rows]
 
 
-@pytest.mark.parametrize("feed", ["resident", "stream"])
+@pytest.mark.parametrize("feed", ["resident", pytest.param("stream", marks=pytest.mark.slow)])
 def test_two_processes_train_as_one(run_train, tmp_path, feed):
     outputs = finish(start(run_train, *WORDS, "--data.feed", feed, "--run", "two"))
     assert "epoch" not in outputs[1][0]  # only the first one speaks

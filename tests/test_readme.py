@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import pytest
 from conftest import QUICKLY
+from grids import slow_but
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if path.exists()]
@@ -166,7 +167,13 @@ def test_python_blocks(path, tmp_path):
     assert not failure, failure
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+LONG = ("training.md",)
+"""Its commands train in every way there is; those of README.md in the main ones."""
+
+
+@pytest.mark.parametrize(
+    "path", slow_but([d for d in DOCUMENTS if d.name not in LONG], DOCUMENTS), ids=lambda path: path.name
+)
 def test_commands(path, tmp_path):
     if not commands(path.read_text(encoding="utf-8")):
         pytest.skip("no command")

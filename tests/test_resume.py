@@ -73,6 +73,7 @@ def test_sigterm_saves_and_says_how_to_go_on(run_train, tmp_path, whole):
     assert result(directory)["state_sha256"] == whole.summary["state_sha256"]
 
 
+@pytest.mark.slow
 def test_one_device_then_four(run_train, tmp_path, whole):
     directory = tmp_path / "runs" / "digits"
     process = run_train(*WORDS, wait=False)
@@ -171,6 +172,7 @@ def test_the_best_checkpoint_is_kept_and_started_from(tmp_path):
     third.close()
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_result_writes_it_on_resume(run_train, tmp_path, whole):
     directory = tmp_path / "runs" / "digits"
     shutil.copytree(whole.directory, directory)

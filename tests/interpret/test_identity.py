@@ -1,6 +1,7 @@
 """Rules that change nothing: programs that are entered everywhere give the same bits, forward and backward."""
 
 import functools
+import itertools
 
 import jax
 import jax.extend
@@ -10,6 +11,7 @@ import optax
 import optax.contrib
 import pytest
 from flax import linen, nnx
+from grids import slow_but
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.ode import odeint
 
@@ -138,8 +140,11 @@ def made(name):
     return model.apply, *jax.jit(model.init)(KEY), x
 
 
-@pytest.mark.parametrize("train", [True, False])
-@pytest.mark.parametrize("name", MODELS)
+LARGEST = [("resnet_bottleneck", True), ("vit", True), ("linen", True)]
+"""They have what the others have."""
+
+
+@pytest.mark.parametrize(("name", "train"), slow_but(LARGEST, itertools.product(MODELS, (True, False))))
 def test_models(name, train):
     apply, params, state, x = made(name)
     apply = functools.partial(apply, train=train)
@@ -325,7 +330,7 @@ def random(key):
     return [*drawn, next(keys), jax.random.fold_in(key, 3), jax.random.randint(next(keys), (3,), 0, 9)]
 
 
-@pytest.mark.parametrize("implementation", ["threefry2x32", "rbg"])
+@pytest.mark.parametrize("implementation", ["threefry2x32", pytest.param("rbg", marks=pytest.mark.slow)])
 def test_random_numbers(implementation):
     key = jax.random.key(3, impl=implementation)
     assert_identity(random, (key,), "values")

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from grids import thinned
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -97,8 +98,9 @@ BODIES |= {
 }
 
 
-@pytest.mark.parametrize("options", [{}, {"reverse": True, "unroll": 3}], ids=str)
-@pytest.mark.parametrize("name", BODIES)
+@pytest.mark.parametrize(
+    ("name", "options"), thinned(2, BODIES, [{}, {"reverse": True, "unroll": 3}]), ids=str
+)
 def test_every_kind_of_body(name, options):
     w, c, xs = {"a": normal(5, 5), "b": normal(5, 5, seed=1)}, normal(5, seed=2), normal(7, 5, seed=3)
 

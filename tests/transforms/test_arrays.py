@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from grids import thinned
 
 import jaxaccel as ja
 from jaxaccel import sites
@@ -52,8 +53,7 @@ MOVES = {
 }
 
 
-@pytest.mark.parametrize("move", MOVES)
-@pytest.mark.parametrize("array", ARRAYS)
+@pytest.mark.parametrize(("array", "move"), thinned(3, ARRAYS, MOVES))
 def test_moves_are_those_of_the_dense_array(array, move):
     q = ARRAYS[array]
     moved = jax.jit(transform(MOVES[move], Transformation("move", {}, arrays=True)))(q)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from grids import thinned
 
 import jaxaccel as ja
 from jaxaccel import models
@@ -70,8 +71,14 @@ def test_networks_compute_the_same_without_their_batch_norm(make, shape):
 
 @pytest.mark.parametrize(
     "make",
-    [models.resnet20, partial(models.VisionTransformer, width=32, depth=2, heads=4, patch_size=4)],
-    ids=["resnet20", "vit"],
+    [
+        pytest.param(models.resnet20, id="resnet20"),
+        pytest.param(
+            partial(models.VisionTransformer, width=32, depth=2, heads=4, patch_size=4),
+            id="vit",
+            marks=pytest.mark.slow,
+        ),
+    ],
 )
 def test_another_batch_size_needs_no_other_parameters(make):
     f, variables, x = served(make, (1, 16, 16, 3))
@@ -119,8 +126,7 @@ def _conv(x, w, groups):
     )
 
 
-@pytest.mark.parametrize("chain", CHAINS)
-@pytest.mark.parametrize("product", PRODUCTS)
+@pytest.mark.parametrize(("product", "chain"), thinned(2, PRODUCTS, CHAINS))
 def test_chains(product, chain):
     x_shape, w_shape, multiply = PRODUCTS[product]
     keys = jax.random.split(jax.random.key(0), 4)

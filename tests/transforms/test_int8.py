@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from grids import thinned
 
 import jaxaccel as ja
 from jaxaccel import numerics, sites
@@ -39,17 +40,19 @@ def error(y, want):
     return float(jnp.abs(y - want).max() / jnp.abs(want).max())
 
 
+BOUNDS = [
+    ({}, 0.01),
+    ({"symmetric": False}, 0.01),
+    ({"channels": ()}, 0.02),
+    ({"bits": 4}, 0.15),
+    ({"bits": 4, "block": 16}, 0.1),
+]
+"""How near each kind of weights is to float32."""
+
+
 @pytest.mark.parametrize(
-    ("options", "bound"),
-    [
-        ({}, 0.01),
-        ({"symmetric": False}, 0.01),
-        ({"channels": ()}, 0.02),
-        ({"bits": 4}, 0.15),
-        ({"bits": 4, "block": 16}, 0.1),
-    ],
+    ("options", "bound", "mode"), thinned(3, BOUNDS, ["dynamic", "static", "none"]), ids=str
 )
-@pytest.mark.parametrize("mode", ["dynamic", "static", "none"])
 def test_every_mode_is_near_float32(options, bound, mode):
     q = ja.quantize(PARAMS, **options)
     calibration = ja.calibrate(f, PARAMS, [(X, I)]) if mode == "static" else None

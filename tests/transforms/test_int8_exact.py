@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from grids import thinned
 
 import jaxaccel as ja
 from jaxaccel.arrays import QuantArray
@@ -137,8 +138,7 @@ def bind_of(eqn):
     return lambda *values, **changed: eqn.primitive.bind(*values, **{**eqn.params, **changed})
 
 
-@pytest.mark.parametrize("kind", ["random", "extreme", "largest"])
-@pytest.mark.parametrize("form", DOTS)
+@pytest.mark.parametrize(("form", "kind"), thinned(2, DOTS, ["random", "extreme", "largest"]))
 def test_matrix_products(form, kind):
     left, right, numbers = DOTS[form]
     a, b = integers(left, kind, 0), integers(right, kind, 1)
@@ -183,8 +183,10 @@ def forms(conv):
     yield from convolution.forms(eqn.params, lhs, rhs, integers=True)[1:]
 
 
-@pytest.mark.parametrize("kind", ["random", "extreme"])
-@pytest.mark.parametrize(("conv", "form"), [(conv, form) for conv in CONVS for form in forms(conv)])
+LOWERED = [(conv, form) for conv in CONVS for form in forms(conv)]
+
+
+@pytest.mark.parametrize(("conv", "form", "kind"), thinned(3, LOWERED, ["random", "extreme"]))
 def test_convolutions_in_every_lowering(conv, form, kind):
     lhs, rhs, numbers, options = CONVS[conv]
     eqn = conv_eqn((lhs, rhs), numbers, options)

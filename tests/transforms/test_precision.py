@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from grids import slow_but
 from jax.test_util import check_grads
 
 import jaxaccel as ja
@@ -382,6 +383,20 @@ FORMS = {
 }  # fmt: skip
 
 
+KINDS = (
+    "conv strided, dilated and padded",
+    "conv transposed",
+    "conv depthwise",
+    "conv in batch groups",
+    "conv 1-D",
+    "outer product",
+    "dot transposed",
+    "dot over heads",
+    "batch of two",
+)
+"""Of each kind of form the one that has most of what the others have."""
+
+
 def with_derivatives(f):
     def both(*args):
         out, pullback = jax.vjp(f, *args)
@@ -395,7 +410,7 @@ def with_derivatives(f):
     return both
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", slow_but(KINDS, FORMS))
 def test_every_form_of_a_product(form):
     f, args = FORMS[form]
     wanted = jit(with_derivatives(f))(*args)
@@ -405,7 +420,7 @@ def test_every_form_of_a_product(form):
             assert_near(jit(g)(*args), wanted, 2 * tolerance)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", slow_but(KINDS, FORMS))
 def test_the_rule_of_a_product_is_that_of_finite_differences(form):
     f, args = FORMS[form]
     g = exact(f)
