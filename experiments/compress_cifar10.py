@@ -41,7 +41,7 @@ class Options:
     """Directory with resnet20-*.th and resnet56-*.th of akamaster/pytorch_resnet_cifar10."""
     downloads: Path | None = None
     """Directory with the files of CIFAR-10; not needed once the data set is prepared."""
-    epochs: float = 0.5
+    epochs: float = 1.0
     """Passes over the training split in each fine-tuning."""
     only: tuple[str, ...] = ()
     """Names of routes; all by default."""
@@ -57,14 +57,16 @@ def routes(epochs: float, teacher: Path) -> dict[str, tuple[int, dict[str, Step]
     """By name: the depth of the network, and the steps."""
 
     def pruned(**how: Any) -> FineTune:
-        return FineTune(epochs=epochs, rate=0.2, sparse=Sparse(method="gradual", every=20, **how))
+        # Pruned early: what is left needs the rest of a short training.
+        sparse = Sparse(method="gradual", scope="erk", every=10, end=0.4, **how)
+        return FineTune(epochs=epochs, rate=0.5, sparse=sparse, teacher="origin")
 
     tune, ends = FineTune(epochs=epochs), {"fold": Fold(), "int8": Quantize()}
     taught = FineTune(epochs=epochs, teacher="origin")
     return {
         "int8": (20, ends),
-        "80% sparse": (20, {"prune": pruned(sparsity=0.8, scope="erk"), **ends}),
-        "90% sparse": (20, {"prune": pruned(sparsity=0.9, scope="erk"), **ends}),
+        "80% sparse": (20, {"prune": pruned(sparsity=0.8), **ends}),
+        "90% sparse": (20, {"prune": pruned(sparsity=0.9), **ends}),
         "2:4 sparse": (20, {"prune": Prune(None, "2:4", where=BUT_THE_FIRST), "fine_tune": tune, **ends}),
         "low rank": (20, {"low_rank": LowRank(flops=0.5), "fine_tune": FineTune(epochs=epochs, rate=0.2), **ends}),
         "half the channels' work": (
@@ -73,7 +75,7 @@ def routes(epochs: float, teacher: Path) -> dict[str, tuple[int, dict[str, Step]
         "deep compression": (
             56,
             {
-                "prune": dataclasses.replace(pruned(sparsity=0.8, scope="erk"), teacher="origin"),
+                "prune": dataclasses.replace(pruned(sparsity=0.8), epochs=2 * epochs),
                 "share": Share(bits=4),
                 "fine_tune": dataclasses.replace(taught, epochs=epochs / 4, rate=0.02),
             },

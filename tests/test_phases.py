@@ -80,6 +80,7 @@ def test_resize_averages_what_it_shrinks(dtype):
     assert augment.resize(jax.random.key(0), {"image": image}, size=8)["image"] is image
 
 
+@pytest.mark.slow
 def test_a_run_in_parts_resumes_bit_for_bit(run_train, tmp_path):
     words = ("digits", "--model", "ConvNet(widths=(4,), hidden=0)", "--epochs", "2", "--steps-per-call", "1",
              "--phases.at", "0.5", "--phases.image-size", "6", "8", "--phases.batch-size", "32", "64")  # fmt: skip
