@@ -69,7 +69,7 @@ class RemoveChannels(Step):
     least: float = 0.1
     """Share of the channels that stays everywhere."""
     multiple: int = 1
-    """Channels are left in multiples of this."""
+    """Channels are left in multiples of this, where there were; 8 and more suit vector units."""
     examples: int = 512
     """taylor: training examples for the gradient."""
 
