@@ -70,7 +70,12 @@ def routes(epochs: float, teacher: Path) -> dict[str, tuple[int, dict[str, Step]
         "2:4 sparse": (20, {"prune": Prune(None, "2:4", where=BUT_THE_FIRST), "fine_tune": tune, **ends}),
         "low rank": (20, {"low_rank": LowRank(flops=0.5), "fine_tune": FineTune(epochs=epochs, rate=0.2), **ends}),
         "half the channels' work": (
-            56, {"channels": RemoveChannels(flops=0.5, multiple=8), "fine_tune": dataclasses.replace(taught, rate=0.2), **ends},
+            56,
+            {
+                "channels": RemoveChannels(flops=0.5, multiple=8),
+                "fine_tune": dataclasses.replace(taught, rate=0.2),
+                **ends,
+            },
         ),
         "deep compression": (
             56,
