@@ -1,8 +1,9 @@
 """What the experiments share: trained recipes as rows of a JSON file that grows, and bars to look at."""
 
+import contextlib
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,17 @@ from jaxaccel import runlog, runtime
 
 def trained(recipe: ja.Recipe) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """A recipe's summary and its evaluations, from a run that leaves nothing behind."""
-    with tempfile.TemporaryDirectory() as place:
-        result = ja.train(recipe, run=Path(place) / "run")
-        rows = [row for row in runlog.read(Path(place) / "run") if row["kind"] == "eval"]
+    with folder() as place:
+        result = ja.train(recipe, run=place / "run")
+        rows = [row for row in runlog.read(place / "run") if row["kind"] == "eval"]
     return result.summary, rows
+
+
+@contextlib.contextmanager
+def folder() -> Iterator[Path]:
+    """A directory that is gone afterwards."""
+    with tempfile.TemporaryDirectory() as place:
+        yield Path(place)
 
 
 def known(out: Path | None, options: Mapping[str, Any]) -> dict[str, Any]:

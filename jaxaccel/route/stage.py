@@ -35,6 +35,8 @@ class Stage:
     """(dense variables, *inputs) -> outputs, in inference."""
     accelerated: Callable[[Callable[..., PyTree]], Callable[..., PyTree]] = compressed
     """What makes `call` one of `variables`: `ja.compressed`, or `ja.int8` with its calibration."""
+    trainable: bool = True
+    """Whether training can go on with it: not after folding and quantising."""
     file: Path | None = None
     """Where `variables` are packed."""
 

@@ -233,7 +233,7 @@ class Fold(Step):
         if _shared(stage.variables):
             return stage  # folding scales each channel, and a codebook's values would no longer be shared
         call, variables = fold(stage.call, stage.variables, *setting.inputs(1))
-        return dataclasses.replace(stage, call=call, variables=variables, file=None)
+        return dataclasses.replace(stage, call=call, variables=variables, trainable=False, file=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,7 +269,9 @@ class Quantize(Step):
             activations = self.activations if self.bits == 8 else "none"
             return int8(f, activations=activations, calibration=ranges, lowering=self.lowering)
 
-        return dataclasses.replace(stage, variables=variables, accelerated=accelerated, file=None)
+        return dataclasses.replace(
+            stage, variables=variables, accelerated=accelerated, trainable=False, file=None
+        )
 
     def _ranges(self, stage: Stage, setting: Setting, name: str) -> Calibration:
         """Those of an earlier attempt where there are any."""

@@ -26,9 +26,9 @@ PyTree = Any
 
 def fine_tuned(stage: Stage, setting: Setting, name: str, how: "FineTune", sparse: Sparse) -> Stage:
     """The stage after a run of its own in the route's directory, which goes on where it was stopped."""
-    if stage.file is None:
+    if not stage.trainable:
         raise UserError(
-            f"{name}: there is nothing to train on after a model was folded or quantised: put it before"
+            f"{name}: a model that was folded or quantised is not trained any more: put this step before"
         )
     directory = setting.directory / name
     begun = any(directory.glob("checkpoints/*"))

@@ -151,7 +151,7 @@ def test_a_student_learns_from_the_origin(run, tmp_path):
         ({"prune": Prune(None, pattern="3:7")}, "3:7|divide"),
         ({"low_rank": LowRank(where=("nowhere/**",))}, "nowhere"),
         ({"channels": RemoveChannels(flops=None)}, "exactly one of"),
-        ({"fold": Fold(), "tune": FineTune()}, "put it before"),
+        ({"fold": Fold(), "tune": FineTune()}, "put this step before"),
         ({"share": Share(2), "int8": Quantize()}, "codebook"),
     ],
 )
