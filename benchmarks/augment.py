@@ -7,10 +7,8 @@ each contender does and what the columns mean.
 """
 
 import argparse
-import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,10 +17,11 @@ import jax
 import matplotlib.pyplot as plt
 import record
 from augment_steps import images, step
-from augmentations import ONE_BY_ONE, OURS, POLICIES, Call, contenders
+from augmentations import ONE_BY_ONE, OURS, POLICIES, contenders
 from rich.console import Console
 from rich.table import Table
 from train_step import Process, Remote
+from turns import measured, ratio, spread, timed
 
 from jaxaccel import augment, runtime
 
@@ -34,47 +33,6 @@ RIVALS = {
 
 LARGE = ("horizontal_flip", "rotate", "color_jitter", *POLICIES)
 """Measured in large batches of large images too; of the others 32 say enough."""
-
-Turn = Callable[[int], float]
-"""Seconds a call, over so many calls."""
-
-
-def timed(call: Call) -> Turn:
-    """Turns of a call that waits for its result."""
-
-    def turn(count: int) -> float:
-        start = time.perf_counter()
-        for _ in range(count):
-            call()
-        return (time.perf_counter() - start) / count
-
-    return turn
-
-
-def measured(turns: dict[str, Turn], seconds: float, rounds: int, budget: float) -> dict[str, list[float]]:
-    """Milliseconds a call of each, round by round; another one is first in each round.
-
-    A turn takes about `seconds`. One of each does not count, in which the heap grows; after the third round, rounds end
-    when `budget` seconds are spent.
-    """
-    counts = {name: max(1, round(seconds / min(turn(1), turn(1)))) for name, turn in turns.items()}
-    for name, turn in turns.items():
-        turn(counts[name])
-    times: dict[str, list[float]] = {name: [] for name in turns}
-    names, start = list(turns), time.perf_counter()
-    for number in range(rounds):
-        if number > 2 and time.perf_counter() - start > budget:
-            break
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
-            times[name].append(1e3 * turns[name](counts[name]))
-    return times
-
-
-def spread(values: Sequence[float], unit: str = "") -> dict[str, float]:
-    """Median and range."""
-    found = {"median": statistics.median(values), "min": min(values), "max": max(values)}
-    return {name + unit: value for name, value in found.items()}
 
 
 def cell(name: str, size: int, batch: int, torch: Process | None, options: argparse.Namespace) -> Any:
@@ -91,11 +49,7 @@ def cell(name: str, size: int, batch: int, torch: Process | None, options: argpa
     rows = {who: spread(t, "_ms") for who, t in times.items()}
     for row in rows.values():
         row["images_per_second"] = 1e3 * batch / row["median_ms"]
-    ratios = {
-        rival: statistics.median(r / o for r, o in zip(times[rival], times[ours], strict=True))
-        for rival, ours in RIVALS.items()
-        if rival in times
-    }
+    ratios = {rival: ratio(times[rival], times[ours]) for rival, ours in RIVALS.items() if rival in times}
     return {"augmentation": name, "size": size, "batch_size": batch, "rounds": len(times[FLOAT]),
             "contenders": rows, "times_as_fast_as": ratios}  # fmt: skip
 

@@ -33,8 +33,10 @@ def test_train_step(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "script", ["train_step.py", "allocator.py", "startup.py", "precision.py", "models.py", "augment.py"]
-)
+    "script",
+    ["train_step.py", "allocator.py", "startup.py", "precision.py", "models.py", "augment.py",
+     "sparse_step.py", "channels.py", "freezing.py"],
+)  # fmt: skip
 def test_help_teaches(script):
     done = subprocess.run(
         [sys.executable, SCRIPTS / script, "--help"], capture_output=True, text=True, timeout=60
@@ -167,3 +169,62 @@ def test_augment(tmp_path):
     rows = cells["CIFAR"]["contenders"]
     assert ratio == pytest.approx(rows["Pillow"]["median_ms"] / rows["jaxaccel, uint8"]["median_ms"])
     assert "× Pillow" in done.stdout
+
+
+def quick(script, out, *words):
+    """The cells that a script writes."""
+    done = subprocess.run(
+        [sys.executable, SCRIPTS / script, "--quick", *words, "--out", out],
+        capture_output=True, text=True, timeout=180,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (file,) = out.glob("*.json")
+    record = json.loads(file.read_text())
+    assert record["quick"] and {"date", "cpu", "versions"} <= record["machine"].keys()
+    return record["cells"]
+
+
+@pytest.mark.slow
+def test_sparse_step(tmp_path):
+    (cell,) = quick("sparse_step.py", tmp_path)
+    rows = cell["variants"]
+    assert {"plain", "gradual", "straight_through", "rigl", "fixed"} <= rows.keys()
+    for name, row in rows.items():
+        assert ("step_changing" in row) == (name not in ("plain", "fixed"))
+        assert 0 < row["step"]["min_ms"] <= row["step"]["median_ms"] <= row["step"]["max_ms"]
+        # Of one round, the ratio of the medians.
+        ratio = row["update"]["median_ms"] / rows["plain"]["update"]["median_ms"]
+        assert row["update"]["over_plain"] == pytest.approx(ratio)
+    assert rows["plain"]["sparsity"] == 0
+    done = 3000 / 7500
+    share = 0.8 * (1 - (1 - done) ** 3)
+    for name in {"gradual", "jaxpruner"} & rows.keys():
+        assert rows[name]["sparsity"] == pytest.approx(share, abs=0.01)
+    for name in ("straight_through", "rigl", "fixed"):
+        assert rows[name]["sparsity"] == pytest.approx(0.8, abs=0.02)
+
+
+@pytest.mark.slow
+def test_channels(tmp_path):
+    (cell,) = quick("channels.py", tmp_path, "--no-torch")
+    whole, left = cell["results"]["JAX"], cell["results"]["jaxaccel"]
+    assert 0.3 < left["multiply_adds"] / whole["multiply_adds"] <= 0.5
+    assert left["parameters"] < whole["parameters"] and left["error"] < 1e-5
+    times = cell["latency"]["2"]
+    ratio = times["JAX"]["median_ms"] / times["jaxaccel"]["median_ms"]
+    assert times["jaxaccel"]["times_as_fast"] == pytest.approx(ratio)
+
+
+@pytest.mark.slow
+def test_freezing(tmp_path):
+    (cell,) = quick("freezing.py", tmp_path)
+    rows = {(row["frozen"], row["way"], row["step"]): row for row in cell["variants"]}
+    assert len(rows) == 6
+    head = 4 * (8 * 10 + 10)  # bytes of its momentum
+    for step in ("trainer's", "bare"):
+        assert rows["nothing", "-", step]["over_nothing"] == 1
+        assert rows["nothing", "-", step]["optimizer_bytes"] > 10 * head
+        for way in ("freeze", "multi_transform"):
+            assert head <= rows["all but the head", way, step]["optimizer_bytes"] <= head + 64
+        freeze, whole = rows["all but the head", "freeze", step], rows["nothing", "-", step]
+        assert freeze["peak_bytes"] < whole["peak_bytes"]
