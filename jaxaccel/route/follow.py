@@ -5,6 +5,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from jaxaccel.route.picture import pareto
 from jaxaccel.route.receipts import Receipt, as_json, receipt
 from jaxaccel.route.route import Route
 from jaxaccel.route.stage import Setting, Stage, inference
+from jaxaccel.route.steps import FineTune
 from jaxaccel.route.wording import line, notes, tables
 from jaxaccel.rundir import command, write_json
 from jaxaccel.trees import with_leaves
@@ -100,7 +102,9 @@ def follow(
         elif step is not None:
             again = "  again, for what follows" if done else ""
             console.print(f"[bold]{number}/{len(route.steps)} {name}[/]{again}")
-            stage = step.apply(stage, setting, name)
+            # Training shows its own progress.
+            with nullcontext() if isinstance(step, FineTune) else console.status(name):
+                stage = step.apply(stage, setting, name)
         if not done:
             pack(stage.variables, file)
         stage = dataclasses.replace(stage, file=file)
