@@ -25,7 +25,10 @@ class Nodes:
 
     def __init__(self) -> None:
         self.parent: list[int] = []
-        self.fixed: set[int] = set()
+        self.fixed: dict[int, str] = {}
+        """Why a set is fixed, by its node."""
+        self.because = ""
+        """Why what is fixed now is."""
         self.changes = 0
 
     def new(self, count: int) -> np.ndarray:
@@ -44,9 +47,9 @@ class Nodes:
     def fix(self, axis: Axis) -> None:
         """Nothing of `axis` may be removed."""
         if axis is not None:
-            roots = {self.root(int(node)) for node in np.unique(axis) if node != FIXED}
-            self.changes += len(roots - self.fixed)
-            self.fixed |= roots
+            roots = {self.root(int(node)) for node in np.unique(axis) if node != FIXED} - self.fixed.keys()
+            self.changes += len(roots)
+            self.fixed.update(dict.fromkeys(roots, self.because))
 
     def fix_all(self, label: Label) -> None:
         """Nothing of any axis may be removed."""
@@ -64,7 +67,7 @@ class Nodes:
                 self.parent[q] = p
                 self.changes += 1
                 if q in self.fixed:
-                    self.fixed.add(p)
+                    self.fixed.setdefault(p, self.fixed[q])
         return np.where(a == FIXED, b, a)
 
     def united(self, labels: Sequence[Label]) -> Label:

@@ -30,10 +30,14 @@ REDUCTIONS = frozenset((
 ))  # fmt: skip
 
 
+Place = tuple[int, int, int]
+"""Number of a parameter, axis, position."""
+
+
 def channels(
     f: Callable[..., Any], params: Sequence[jax.ShapeDtypeStruct], *args: Any
-) -> list[list[tuple[int, int, int]]]:
-    """Sets of positions that can only be removed together, and can be.
+) -> tuple[list[list[Place]], dict[Place, str]]:
+    """Sets of positions that can only be removed together, and why others cannot be.
 
     Args:
       f: called as ``f(params, *args)`` with a list of arrays.
@@ -41,23 +45,29 @@ def channels(
       args: the rest, shapes or arrays.
 
     Returns:
-      Sets of (number of the parameter, axis, position), in the order in which they first appear.
+      The sets, in the order in which they first appear; and which operation needs each position that is in none.
     """
     jaxpr, consts = parts(jax.make_jaxpr(f)(list(params), *args))
     nodes = Nodes()
     given = [Label([nodes.new(n) for n in x.shape], param=True) for x in params]
     others = [fixed(var.aval.shape) for var in jaxpr.invars[len(params) :]]
     for out in _walk(jaxpr, [fixed(np.shape(c)) for c in consts], [*given, *others], nodes):
+        nodes.because = "the result"
         nodes.fix_all(out)
-    whole = {nodes.root(node) for node in nodes.fixed}
-    sets: dict[int, list[tuple[int, int, int]]] = {}
+    reasons: dict[int, str] = {}
+    for node, why in nodes.fixed.items():
+        reasons.setdefault(nodes.root(node), why)
+    sets: dict[int, list[Place]] = {}
+    whole: dict[Place, str] = {}
     for number, label in enumerate(given):
         for axis, ids in enumerate(label.axes):
             for position, node in enumerate(ids if ids is not None else ()):
                 root = nodes.root(int(node))
-                if root not in whole:
+                if root in reasons:
+                    whole[number, axis, position] = reasons[root]
+                else:
                     sets.setdefault(root, []).append((number, axis, position))
-    return list(sets.values())
+    return list(sets.values()), whole
 
 
 def _walk(jaxpr: Any, consts: Sequence[Label], inputs: Sequence[Label], nodes: Nodes) -> list[Label]:
@@ -73,6 +83,7 @@ def _walk(jaxpr: Any, consts: Sequence[Label], inputs: Sequence[Label], nodes: N
 
 def _equation(eqn: Any, labels: list[Label], nodes: Nodes) -> list[Label]:
     name, params, _ = meaning(eqn)
+    nodes.because = name
     shapes = [tuple(var.aval.shape) for var in eqn.outvars]
     if name in ELEMENTWISE:
         same = [x for x in labels if len(x.axes) == len(shapes[0])] if len(shapes) == 1 else labels
