@@ -236,6 +236,16 @@ def test_state_and_optimizer_are_cut_alike():
     tx.update(jax.tree.map(jnp.zeros_like, smaller), tx.init(smaller), smaller)
 
 
+def test_padding_shortcuts_keep_what_they_pad():
+    f, both = network(models.ResNetCifar, depth=8, width=8)
+    removed = ja.remove_channels(f, both, random(2, 16, 16, 3), parameters=0.9, where="**/stem/conv/kernel")
+    gone = 8 - removed.params["params"]["stem"]["conv"]["kernel"].shape[-1]
+    widths = [removed.params["params"]["stages"][i][0]["conv2"]["kernel"].shape[-1] for i in range(3)]
+    assert gone > 0 and widths == [8 - gone, 16 - gone, 32 - gone]
+    whole = ja.remove_channels(f, both, random(2, 16, 16, 3), parameters=0.9).fixed
+    assert whole["params/stages/1/0/conv2/kernel"] == "add needs 8 of its 16 outputs"
+
+
 DEPTHWISE = "params/blocks/1/depthwise/conv/kernel"
 NETWORKS = {
     "mobilenet_v2": (
