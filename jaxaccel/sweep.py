@@ -185,8 +185,10 @@ def _training(recipe: Recipe, model: Model, steps: int, image_size: int, teacher
     tx = recipe.optimizer.build(schedule, steps)
     if recipe.optimizer.freeze:
         model = model._replace(apply=_frozen(model.apply, recipe.optimizer.freeze))
+    if recipe.sparse.on:
+        tx = sparse(tx, recipe.sparse, steps, recipe.seed)
     return Training(
-        model, recipe.task, sparse(tx, recipe.sparse, steps) if recipe.sparse.on else tx, schedule,
+        model, recipe.task, tx, schedule,
         augment.chain(*resized, *recipe.augment), recipe.seed, recipe.optimizer.accumulate,
         recipe.optimizer.averaging(steps, steps / recipe.epochs), recipe.remat, recipe.non_finite, recipe.precision,
         recipe.lowering, teacher and dataclasses.replace(teacher, options=recipe.distill),

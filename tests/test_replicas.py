@@ -16,7 +16,7 @@ from jaxaccel.errors import UserError
 from jaxaccel.fuse import gather, several, several_evaluations
 from jaxaccel.metrics import add
 from jaxaccel.modules import as_model
-from jaxaccel.optim import Optimizer, Schedule
+from jaxaccel.optim import Optimizer, Schedule, Sparse
 from jaxaccel.parallel import MeshShape, make_mesh
 from jaxaccel.recipe import Recipe
 from jaxaccel.replicas import Replicas, pick, spread
@@ -89,6 +89,21 @@ def test_each_replica_is_the_run_trained_alone(unrolled):
         np.testing.assert_allclose(metrics.learning_rate[:, i], own.learning_rate, rtol=1e-6)
     first, second = pick(together.params, 0), pick(together.params, 1)
     assert not np.allclose(first["dense"]["kernel"], second["dense"]["kernel"])
+
+
+@pytest.mark.parametrize("unrolled", [True, False])
+def test_masks_at_random_are_those_of_each_seed(unrolled):
+    how = Sparse(0.5, "set", where="dense/kernel", end=1.0, every=1, regrow=1.0)
+    options = {"sparse": how, "optimizer": Optimizer("sgd", 0.1)}
+    replicas = dataclasses.replace(small(sweep={"seed": (3, 8)}, **options)[1], unrolled=unrolled)
+    together, _ = trained(replicas)
+    alone, _ = trained(small(seed=8, **options)[1])
+    masks = np.asarray(together.opt_state.masks["dense"]["kernel"])
+    np.testing.assert_array_equal(masks[1], alone.opt_state.masks["dense"]["kernel"])
+    np.testing.assert_allclose(
+        pick(together.params, 1)["head"]["kernel"], alone.params["head"]["kernel"], rtol=2e-4
+    )
+    assert (masks[0] != masks[1]).any()
 
 
 def test_numbers_of_all_parts_may_differ():

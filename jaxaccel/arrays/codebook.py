@@ -1,13 +1,12 @@
 """A few shared values, and which of them each element is."""
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from jaxaccel.arrays.stand_in import StandIn
 from jaxaccel.interpret import array_rule, register
 from jaxaccel.sites import Site
 
@@ -15,7 +14,7 @@ from jaxaccel.sites import Site
 @register
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class CodebookArray:
+class CodebookArray(StandIn):
     """Elements that share values: ``codebook[indices]``.
 
     A pytree of two arrays: `indices`, uint8 of shape `shape`, and `codebook`, float32 (values,), at most 256. In
@@ -31,26 +30,6 @@ class CodebookArray:
     def shape(self) -> tuple[int, ...]:
         """Of the array it stands for."""
         return tuple(self.indices.shape)
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Of the array it stands for."""
-        return jnp.dtype(self.real)
-
-    @property
-    def ndim(self) -> int:
-        """Of the array it stands for."""
-        return len(self.shape)
-
-    @property
-    def size(self) -> int:
-        """Elements of the array it stands for."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that it takes itself."""
-        return self.indices.nbytes + self.codebook.nbytes
 
     def materialise(self) -> jax.Array:
         """The dense array, of shape `shape` and dtype `dtype`; differentiable in `codebook`."""

@@ -1,14 +1,13 @@
 """Two thin factors that stand for a dense array, and products with them as two thinner products."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from jaxaccel.arrays.stand_in import StandIn
 from jaxaccel.interpret import array_rule, is_compressed, register
 from jaxaccel.sites import Site
 
@@ -19,7 +18,7 @@ HWIO = (3, 2, 0, 1)
 @register
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class LowRankArray:
+class LowRankArray(StandIn):
     """A product of two factors over a rank: ``tensordot(left, right, 1)``, with its axes in another order.
 
     A pytree of two arrays, each dense or compressed itself. What holds of it:
@@ -49,26 +48,6 @@ class LowRankArray:
         """Of the array it stands for."""
         sizes = (*self.left.shape[:-1], *self.right.shape[1:])
         return sizes if self.axes is None else tuple(sizes[axis] for axis in self.axes)
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Of the array it stands for."""
-        return jnp.dtype(self.real)
-
-    @property
-    def ndim(self) -> int:
-        """Of the array it stands for."""
-        return len(self.shape)
-
-    @property
-    def size(self) -> int:
-        """Elements of the array it stands for."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that it takes itself."""
-        return sum(leaf.nbytes for leaf in jax.tree.leaves(self))
 
     def materialise(self) -> jax.Array:
         """The dense array, of shape `shape` and dtype `dtype`."""

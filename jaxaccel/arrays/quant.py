@@ -1,20 +1,19 @@
 """Integers and scales that stand for a dense array."""
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from jaxaccel.arrays.stand_in import StandIn
 from jaxaccel.interpret import register
 
 
 @register
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class QuantArray:
+class QuantArray(StandIn):
     """Integers that stand for real numbers: ``scale * (qvalue - zero_point)``.
 
     A pytree of up to three arrays. What holds of it:
@@ -41,26 +40,6 @@ class QuantArray:
         """Of the array it stands for."""
         shape = tuple(self.qvalue.shape)
         return shape if self.length is None else (*shape[:-1], self.length)
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Of the array it stands for."""
-        return jnp.dtype(self.real)
-
-    @property
-    def ndim(self) -> int:
-        """Of the array it stands for."""
-        return len(self.shape)
-
-    @property
-    def size(self) -> int:
-        """Elements of the array it stands for."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that it takes itself."""
-        return sum(leaf.nbytes for leaf in jax.tree.leaves(self))
 
     def integers(self) -> jax.Array:
         """int8 of shape `shape`: `qvalue`, unpacked."""

@@ -34,7 +34,7 @@ class Removed:
     """Channels by name of the coupled axes (`Coupled.name`)."""
     after: Mapping[str, int]
     fixed: Mapping[str, str]
-    """Coupled axes that had to stay whole, and why."""
+    """Coupled axes, and weights with outputs, that had to stay whole, and why."""
 
     def report(self) -> str:
         """One line for each set of coupled axes, for people."""
@@ -93,10 +93,10 @@ def remove_channels(
     budget, share = next((name, value) for name, value in budgets.items() if value is not None)
     tree = Flat(params)
     check_where(where, tree.paths)
-    chosen = [
-        axes for axes in coupled(f, tree, args) if any(selects(where, path) for path, _ in axes.members)
-    ]
+    axes, needed = coupled(f, tree, args)
+    chosen = [some for some in axes if any(selects(where, path) for path, _ in some.members)]
     free, fixed = working(f, tree, args, chosen)
+    fixed |= {path: why for path, why in needed.items() if selects(where, path) and path not in fixed}
     if not free:
         why = next(iter(fixed.values()), "no axis of its parameters is free")
         raise UserError(f"nothing of this function's parameters can be removed: {why}")

@@ -84,17 +84,27 @@ def _blanked(x: Any, kept: Mapping[int, np.ndarray]) -> jax.Array:
     return x
 
 
-def coupled(f: Callable[..., Any], tree: Flat, args: Sequence[Any]) -> list[Coupled]:
-    """Sets of channels by the axes that they live on."""
+def coupled(f: Callable[..., Any], tree: Flat, args: Sequence[Any]) -> tuple[list[Coupled], dict[str, str]]:
+    """Sets of channels by the axes that they live on; and what needs outputs of weights that cannot go, by path."""
+    sets, whole = channels(tree.call(f), tree.shapes({}), *args)
     groups: dict[tuple[tuple[str, int], ...], list[tuple[tuple[str, int, int], ...]]] = {}
-    for places in channels(tree.call(f), tree.shapes({}), *args):
+    for places in sets:
         named = tuple((tree.paths[i], axis, position) for i, axis, position in places)
         groups.setdefault(tuple(sorted({(path, axis) for path, axis, _ in named})), []).append(named)
-    return [
-        Coupled(_name(members, tree), members, tuple(sets))
-        for members, sets in groups.items()
-        if len(sets) > 1
+    needed: dict[str, list[str]] = {}
+    for (number, axis, _), why in whole.items():
+        if axis == jnp.ndim(tree.leaves[number]) - 1 > 0:
+            needed.setdefault(tree.paths[number], []).append(why)
+    says = {
+        path: f"{why[0]} needs {len(why)} of its {jnp.shape(tree.leaf(path))[-1]} outputs"
+        for path, why in needed.items()
+    }
+    free = [
+        Coupled(_name(members, tree), members, tuple(some))
+        for members, some in groups.items()
+        if len(some) > 1
     ]
+    return free, says
 
 
 def _name(members: Sequence[tuple[str, int]], tree: Flat) -> str:

@@ -1,12 +1,9 @@
 """Which positions along which axes of a function's parameters belong together, read off its program.
 
-Every position along every axis of every parameter is a node. The program is walked once with, for each value, a label
-for each axis: which node each of its positions is. Additions unite the nodes of both operands, products those that
-are summed over; what mixes positions in a way that has no rule, or what decides results by how many there are, fixes
-them. What is united stands or falls together, whatever the function's classes are called.
+The program is walked once with, for each value, a label (`channel_labels`) of each axis; each operation unites nodes
+or fixes them (`channel_rules`). What is united stands or falls together, whatever the function's classes are called.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,11 +11,9 @@ import jax
 import numpy as np
 from jax.extend import core as jcore
 
+from jaxaccel.interpret.channel_labels import FIXED, Label, Nodes, fixed
+from jaxaccel.interpret.channel_rules import RULES
 from jaxaccel.interpret.jaxprs import meaning, parts, scan_parts, sub_jaxprs
-
-Axis = np.ndarray | None
-"""A node for each position, FIXED where it is none; None where all positions are alike, as after a broadcast."""
-FIXED = -1
 
 ELEMENTWISE = frozenset((
     "abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "ceil",
@@ -35,67 +30,14 @@ REDUCTIONS = frozenset((
 ))  # fmt: skip
 
 
-class Label:
-    """What is known of a value: its axes, and whether it is a parameter, in whatever layout."""
-
-    def __init__(self, axes: Sequence[Axis], param: bool = False) -> None:
-        self.axes, self.param = tuple(axes), param
-
-
-class Nodes:
-    """Disjoint sets of nodes, some of them fixed."""
-
-    def __init__(self) -> None:
-        self.parent: list[int] = []
-        self.fixed: set[int] = set()
-        self.changes = 0
-
-    def new(self, count: int) -> np.ndarray:
-        """So many nodes, each by itself."""
-        first = len(self.parent)
-        self.parent += range(first, first + count)
-        return np.arange(first, first + count)
-
-    def root(self, node: int) -> int:
-        """The representative of a node's set."""
-        while self.parent[node] != node:
-            self.parent[node] = self.parent[self.parent[node]]
-            node = self.parent[node]
-        return node
-
-    def fix(self, axis: Axis) -> None:
-        """Nothing of `axis` may be removed."""
-        if axis is not None:
-            roots = {self.root(int(node)) for node in np.unique(axis) if node != FIXED}
-            self.changes += len(roots - self.fixed)
-            self.fixed |= roots
-
-    def unite(self, a: Axis, b: Axis) -> Axis:
-        """Position i of `a` and of `b` are one; returns the label of both."""
-        if a is None or b is None:
-            return b if a is None else a
-        for x, y in zip(a.tolist(), b.tolist(), strict=True):
-            if x == FIXED or y == FIXED:
-                self.fix(np.array([max(x, y)]))
-            elif (p := self.root(x)) != (q := self.root(y)):
-                self.parent[q] = p
-                self.changes += 1
-                if q in self.fixed:
-                    self.fixed.add(p)
-        return np.where(a == FIXED, b, a)
-
-    def united(self, labels: Sequence[Label]) -> Label:
-        """The label of all of them, which are of one shape."""
-        axes = labels[0].axes
-        for label in labels[1:]:
-            axes = tuple(self.unite(a, b) for a, b in zip(axes, label.axes, strict=True))
-        return Label(axes, labels[0].param and len(labels) == 1)
+Place = tuple[int, int, int]
+"""Number of a parameter, axis, position."""
 
 
 def channels(
     f: Callable[..., Any], params: Sequence[jax.ShapeDtypeStruct], *args: Any
-) -> list[list[tuple[int, int, int]]]:
-    """Sets of positions that can only be removed together, and can be.
+) -> tuple[list[list[Place]], dict[Place, str]]:
+    """Sets of positions that can only be removed together, and why others cannot be.
 
     Args:
       f: called as ``f(params, *args)`` with a list of arrays.
@@ -103,39 +45,36 @@ def channels(
       args: the rest, shapes or arrays.
 
     Returns:
-      Sets of (number of the parameter, axis, position), in the order in which they first appear.
+      The sets, in the order in which they first appear; and which operation needs each position that is in none.
     """
     jaxpr, consts = parts(jax.make_jaxpr(f)(list(params), *args))
     nodes = Nodes()
     given = [Label([nodes.new(n) for n in x.shape], param=True) for x in params]
-    others = [_fixed(var.aval.shape) for var in jaxpr.invars[len(params) :]]
-    for out in _walk(jaxpr, [_fixed(np.shape(c)) for c in consts], [*given, *others], nodes):
-        _fix(out, nodes)
-    fixed = {nodes.root(node) for node in nodes.fixed}
-    sets: dict[int, list[tuple[int, int, int]]] = {}
+    others = [fixed(var.aval.shape) for var in jaxpr.invars[len(params) :]]
+    for out in _walk(jaxpr, [fixed(np.shape(c)) for c in consts], [*given, *others], nodes):
+        nodes.because = "the result"
+        nodes.fix_all(out)
+    reasons: dict[int, str] = {}
+    for node, why in nodes.fixed.items():
+        reasons.setdefault(nodes.root(node), why)
+    sets: dict[int, list[Place]] = {}
+    whole: dict[Place, str] = {}
     for number, label in enumerate(given):
         for axis, ids in enumerate(label.axes):
             for position, node in enumerate(ids if ids is not None else ()):
                 root = nodes.root(int(node))
-                if root not in fixed:
+                if root in reasons:
+                    whole[number, axis, position] = reasons[root]
+                else:
                     sets.setdefault(root, []).append((number, axis, position))
-    return list(sets.values())
-
-
-def _fixed(shape: Sequence[int]) -> Label:
-    return Label([np.full(n, FIXED) if n > 1 else None for n in shape])
-
-
-def _fix(label: Label, nodes: Nodes) -> None:
-    for axis in label.axes:
-        nodes.fix(axis)
+    return list(sets.values()), whole
 
 
 def _walk(jaxpr: Any, consts: Sequence[Label], inputs: Sequence[Label], nodes: Nodes) -> list[Label]:
     env = dict(zip(jaxpr.constvars, consts, strict=True)) | dict(zip(jaxpr.invars, inputs, strict=True))
 
     def read(atom: Any) -> Label:
-        return _fixed(np.shape(atom.val)) if isinstance(atom, jcore.Literal) else env[atom]
+        return fixed(np.shape(atom.val)) if isinstance(atom, jcore.Literal) else env[atom]
 
     for eqn in jaxpr.eqns:
         env.update(zip(eqn.outvars, _equation(eqn, [read(atom) for atom in eqn.invars], nodes), strict=True))
@@ -144,6 +83,7 @@ def _walk(jaxpr: Any, consts: Sequence[Label], inputs: Sequence[Label], nodes: N
 
 def _equation(eqn: Any, labels: list[Label], nodes: Nodes) -> list[Label]:
     name, params, _ = meaning(eqn)
+    nodes.because = name
     shapes = [tuple(var.aval.shape) for var in eqn.outvars]
     if name in ELEMENTWISE:
         same = [x for x in labels if len(x.axes) == len(shapes[0])] if len(shapes) == 1 else labels
@@ -152,168 +92,24 @@ def _equation(eqn: Any, labels: list[Label], nodes: Nodes) -> list[Label]:
         for axis in params["axes"]:
             nodes.fix(labels[0].axes[axis])
         outs = [Label([x for i, x in enumerate(labels[0].axes) if i not in params["axes"]])]
-    elif name in _RULES:
-        outs = [_RULES[name](params, [tuple(a.aval.shape) for a in eqn.invars], shapes[0], labels, nodes)]
+    elif name in RULES:
+        outs = [RULES[name](params, [tuple(a.aval.shape) for a in eqn.invars], shapes[0], labels, nodes)]
     elif name == "split":
         outs = _split(params, labels[0])
     elif name in ("scan", "while", "cond"):
         outs = {"scan": _scan, "while": _while, "cond": _cond}[name](params, labels, nodes)
     elif inner := [s for s in sub_jaxprs(params) if len(parts(s)[0].invars) == len(labels)]:
         jaxpr, consts = parts(inner[0])
-        outs = _walk(jaxpr, [_fixed(np.shape(c)) for c in consts], labels, nodes)
+        outs = _walk(jaxpr, [fixed(np.shape(c)) for c in consts], labels, nodes)
     elif name == "random_bits":
         outs = [Label([None] * len(shapes[0]))]
     else:  # nobody knows what it does with positions
         for label in labels:
-            _fix(label, nodes)
-        outs = [_fixed(shape) for shape in shapes]
+            nodes.fix_all(label)
+        outs = [fixed(shape) for shape in shapes]
     for label, shape in zip(outs, shapes, strict=True):
         assert len(label.axes) == len(shape), (name, label.axes, shape)
     return outs
-
-
-def _dot(p: Any, shapes: Any, shape: Any, labels: list[Label], nodes: Nodes) -> Label:
-    (lhs_sum, rhs_sum), (lhs_batch, rhs_batch) = p["dimension_numbers"]
-    lhs, rhs = labels
-    for a, b in zip(lhs_sum, rhs_sum, strict=True):
-        _summed(lhs.axes[a], rhs.axes[b], lhs.param or rhs.param, nodes)
-    batch = [nodes.unite(lhs.axes[a], rhs.axes[b]) for a, b in zip(lhs_batch, rhs_batch, strict=True)]
-    free = [x for i, x in enumerate(lhs.axes) if i not in (*lhs_sum, *lhs_batch)]
-    free += [x for i, x in enumerate(rhs.axes) if i not in (*rhs_sum, *rhs_batch)]
-    return Label([*batch, *free])
-
-
-def _summed(a: Axis, b: Axis, with_parameter: bool, nodes: Nodes) -> None:
-    """Two axes that are summed over together. Between activations the number of terms may matter (1/sqrt(width))."""
-    if not with_parameter or a is None or b is None:
-        nodes.fix(a)
-        nodes.fix(b)
-    nodes.unite(a, b)
-
-
-def _convolution(p: Any, shapes: Any, shape: Any, labels: list[Label], nodes: Nodes) -> Label:
-    numbers, groups = p["dimension_numbers"], p["feature_group_count"]
-    (lhs, rhs), (inputs, outputs) = labels, (numbers.lhs_spec[1], numbers.rhs_spec[:2][::-1])
-    x, w_in, w_out = lhs.axes[inputs], rhs.axes[outputs[0]], rhs.axes[outputs[1]]
-    for axis in numbers.rhs_spec[2:]:
-        nodes.fix(rhs.axes[axis])
-    if p["batch_group_count"] > 1:
-        _fix(lhs, nodes)
-        _fix(rhs, nodes)
-    elif groups == 1:
-        _summed(x, w_in, rhs.param, nodes)
-    elif w_in is None or len(w_in) == 1:  # depthwise: each channel by itself, with all that is made of it
-        nodes.fix(w_in)
-        times = shape[numbers.out_spec[1]] // groups
-        nodes.unite(None if x is None else np.repeat(x, times), w_out)
-    else:  # whole groups could go, but not single channels of one
-        nodes.fix(w_in)
-        per_in, per_out = shapes[0][inputs] // groups, shape[numbers.out_spec[1]] // groups
-        heads = None if w_out is None else w_out.reshape(groups, per_out)[:, 0]
-        nodes.unite(None if heads is None else np.repeat(heads, per_out), w_out)
-        nodes.unite(x, None if heads is None else np.repeat(heads, per_in))
-    axes: list[Axis] = [None] * len(shape)
-    axes[numbers.out_spec[0]], axes[numbers.out_spec[1]] = lhs.axes[numbers.lhs_spec[0]], w_out
-    for spatial, axis in zip(numbers.out_spec[2:], numbers.lhs_spec[2:], strict=True):
-        nodes.fix(lhs.axes[axis])
-        axes[spatial] = np.full(shape[spatial], FIXED)
-    return Label(axes)
-
-
-def _broadcast(p: Any, shapes: Any, shape: Any, labels: list[Label], nodes: Nodes) -> Label:
-    axes: list[Axis] = [None] * len(shape)
-    for axis, size, label in zip(p["broadcast_dimensions"], shapes[0], labels[0].axes, strict=True):
-        if size == shape[axis]:
-            axes[axis] = label
-        else:
-            nodes.fix(label)
-    return Label(axes, labels[0].param)
-
-
-def _reshape(p: Any, shapes: Any, shape: Any, labels: list[Label], nodes: Nodes) -> Label:
-    axes: list[Axis] = [None] * len(shape)
-    for old, new in _groups(shapes[0], shape):
-        flat = _merged([labels[0].axes[i] for i in old], [shapes[0][i] for i in old], nodes)
-        for axis, label in zip(new, _parted(flat, [shape[i] for i in new], nodes), strict=True):
-            axes[axis] = label
-    return Label(axes, labels[0].param)
-
-
-def _merged(axes: list[Axis], sizes: list[int], nodes: Nodes) -> Axis:
-    """The label of several axes as one. Where several could lose positions, only the first may."""
-    real = [i for i, axis in enumerate(axes) if axis is not None and (axis != FIXED).any()]
-    if not real:
-        return None if all(axis is None for axis in axes) else np.full(math.prod(sizes), FIXED)
-    for i in real[1:]:
-        nodes.fix(axes[i])
-    place = [1] * len(sizes)
-    place[real[0]] = -1
-    return np.broadcast_to(np.reshape(np.asarray(axes[real[0]]), place), sizes).reshape(-1)
-
-
-def _parted(flat: Axis, sizes: list[int], nodes: Nodes) -> list[Axis]:
-    """The labels of the axes that one axis becomes."""
-    if flat is None or len(sizes) < 2:
-        return [flat] * len(sizes)
-    whole = flat.reshape(sizes)
-    out: list[Axis] = [np.full(n, FIXED) for n in sizes]
-    for i in reversed(range(len(sizes))):  # it may have been merged of these very axes
-        along = np.moveaxis(whole, i, 0).reshape(sizes[i], -1)
-        if (along == along[:, :1]).all():
-            out[i] = along[:, 0]
-            return out
-    # Neighbours that land in one row stand or fall together: the channels of a head.
-    rows = whole.reshape(sizes[0], -1)
-    for column in range(1, rows.shape[1]):
-        nodes.unite(rows[:, 0], rows[:, column])
-    out[0] = rows[:, 0]
-    return out
-
-
-def _groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """Axes of `old` and of `new` that become each other, as the shortest groups of equal size; none of size 1."""
-    left, right = [i for i, n in enumerate(old) if n != 1], [i for i, n in enumerate(new) if n != 1]
-    groups, i, j = [], 0, 0
-    while i < len(left) and j < len(right):
-        a, b = [left[i]], [right[j]]
-        i, j = i + 1, j + 1
-        while (x := math.prod(old[k] for k in a)) != (y := math.prod(new[k] for k in b)):
-            if x < y:
-                a, i = [*a, left[i]], i + 1
-            else:
-                b, j = [*b, right[j]], j + 1
-        groups.append((a, b))
-    return groups
-
-
-def _concatenate(p: Any, shapes: Any, shape: Any, labels: list[Label], nodes: Nodes) -> Label:
-    along = p["dimension"]
-    rest = nodes.united([Label([x for i, x in enumerate(label.axes) if i != along]) for label in labels]).axes
-    pieces = [label.axes[along] for label in labels]
-    filled = [np.full(s[along], FIXED) if x is None else x for x, s in zip(pieces, shapes, strict=True)]
-    joined = None if all(x is None for x in pieces) else np.concatenate(filled)
-    return Label([*rest[:along], joined, *rest[along:]])
-
-
-def _pad(p: Any, shapes: Any, shape: Any, labels: list[Label], nodes: Nodes) -> Label:
-    axes: list[Axis] = []
-    for label, size, (low, _, inner) in zip(labels[0].axes, shape, p["padding_config"], strict=True):
-        if label is None or (low == inner == 0 and size == len(label)):
-            axes.append(label)
-        else:
-            wide = np.full(size, FIXED)
-            at = low + np.arange(len(label)) * (inner + 1)
-            inside = (at >= 0) & (at < size)
-            wide[at[inside]] = label[inside]
-            nodes.fix(label[~inside])
-            axes.append(wide)
-    return Label(axes)
-
-
-def _slice(p: Any, shapes: Any, shape: Any, labels: list[Label], nodes: Nodes) -> Label:
-    strides = p["strides"] or (1,) * len(shape)
-    bounds = zip(labels[0].axes, p["start_indices"], p["limit_indices"], strides, strict=True)
-    return Label([None if x is None else x[a:b:s] for x, a, b, s in bounds], labels[0].param)
 
 
 def _split(p: Any, label: Label) -> list[Label]:
@@ -321,39 +117,6 @@ def _split(p: Any, label: Label) -> list[Label]:
     x = label.axes[p["axis"]]
     pieces = [None] * len(p["sizes"]) if x is None else np.split(x, cuts)
     return [Label([piece if i == p["axis"] else a for i, a in enumerate(label.axes)]) for piece in pieces]
-
-
-def _whole_axes(p: Any, shapes: Any, shape: Any, labels: list[Label], nodes: Nodes) -> Label:
-    """An operation that keeps its axes, and mixes or moves positions of those whose size is not in `kept`."""
-    axes: list[Axis] = []
-    for axis, label in enumerate(labels[0].axes):
-        kept = shape[axis] == shapes[0][axis] and axis not in _mixed(p)
-        if not kept:
-            nodes.fix(label)
-        axes.append(label if kept else np.full(shape[axis], FIXED))
-    return Label(axes)
-
-
-def _mixed(p: Any) -> set[int]:
-    windows = {i for i, n in enumerate(p.get("window_dimensions", ())) if n > 1}
-    named = {p[name] for name in ("axis", "dimension") if name in p}
-    return windows | named
-
-
-def _gather(p: Any, shapes: Any, shape: Any, labels: list[Label], nodes: Nodes) -> Label:
-    numbers, sizes = p["dimension_numbers"], p["slice_sizes"]
-    gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
-    axes: list[Axis] = [np.full(n, FIXED) for n in shape]
-    offsets = iter(numbers.offset_dims)
-    for axis, label in enumerate(labels[0].axes):
-        place = None if axis in gone else next(offsets)
-        if place is not None and axis not in numbers.start_index_map and sizes[axis] == shapes[0][axis]:
-            axes[place] = label
-        else:
-            nodes.fix(label)
-    for label in labels[1:]:
-        _fix(label, nodes)
-    return Label(axes)
 
 
 def _scan(p: Any, labels: list[Label], nodes: Nodes) -> list[Label]:
@@ -366,7 +129,7 @@ def _scan(p: Any, labels: list[Label], nodes: Nodes) -> list[Label]:
     carry = labels[n_consts : n_consts + n_carry]
     while True:
         before = nodes.changes
-        outs = _walk(jaxpr, [_fixed(np.shape(c)) for c in consts], [*labels[:n_consts], *carry, *rows], nodes)
+        outs = _walk(jaxpr, [fixed(np.shape(c)) for c in consts], [*labels[:n_consts], *carry, *rows], nodes)
         carry = [nodes.united([a, b]) for a, b in zip(carry, outs[:n_carry], strict=True)]
         if nodes.changes == before:
             length = np.full(p["length"], FIXED)
@@ -380,7 +143,7 @@ def _while(p: Any, labels: list[Label], nodes: Nodes) -> list[Label]:
         before = nodes.changes
         for jaxpr, given in ((p["cond_jaxpr"], test), (p["body_jaxpr"], body)):
             inner, consts = parts(jaxpr)
-            outs = _walk(inner, [_fixed(np.shape(c)) for c in consts], [*given, *carry], nodes)
+            outs = _walk(inner, [fixed(np.shape(c)) for c in consts], [*given, *carry], nodes)
         carry = [nodes.united([a, b]) for a, b in zip(carry, outs, strict=True)]
         if nodes.changes == before:
             return carry
@@ -390,31 +153,5 @@ def _cond(p: Any, labels: list[Label], nodes: Nodes) -> list[Label]:
     every = []
     for branch in p["branches"]:
         jaxpr, consts = parts(branch)
-        every.append(_walk(jaxpr, [_fixed(np.shape(c)) for c in consts], labels[1:], nodes))
+        every.append(_walk(jaxpr, [fixed(np.shape(c)) for c in consts], labels[1:], nodes))
     return [nodes.united(outs) for outs in zip(*every, strict=True)]
-
-
-_RULES: dict[str, Callable[..., Label]] = {
-    "dot_general": _dot,
-    "conv_general_dilated": _convolution,
-    "broadcast_in_dim": _broadcast,
-    "reshape": _reshape,
-    "transpose": lambda p, _, __, labels, ___: Label([labels[0].axes[i] for i in p["permutation"]], labels[0].param),
-    "squeeze": lambda p, shapes, __, labels, ___: Label(
-        [x for i, x in enumerate(labels[0].axes) if i not in p["dimensions"]], labels[0].param
-    ),
-    "rev": lambda p, _, __, labels, ___: Label(
-        [x if x is None or i not in p["dimensions"] else x[::-1] for i, x in enumerate(labels[0].axes)]
-    ),
-    "concatenate": _concatenate,
-    "pad": _pad,
-    "slice": _slice,
-    "gather": _gather,
-    "iota": lambda p, _, shape, __, ___: Label(
-        [np.full(n, FIXED) if i == p["dimension"] else None for i, n in enumerate(shape)]
-    ),
-    **dict.fromkeys(
-        ("reduce_window_max", "reduce_window_min", "reduce_window_sum", "cumsum", "cumprod", "cummax", "cummin",
-         "cumlogsumexp", "dynamic_slice"), _whole_axes,
-    ),
-}  # fmt: skip

@@ -7,6 +7,7 @@ stride 2, where SAME would pad only the far side.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,18 @@ def divisible(channels: float, by: int = 8) -> int:
     return nearest if nearest >= 0.9 * channels else nearest + by
 
 
+def grouped(
+    x: jax.Array, kernel: jax.Array, *args: Any, feature_group_count: int, **kwargs: Any
+) -> jax.Array:
+    """`jax.lax.conv_general_dilated` with as many groups as `x` (..., C) and `kernel` (..., C / groups, out) make.
+
+    For `nnx.Conv`, as its ``conv_general_dilated``: the number of groups that the module keeps is wrong once channels
+    were removed.
+    """
+    groups = x.shape[-1] // kernel.shape[-2]
+    return jax.lax.conv_general_dilated(x, kernel, *args, feature_group_count=groups, **kwargs)
+
+
 def conv(
     features_in: int,
     features_out: int,
@@ -50,6 +63,7 @@ def conv(
         strides=stride,
         padding=tuple((n // 2, n // 2) for n in pair(size)) if padded else "VALID",
         feature_group_count=groups,
+        conv_general_dilated=grouped if groups > 1 else jax.lax.conv_general_dilated,
         use_bias=False,
         kernel_init=he_normal,
         rngs=rngs,

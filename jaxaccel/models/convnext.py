@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxaccel.models.blocks import StochasticDepth, drop_paths, truncated_normal
+from jaxaccel.models.blocks import StochasticDepth, drop_paths, grouped, truncated_normal
 from jaxaccel.models.scan import sequence
 
 _conv = partial(nnx.Conv, kernel_init=truncated_normal)
@@ -19,7 +19,10 @@ class Block(nnx.Module):
 
     def __init__(self, features: int, *, drop_path: StochasticDepth, rngs: nnx.Rngs) -> None:
         self.scale = nnx.Param(jnp.full((features,), 1e-6))
-        self.depthwise = _conv(features, features, (7, 7), padding=3, feature_group_count=features, rngs=rngs)
+        self.depthwise = _conv(
+            features, features, (7, 7), padding=3, feature_group_count=features, conv_general_dilated=grouped,
+            rngs=rngs,
+        )  # fmt: skip
         self.norm = _norm(features, rngs=rngs)
         self.up = nnx.Linear(features, 4 * features, kernel_init=truncated_normal, rngs=rngs)
         self.down = nnx.Linear(4 * features, features, kernel_init=truncated_normal, rngs=rngs)

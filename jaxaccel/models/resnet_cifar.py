@@ -34,7 +34,6 @@ class BasicBlock(nnx.Module):
     """Two 3x3 convolutions with BatchNorm and an option A shortcut; the first convolution has the stride."""
 
     def __init__(self, features_in: int, features_out: int, stride: int, *, rngs: nnx.Rngs) -> None:
-        self.features = features_out
         self.stride = stride
         self.conv1 = conv(features_in, features_out, 3, stride=stride, rngs=rngs)
         self.norm1 = batch_norm(features_out, rngs=rngs)
@@ -45,7 +44,10 @@ class BasicBlock(nnx.Module):
         """(B, H, W, features_in) -> (B, H/stride, W/stride, features_out)."""
         y = nnx.relu(self.norm1(self.conv1(x)))
         y = self.norm2(self.conv2(y))
-        return nnx.relu(y + option_a_shortcut(x, self.features, self.stride))
+        # As wide as y, whatever was removed: the first stage's channels lie in the middle of all streams and go
+        # together; what is padded stays as it was. The channels that are padded cannot go: how many are left before
+        # the middle, and how many behind it, no shape says.
+        return nnx.relu(y + option_a_shortcut(x, y.shape[-1], self.stride))
 
 
 class ResNetCifar(nnx.Module):

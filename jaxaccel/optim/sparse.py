@@ -76,7 +76,7 @@ class SparseState(NamedTuple):
 
 
 def sparse(
-    tx: optax.GradientTransformation, how: Sparse, steps: int
+    tx: optax.GradientTransformation, how: Sparse, steps: int, seed: int | jax.Array = 0
 ) -> optax.GradientTransformationExtraArgs:
     """`tx` for weights that `how` prunes: after each update those that are removed are exactly 0.
 
@@ -86,6 +86,8 @@ def sparse(
       tx: any optimizer. Its gradients are 0 where weights are removed (straight_through: whole).
       how: what to prune, and when.
       steps: of the whole run, of which `how` says shares.
+      seed: with the step, decides what is random: the masks that set and rigl start from, and where set grows. May be
+        traced.
 
     Raises:
       UserError: `where` selects nothing, or the pattern does not divide a weight; at the update, `params` is missing.
@@ -96,7 +98,7 @@ def sparse(
 
     def init(params: PyTree) -> SparseState:
         dense = _masks(params, how, 0.0)
-        masks = _random(params, how) if how.method in ("set", "rigl") else dense
+        masks = _random(params, how, _key(seed, 0)) if how.method in ("set", "rigl") else dense
         if how.method == "fixed":
             masks = _map(lambda m, p: None if m is None else p != 0, dense, params)
         keeps = through or how.method == "lottery"
@@ -122,7 +124,7 @@ def sparse(
         else:
             masks = jax.lax.cond(
                 _changes(new.step, how, begin, end),
-                lambda: _changed(new.step, state.masks, moved, grads, how, begin, end),
+                lambda: _changed(new.step, state.masks, moved, grads, how, begin, end, seed),
                 lambda: state.masks,
             )
             new = new._replace(masks=masks)
@@ -149,13 +151,21 @@ def _changes(step: jax.Array, how: Sparse, begin: int, end: int) -> jax.Array:
 
 
 def _changed(
-    step: jax.Array, masks: PyTree, weights: PyTree, grads: PyTree, how: Sparse, begin: int, end: int
+    step: jax.Array,
+    masks: PyTree,
+    weights: PyTree,
+    grads: PyTree,
+    how: Sparse,
+    begin: int,
+    end: int,
+    seed: int | jax.Array,
 ) -> PyTree:
     """The masks that update number `step` leaves."""
     done = jnp.clip((step - begin) / max(end - begin, 1), 0, 1)
     if how.method in ("set", "rigl"):
         share = how.regrow / 2 * (1 + jnp.cos(jnp.pi * done))
-        return _regrown(step, masks, weights, grads, share, how.method == "rigl")
+        key = None if how.method == "rigl" else _key(seed, step)
+        return _regrown(masks, weights, grads, share, key)
     return _masks(weights, how, 1 - (1 - done) ** 3 if how.method == "gradual" else 1.0)
 
 
@@ -177,34 +187,39 @@ def _shapes(params: PyTree, how: Sparse) -> dict[str, tuple[int, ...]]:
     return {path: jnp.shape(x) for path, x in selected(params, how.where, at_least=2).items()}
 
 
-def _random(params: PyTree, how: Sparse) -> PyTree:
-    """Masks at random, of the whole sparsity, which differ from layer to layer and not from run to run."""
+def _key(seed: int | jax.Array, step: int | jax.Array) -> jax.Array:
+    """Of update number `step`; 0 is the start. Numbers 0 and 1 of a step's key are its augmentation and dropout."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), 2)
+
+
+def _random(params: PyTree, how: Sparse, key: jax.Array) -> PyTree:
+    """Masks at random, of the whole sparsity, which differ from layer to layer."""
     shares: Any = how.sparsity
     if how.scope == "erk":
         shares = {path: 1 - d for path, d in densities(_shapes(params, how), how.sparsity).items()}
-    key = jax.random.key(0)
     return prune(params, shares, how.pattern, "layer", "random", how.where, key=key)
 
 
 def _regrown(
-    step: jax.Array, masks: PyTree, weights: PyTree, grads: PyTree, share: jax.Array, by_gradient: bool
+    masks: PyTree, weights: PyTree, grads: PyTree, share: jax.Array, key: jax.Array | None
 ) -> PyTree:
-    """`share` of each layer's weights, the smallest, make room for as many of those that were not there."""
-    keys = iter(range(len(jax.tree.leaves(masks))))
+    """`share` of each layer's weights, the smallest, make room for as many of those that were not there.
 
-    def layer(mask: jax.Array | None, w: jax.Array, g: jax.Array) -> jax.Array | None:
+    Those with the largest gradients where there is no `key`.
+    """
+    leaves, treedef = jax.tree.flatten(masks, is_leaf=lambda x: x is None)
+    numbers = treedef.unflatten(range(len(leaves)))
+
+    def layer(mask: jax.Array | None, number: int, w: jax.Array, g: jax.Array) -> jax.Array | None:
         if mask is None:
             return None
         count = mask.sum()
         exchanged = jnp.floor(share * count).astype(jnp.int32)
         stay = best(jnp.where(mask, jnp.abs(w), -1.0), count - exchanged)
-        wanted = jnp.abs(g)
-        if not by_gradient:
-            key = jax.random.fold_in(jax.random.key(step), next(keys))
-            wanted = jax.random.uniform(key, w.shape)
+        wanted = jnp.abs(g) if key is None else jax.random.uniform(jax.random.fold_in(key, number), w.shape)
         return stay | best(jnp.where(stay, -1.0, wanted), exchanged)
 
-    return _map(layer, masks, weights, grads)
+    return _map(layer, masks, numbers, weights, grads)
 
 
 def _next_round(

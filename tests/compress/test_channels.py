@@ -5,10 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import jaxaccel as ja
 from jaxaccel import models
 from jaxaccel.errors import UserError
+from jaxaccel.models.efficientnet import Stage
+from jaxaccel.models.mobilenet import Block
 from jaxaccel.modules import as_model
 
 
@@ -199,16 +202,28 @@ def test_multiples():
     assert all(n % 4 == 0 for n in removed.after.values())
 
 
-def test_state_and_optimizer_are_cut_alike():
-    model = as_model(models.ResNetCifar, {"depth": 8, "width": 8, "classes": 10, "channels": 3}, ())
-    params, state = model.init(jax.random.key(0))
-    opt_state = optax.adam(1e-3).init(params)
+def network(factory, **options):
+    """(f, {"params", "state"}): in inference, with random numbers; initialisers would have to be compiled."""
+    model = as_model(factory, {"classes": 10, "channels": 3, **options}, ())
+    rng = np.random.default_rng(0)
+
+    def fill(path, x):
+        noise = 0.3 * rng.standard_normal(x.shape)
+        values = np.abs(noise) + 0.5 if "var" in _text(path) else noise + ("scale" in _text(path))
+        return jnp.asarray(values, x.dtype)
+
+    params, state = jax.tree_util.tree_map_with_path(fill, jax.eval_shape(model.init, jax.random.key(0)))
 
     def f(both, x):
         return model.apply(both["params"], both["state"], x, key=jax.random.key(0), train=False)[0]
 
-    x = random(2, 16, 16, 3)
-    both = {"params": params, "state": state}
+    return f, {"params": params, "state": state}
+
+
+def test_state_and_optimizer_are_cut_alike():
+    f, both = network(models.ResNetCifar, depth=8, width=8)
+    params, x = both["params"], random(2, 16, 16, 3)
+    opt_state = optax.adam(1e-3).init(params)
     removed = ja.remove_channels(f, both, x, flops=0.6, along=({"params": opt_state[0].mu},))
     smaller, mu = removed.params["params"], removed.along[0]["params"]
     assert jax.tree.map(jnp.shape, smaller) == jax.tree.map(jnp.shape, mu)
@@ -216,10 +231,53 @@ def test_state_and_optimizer_are_cut_alike():
         removed.params["state"]["stages"][0][0]["norm1"]["mean"].shape
         == smaller["stages"][0][0]["norm1"]["scale"].shape
     )
-    assert all("stages" in name for name in removed.before)  # the stream's width is a number in the class
     assert jax.eval_shape(f, removed.params, x).shape == (2, 10)
     tx = optax.adam(1e-3)
     tx.update(jax.tree.map(jnp.zeros_like, smaller), tx.init(smaller), smaller)
+
+
+def test_padding_shortcuts_keep_what_they_pad():
+    f, both = network(models.ResNetCifar, depth=8, width=8)
+    removed = ja.remove_channels(f, both, random(2, 16, 16, 3), parameters=0.9, where="**/stem/conv/kernel")
+    gone = 8 - removed.params["params"]["stem"]["conv"]["kernel"].shape[-1]
+    widths = [removed.params["params"]["stages"][i][0]["conv2"]["kernel"].shape[-1] for i in range(3)]
+    assert gone > 0 and widths == [8 - gone, 16 - gone, 32 - gone]
+    whole = ja.remove_channels(f, both, random(2, 16, 16, 3), parameters=0.9).fixed
+    assert whole["params/stages/1/0/conv2/kernel"] == "add needs 8 of its 16 outputs"
+
+
+DEPTHWISE = "params/blocks/1/depthwise/conv/kernel"
+NETWORKS = {
+    "mobilenet_v2": (
+        models.MobileNetV2, {"stages": ((1, 8, 1, 1), (4, 16, 2, 2)), "width": 0.5, "dropout": 0.0}, DEPTHWISE,
+    ),
+    "mobilenet_v3": (
+        models.MobileNetV3,
+        {"blocks": [Block(3, 16, 8, True, nnx.relu, 2), Block(5, 32, 8, True, nnx.hard_swish, 1)], "hidden": 8},
+        DEPTHWISE,
+    ),
+    "efficientnet": (
+        models.EfficientNet,
+        {"stages": [Stage(2, 3, 1, 8, 1, True), Stage(4, 5, 2, 8, 1)], "stem": 8, "last": 16},
+        DEPTHWISE,
+    ),
+    "resnext": (
+        models.ResNet, {"blocks": (1, 1), "bottleneck": True, "width": 4, "groups": 4, "group_width": 2},
+        "params/stages/0/0/conv1/kernel",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_of_grouped_convolutions_shrink(name):
+    factory, options, wide = NETWORKS[name]
+    f, both = network(factory, **options)
+    x = random(2, 16, 16, 3)
+    removed = ja.remove_channels(f, both, x, flops=0.5)  # which compares it with the masked network
+    costs = [sum(ja.multiply_adds(f, p, x).values()) for p in (both, removed.params)]
+    assert costs[1] <= 0.5 * costs[0]
+    assert removed.after[wide] < removed.before[wide] and wide in removed.report()
+    assert set(removed.fixed) == {"params/head/kernel"}  # the classes
 
 
 def layer_normed(p, x):
@@ -232,6 +290,10 @@ def test_what_a_norm_averages_over_stays_whole():
     params = {"a": random(6, 10), "b": random(10, 12), "c": random(12, 4)}
     removed = ja.remove_channels(layer_normed, params, random(3, 6), parameters=0.7)
     assert removed.params["a"].shape == (6, 10) and removed.params["b"].shape[1] < 12
+    assert removed.fixed == {
+        "a": "reduce_sum needs 10 of its 10 outputs",
+        "c": "the result needs 4 of its 4 outputs",
+    }
 
 
 def test_a_size_that_the_function_insists_on_stays():

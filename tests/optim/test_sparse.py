@@ -23,11 +23,11 @@ def problem():
     return params, lambda p: jnp.mean((x @ p["layer"]["kernel"] + p["layer"]["bias"] - x @ w) ** 2)
 
 
-def trained(how, tx=None, steps=STEPS, params=None):
+def trained(how, tx=None, steps=STEPS, params=None, seed=0):
     """(parameters, state) after each step."""
     start, loss = problem()
     params = start if params is None else params
-    tx = sparse(tx or optax.adam(0.02), how, STEPS)
+    tx = sparse(tx or optax.adam(0.02), how, STEPS, seed)
     state = tx.init(params)
 
     @jax.jit
@@ -106,6 +106,29 @@ def test_regrowth_keeps_the_count_and_moves_the_weights(method):
     assert (masks[0] != masks[20]).any() and (masks[20] == masks[-1]).all()
     changed = [i + 1 for i in range(1, STEPS) if (masks[i] != masks[i - 1]).any()]
     assert set(changed) <= {5, 10, 15, 20} and changed
+
+
+@pytest.mark.parametrize("method", ["set", "rigl"])
+def test_the_seed_decides_what_is_random(method):
+    how = Sparse(0.75, method, end=1.0, every=2, regrow=0.5)
+    runs = [trained(how, steps=4, seed=seed) for seed in (3, 3, 8)]
+    first, again, other = ([np.asarray(state.masks["layer"]["kernel"]) for _, state in rows] for rows in runs)
+    np.testing.assert_array_equal(first, again)
+    assert (first[0] != other[0]).any()
+
+
+def test_set_grows_by_seed_and_step():
+    params, loss = problem()
+    grads, how = jax.grad(loss)(params), Sparse(0.75, "set", end=1.0, every=1, regrow=1.0)
+    start = sparse(optax.sgd(0.0), how, STEPS).init(params)
+
+    @jax.jit
+    def grown(seed, step):
+        _, state = sparse(optax.sgd(0.0), how, STEPS, seed).update(grads, start._replace(step=step), params)
+        return state.masks["layer"]["kernel"] & ~start.masks["layer"]["kernel"]
+
+    assert (grown(3, 4) == grown(3, 4)).all()
+    assert (grown(3, 4) != grown(8, 4)).any() and (grown(3, 4) != grown(3, 5)).any()
 
 
 def test_rigl_grows_where_the_gradient_is_largest():
