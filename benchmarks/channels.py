@@ -190,7 +190,7 @@ def main(argv: Sequence[str]) -> int:
     add("--weights", type=Path, help="a checkpoint of this network, PyTorch's or any other (default: random)")
     add("--flops", type=float, default=0.5, help="share of the multiply-adds to leave (default: 0.5)")
     add("--batch", type=int, nargs="+", default=[1, 128], help="batch sizes (default: 1 128)")
-    add("--repeats", type=int, default=3, help="how often channels are removed, timed (default: 3)")
+    add("--repeats", type=int, default=2, help="how often channels are removed, timed (default: 2)")
     add("--rounds", type=int, default=15, help="turns of each network (default: 15)")
     add("--seconds", type=float, default=0.5, help="about how long one turn takes (default: 0.5)")
     add("--budget", type=float, default=90, help="seconds for the rounds of one batch size (default: 90)")

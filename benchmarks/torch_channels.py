@@ -20,7 +20,7 @@ from torch_steps import Block, ConvNorm
 from turns import repeated
 
 STEPS = 400
-"""Steps from nothing to all that may go, of which so many are taken as the budget asks for."""
+"""From nothing to all that may go, of which as many are taken as the budget asks for; 400 in its own experiments."""
 LEAST = 0.1
 """Share of the channels that stays everywhere, as in `ja.remove_channels`."""
 
