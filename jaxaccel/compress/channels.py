@@ -200,16 +200,19 @@ def _cost(budget: str, f: Callable[..., Any], tree: Flat, args: Sequence[Any]) -
 
     def seconds(kept: Kept) -> float:
         leaves = [jnp.zeros(x.shape, x.dtype) for x in tree.shapes(kept)]
-        call = jax.jit(tree.call(f)).lower(leaves, *example).compile()
-        jax.block_until_ready(call(leaves, *example))
-        times = []
-        for _ in range(9):
-            start = time.perf_counter()
-            jax.block_until_ready(call(leaves, *example))
-            times.append(time.perf_counter() - start)
-        return statistics.median(times)
+        return _median_seconds(jax.jit(tree.call(f)).lower(leaves, *example).compile(), leaves, example)
 
     return seconds
+
+
+def _median_seconds(call: Callable[..., Any], leaves: list[jax.Array], example: Sequence[Any]) -> float:
+    jax.block_until_ready(call(leaves, *example))
+    times = []
+    for _ in range(9):
+        start = time.perf_counter()
+        jax.block_until_ready(call(leaves, *example))
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
 
 
 def _filled(args: Sequence[Any]) -> Sequence[Any]:
