@@ -21,12 +21,12 @@ from jaxaccel import augment
 from jaxaccel.checkpoint import Checkpoints, flat
 from jaxaccel.errors import UserError
 from jaxaccel.fuse import several
-from jaxaccel.modules import as_model
+from jaxaccel.modules import abstract, as_model
 from jaxaccel.optim import Optimizer
 from jaxaccel.parallel import MeshShape, make_mesh
 from jaxaccel.parallel.sharding import partition_spec
 from jaxaccel.recipe import Recipe, differences, from_json, to_json
-from jaxaccel.replicas import pick
+from jaxaccel.replicas import Replicas, pick
 from jaxaccel.step import Training
 from jaxaccel.sweep import training_of
 from jaxaccel.tasks import ImageClassification
@@ -38,8 +38,8 @@ QUICKLY = {"xla_backend_optimization_level": 0}
 
 
 class Linear(nnx.Module):
-    def __init__(self, *, classes, rngs):
-        self.head = nnx.Linear(16, classes, rngs=rngs)
+    def __init__(self, *, features=16, classes, rngs):
+        self.head = nnx.Linear(features, classes, rngs=rngs)
 
     def __call__(self, x):
         return self.head(x.reshape(x.shape[0], -1))
@@ -81,6 +81,10 @@ def lessons(seed=1):
     return {path: rng.uniform(0.1, 1.0, x.shape).astype(np.float32) for path, x in shapes.items()}
 
 
+def started(t):
+    return jax.jit(t.init, compiler_options=QUICKLY)(t.copies(lessons()))
+
+
 def batch():
     rng = np.random.default_rng(0)
     return {
@@ -118,10 +122,10 @@ def by_hand(params, temperature, soft):
     return loss + added, cross_entropy @ count, added, {"kernel": x.T @ slope, "bias": slope.sum(0)}
 
 
-@pytest.mark.parametrize(("temperature", "soft", "accumulate"), [(4.0, 0.9, 1), (1.5, 0.3, 1)])
-def test_a_step_is_that_by_hand_and_leaves_the_teacher_alone(temperature, soft, accumulate):
-    t = training(options={"temperature": temperature, "soft": soft}, accumulate=accumulate)
-    before = t.init({path: jnp.asarray(x) for path, x in lessons().items()})
+@pytest.mark.parametrize(("temperature", "soft"), [(4.0, 0.9), (1.5, 0.3)])
+def test_a_step_is_that_by_hand_and_leaves_the_teacher_alone(temperature, soft):
+    t = training(options={"temperature": temperature, "soft": soft})
+    before = started(t)
     after, metrics = jax.jit(t.step, compiler_options=QUICKLY)(before, batch())
     _, task_loss, added, grads = by_hand(before.params, temperature, soft)
     for name, grad in grads.items():
@@ -137,42 +141,54 @@ def test_a_step_is_that_by_hand_and_leaves_the_teacher_alone(temperature, soft, 
 
 def test_the_value_that_line_searches_see_is_the_whole_loss():
     t = training(options={"temperature": 2.0, "soft": 0.5})
-    state = t.init({path: jnp.asarray(x) for path, x in lessons().items()})
-    value = t._elsewhere(state, batch(), jax.random.key(0))["value_fn"](state.params)
+    state = started(t)
+    value_fn = t._elsewhere(state, batch(), jax.random.key(0))["value_fn"]
+    value = jax.jit(value_fn, compiler_options=QUICKLY)(state.params)
     np.testing.assert_allclose(value, by_hand(state.params, 2.0, 0.5)[0], rtol=1e-5)
 
 
 def test_parts_of_a_batch_give_the_same_update():
     whole, parts = (training(accumulate=n) for n in (1, 2))
     b = batch() | {"mask": np.ones(B, np.float32)}
-    start = whole.init({path: jnp.asarray(x) for path, x in lessons().items()})
+    start = started(whole)
     (one, a), (two, b) = (jax.jit(t.step, compiler_options=QUICKLY)(start, b) for t in (whole, parts))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), one.params, two.params)
     np.testing.assert_allclose(a.means["distill"].value(), b.means["distill"].value(), rtol=1e-5)
 
 
+def lesson(t, state, params):
+    """What the teacher adds to the loss of these parameters."""
+
+    def added(state, params):
+        loss_fn = t._loss_fn(None, state.teacher)
+        return loss_fn(params, state.model_state, batch(), jax.random.key(5))[1][0]["distill"].value()
+
+    return float(jax.jit(added, compiler_options=QUICKLY)(state, params))
+
+
 def test_hints_are_those_of_distill():
-    options = {"attention": {"dense/kernel": 0.5, "head/kernel=dense/kernel": 0.1}}
-    t = training(Wide, options={**options, "temperature": 3.0})
-    w = t.init({path: jnp.asarray(x) for path, x in lessons().items()})
-    batch_, key = batch() | {"mask": np.ones(B, np.float32)}, jax.random.key(5)
-    _, (means, _) = t._loss_fn(None, w.teacher)(w.params, w.model_state, batch_, key)
+    hints = {"dense/kernel": 0.5, "head/kernel=dense/kernel": 0.1}
+    t = training(Wide, options={"attention": hints, "temperature": 3.0})
+    state, weight = started(t), batch()["mask"] / batch()["mask"].sum()
 
-    def student(params, batch):
-        x = t.task.inputs(batch)
-        return t.model.apply(params, w.model_state, *x, key=key, train=True)[0]
+    def logits(model, task, model_state, train):
+        return lambda params: model.apply(
+            params, model_state, *task.inputs(batch()), key=jax.random.key(5), train=train
+        )[0]
 
-    def model(params, batch):
-        x = t.teacher.task.inputs(batch)
-        return t.teacher.model.apply(params, w.teacher["model_state"], *x, key=key, train=False)[0]
-
-    hints = [
-        ja.Hint("dense/kernel", "dense/kernel", "attention", 0.5),
-        ja.Hint("head/kernel", "dense/kernel", "attention", 0.1),
-    ]
-    d = ja.distill(student, model, temperature=3.0, soft=0.9, hints=hints)
-    _, terms = d(w.params, w.teacher["params"], batch_)
-    np.testing.assert_allclose(means["distill"].value(), terms.mean(), rtol=1e-5)
+    both = (
+        logits(t.model, t.task, state.model_state, True),
+        logits(t.teacher.model, t.teacher.task, state.teacher["model_state"], False),
+    )
+    d = ja.distill(
+        *both, temperature=3.0, soft=0.9,
+        hints=[
+            ja.Hint("dense/kernel", "dense/kernel", "attention", 0.5),
+            ja.Hint("head/kernel", "dense/kernel", "attention", 0.1),
+        ],
+    )  # fmt: skip
+    _, terms = jax.jit(d, compiler_options=QUICKLY)(state.params, state.teacher["params"])
+    assert lesson(t, state, state.params) == pytest.approx(float(terms @ weight), rel=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16", "int8-qat"])
@@ -188,16 +204,11 @@ def test_training_for_int8_rounds_the_student_and_not_the_teacher():
     seen = []
     for precision in ("float32", "int8-qat"):
         t = training(Wide, precision=precision)
-        w = t.init({path: jnp.asarray(x) for path, x in lessons().items()})
-
-        def term(weights, t=t, w=w):
-            silent = jax.tree.map(jnp.zeros_like, w.params)  # gives equal logits, however they are rounded
-            return t._loss_fn(None, weights)(silent, w.model_state, batch(), jax.random.key(0))[1][0][
-                "distill"
-            ].value()
-
-        seen.append(float(term(w.teacher)))
-    assert seen[0] == pytest.approx(seen[1], rel=1e-6) and seen[0] > 0
+        state = started(t)
+        silent = jax.tree.map(jnp.zeros_like, state.params)  # its logits are equal, however they are rounded
+        seen += [lesson(t, state, silent), lesson(t, state, state.params)]
+    assert seen[0] == pytest.approx(seen[2], rel=1e-6)
+    assert seen[1] != pytest.approx(seen[3], rel=1e-6)
 
 
 def test_the_teacher_is_split_as_the_student_is():
@@ -219,7 +230,7 @@ def test_replicas_differ_in_what_they_learn():
 
     def trained(recipe):
         t = training_of(recipe, made(Linear), 10, make_mesh(MeshShape()), 0, teacher())
-        state = t.init({path: jnp.asarray(x) for path, x in t.copies(lessons()).items()})
+        state = started(t)
         fed = jax.tree.map(lambda x: np.broadcast_to(x, (1, t.count, B) if t.count > 1 else (1, B)), item)
         return t, jax.jit(several(t), compiler_options=QUICKLY)(state, arrays, fed)[0]
 
@@ -267,12 +278,26 @@ def test_numbers_without_meaning(options, says):
 
 # ---- whole runs ---------------------------------------------------------------------------------------------
 
-TEACHER = ("digits", "--model", "ConvNet(widths=(6,), hidden=8)", "--batch-size", "128", "--epochs", "1")
+DATA = ("digits", "--lowering", "xla", "--augment", "horizontal_flip", "--batch-size", "128")
+TEACHER = (*DATA, "--model", "ConvNet(widths=(6,), hidden=8)", "--epochs", "1")
 # Two epochs of 10 or 11 steps, a checkpoint after each.
 STUDENT = (
-    "digits", "--model", "ConvNet(widths=(4,), hidden=0)", "--batch-size", "128", "--epochs", "2", "--eval-every", "1",
+    *DATA, "--model", "ConvNet(widths=(4,), hidden=0)", "--epochs", "2", "--eval-every", "1",
     "--steps-per-call", "1", "--optimizer.ema", "0.9",
 )  # fmt: skip
+
+
+LINEAR = (*DATA, "--model", f"{__name__}.Linear(features=64)")
+"""A student that compiles in no time."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quickly():
+    """Most of what these runs take is compiling."""
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in (Training, Replicas):
+            patch.setattr(kind, "compiler_options", lambda self, flops: {"xla_backend_optimization_level": 1})
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -306,18 +331,17 @@ def losses(directory, name="loss"):
 def test_a_student_of_a_run(here):
     assert "teacher: teacher, temperature 4, soft 0.9" in Path("said").read_text()
     assert all(x > 0 for x in losses("student", "distill"))
-    plain = jax.eval_shape(lambda: made_convnet().init(jax.random.key(0))[0])
-    assert result("student")["parameters"] == sum(x.size for x in jax.tree.leaves(plain))
-    paths = set(
-        Checkpoints.weights_of(Path("student"), "accuracy")
-    )  # what --init-from and a student's student read
-    assert paths == set(flat({"params": plain}))
+    params, state = abstract(convnet())
+    assert result("student")["parameters"] == sum(x.size for x in jax.tree.leaves(params))
+    # What --init-from reads, and who learns from the student.
+    assert set(weights("student")) == set(flat({"params": params, "model_state": state}))
     assert ja.load_recipe("student").distill == Distill(Path("teacher"))
 
 
-def made_convnet():
+def convnet(width=4):
+    """The student of the runs."""
     inputs = (jax.ShapeDtypeStruct((B, 8, 8, 1), "float32"),)
-    factory = partial(ja.models.ConvNet, widths=(4,), hidden=0)
+    factory = partial(ja.models.ConvNet, widths=(width,), hidden=0)
     return as_model(factory, {"classes": 10, "channels": 1, "image_size": 8}, inputs)
 
 
@@ -363,42 +387,30 @@ def test_two_devices_learn_the_same(place, tmp_path, run_train):
 
 
 def test_replicas_of_a_student(here, tmp_path):
-    main(
-        [
-            *STUDENT,
-            "--epochs",
-            "0.2",
-            "--replicas",
-            "2",
-            "--distill.teacher",
-            "teacher",
-            "--run",
-            str(tmp_path / "two"),
-        ]
-    )
+    words = ("--epochs", "0.2", "--replicas", "2", "--distill.teacher", "teacher")
+    main([*LINEAR, *words, "--run", str(tmp_path / "two")])
     assert len(result(tmp_path / "two")["replicas"]) == 2
+    assert result(tmp_path / "two")["parameters"] == 650
     assert (tmp_path / "two" / "best" / "teacher" / "recipe.json").is_file()
     with pytest.raises(UserError, match=r"holds several replicas: take the best of them, .*best"):
-        main([*STUDENT, "--distill.teacher", str(tmp_path / "two"), "--run", str(tmp_path / "three")])
+        main([*LINEAR, "--distill.teacher", str(tmp_path / "two"), "--run", str(tmp_path / "three")])
 
 
-def test_a_file_of_weights(here, tmp_path):
-    arrays = {path.partition("/")[2].replace("/", "."): x for path, x in weights("teacher").items()}
-    np.savez("teacher.npz", **arrays)
-    words = (
-        "--epochs",
-        "0.1",
-        "--distill.teacher",
-        "teacher.npz",
-        "--distill.model",
-        "ConvNet(widths=(6,), hidden=8)",
-    )
-    main([*STUDENT, *words, "--run", str(tmp_path / "run")])
-    arrays = Checkpoints(tmp_path / "run" / "checkpoints")
-    saved = arrays._manager.restore(arrays.steps()[-1])
-    arrays.close()
-    for path, x in weights("teacher").items():
-        np.testing.assert_array_equal(saved[f"teacher/{path}"], x)
+def test_a_file_of_weights(tmp_path):
+    rng, model = np.random.default_rng(0), "ConvNet(widths=(6,), hidden=0)"
+    shapes = flat(dict(zip(("params", "model_state"), abstract(convnet(6)), strict=True)))
+    arrays = {path: rng.uniform(0.5, 1.5, x.shape).astype(np.float32) for path, x in shapes.items()}
+    # As PyTorch has them: outputs first.
+    theirs = {
+        path.partition("/")[2]: np.moveaxis(x, (-1, -2), (0, 1)) if x.ndim > 1 else x
+        for path, x in arrays.items()
+    }
+    np.savez(tmp_path / "file.npz", **theirs)
+    words = ("--epochs", "0.1", "--distill.teacher", str(tmp_path / "file.npz"), "--distill.model", model)
+    main([*LINEAR, *words, "--run", str(tmp_path / "run")])
+    state = ja.train(ja.load_recipe(str(tmp_path / "run")), run=tmp_path / "run", resume=True).state
+    for path, x in flat({"teacher": state.teacher}).items():
+        np.testing.assert_array_equal(x, arrays[path.removeprefix("teacher/")])
 
 
 def weights(run):
@@ -424,7 +436,7 @@ def damaged(directory):
     ("make", "words", "says"),
     [
         (None, ["nowhere"], "is no directory of a run and no file with weights"),
-        (lambda path: path.write_bytes(b"PK\x03\x04 nothing"), ["@"], "nothing"),
+        (lambda path: path.write_bytes(b"PK\x03\x04"), ["@"], "is damaged or was not written by"),
         (damaged, ["@"], "was not written by jaxaccel, or is damaged"),
         (other_classes, ["@"], "has 3 classes and the data 10"),
         (None, ["teacher", "--distill.model", "resnet20"], "knows its model"),
