@@ -149,9 +149,8 @@ def test_the_value_that_line_searches_see_is_the_whole_loss():
 
 def test_parts_of_a_batch_give_the_same_update():
     whole, parts = (training(accumulate=n) for n in (1, 2))
-    b = batch() | {"mask": np.ones(B, np.float32)}
-    start = started(whole)
-    (one, a), (two, b) = (jax.jit(t.step, compiler_options=QUICKLY)(start, b) for t in (whole, parts))
+    start, fed = started(whole), batch() | {"mask": np.ones(B, np.float32)}
+    (one, a), (two, b) = (jax.jit(t.step, compiler_options=QUICKLY)(start, fed) for t in (whole, parts))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), one.params, two.params)
     np.testing.assert_allclose(a.means["distill"].value(), b.means["distill"].value(), rtol=1e-5)
 
