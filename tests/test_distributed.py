@@ -46,6 +46,7 @@ def test_two_processes_train_as_one(run_train, tmp_path, feed):
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-3, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_sigterm_stops_both_at_the_same_step(run_train, tmp_path):
     longer = (*WORDS, "--epochs", "60", "--run", "two")
     processes = start(run_train, *longer)

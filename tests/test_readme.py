@@ -159,7 +159,9 @@ def run_commands(path, folder):
     return ""
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", slow_but([d for d in DOCUMENTS if d.name != "training.md"], DOCUMENTS), ids=lambda path: path.name
+)
 def test_python_blocks(path, tmp_path):
     if not python_blocks(path.read_text(encoding="utf-8")):
         pytest.skip("no python block")
@@ -167,8 +169,8 @@ def test_python_blocks(path, tmp_path):
     assert not failure, failure
 
 
-LONG = ("training.md",)
-"""Its commands train in every way there is; those of README.md in the main ones."""
+LONG = ("training.md", "transformations.md", "models.md", "compression.md")
+"""Their commands train in every way there is; those of README.md in the main ones."""
 
 
 @pytest.mark.parametrize(
