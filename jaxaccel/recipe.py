@@ -192,7 +192,7 @@ def names() -> dict[str, str]:
     from jaxaccel import recipes
 
     found = [module.name for module in pkgutil.iter_modules(recipes.__path__)]
-    return {name: _module(name).__doc__.strip().splitlines()[0] for name in sorted(found)}
+    return {name: shipped(name, "recipes").__doc__.strip().splitlines()[0] for name in sorted(found)}
 
 
 def load_recipe(name: str) -> Recipe:
@@ -214,20 +214,23 @@ def load(name: str) -> tuple[Recipe, Any]:
     """
     if (Path(name) / "recipe.json").is_file():
         return _from_run(Path(name))
-    module = _from_file(Path(name)) if name.endswith(".py") else _module(name)
+    module = of_file(Path(name)) if name.endswith(".py") else shipped(name, "recipes")
     made = module.recipe() if callable(getattr(module, "recipe", None)) else None
     if not isinstance(made, Recipe):
         raise UserError(f"{name} must define recipe() -> jaxaccel.Recipe")
     return made, module
 
 
-def _module(name: str) -> Any:
-    from jaxaccel import recipes
+def shipped(name: str, package: str) -> Any:
+    """The module of that name in a package of jaxaccel with a file for each recipe.
 
-    known = [module.name for module in pkgutil.iter_modules(recipes.__path__)]
+    Raises:
+      UserError: there is none; it names the nearest.
+    """
+    known = [module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / package)])]
     if name not in known:
         raise UserError(f"no recipe {name!r}{nearest(name, known)} (--list shows them all)")
-    return importlib.import_module(f"jaxaccel.recipes.{name}")
+    return importlib.import_module(f"jaxaccel.{package}.{name}")
 
 
 def _from_run(directory: Path) -> tuple[Recipe, Any]:
@@ -237,11 +240,16 @@ def _from_run(directory: Path) -> tuple[Recipe, Any]:
         own, written = record.get("module"), record["recipe"]
     except (ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{directory / 'recipe.json'} was not written by jaxaccel, or is damaged") from error
-    module = _from_file(directory / f"{own}.py") if own and own not in sys.modules else None
+    module = of_file(directory / f"{own}.py") if own and own not in sys.modules else None
     return from_json(written), module or sys.modules[own or __name__]
 
 
-def _from_file(path: Path) -> Any:
+def of_file(path: Path) -> Any:
+    """The module in the user's own file `path`.
+
+    Raises:
+      UserError: there is no such file, or another module has its name.
+    """
     if not path.is_file():
         raise UserError(f"no recipe file {path}: write one, or name one of --list")
     # Under its own name, so that its functions can be named in recipe.json and pickled for workers.

@@ -1,17 +1,14 @@
 """A route as data, from a file: which steps, in which order."""
 
 import dataclasses
-import importlib
-import importlib.util
 import pkgutil
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxaccel.calls import nearest
 from jaxaccel.errors import UserError
-from jaxaccel.recipe import to_json
+from jaxaccel.recipe import of_file, shipped, to_json
 from jaxaccel.route.steps import Step
 
 
@@ -40,7 +37,7 @@ def names() -> dict[str, str]:
     from jaxaccel import routes
 
     found = sorted(module.name for module in pkgutil.iter_modules(routes.__path__))
-    return {name: (_module(name).__doc__ or "").strip().splitlines()[0] for name in found}
+    return {name: (shipped(name, "routes").__doc__ or "").strip().splitlines()[0] for name in found}
 
 
 def load_route(name: str) -> Route:
@@ -54,27 +51,8 @@ def load_route(name: str) -> Route:
 
 def load(name: str) -> tuple[Route, Any]:
     """As `load_route`, with the module that holds the route."""
-    module = _from_file(Path(name)) if name.endswith(".py") else _module(name)
+    module = of_file(Path(name)) if name.endswith(".py") else shipped(name, "routes")
     made = module.route() if callable(getattr(module, "route", None)) else None
     if not isinstance(made, Route):
         raise UserError(f"{name} must define route() -> jaxaccel.route.Route")
     return made, module
-
-
-def _module(name: str) -> Any:
-    from jaxaccel import routes
-
-    known = [module.name for module in pkgutil.iter_modules(routes.__path__)]
-    if name not in known:
-        raise UserError(f"no recipe {name!r}{nearest(name, known)} (--list shows them all)")
-    return importlib.import_module(f"jaxaccel.routes.{name}")
-
-
-def _from_file(path: Path) -> Any:
-    if not path.is_file():
-        raise UserError(f"no recipe file {path}: write one, or name one of --list")
-    spec = importlib.util.spec_from_file_location(path.stem, path.absolute())
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
