@@ -1,7 +1,6 @@
 """The lines by which a run tells what it does."""
 
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,7 +53,7 @@ def replicas_text(rows: Sequence[Mapping[str, float]], metric: str, best: int) -
 
 def again(directory: Path) -> str:
     """What to type to go on: the same words as before, and --resume."""
-    if rundir.command() is None:
+    command = rundir.command()
+    if command is None:
         return f"ja.train(recipe, run={str(directory)!r}, resume=True)"
-    words = [word for word in sys.argv[1:] if word not in ("--resume", "--overwrite")]
-    return shlex.join(["python", "-m", "jaxaccel.train", *words, "--resume"])
+    return shlex.join([*(word for word in command if word not in ("--resume", "--overwrite")), "--resume"])

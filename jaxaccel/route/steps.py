@@ -230,8 +230,6 @@ class Fold(Step):
 
     def apply(self, stage: Stage, setting: Setting, name: str) -> Stage:
         """The stage of the folded function."""
-        if _shared(stage.variables):
-            return stage  # folding scales each channel, and a codebook's values would no longer be shared
         call, variables = fold(stage.call, stage.variables, *setting.inputs(1))
         return dataclasses.replace(stage, call=call, variables=variables, trainable=False, file=None)
 
