@@ -61,10 +61,11 @@ def _panel(axis: Any, rows: Sequence[Receipt], x: list[float], y: list[float], l
             fontsize=8,
             color=INK,
         )
-    axis.set_xscale("log")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.xaxis.set_major_formatter("{x:g}")
-    axis.xaxis.set_minor_formatter(NullFormatter())
+    if max(x) > 3 * min(x):
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_xlabel(label, color=MUTED, fontsize=9)
     axis.margins(x=0.2, y=0.15)
     axis.grid(True, axis="y", color="#e6e8ee", lw=0.8)
