@@ -19,7 +19,6 @@ import jax
 import numpy as np
 import record
 from networks import Network, function
-from rich.console import Console
 from rich.table import Table
 from train_step import Process, Remote
 from turns import Turn, measured, ratio, repeated, span, spread, timed
@@ -32,9 +31,7 @@ from jaxaccel.compress.channels import Removed
 PyTree = Any
 Function = Callable[[PyTree, jax.Array], jax.Array]
 CLASSES = 10
-OURS, THEIRS = ("jaxaccel",), ("torch-pruning", "torch-pruning, inside blocks")
-BEFORE = dict.fromkeys(OURS, "JAX") | dict.fromkeys(THEIRS, "PyTorch")
-"""The whole network in the same framework."""
+THEIRS = ("torch-pruning", "torch-pruning, inside blocks")
 
 
 def in_order(params: PyTree, state: PyTree) -> list[np.ndarray]:
@@ -76,9 +73,13 @@ def costs(f: Function, variables: PyTree, x: jax.Array) -> dict[str, int]:
     return {"multiply_adds": sum(ja.multiply_adds(f, variables, x[:1]).values()), "parameters": parameters}
 
 
-def ours(f: Function, variables: PyTree, x: jax.Array, share: float, repeats: int) -> tuple[PyTree, Any]:
+def ours(
+    f: Function, variables: PyTree, x: jax.Array, share: float, multiple: int, repeats: int
+) -> tuple[PyTree, Any]:
     """What is left, and the same numbers as of torch-pruning."""
-    removed, seconds = repeated(lambda: ja.remove_channels(f, variables, x[:1], flops=share), repeats)
+    removed, seconds = repeated(
+        lambda: ja.remove_channels(f, variables, x[:1], flops=share, multiple=multiple), repeats
+    )
     call = jax.jit(f)
     y, reference = call(removed.params, x), call(masking(variables, removed), x)
     error = relative_error(np.asarray(y), np.asarray(reference))
@@ -108,7 +109,10 @@ def compared(options: argparse.Namespace, torch: Process | None, where: dict[str
         variables = {"params": loaded.params, "state": loaded.state}
     x = network.examples(32)
     rows: dict[str, Any] = {"JAX": costs(f, variables, x)}
-    left, rows["jaxaccel"] = ours(f, variables, x, options.flops, options.repeats)
+    left: dict[str, PyTree] = {"JAX": variables}
+    for multiple in options.multiple:
+        name = f"jaxaccel, multiples of {multiple}" if multiple > 1 else "jaxaccel"
+        left[name], rows[name] = ours(f, variables, x, options.flops, multiple, options.repeats)
     if torch:
         facts = sent(torch, variables, x, options)
         error = relative_error(np.array(facts.pop("outputs")), np.asarray(jax.jit(f)(variables, x)))
@@ -122,7 +126,7 @@ def compared(options: argparse.Namespace, torch: Process | None, where: dict[str
     latencies = {}
     for batch_size in options.batch:
         batch = network.examples(batch_size)
-        turns: dict[str, Turn] = {"JAX": turn(f, variables, batch), "jaxaccel": turn(f, left, batch)}
+        turns: dict[str, Turn] = {name: turn(f, smaller, batch) for name, smaller in left.items()}
         if torch:
             turns |= {
                 name: Remote(torch, f"{name}, {batch_size}", "torch").run
@@ -131,9 +135,9 @@ def compared(options: argparse.Namespace, torch: Process | None, where: dict[str
             }
         times = measured(turns, options.seconds, options.rounds, options.budget)
         latencies[batch_size] = {name: spread(found, "_ms") for name, found in times.items()}
-        for name, whole in BEFORE.items():
-            if name in times:
-                latencies[batch_size][name]["times_as_fast"] = ratio(times[whole], times[name])
+        for name in times.keys() - {"JAX", "PyTorch"}:
+            whole = times["PyTorch" if name in THEIRS else "JAX"]
+            latencies[batch_size][name]["times_as_fast"] = ratio(whole, times[name])
     return {"network": network.name, "weights": options.weights.name if options.weights else "random",
             "flops": options.flops, "results": rows, "latency": latencies}  # fmt: skip
 
@@ -189,6 +193,7 @@ def main(argv: Sequence[str]) -> int:
     add("--image-size", type=int, default=32, help="height and width (default: 32)")
     add("--weights", type=Path, help="a checkpoint of this network, PyTorch's or any other (default: random)")
     add("--flops", type=float, default=0.5, help="share of the multiply-adds to leave (default: 0.5)")
+    add("--multiple", type=int, nargs="+", default=[1, 8], help="channels are left in these (default: 1 8)")
     add("--batch", type=int, nargs="+", default=[1, 128], help="batch sizes (default: 1 128)")
     add("--repeats", type=int, default=2, help="how often channels are removed, timed (default: 2)")
     add("--rounds", type=int, default=15, help="turns of each network (default: 15)")
@@ -202,7 +207,7 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     if options.quick:
         options.depth, options.width, options.image_size, options.batch = 8, 8, 8, [2]
-        options.repeats, options.rounds, options.seconds = 1, 1, 0.0
+        options.multiple, options.repeats, options.rounds, options.seconds = [1, 4], 1, 1, 0.0
     runtime.keep_freed_memory()
     where = record.machine()
     torch = Process(options.torch_python, "torch_channels.py") if options.torch_python else None
@@ -213,11 +218,10 @@ def main(argv: Sequence[str]) -> int:
         torch.close()
     file = options.out / record.path("channels", where).name
     record.write(file, {"machine": where, "quick": options.quick, "cells": [cell]})
-    Console(width=None if sys.stdout.isatty() else 180).print(table(cell, where))
     for name, row in cell["results"].items():
         if "failed" in row:
             print(f"{name} failed: {row['failed']}")
-    print(f"written to {file}")
+    record.show(table(cell, where), file)
     return 0
 
 

@@ -20,7 +20,6 @@ import numpy as np
 import optax
 import record
 from augment_steps import images
-from rich.console import Console
 from rich.table import Table
 from turns import Turn, measured, ratio, span, spread, timed
 
@@ -209,8 +208,7 @@ def main(argv: Sequence[str]) -> int:
     for name, network in (QUICK if options.quick else {n: NETWORKS[n] for n in options.networks}).items():
         cells.append(cell(name, network, options))
         record.write(file, {"machine": where, "quick": options.quick, "cells": cells})
-    Console(width=None if sys.stdout.isatty() else 180).print(table(cells, where))
-    print(f"written to {file}")
+    record.show(table(cells, where), file)
     return 0
 
 

@@ -5,10 +5,13 @@ import json
 import os
 import platform
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import jax
+from rich.console import Console
+from rich.table import Table
 
 from jaxaccel import runtime
 
@@ -51,6 +54,12 @@ def cells(file: Path, where: dict[str, Any]) -> list[dict[str, Any]]:
     before = json.loads(file.read_text(encoding="utf-8"))
     same = all(before["machine"].get(name) == where[name] for name in ("versions", "cpu", "cores"))
     return before["cells"] if same else []
+
+
+def show(table: Table, file: Path) -> None:
+    """The table, wide enough where it goes to a file, and where its numbers stand."""
+    Console(width=None if sys.stdout.isatty() else 180).print(table)
+    print(f"written to {file}")
 
 
 def write(file: Path, record: dict[str, Any]) -> None:

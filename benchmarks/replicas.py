@@ -23,7 +23,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import record
-from rich.console import Console
 from rich.table import Table
 
 from jaxaccel import load_recipe, pacing
@@ -214,8 +213,7 @@ def main(argv: Sequence[str]) -> int:
         cells.append(cell)
     file = options.out / record.path("replicas", where).name
     record.write(file, {"machine": where, "cells": cells})
-    Console().print(table(cells, where))
-    print(f"written to {file}")
+    record.show(table(cells, where), file)
     return 0
 
 

@@ -21,7 +21,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import record
-from rich.console import Console
 from rich.table import Table
 from turns import Turn, measured, ratio, span, spread, timed
 
@@ -238,8 +237,7 @@ def main(argv: Sequence[str]) -> int:
     ).items():
         cells.append(cell(name, factory, shape, options))
         record.write(file, {"machine": where, "quick": options.quick, "cells": cells})
-    Console(width=None if sys.stdout.isatty() else 180).print(table(cells, where))
-    print(f"written to {file}")
+    record.show(table(cells, where), file)
     return 0
 
 

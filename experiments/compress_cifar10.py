@@ -80,7 +80,7 @@ def routes(epochs: float, teacher: Path) -> dict[str, tuple[int, dict[str, Step]
         "deep compression": (
             56,
             {
-                "prune": dataclasses.replace(pruned(sparsity=0.87), epochs=2 * epochs),
+                "prune": dataclasses.replace(pruned(sparsity=0.865), epochs=2 * epochs, rate=0.2),
                 "share": Share(bits=4),
                 "fine_tune": dataclasses.replace(taught, epochs=epochs / 4, rate=0.02),
             },

@@ -22,8 +22,9 @@ import jaxaccel as ja
 from jaxaccel import runtime
 from jaxaccel.optim import Optimizer, Schedule
 
-MARKS = {"mnist": (0.99, 2.0), "fashion_mnist": (0.92, 5.0)}
-"""The accuracy to reach, and the epochs of a run."""
+MARKS = {"mnist": (0.99, 2.0, True), "fashion_mnist": (0.92, 4.0, False)}
+"""The accuracy to reach, the epochs of a run, and whether images are augmented as the recipe does: four epochs of
+Fashion-MNIST are too few for that (3 epochs with SGD: 91.1%, and 92.0% on images as they are)."""
 
 OPTIMIZERS: dict[str, Optimizer] = {
     "SGD": Optimizer("sgd", 0.1, args={"momentum": 0.9, "nesterov": 1}, weight_decay=5e-4),
@@ -53,7 +54,7 @@ class Options:
     data: tuple[str, ...] = tuple(MARKS)
     seeds: int = 5
     epochs: float = 0.0
-    """Of each run; 0 takes 2 and 5."""
+    """Of each run; 0 takes 2 and 4."""
     only: tuple[str, ...] = ()
     """Names of the optimizers to try; all by default."""
     tune: float = 0.0
@@ -69,10 +70,12 @@ def recipe(options: Options, name: str, optimizer: Optimizer) -> ja.Recipe:
     shipped = ja.load_recipe(name)
     place = options.downloads / name if options.downloads else None
     free = optimizer.name.startswith("schedule_free")
+    _, epochs, augmented = MARKS[name]
     return dataclasses.replace(
         shipped, name=f"{name}_{optimizer.name}", data=dataclasses.replace(shipped.data, downloads=place),
-        optimizer=optimizer, schedule=Schedule("constant" if free else "cosine", warmup=0.05),
-        epochs=options.epochs or MARKS[name][1], eval_every=0.25, sweep={"seed": tuple(range(options.seeds))},
+        augment=shipped.augment if augmented else (), optimizer=optimizer,
+        schedule=Schedule("constant" if free else "cosine", warmup=0.05), epochs=options.epochs or epochs,
+        eval_every=0.25, sweep={"seed": tuple(range(options.seeds))},
     )  # fmt: skip
 
 

@@ -136,7 +136,7 @@ def test_numbers_without_meaning(change, says):
 
 
 def test_a_recipe_of_ones_own(tmp_path):
-    path = tmp_path / "mine.py"
+    path = tmp_path / "resnet_of_ones_own.py"
     path.write_text(
         "import jaxaccel as ja\ndef recipe():\n    return ja.Recipe(name='mine', model=ja.models.resnet20)\n"
     )
