@@ -13,7 +13,19 @@ from jaxaccel import models
 from jaxaccel.arrays import CodebookArray, LowRankArray, QuantArray
 from jaxaccel.errors import UserError
 from jaxaccel.interpret import is_compressed
-from jaxaccel.route import FineTune, Fold, LowRank, Prune, Quantize, RemoveChannels, Route, Share, Student
+from jaxaccel.route import (
+    FineTune,
+    Fold,
+    LowRank,
+    Prune,
+    Quantize,
+    RemoveChannels,
+    Route,
+    Share,
+    Student,
+    command,
+)
+from jaxaccel.route.route import load
 from jaxaccel.route.stage import batches
 
 
@@ -115,6 +127,44 @@ def test_everything_composes_and_goes_on(run, tmp_path, monkeypatch):
         ja.follow(Route(steps | {"prune": Prune(0.5)}), place, run=tmp_path / "r", resume=True, batch=64)
 
 
+def test_stopped_within_a_fine_tuning_it_goes_on_as_if_nothing_had_been(run, tmp_path, monkeypatch):
+    place, recipe, _ = run
+    route = Route({"prune": Prune(0.5), "fine_tune": FineTune(epochs=0.5), "fold": Fold()})
+    training = dataclasses.replace(recipe, steps_per_call=2)
+    whole = ja.follow(route, place, training, run=tmp_path / "whole")
+    with monkeypatch.context() as signalled:
+        signalled.setattr("jaxaccel.signals.StopSignal.asked", lambda self, call: call == 2)
+        with pytest.raises(SystemExit) as stopped:
+            ja.follow(route, place, training, run=tmp_path / "r")
+    assert stopped.value.code == 0
+    assert (tmp_path / "r" / "1-prune.safetensors").exists()
+    assert not (tmp_path / "r" / "2-fine_tune.safetensors").exists()
+    steps = {
+        int(p.name) for p in (tmp_path / "r" / "fine_tune" / "checkpoints").iterdir() if p.name.isdigit()
+    }
+    assert len(steps) == 1 and max(steps) < 11
+    ja.follow(route, place, training, run=tmp_path / "r", resume=True)
+    assert (tmp_path / "r" / whole.stage.file.name).read_bytes() == whole.stage.file.read_bytes()
+
+
+@pytest.mark.slow
+def test_what_examples_say_decides_what_goes(run, tmp_path):
+    place, _, _ = run
+    one_by_one = {
+        "taylor": Prune(0.5, scope="global", criterion="taylor", examples=256),
+        "wanda": Prune(0.55, criterion="wanda", examples=256),
+        "low_rank": LowRank(flops=0.9, examples=256),
+    }
+    done = ja.follow(Route(one_by_one), place, run=tmp_path / "r")
+    sized = ja.follow(Route({"prune": Prune(0.5, scope="global")}), place, run=tmp_path / "s").receipts[1]
+    origin, taylor, wanda, low_rank = done.receipts
+    # By size alone whole layers go; what the loss says spares them.
+    assert taylor.nonzeros == sized.nonzeros
+    assert taylor.scores["accuracy"] > sized.scores["accuracy"] + 0.2
+    assert wanda.nonzeros < taylor.nonzeros and low_rank.flops < origin.flops
+    assert low_rank.scores["accuracy"] > sized.scores["accuracy"] + 0.1
+
+
 def test_shared_values_are_tuned_and_stay_shared(run, tmp_path):
     place, _, _ = run
     steps = {"prune": Prune(0.6), "share": Share(3), "fine_tune": FineTune(epochs=0.2)}
@@ -142,6 +192,24 @@ def test_a_student_learns_from_the_origin(run, tmp_path):
     assert learned.scores["accuracy"] > student.scores["accuracy"] + 0.2
     with pytest.raises(UserError, match=r"--student\.model"):
         ja.follow(Route({"student": Student()}), place, run=tmp_path / "s")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("deep_compression", ["--prune.epochs", "0.5", "--fine-tune.epochs", "0.2"]),
+        ("distil", ["--student.model", "ConvNet(widths=(4, 8))", "--learn.epochs", "1"]),
+        ("low_rank", ["--fine-tune.epochs", "0.2"]),
+        ("prune_and_int8", ["--prune.epochs", "0.5"]),
+        ("thin", ["--fine-tune.epochs", "0.2"]),
+    ],
+)
+def test_shipped_routes_from_the_command_line(run, tmp_path, name, words):
+    assert command.main([str(run[0]), "--recipe", name, "--run", str(tmp_path / "r"), *words]) == 0
+    receipts = json.loads((tmp_path / "r" / "receipts.json").read_text())["receipts"]
+    assert [row["step"] for row in receipts] == ["origin", *load(name)[0].steps]
+    assert receipts[-1]["packed_bytes"] < receipts[0]["packed_bytes"] / 2
 
 
 @pytest.mark.parametrize(
