@@ -17,12 +17,19 @@ class Block(nnx.Module):
     """An MLP over the patches of each channel, then one over the channels of each patch, both added to their input."""
 
     def __init__(
-        self, tokens: int, width: int, *, hidden: tuple[int, int], drop_path: StochasticDepth, rngs: nnx.Rngs
+        self,
+        tokens: int,
+        width: int,
+        *,
+        hidden: tuple[int, int],
+        drop_path: StochasticDepth,
+        exact_gelu: bool,
+        rngs: nnx.Rngs,
     ) -> None:
         self.norm1 = nnx.LayerNorm(width, epsilon=1e-6, rngs=rngs)
-        self.tokens = Mlp(tokens, hidden[0], rngs=rngs)
+        self.tokens = Mlp(tokens, hidden[0], exact_gelu=exact_gelu, rngs=rngs)
         self.norm2 = nnx.LayerNorm(width, epsilon=1e-6, rngs=rngs)
-        self.channels = Mlp(width, hidden[1], rngs=rngs)
+        self.channels = Mlp(width, hidden[1], exact_gelu=exact_gelu, rngs=rngs)
         self.drop_path = drop_path
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -44,6 +51,7 @@ class Mixer(nnx.Module):
       hidden: width of the MLPs over patches and over channels; default half of `width` and four times it.
       patch_size: side of a patch in pixels.
       drop_path: probability of stochastic depth in the last block, in the others proportionally less.
+      exact_gelu: not the tanh approximation: for weights of timm.
       scan: runs of equal blocks are one loop (`jaxaccel.models.scan`).
       classes: outputs.
       channels: channels of the images.
@@ -62,6 +70,7 @@ class Mixer(nnx.Module):
         hidden: tuple[int, int] | None = None,
         patch_size: int = 16,
         drop_path: float = 0.0,
+        exact_gelu: bool = False,
         scan: bool = False,
         classes: int = 1000,
         channels: int = 3,
@@ -74,7 +83,10 @@ class Mixer(nnx.Module):
         hidden = hidden or (width // 2, 4 * width)
         self.embed = nnx.Linear(patch_size**2 * channels, width, kernel_init=truncated_normal, rngs=rngs)
         drops = drop_paths(drop_path, depth, rngs=rngs)
-        blocks = [Block(tokens, width, hidden=hidden, drop_path=drop, rngs=rngs) for drop in drops]
+        blocks = [
+            Block(tokens, width, hidden=hidden, drop_path=drop, exact_gelu=exact_gelu, rngs=rngs)
+            for drop in drops
+        ]
         self.blocks = sequence(blocks, scan)
         self.norm = nnx.LayerNorm(width, epsilon=1e-6, rngs=rngs)
         self.head = nnx.Linear(width, classes, kernel_init=nnx.initializers.zeros, rngs=rngs)
@@ -92,6 +104,7 @@ class Mixer(nnx.Module):
 def mixer_s16(
     *,
     drop_path: float = 0.0,
+    exact_gelu: bool = False,
     scan: bool = False,
     classes: int = 1000,
     channels: int = 3,
@@ -100,7 +113,7 @@ def mixer_s16(
 ) -> Mixer:
     """Mixer-S/16: 8 blocks of width 512; 18,528,264 parameters at the defaults."""
     return Mixer(
-        width=512, depth=8, drop_path=drop_path, scan=scan,
+        width=512, depth=8, drop_path=drop_path, exact_gelu=exact_gelu, scan=scan,
         classes=classes, channels=channels, image_size=image_size, rngs=rngs,
     )  # fmt: skip
 
@@ -108,6 +121,7 @@ def mixer_s16(
 def mixer_b16(
     *,
     drop_path: float = 0.0,
+    exact_gelu: bool = False,
     scan: bool = False,
     classes: int = 1000,
     channels: int = 3,
@@ -116,6 +130,6 @@ def mixer_b16(
 ) -> Mixer:
     """Mixer-B/16: 12 blocks of width 768; 59,880,472 parameters at the defaults."""
     return Mixer(
-        width=768, depth=12, drop_path=drop_path, scan=scan,
+        width=768, depth=12, drop_path=drop_path, exact_gelu=exact_gelu, scan=scan,
         classes=classes, channels=channels, image_size=image_size, rngs=rngs,
     )  # fmt: skip

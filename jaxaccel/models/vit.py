@@ -36,11 +36,13 @@ class Attention(nnx.Module):
 class Block(nnx.Module):
     """A pre-norm encoder block: attention, then the MLP, each added to its input."""
 
-    def __init__(self, width: int, heads: int, hidden: int, *, dropout: float, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, width: int, heads: int, hidden: int, *, dropout: float, exact_gelu: bool, rngs: nnx.Rngs
+    ) -> None:
         self.norm1 = nnx.LayerNorm(width, epsilon=1e-6, rngs=rngs)
         self.attention = Attention(width, heads, rngs=rngs)
         self.norm2 = nnx.LayerNorm(width, epsilon=1e-6, rngs=rngs)
-        self.mlp = Mlp(width, hidden, dropout=dropout, rngs=rngs)
+        self.mlp = Mlp(width, hidden, dropout=dropout, exact_gelu=exact_gelu, rngs=rngs)
         self.dropout = optional_dropout(dropout, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -66,6 +68,7 @@ class VisionTransformer(nnx.Module):
       mlp_ratio: hidden features of the MLP per `width`.
       patch_size: side of a patch in pixels.
       dropout: probability of dropout after the positions, the attention and both layers of the MLP.
+      exact_gelu: not the tanh approximation: for weights of timm and torchvision.
       scan: runs of equal blocks are one loop (`jaxaccel.models.scan`).
       classes: outputs.
       channels: channels of the images.
@@ -85,6 +88,7 @@ class VisionTransformer(nnx.Module):
         mlp_ratio: int = 4,
         patch_size: int = 16,
         dropout: float = 0.0,
+        exact_gelu: bool = False,
         scan: bool = False,
         classes: int = 1000,
         channels: int = 3,
@@ -100,7 +104,10 @@ class VisionTransformer(nnx.Module):
         self.class_token = nnx.Param(jnp.zeros((1, 1, width)))
         self.positions = nnx.Param(truncated_normal(rngs.params(), (1, tokens, width)))
         self.dropout = optional_dropout(dropout, rngs=rngs)
-        blocks = [Block(width, heads, mlp_ratio * width, dropout=dropout, rngs=rngs) for _ in range(depth)]
+        blocks = [
+            Block(width, heads, mlp_ratio * width, dropout=dropout, exact_gelu=exact_gelu, rngs=rngs)
+            for _ in range(depth)
+        ]
         self.blocks = sequence(blocks, scan)
         self.norm = nnx.LayerNorm(width, epsilon=1e-6, rngs=rngs)
         self.head = nnx.Linear(width, classes, kernel_init=nnx.initializers.zeros, rngs=rngs)
@@ -123,6 +130,7 @@ def vit_ti16(
     *,
     patch_size: int = 16,
     dropout: float = 0.0,
+    exact_gelu: bool = False,
     scan: bool = False,
     classes: int = 1000,
     channels: int = 3,
@@ -136,6 +144,7 @@ def vit_ti16(
         heads=3,
         patch_size=patch_size,
         dropout=dropout,
+        exact_gelu=exact_gelu,
         scan=scan,
         classes=classes,
         channels=channels,
@@ -148,6 +157,7 @@ def vit_s16(
     *,
     patch_size: int = 16,
     dropout: float = 0.0,
+    exact_gelu: bool = False,
     scan: bool = False,
     classes: int = 1000,
     channels: int = 3,
@@ -161,6 +171,7 @@ def vit_s16(
         heads=6,
         patch_size=patch_size,
         dropout=dropout,
+        exact_gelu=exact_gelu,
         scan=scan,
         classes=classes,
         channels=channels,
@@ -173,6 +184,7 @@ def vit_b16(
     *,
     patch_size: int = 16,
     dropout: float = 0.0,
+    exact_gelu: bool = False,
     scan: bool = False,
     classes: int = 1000,
     channels: int = 3,
@@ -186,6 +198,7 @@ def vit_b16(
         heads=12,
         patch_size=patch_size,
         dropout=dropout,
+        exact_gelu=exact_gelu,
         scan=scan,
         classes=classes,
         channels=channels,

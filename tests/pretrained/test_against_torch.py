@@ -67,7 +67,10 @@ def test_the_outputs_are_equal(ours, library, theirs, size, kind, tmp_path):
     else:
         save_file({name: x.contiguous() for name, x in other.state_dict().items()}, file)
     shape = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
-    model = as_model(getattr(models, ours), {"classes": 1000, "channels": 3, "image_size": size}, (shape,))
+    exact = {"exact_gelu": True} if ours.startswith(("vit", "mixer")) else {}
+    model = as_model(
+        getattr(models, ours), {"classes": 1000, "channels": 3, "image_size": size, **exact}, (shape,)
+    )
     if (ours, kind) == (
         "densenet121",
         "safetensors",
@@ -91,6 +94,4 @@ def test_the_outputs_are_equal(ours, library, theirs, size, kind, tmp_path):
         wide = jax.tree.map(lambda a: a.astype(jnp.float64), (loaded.params, loaded.state))
         found = np.asarray(run(*wide, jnp.asarray(x)))
     assert np.abs(expected[0] - expected[1]).max() > 1e-2 * np.abs(expected).max()
-    # GELU: theirs is exact, ours the tanh approximation of the papers' code.
-    bound = 2e-2 if ours.startswith(("vit", "mixer")) else 1e-4
-    assert np.abs(found - expected).max() < bound * np.abs(expected).max(), loaded.report()
+    assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max(), loaded.report()
