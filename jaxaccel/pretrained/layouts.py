@@ -90,6 +90,8 @@ def order_of(
 
 def _same_numbers(source: list[int], target: list[int], strict: bool) -> bool:
     """Whether a reshape from `source` to `target` only merges or splits neighbouring axes, or drops ones."""
+    if not strict and len(source) == len(target):
+        return source == target
     if strict and len(source) > 1 and len(target) > 1:
         return [n for n in source if n > 1] == [n for n in target if n > 1]
     return _boundaries(source) <= _boundaries(target) or _boundaries(target) <= _boundaries(source)

@@ -72,15 +72,31 @@ def _split(name: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
     for part in re.split(r"[./]", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()):
         stem = re.sub(r"_?\d+$", "", part)
         words += [word for word in dict.fromkeys((part, stem)) if word and not word.isdigit()]
-    return tuple(words), tuple(int(number) for number in re.findall(r"\d+", name))
+    return tuple(words), tuple(int(match[1]) for match in _numbers(name))
+
+
+_NUMBER = re.compile(r"(\d+)([a-z](?![a-zA-Z\d]))?")
+"""With a letter that counts on: ``inception3a``, ``inception3b``, ``inception4a``."""
+
+
+def _numbers(name: str) -> list[re.Match[str]]:
+    """The numbers of a name, but for those of words such as ``fc2``, which say what a layer is and not which one."""
+    found = []
+    for match in _NUMBER.finditer(name):
+        before, after = name[: match.start()], name[match.end() :]
+        word = re.split(r"[./]", before)[-1] + match[0] + re.split(r"[./]", after)[0]
+        if word.lower() not in _MEANINGS:
+            found.append(match)
+    return found
 
 
 def counted(names: Sequence[str]) -> dict[str, str]:
     """By name: the same with each number replaced by its rank among those that stand in the same place.
 
-    ``layer1``, ``layer2`` become ``layer0``, ``layer1``; a number that stands alone (a stem's ``conv1``) goes.
+    ``layer1``, ``layer2`` become ``layer0``, ``layer1``, and so do ``layer3a``, ``layer3b``; a number that stands alone
+    (a stem's ``conv1``) goes.
     """
-    found: dict[str, set[int]] = collections.defaultdict(set)
+    found: dict[str, set[tuple[int, str]]] = collections.defaultdict(set)
     for name in names:
         for before, number in _numbered(name):
             found[before].add(number)
@@ -88,15 +104,19 @@ def counted(names: Sequence[str]) -> dict[str, str]:
     return {name: _ranked(name, ranks) for name in names}
 
 
-def _numbered(name: str) -> list[tuple[str, int]]:
-    return [(name[: match.start()], int(match[0])) for match in re.finditer(r"\d+", name)]
+def _numbered(name: str) -> list[tuple[str, tuple[int, str]]]:
+    return [(name[: match.start()], _place(match)) for match in _numbers(name)]
 
 
-def _ranked(name: str, ranks: dict[str, dict[int, int]]) -> str:
+def _place(match: re.Match[str]) -> tuple[int, str]:
+    return int(match[1]), match[2] or ""
+
+
+def _ranked(name: str, ranks: dict[str, dict[tuple[int, str], int]]) -> str:
     pieces, at = [], 0
-    for match in re.finditer(r"\d+", name):
+    for match in _numbers(name):
         known = ranks[name[: match.start()]]
-        pieces += [name[at : match.start()], str(known[int(match[0])]) if len(known) > 1 else ""]
+        pieces += [name[at : match.start()], str(known[_place(match)]) if len(known) > 1 else ""]
         at = match.end()
     return re.sub(r"\.+", ".", "".join([*pieces, name[at:]])).strip(".")
 

@@ -237,3 +237,15 @@ def test_numbers_count_from_zero_where_there_are_several():
     assert counted(names)["layer2.1.conv1"] == "layer1.1.conv" and counted(names)["conv1"] == "conv"
     assert counted(names)["layer1.0.conv2"] == "layer0..conv1".replace("..", ".")
     assert similarity("layer0.0.norm1", "stages.0.0.bn1") > similarity("layer0.0.norm1", "stages.0.0.conv1")
+
+
+def test_a_number_that_is_part_of_a_word_is_no_place():
+    names = [f"blocks.{i}.mlp.fc{n}" for i in range(3) for n in (1, 2)]
+    assert counted(names)["blocks.2.mlp.fc2"] == "blocks.2.mlp.fc2"
+    down = "blocks.1.mlp.down"
+    assert max(names, key=lambda name: similarity(name, down)) == "blocks.1.mlp.fc2"
+
+
+def test_letters_count_on():
+    names = ["stem", *(f"mixed{n}.branch.conv" for n in ("3a", "3b", "4a", "4b", "5a"))]
+    assert [counted(names)[name] for name in names[1:]] == [f"mixed{i}.branch.conv" for i in range(5)]
