@@ -27,6 +27,9 @@ import jaxaccel as ja
 from jaxaccel import augment, runtime
 from jaxaccel.modules import Model
 
+PLACES = ("weights", "downloads", "out")
+"""Options that say where files are, which a record of the results leaves out."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -117,8 +120,9 @@ def main() -> None:
         table.add_row(name, f"{value:.2f}", f"{(value - ptq) / (first - ptq):.0%}")
     Console().print(table)
     if options.out:
-        record = {"versions": runtime.versions(), "options": dataclasses.asdict(options), "accuracy": rows}
-        options.out.write_text(json.dumps(record, indent=1, default=str) + "\n")
+        made_with = {name: value for name, value in dataclasses.asdict(options).items() if name not in PLACES}
+        record = {"versions": runtime.versions(), "options": made_with, "accuracy": rows}
+        options.out.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":
