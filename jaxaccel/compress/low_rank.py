@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import numbers
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -76,7 +77,7 @@ def low_rank(
 
     Args:
       params: any pytree of arrays: matrices (in, out), kernels (H, W, in, out), or with heads (in, heads, width).
-      rank: of all, or of each by path.
+      rank: of all, or of each by path; those that it does not name stay dense.
       energy: the share of the squares of the singular values to keep, in (0, 1].
       flops: the share of the selected weights' multiply-adds that shall be left. Ranks are chosen together, so that the
         energy lost, summed over the weights, is least. Weights with more than `LARGE` rows and columns get ranks up to
@@ -89,12 +90,13 @@ def low_rank(
         (Wang et al. 2024, arXiv:2403.07378). Only the form ``channel``.
 
     Raises:
-      UserError: not exactly one of `rank`, `energy` and `flops` is given, it is out of range, or `where` selects
-        nothing.
+      UserError: not exactly one of `rank`, `energy` and `flops` is given, it is out of range, `where` selects
+        nothing, or `rank` names what it does not select.
     """
     _check(rank, energy, flops, form)
     chosen = selected(params, where, at_least=2)
     ranks = rank if isinstance(rank, Mapping) else dict.fromkeys(chosen, rank or 0)
+    chosen.check_names(ranks, "rank")
     options = {
         path: _decomposed(path, x, form, (covariances or {}).get(path), ranks[path], energy or 0.0)
         for path, x in chosen.items()
@@ -294,8 +296,10 @@ def _at_price(found: list[_Decomposition], price: float) -> tuple[_Decomposition
 def _check(rank: Any, energy: float | None, flops: float | None, form: str) -> None:
     if sum(x is not None for x in (rank, energy, flops)) != 1:
         raise UserError("low_rank needs exactly one of rank=, energy= and flops=")
-    if isinstance(rank, int) and rank < 1:
-        raise UserError(f"rank must be at least 1, got {rank}")
+    for path, each in rank.items() if isinstance(rank, Mapping) else [("", 1 if rank is None else rank)]:
+        if not isinstance(each, numbers.Integral) or each < 1:
+            of = f" of {path}" if path else ""
+            raise UserError(f"rank{of} must be a whole number of at least 1, got {each}")
     for name, share in (("energy", energy), ("flops", flops)):
         if share is not None and not 0 < share <= 1:
             raise UserError(f"{name} is a share, in (0, 1], got {share:g}")
