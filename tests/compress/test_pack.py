@@ -102,7 +102,7 @@ def test_versions_of_the_format(tmp_path):
     content = (tmp_path / "a").read_bytes()
 
     def of_version(number):
-        (tmp_path / "b").write_bytes(content.replace(rb'\"version\": 2', rb'\"version\": %d' % number))
+        (tmp_path / "b").write_bytes(content.replace(rb"\"version\": 2", rb"\"version\": %d" % number))
         return ja.unpack(tmp_path / "b")
 
     same(of_version(1), [jnp.ones(2)])
