@@ -46,8 +46,8 @@ def start(origin: Path, model: Model, inputs: tuple[PyTree, ...], metric: str) -
       metric: by which a run's best checkpoint was kept.
 
     Raises:
-      UserError: there is no such run or file, or it is of another model. Only one layer, the last of its kind, may have
-        another number of outputs.
+      UserError: there is no such run or file, or it is of another model, a larger one too. Only one layer, the last of
+        its kind, may have another number of outputs.
     """
     own = _named(*abstract(model))
     found = _weights_in(origin, model, inputs, metric, new_head=True)
@@ -128,17 +128,29 @@ def _weights_in(
     if origin.is_dir():
         if (origin / "best" / "checkpoints").is_dir():
             raise UserError(f"{origin} holds several replicas: take the best of them, {origin / 'best'}")
-        return Checkpoints.weights_of(origin, metric)
-    if not origin.is_file():
+        found = Checkpoints.weights_of(origin, metric)
+        left = found.keys() - _named(*abstract(model)).keys()
+    elif not origin.is_file():
         raise UserError(f"{origin} is no directory of a run and no file with weights")
-    if is_packed(origin):
+    elif is_packed(origin):
         stored = unpack(origin)
         if not isinstance(stored, dict) or "params" not in stored:
             raise UserError(f"{origin} holds no model: pack {{'params': ..., 'model_state': ...}}")
-        return _named(trainable(stored["params"]), stored.get("model_state", {}))
-    loaded = load_pretrained(model, origin, inputs=inputs, new_head=new_head)
-    named = _named(loaded.params, loaded.state).items()
-    return {name: x for name, x in named if name.partition("/")[2] not in loaded.fresh}
+        found = _named(trainable(stored["params"]), stored.get("model_state", {}))
+        left = found.keys() - _named(*abstract(model)).keys()
+    else:
+        loaded = load_pretrained(model, origin, inputs=inputs, new_head=new_head)
+        named = _named(loaded.params, loaded.state).items()
+        found = {name: x for name, x in named if name.partition("/")[2] not in loaded.fresh}
+        # Where a new head starts, the old one is left over.
+        left = set(loaded.unused if len(loaded.unused) > bool(loaded.fresh) else ())
+    if left:
+        some = ", ".join(sorted(left)[:3]) + (", ..." if len(left) > 3 else "")
+        raise UserError(
+            f"{origin} is of another model: it has {some}, which the model lacks; name the right one with --model, "
+            "that of a teacher with --distill.model"
+        )
+    return found
 
 
 def _named(params: PyTree, state: PyTree) -> dict[str, Any]:

@@ -9,8 +9,11 @@ import pytest
 from safetensors.numpy import save_file
 
 import jaxaccel as ja
-from jaxaccel import models
+from jaxaccel import initial, models
+from jaxaccel.modules import abstract, as_model
 from jaxaccel.optim import Optimizer
+from jaxaccel.tasks import ImageClassification
+from jaxaccel.teacher import Distill, Teacher
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +73,32 @@ def test_a_file_of_another_model(recipe, tmp_path):
     with pytest.raises(ja.UserError, match=r"has no weights for \d+ layers of the model"):
         ja.train(recipe, run=tmp_path / "run", init_from=tmp_path / "weights")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_weights_of_a_larger_model(tmp_path, packed):
+    file, inputs = tmp_path / "weights", (jax.ShapeDtypeStruct((2, 8, 8, 1), "float32"),)
+    small = as_model(partial(models.ResNetCifar, 8, width=4), {"classes": 10, "channels": 1}, inputs)
+    if packed:
+        params, state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract(small))
+        params["stages"][2][1] = params["stages"][2][0]
+        ja.pack({"params": params, "model_state": state}, file)
+    else:
+        save_file(theirs(10) | {"layer3.1.conv1.weight": np.zeros((9, 9, 3, 3), np.float32)}, file)
+    more = "params/stages/2/1/conv1/kernel, .*, \\.\\.\\." if packed else "layer3.1.conv1"
+    with pytest.raises(ja.UserError, match=f"another model: it has {more}, which the model lacks; name the"):
+        initial.start(file, small, inputs, "accuracy")
+    teacher = Teacher(small, ImageClassification(), Distill(file))
+    with pytest.raises(ja.UserError, match=f"another model: it has {more}, which the model lacks; name the"):
+        initial.teacher_weights(teacher, inputs)
+
+
+def test_a_new_head_and_a_layer_too_many(tmp_path):
+    inputs = (jax.ShapeDtypeStruct((2, 8, 8, 1), "float32"),)
+    small = as_model(partial(models.ResNetCifar, 8, width=4), {"classes": 10, "channels": 1}, inputs)
+    save_file(theirs(3) | {"layer3.1.conv1.weight": np.zeros((9, 9, 3, 3), np.float32)}, tmp_path / "weights")
+    with pytest.raises(ja.UserError, match=r"it has layer3.1.conv1, linear, which the model lacks"):
+        initial.start(tmp_path / "weights", small, inputs, "accuracy")
 
 
 def test_only_the_head_moves(recipe, tmp_path):

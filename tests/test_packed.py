@@ -114,6 +114,8 @@ def test_foreign_files(dense, tmp_path):
     ja.pack({"params": params | {"more": jnp.ones(3)}, "model_state": state}, file)
     with pytest.raises(UserError, match="another model: params/more is only in it"):
         packed(file, SMALL, FACTS, INPUTS)
+    with pytest.raises(UserError, match="another model: it has params/more, which the model lacks"):
+        start(file, model, INPUTS, "accuracy")
     file.write_bytes(b"nothing of the kind")
     assert not is_packed(file) and not is_packed(tmp_path / "nowhere")
 

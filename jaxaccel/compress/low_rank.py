@@ -1,6 +1,9 @@
 """Parameters as products of thinner ones: truncated singular value decompositions."""
 
 import dataclasses
+import functools
+import math
+import numbers
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -14,9 +17,10 @@ from jaxaccel.errors import UserError
 from jaxaccel.trees import Where
 
 PyTree = Any
+Svd = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray, float]]
 Form = Literal["auto", "channel", "spatial"]
 LARGE = 2048
-"""Above so many rows and columns singular values are found by random projections."""
+"""Above so many rows and columns singular values are found by random projections: half as many, or as asked for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,23 +33,23 @@ class Spectrum:
     """``channel`` (also of a matrix) or ``spatial``."""
     values: np.ndarray
     """Singular values, falling; of the weight, or of what it does to its calibration data."""
+    total: float
+    """The sum of the squares of all singular values, also of those that `values` leaves out in large weights."""
     cost: float
     """Of one rank, as a share of the dense weight: both its parameters and its multiply-adds."""
 
     @property
     def energy(self) -> np.ndarray:
-        """The share of the squares that the first 1, 2, ... singular values hold."""
-        squares = self.values.astype(np.float64) ** 2
-        return np.cumsum(squares) / max(squares.sum(), np.finfo(np.float64).tiny)
+        """The share of all squares that the first 1, 2, ... singular values hold."""
+        return np.cumsum(self.values.astype(np.float64) ** 2) / max(self.total, np.finfo(np.float64).tiny)
 
     @property
     def stable_rank(self) -> float:
         """The sum of the squares over the largest (Rudelson & Vershynin 2007): a rank that noise cannot raise."""
-        squares = self.values.astype(np.float64) ** 2
-        return float(squares.sum() / max(squares[0], np.finfo(np.float64).tiny))
+        return self.total / max(float(self.values[0]) ** 2, np.finfo(np.float64).tiny)
 
     def rank_of(self, energy: float) -> int:
-        """The least rank that keeps so much."""
+        """The least rank that keeps so much; one more than there are `values` where they do not."""
         return int(np.searchsorted(self.energy, energy * (1 - 1e-7)) + 1)
 
     @property
@@ -73,10 +77,11 @@ def low_rank(
 
     Args:
       params: any pytree of arrays: matrices (in, out), kernels (H, W, in, out), or with heads (in, heads, width).
-      rank: of all, or of each by path.
+      rank: of all, or of each by path; those that it does not name stay dense.
       energy: the share of the squares of the singular values to keep, in (0, 1].
       flops: the share of the selected weights' multiply-adds that shall be left. Ranks are chosen together, so that the
-        energy lost, summed over the weights, is least.
+        energy lost, summed over the weights, is least. Weights with more than `LARGE` rows and columns get ranks up to
+        half of that, or stay dense.
       where: which leaves, by path or predicate.
       form: of kernels wider than 1x1: ``auto`` takes what keeps more for the same cost.
       work: for `flops`: multiply-adds of each weight by path, from `ja.multiply_adds`; without it parameters are
@@ -85,12 +90,18 @@ def low_rank(
         (Wang et al. 2024, arXiv:2403.07378). Only the form ``channel``.
 
     Raises:
-      UserError: not exactly one of `rank`, `energy` and `flops` is given, it is out of range, or `where` selects
-        nothing.
+      UserError: not exactly one of `rank`, `energy` and `flops` is given, it is out of range, `where` selects
+        nothing, or `rank` names what it does not select.
     """
     _check(rank, energy, flops, form)
     chosen = selected(params, where, at_least=2)
-    options = {path: _decomposed(path, x, form, (covariances or {}).get(path)) for path, x in chosen.items()}
+    ranks = rank if isinstance(rank, Mapping) else dict.fromkeys(chosen, rank or 0)
+    chosen.check_names(ranks, "rank")
+    options = {
+        path: _decomposed(path, x, form, (covariances or {}).get(path), ranks[path], energy or 0.0)
+        for path, x in chosen.items()
+        if path in ranks
+    }
     if flops is not None:
         weigh = {path: float(x.size) for path, x in chosen.items()}
         if work is not None:
@@ -101,7 +112,7 @@ def low_rank(
             weigh = {path: float(work[path]) for path in chosen}
         picks = _within(flops, options, weigh)
     else:
-        picks = {path: _pick(found, rank, energy) for path, found in options.items()}
+        picks = {path: _pick(found, ranks[path], energy) for path, found in options.items()}
     arrays = {path: None if pick is None else pick[0].cut(pick[1]) for path, pick in picks.items()}
     return chosen.replaced({path: array for path, array in arrays.items() if array is not None})
 
@@ -109,7 +120,7 @@ def low_rank(
 def spectra(params: PyTree, where: Where = "**/kernel", form: Form = "auto") -> list[Spectrum]:
     """What truncation would keep of each weight that `where` selects, largest weights first."""
     chosen = selected(params, where, at_least=2)
-    found = [d.spectrum for path, x in chosen.items() for d in _decomposed(path, x, form, None)]
+    found = [d.spectrum for path, x in chosen.items() for d in _decomposed(path, x, form)]
     return sorted(found, key=lambda s: -np.prod(s.shape))
 
 
@@ -121,16 +132,23 @@ class _Decomposition:
     cut: Callable[[int], LowRankArray]
 
 
-def _decomposed(path: str, x: jax.Array, form: Form, covariance: Any) -> list[_Decomposition]:
+def _decomposed(
+    path: str, x: jax.Array, form: Form, covariance: Any = None, rank: int = 0, energy: float = 0.0
+) -> list[_Decomposition]:
+    """Those that `form` allows, with singular values for at least that rank and that energy where both can gain."""
     w = np.asarray(x, np.float32)
     kernel = w.ndim == 4 and max(w.shape[:2]) > 1
     forms = ["channel"]
     if kernel and covariance is None and form != "channel" and min(w.shape[:2]) > 1:
         forms = ["channel", "spatial"] if form == "auto" else ["spatial"]
-    return [_spatial(path, w, x) if name == "spatial" else _channel(path, w, x, covariance) for name in forms]
+    svd = functools.partial(_svd, rank=rank, energy=energy)
+    return [
+        _spatial(path, w, x, svd) if name == "spatial" else _channel(path, w, x, covariance, svd)
+        for name in forms
+    ]
 
 
-def _channel(path: str, w: np.ndarray, x: jax.Array, covariance: Any) -> _Decomposition:
+def _channel(path: str, w: np.ndarray, x: jax.Array, covariance: Any, svd: Svd) -> _Decomposition:
     # (D, heads, width) has its inputs first, (heads, width, D) its outputs last: the more even cut is the right one.
     at = w.ndim - 1
     if w.ndim == 3:
@@ -138,7 +156,7 @@ def _channel(path: str, w: np.ndarray, x: jax.Array, covariance: Any) -> _Decomp
     lead, trail = w.shape[:at], w.shape[at:]
     matrix = w.reshape(int(np.prod(lead)), int(np.prod(trail)))
     root = None if covariance is None else _root(np.asarray(covariance, np.float64), path, matrix.shape[0])
-    u, s, v = _svd(matrix if root is None else (root @ matrix).astype(np.float32))
+    u, s, v, total = svd(matrix if root is None else (root @ matrix).astype(np.float32))
 
     def cut(rank: int) -> LowRankArray:
         left, right = u[:, :rank] * np.sqrt(s[:rank]), np.sqrt(s[:rank])[:, None] * v[:rank]
@@ -150,13 +168,14 @@ def _channel(path: str, w: np.ndarray, x: jax.Array, covariance: Any) -> _Decomp
         )  # fmt: skip
 
     rows, columns = matrix.shape
-    return _Decomposition(Spectrum(path, w.shape, "channel", s, (rows + columns) / (rows * columns)), cut)
+    cost = (rows + columns) / (rows * columns)
+    return _Decomposition(Spectrum(path, w.shape, "channel", s, total, cost), cut)
 
 
-def _spatial(path: str, w: np.ndarray, x: jax.Array) -> _Decomposition:
+def _spatial(path: str, w: np.ndarray, x: jax.Array, svd: Svd) -> _Decomposition:
     height, width, inputs, outputs = w.shape
     matrix = w.transpose(0, 2, 1, 3).reshape(height * inputs, width * outputs)
-    u, s, v = _svd(matrix)
+    u, s, v, total = svd(matrix)
 
     def cut(rank: int) -> LowRankArray:
         left, right = u[:, :rank] * np.sqrt(s[:rank]), np.sqrt(s[:rank])[:, None] * v[:rank]
@@ -167,7 +186,8 @@ def _spatial(path: str, w: np.ndarray, x: jax.Array) -> _Decomposition:
         )  # fmt: skip
 
     rows, columns = matrix.shape
-    return _Decomposition(Spectrum(path, w.shape, "spatial", s, (rows + columns) / (rows * columns)), cut)
+    cost = (rows + columns) / (rows * columns)
+    return _Decomposition(Spectrum(path, w.shape, "spatial", s, total, cost), cut)
 
 
 def _root(covariance: np.ndarray, path: str, inputs: int) -> np.ndarray:
@@ -178,10 +198,25 @@ def _root(covariance: np.ndarray, path: str, inputs: int) -> np.ndarray:
     return np.linalg.cholesky(covariance + jitter * np.eye(inputs)).T
 
 
-def _svd(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _svd(
+    matrix: np.ndarray, rank: int = 0, energy: float = 0.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """(u, s, v) and the sum of all squares; of a large matrix as many as that rank and that energy need."""
     if min(matrix.shape) <= LARGE:
-        return np.linalg.svd(matrix, full_matrices=False)
-    return randomised_svd(matrix, LARGE // 2)
+        u, s, v = np.linalg.svd(matrix, full_matrices=False)
+        return u, s, v, _squares(s)
+    total = _squares(matrix)
+    most = math.ceil(matrix.size / sum(matrix.shape))  # with more, factors are no smaller than the matrix
+    count = min(max(LARGE // 2, rank), most)
+    u, s, v = randomised_svd(matrix, count)
+    while _squares(s) < energy * total and count < most:
+        count = min(2 * count, most)
+        u, s, v = randomised_svd(matrix, count)
+    return u, s, v, total
+
+
+def _squares(x: np.ndarray) -> float:
+    return float(np.square(x, dtype=np.float64).sum())
 
 
 def randomised_svd(
@@ -189,8 +224,7 @@ def randomised_svd(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The largest `rank` singular values and vectors of a matrix, by random projection.
 
-    Halko, Martinsson & Tropp 2011 (arXiv:0909.4061), algorithm 5.1 on the range of algorithm 4.4. The singular values
-    behind `rank` are not seen, and so count for nothing in an energy.
+    Halko, Martinsson & Tropp 2011 (arXiv:0909.4061), algorithm 5.1 on the range of algorithm 4.4.
 
     Returns:
       (u, s, v) as `numpy.linalg.svd` has them.
@@ -204,19 +238,9 @@ def randomised_svd(
     return (q @ u)[:, :rank], s[:rank], v[:rank]
 
 
-def _pick(
-    found: list[_Decomposition], rank: int | Mapping[str, int] | None, energy: float | None
-) -> tuple[_Decomposition, int] | None:
+def _pick(found: list[_Decomposition], rank: int, energy: float | None) -> tuple[_Decomposition, int] | None:
     """The cheapest decomposition of those of one weight, and its rank; None where dense is cheaper."""
-    path = found[0].spectrum.path
-    if energy is not None:
-        ranks = [d.spectrum.rank_of(energy) for d in found]
-    elif isinstance(rank, Mapping):
-        if path not in rank:
-            return None
-        ranks = [rank[path]] * len(found)
-    else:
-        ranks = [rank or 0] * len(found)
+    ranks = [rank if energy is None else d.spectrum.rank_of(energy) for d in found]
     pairs = [
         (d, r)
         for d, r in zip(found, ranks, strict=True)
@@ -272,8 +296,10 @@ def _at_price(found: list[_Decomposition], price: float) -> tuple[_Decomposition
 def _check(rank: Any, energy: float | None, flops: float | None, form: str) -> None:
     if sum(x is not None for x in (rank, energy, flops)) != 1:
         raise UserError("low_rank needs exactly one of rank=, energy= and flops=")
-    if isinstance(rank, int) and rank < 1:
-        raise UserError(f"rank must be at least 1, got {rank}")
+    for path, each in rank.items() if isinstance(rank, Mapping) else [("", 1 if rank is None else rank)]:
+        if not isinstance(each, numbers.Integral) or each < 1:
+            of = f" of {path}" if path else ""
+            raise UserError(f"rank{of} must be a whole number of at least 1, got {each}")
     for name, share in (("energy", energy), ("flops", flops)):
         if share is not None and not 0 < share <= 1:
             raise UserError(f"{name} is a share, in (0, 1], got {share:g}")

@@ -25,7 +25,8 @@ from jaxaccel.errors import UserError
 from jaxaccel.interpret import is_compressed
 
 PyTree = Any
-VERSION = 1
+VERSION = 2
+"""Of the format; 1 left out what is empty."""
 TABLE = "table"
 """Name of the stream that says what belongs where, as JSON."""
 _TYPES: dict[str, type] = {kind.__name__: kind for kind in (QuantArray, LowRankArray, CodebookArray)}
@@ -54,7 +55,7 @@ def pack(params: PyTree, file: str | Path) -> int:
       OSError: the file cannot be written.
     """
     streams: dict[str, list[bytes]] = {}
-    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_compressed)
+    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda x: is_compressed(x) or _is_empty(x))
     table = [{"path": _parts(path), **_described(x, streams)} for path, x in leaves]
     streams[TABLE] = [json.dumps(table).encode()]
     coded, index = {}, {}
@@ -73,6 +74,8 @@ def pack(params: PyTree, file: str | Path) -> int:
 
 def unpack(file: str | Path, like: PyTree = None) -> PyTree:
     """What `pack` wrote: arrays bit for bit, as nested dictionaries and lists.
+
+    Of dtypes that JAX does not have as it is set up, those of 64 bits for instance, they are NumPy's arrays.
 
     Args:
       file: its path.
@@ -128,8 +131,15 @@ def _parts(path: tuple[Any, ...]) -> list[str | int]:
     return parts
 
 
+def _is_empty(x: Any) -> bool:
+    """Whether `x` is a place without leaves: without an entry, those behind it in a list would move up."""
+    return x is None or (isinstance(x, (dict, list, tuple)) and not x)
+
+
 def _described(x: Any, streams: dict[str, list[bytes]]) -> dict[str, Any]:
     """What stands of a leaf in the table; its numbers go to the end of the streams."""
+    if _is_empty(x):
+        return {"empty": x}
     if not is_compressed(x):
         return _stored(x, streams)
     fields = {f.name: getattr(x, f.name) for f in dataclasses.fields(x)}
@@ -147,6 +157,7 @@ def _described(x: Any, streams: dict[str, list[bytes]]) -> dict[str, Any]:
 
 def _stored(x: Any, streams: dict[str, list[bytes]]) -> dict[str, Any]:
     array = np.asarray(x)
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if array.dtype.kind not in "fiubV" or (
         array.dtype.kind == "V" and not jnp.issubdtype(array.dtype, jnp.floating)
     ):
@@ -192,9 +203,9 @@ def _read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         raise UserError(
             f"{file} is no whole file of ja.pack: get it again, or load it with ja.load_pretrained"
         ) from error
-    if header.get("version") != VERSION:
+    if header.get("version") not in range(1, VERSION + 1):
         raise UserError(
-            f"{file} is of version {header.get('version')} of the format, this jaxaccel reads {VERSION}"
+            f"{file} is of version {header.get('version')} of the format, this jaxaccel reads up to {VERSION}"
         )
     return coded, header
 
@@ -225,6 +236,8 @@ class _Reader:
 
 
 def _restored(entry: Mapping[str, Any], readers: Mapping[str, _Reader]) -> Any:
+    if "empty" in entry:
+        return entry["empty"]
     if "type" in entry:
         parts = {
             name: None if part is None else _restored(part, readers) for name, part in entry["parts"].items()
@@ -242,7 +255,9 @@ def _restored(entry: Mapping[str, Any], readers: Mapping[str, _Reader]) -> Any:
         whole = np.zeros(size, dtype)
         whole[kept] = flat
         flat = whole
-    return jnp.asarray(flat.reshape(shape))
+    array = flat.reshape(shape)
+    in_jax = jnp.asarray(array)
+    return in_jax if in_jax.dtype == dtype else array
 
 
 def _nested(leaves: list[tuple[list[Any], Any]]) -> PyTree:

@@ -71,7 +71,7 @@ def prune(
     Args:
       params: any pytree of arrays.
       sparsity: the share of the selected weights to remove, in [0, 1), may be traced; or a share for each layer, by
-        path. An n:m pattern decides it.
+        path. An n:m pattern decides it: leave it out there.
       pattern: `Pattern.parse` says which there are. n:m and blocks run along the last two axes, inputs and outputs.
       scope: whether each ``layer`` loses that share, or all together (``global``: the least important wherever they
         are), or each as many as its shape says (``erk``: Erdős-Rényi-kernel, Evci et al. 2020, arXiv:1911.11134, which
@@ -81,25 +81,27 @@ def prune(
         arXiv:2306.11695), which needs `norms`; or ``random``, which needs `key`.
       where: which leaves, by path or predicate.
       grads: gradients of the loss, a pytree like `params`.
-      norms: for each selected path, the norm of its inputs (in,), from `input_norms`.
+      norms: for each selected path, the norm of its inputs (inputs,), from `input_norms`.
       key: of the random numbers.
 
     Returns:
       A pytree like `params` of boolean arrays, True where a weight is kept; None for leaves not selected.
 
     Raises:
-      UserError: `where` selects nothing, the sparsity lies outside of [0, 1) or contradicts the pattern, the pattern
-        does not divide a leaf, or what the criterion needs is missing.
+      UserError: `where` selects nothing, the sparsity lies outside of [0, 1), contradicts the pattern or names what
+        is not selected, the pattern does not divide a leaf, or what the criterion needs is missing or does not fit.
     """
     form = Pattern.parse(pattern)
     _check(sparsity, form, scope, criterion, grads, norms, key)
     chosen = selected(params, where, at_least=2)
     for path, x in chosen.items():
         _check_divides(path, jnp.shape(x), form, pattern)
-    if isinstance(sparsity, Mapping) and (missing := chosen.keys() - sparsity.keys()):
-        raise UserError(
-            f"sparsity has no share for {', '.join(sorted(missing)[:3])}: give one for each layer"
-        )
+    if isinstance(sparsity, Mapping):
+        chosen.check_names(sparsity, "sparsity")
+        if missing := chosen.keys() - sparsity.keys():
+            raise UserError(
+                f"sparsity has no share for {', '.join(sorted(missing)[:3])}: give one for each layer"
+            )
     slopes = selected(grads, where, at_least=2) if grads is not None else {}
     scores = {
         path: _grouped(_score(path, x, criterion, slopes, norms, key, i), form)
@@ -163,22 +165,23 @@ def _check(
     if not needed[criterion]:
         missing = {"taylor": "grads=", "wanda": "norms=ja.input_norms(...)", "random": "key="}[criterion]
         raise UserError(f"criterion={criterion!r} needs {missing}")
-    if isinstance(sparsity, Mapping):
-        return
-    if isinstance(sparsity, jax.Array):
-        if scope == "erk":
-            raise UserError("scope='erk' needs a sparsity that is a number, or one a layer from densities()")
-        return
-    if form.of:
-        if sparsity is not None and abs(sparsity - (1 - form.keep / form.of)) > 1e-6:
-            raise UserError(
-                f"pattern {form.keep}:{form.of} is a sparsity of {1 - form.keep / form.of:g}, not {sparsity:g}: leave "
-                "sparsity out"
-            )
-    elif sparsity is None:
+    if isinstance(sparsity, jax.Array) and scope == "erk":
+        raise UserError("scope='erk' needs a sparsity that is a number, or one a layer from densities()")
+    if sparsity is None and not form.of:
         raise UserError("sparsity is missing: the share of the weights to remove, 0.8 for instance")
-    elif not 0 <= sparsity < 1:
-        raise UserError(f"sparsity must lie in [0, 1), got {sparsity:g}: 0.8 removes four of five weights")
+    for path, share in sparsity.items() if isinstance(sparsity, Mapping) else [("", sparsity)]:
+        if share is not None and not isinstance(share, jax.Array):
+            _check_share(share, form, f" of {path}" if path else "")
+
+
+def _check_share(share: float, form: Pattern, of: str) -> None:
+    if form.of and abs(share - (1 - form.keep / form.of)) > 1e-6:
+        raise UserError(
+            f"pattern {form.keep}:{form.of} is a sparsity{of} of {1 - form.keep / form.of:g}, not {share:g}: leave "
+            "sparsity out"
+        )
+    if not 0 <= share < 1:
+        raise UserError(f"sparsity{of} must lie in [0, 1), got {share:g}: 0.8 removes four of five weights")
 
 
 def _check_divides(path: str, shape: tuple[int, ...], form: Pattern, pattern: str) -> None:
@@ -203,10 +206,26 @@ def _score(
             raise UserError(
                 f"norms has none of {path}: it is no weight of a product; leave it out with where"
             )
-        return jnp.abs(x) * norms[path][:, None]
+        return jnp.abs(x) * _along_inputs(norms[path], x.shape, path)
     if criterion == "random":
         return jax.random.uniform(jax.random.fold_in(key, number), x.shape)
     return jnp.abs(x)
+
+
+def _along_inputs(norms: jax.Array, shape: tuple[int, ...], path: str) -> jax.Array:
+    """`norms` (inputs,) with axes of size 1 beside those of a weight of `shape` that are its inputs.
+
+    They are neighbours before the outputs: next to last in (H, W, in, out), the first in (D, heads, width), two in
+    (heads, width, D).
+    """
+    for stop in range(len(shape) - 1, 0, -1):
+        for start in range(stop - 1, -1, -1):
+            if math.prod(shape[start:stop]) == norms.size:
+                return norms.reshape(*shape[start:stop], *[1] * (len(shape) - stop))
+    raise UserError(
+        f"norms of {path} are those of {norms.size} inputs, which a weight of shape {shape} does not have: take "
+        "ja.input_norms of the same parameters"
+    )
 
 
 def _grouped(scores: jax.Array, form: Pattern) -> jax.Array:

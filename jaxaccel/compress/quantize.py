@@ -46,7 +46,8 @@ def quantize(
         function of (path, shape).
       block: so many consecutive values along the last axis that is not in `channels` (the input features) share a
         scale; 32 is usual with 4 bits.
-      symmetric: False gives each scale a zero point, for weights that lie to one side of 0.
+      symmetric: False gives each scale a zero point, for weights that lie to one side of 0, which stays in the range:
+        all integers then count from it to the largest magnitude.
       range: ``absmax``, or ``mse`` to clip where the squared error is least.
 
     Raises:
@@ -114,28 +115,39 @@ def _quantized(
     def scales(values: jax.Array) -> jax.Array:
         return values.squeeze(axis + 1) if block is not None else values
 
-    middle = jnp.zeros((), jnp.float32)
-    if not symmetric:
-        middle = (jnp.max(x, shared, keepdims=True) + jnp.min(x, shared, keepdims=True)) / 2
-    scale = numerics.scale_of(numerics.absmax(x - middle, shared), bits)
-    if by == "mse":
-        scale = _least_error(x - middle, scale, shared, bits)
     zero = None
-    if not symmetric:
-        # The middle of the range becomes an integer, so that real zero is exact wherever it is in range.
-        zero = jnp.clip(jnp.round(-middle / scale), -128, 127)
-        top = numerics.qmax(bits)
-        q = jnp.clip(jnp.round(x / scale) + zero, -top - 1, top).astype(jnp.int8)
-        return QuantArray(q.reshape(shape), scales(scale), scales(zero).astype(jnp.int8), bits, real)
-    q = numerics.to_integers(x, scale, bits)
-    return QuantArray(q.reshape(shape), scales(scale), zero, bits, real)
+    if symmetric:
+        scale = numerics.scale_of(numerics.absmax(x, shared), bits)
+    else:
+        # Zero belongs to the range, so that its integer is one of those there are, and it stays exact (Jacob et al.
+        # 2018, arXiv:1712.05877, section 2.1).
+        low, high = jnp.min(x, shared, keepdims=True, initial=0), jnp.max(x, shared, keepdims=True, initial=0)
+        least = -numerics.qmax(bits) - 1
+        scale = jnp.maximum(high - low, numerics.TINY) / (2**bits - 1)
+        zero = least + jnp.round(-low / scale)
+    if by == "mse":
+        scale = _least_error(x, scale, zero, shared, bits)
+    q = _integers(x, scale, zero, bits).reshape(shape)
+    return QuantArray(q, scales(scale), None if zero is None else scales(zero).astype(jnp.int8), bits, real)
 
 
-def _least_error(x: jax.Array, scale: jax.Array, shared: list[int], bits: int) -> jax.Array:
-    """The scale, among shares of the largest, at which the sum of squared errors over `shared` is least."""
+def _integers(x: jax.Array, scale: jax.Array, zero: jax.Array | None, bits: int) -> jax.Array:
+    if zero is None:
+        return numerics.to_integers(x, scale, bits)
+    top = numerics.qmax(bits)
+    return jnp.clip(jnp.round(x / scale) + zero, -top - 1, top).astype(jnp.int8)
+
+
+def _least_error(
+    x: jax.Array, scale: jax.Array, zero: jax.Array | None, shared: list[int], bits: int
+) -> jax.Array:
+    """The scale, among shares of the largest, at which the sum of squared errors over `shared` is least.
+
+    Both ends of the range come nearer to 0 by the same share, so that the zero point stays.
+    """
 
     def error(share: jax.Array) -> jax.Array:
-        tried = numerics.to_integers(x, scale * share, bits) * (scale * share)
+        tried = (_integers(x, scale * share, zero, bits) - (0 if zero is None else zero)) * (scale * share)
         return jnp.sum((tried - x) ** 2, axis=tuple(shared), keepdims=True)
 
     shares = jnp.asarray(MSE_SHARES)

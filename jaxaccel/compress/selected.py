@@ -1,5 +1,6 @@
 """The leaves of a pytree that a pattern selects, and the pytree with others in their place."""
 
+import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxaccel.arrays import LowRankArray
+from jaxaccel.errors import UserError
 from jaxaccel.interpret import is_compressed
 from jaxaccel.trees import Where, check_where, parameter_path, selects
 
@@ -31,6 +33,20 @@ class Selected(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._found)
+
+    def check_names(self, given: Mapping[str, Any], option: str) -> None:
+        """Checks that every path of `given`, the values of `option`, is one of these.
+
+        Raises:
+          UserError: one is not; it names the path nearest to it.
+        """
+        for path in given:
+            if path not in self._found:
+                (near,) = difflib.get_close_matches(path, self._found, n=1, cutoff=0.0)
+                raise UserError(
+                    f"{option} has {given[path]} for {path}, which is none of the {len(self)} selected weights; "
+                    f"nearest: {near}"
+                )
 
     def replaced(self, new: Mapping[str, Any], rest: Any = Ellipsis) -> PyTree:
         """The pytree with `new` leaves by path; all others are what they were, or `rest`."""

@@ -1,5 +1,7 @@
 """Truncated decompositions, against NumPy's and against the dense products that they stand for."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -152,6 +154,24 @@ def test_covariances_of_a_convolution_are_those_of_its_windows():
     )
 
 
+def test_large_weights_are_cut_as_small_ones_are(monkeypatch):
+    params = {"kernel": random(60, 40) * jnp.exp(-jnp.arange(40) / 10)}
+
+    def ranks():
+        found = [ja.low_rank(params, energy=share)["kernel"] for share in (0.5, 0.9, 0.99, 0.9999)]
+        found += [ja.low_rank(params, rank=rank)["kernel"] for rank in (3, 15, 23, 24)]
+        (spectrum,) = spectra(params)
+        return [getattr(w, "rank", None) for w in found], spectrum.energy[:8], spectrum.stable_rank
+
+    expected, energy, stable = ranks()
+    assert 8 < expected[2] < 23 and expected[3] is None and expected[4:] == [3, 15, 23, None]
+    monkeypatch.setattr(sys.modules["jaxaccel.compress.low_rank"], "LARGE", 16)
+    found = ranks()
+    assert found[0] == expected
+    np.testing.assert_allclose(found[1], energy, rtol=1e-2)
+    assert found[2] == pytest.approx(stable, rel=1e-3)
+
+
 def test_random_projections_find_the_largest():
     w = np.asarray(thin(300, 200, 20) + 1e-3 * random(300, 200, seed=9))
     _, s, _ = np.linalg.svd(w)
@@ -169,6 +189,9 @@ def test_random_projections_find_the_largest():
         ({"energy": 1.5}, r"energy is a share, in \(0, 1\], got 1.5"),
         ({"flops": 1e-4}, "already ranks of 1 need"),
         ({"rank": 0}, "at least 1"),
+        ({"rank": {"kernel": 0}}, "rank of kernel must be a whole number of at least 1, got 0"),
+        ({"rank": {"kernel": 2.5}}, "rank of kernel must be a whole number of at least 1, got 2.5"),
+        ({"rank": {"kernle": 3}}, "rank has 3 for kernle, which is none .*; nearest: kernel"),
         ({"rank": 2, "form": "tucker"}, "form must be"),
         ({"rank": 2, "where": "x"}, "matches none"),
         ({"rank": 2, "covariances": {"kernel": np.eye(3)}}, r"must be \(20, 20\)"),

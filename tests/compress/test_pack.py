@@ -29,7 +29,20 @@ def everything():
         "list": [jnp.arange(5), {0: jnp.bfloat16(1.5), 1: jnp.asarray([True, False])}],
         "empty": jnp.zeros((0, 3)),
         "odd": jnp.asarray([-0.0, jnp.nan, jnp.inf, 0.0, 0.0]),
+        "64 bits": [np.asarray([2**40, -1]), np.asarray(np.pi), np.asarray([2**63], np.uint64)],
+        "gaps": [{"w": jnp.ones(2)}, {}, [], None, {"w": jnp.zeros(2)}, {}],
     }
+
+
+def test_bytes_in_another_order(tmp_path):
+    ja.pack([np.arange(5, dtype=">f4")], tmp_path / "a")
+    same(ja.unpack(tmp_path / "a"), [np.arange(5, dtype=np.float32)])
+
+
+@pytest.mark.parametrize("params", [{}, {"params": {"w": np.float32(1)}, "model_state": {}}])
+def test_what_is_empty_stays(tmp_path, params):
+    ja.pack(params, tmp_path / "a")
+    same(ja.unpack(tmp_path / "a"), params)
 
 
 def same(a, b):
@@ -82,6 +95,19 @@ def test_damage_is_noticed(tmp_path):
         ja.unpack(path)
     with pytest.raises(UserError, match="cannot be read"):
         ja.unpack(tmp_path / "none")
+
+
+def test_versions_of_the_format(tmp_path):
+    ja.pack([jnp.ones(2)], tmp_path / "a")
+    content = (tmp_path / "a").read_bytes()
+
+    def of_version(number):
+        (tmp_path / "b").write_bytes(content.replace(rb"\"version\": 2", rb"\"version\": %d" % number))
+        return ja.unpack(tmp_path / "b")
+
+    same(of_version(1), [jnp.ones(2)])
+    with pytest.raises(UserError, match="is of version 3 of the format, this jaxaccel reads up to 2"):
+        of_version(3)
 
 
 def test_what_is_no_array_is_refused(tmp_path):

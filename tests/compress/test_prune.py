@@ -1,13 +1,17 @@
 """Masks: exact counts, patterns, budgets and criteria, against NumPy."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxaccel as ja
+from jaxaccel import models
 from jaxaccel.compress.prune import densities, sparsity_of
 from jaxaccel.errors import UserError
+from jaxaccel.modules import as_model
 
 
 def network():
@@ -117,6 +121,24 @@ def test_the_norms_are_those_of_the_inputs():
     assert ja.prune(params, 0.5, criterion="wanda", norms=norms)["b"]["kernel"].sum() == 15
 
 
+def test_wanda_of_attention():
+    inputs = (jax.ShapeDtypeStruct((2, 8, 8, 1), "float32"),)
+    vit = partial(models.VisionTransformer, width=8, depth=1, heads=2, mlp_ratio=2, patch_size=4)
+    model = as_model(vit, {"classes": 3, "channels": 1, "image_size": 8}, inputs)
+    params, state = model.init(jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), inputs[0].shape)
+    norms = ja.input_norms(
+        lambda p, x: model.apply(p, state, x, key=jax.random.key(0), train=False)[0], params, [x]
+    )
+    masks = ja.prune(params, 0.5, criterion="wanda", norms=norms)["blocks"][0]["attention"]
+    for name, rows in (("query", (8,)), ("out", (2, 4))):
+        norm = np.asarray(norms[f"blocks/0/attention/{name}/kernel"])
+        w = np.abs(params["blocks"][0]["attention"][name]["kernel"]).reshape(norm.size, -1)
+        score, mask = w * norm[:, None], np.asarray(masks[name]["kernel"])
+        assert mask.shape[: len(rows)] == rows and mask.sum() == 32
+        np.testing.assert_array_equal(mask.reshape(score.shape), score >= np.sort(score, axis=None)[32])
+
+
 def test_sparsity_may_be_traced():
     params = network()
     masks = jax.jit(lambda p, s: ja.prune(p, s))(params, 0.75)
@@ -145,6 +167,19 @@ def test_masked_weights_are_zero():
         ({"sparsity": 0.5, "criterion": "size"}, "criterion must be one of magnitude"),
         ({"sparsity": 0.5, "criterion": "taylor"}, "needs grads="),
         ({"sparsity": {"head/kernel": 0.5}}, "no share for conv/kernel"),
+        ({"sparsity": {"head/kernel": 1.5}}, r"of head/kernel must lie in \[0, 1\), got 1.5"),
+        (
+            {"sparsity": {"head/kernle": 0.5}},
+            "has 0.5 for head/kernle, which is none .*; nearest: head/kernel",
+        ),
+        (
+            {"sparsity": {"head/kernel": 0.6}, "pattern": "2:4"},
+            "2:4 is a sparsity of head/kernel of 0.5, not 0.6",
+        ),
+        (
+            {"sparsity": 0.5, "criterion": "wanda", "norms": {"conv/kernel": jnp.ones(7)}},
+            "norms of conv/kernel are those of 7 inputs",
+        ),
     ],
 )
 def test_what_cannot_be_is_said_in_a_line(options, says):
