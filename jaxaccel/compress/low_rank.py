@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 import numbers
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -12,15 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxaccel.arrays import LowRankArray
-from jaxaccel.compress.selected import Selected, selected
+from jaxaccel.compress.selected import selected
+from jaxaccel.compress.svd import truncated_svd
 from jaxaccel.errors import UserError
 from jaxaccel.trees import Where
 
 PyTree = Any
 Svd = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray, float]]
 Form = Literal["auto", "channel", "spatial"]
-LARGE = 2048
-"""Above so many rows and columns singular values are found by random projections: half as many, or as asked for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +78,8 @@ def low_rank(
       rank: of all, or of each by path; those that it does not name stay dense.
       energy: the share of the squares of the singular values to keep, in (0, 1].
       flops: the share of the selected weights' multiply-adds that shall be left. Ranks are chosen together, so that the
-        energy lost, summed over the weights, is least. Weights with more than `LARGE` rows and columns get ranks up to
-        half of that, or stay dense.
+        energy lost, summed over the weights, is least. Weights with more than `svd.LARGE` rows and columns get ranks
+        up to half of that, or stay dense.
       where: which leaves, by path or predicate.
       form: of kernels wider than 1x1: ``auto`` takes what keeps more for the same cost.
       work: for `flops`: multiply-adds of each weight by path, from `ja.multiply_adds`; without it parameters are
@@ -141,7 +139,7 @@ def _decomposed(
     forms = ["channel"]
     if kernel and covariance is None and form != "channel" and min(w.shape[:2]) > 1:
         forms = ["channel", "spatial"] if form == "auto" else ["spatial"]
-    svd = functools.partial(_svd, rank=rank, energy=energy)
+    svd = functools.partial(truncated_svd, rank=rank, energy=energy)
     return [
         _spatial(path, w, x, svd) if name == "spatial" else _channel(path, w, x, covariance, svd)
         for name in forms
@@ -196,46 +194,6 @@ def _root(covariance: np.ndarray, path: str, inputs: int) -> np.ndarray:
         raise UserError(f"the covariance of {path} must be {(inputs, inputs)}, got {covariance.shape}")
     jitter = 1e-6 * max(np.trace(covariance) / inputs, 1e-12)
     return np.linalg.cholesky(covariance + jitter * np.eye(inputs)).T
-
-
-def _svd(
-    matrix: np.ndarray, rank: int = 0, energy: float = 0.0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """(u, s, v) and the sum of all squares; of a large matrix as many as that rank and that energy need."""
-    if min(matrix.shape) <= LARGE:
-        u, s, v = np.linalg.svd(matrix, full_matrices=False)
-        return u, s, v, _squares(s)
-    total = _squares(matrix)
-    most = math.ceil(matrix.size / sum(matrix.shape))  # with more, factors are no smaller than the matrix
-    count = min(max(LARGE // 2, rank), most)
-    u, s, v = randomised_svd(matrix, count)
-    while _squares(s) < energy * total and count < most:
-        count = min(2 * count, most)
-        u, s, v = randomised_svd(matrix, count)
-    return u, s, v, total
-
-
-def _squares(x: np.ndarray) -> float:
-    return float(np.square(x, dtype=np.float64).sum())
-
-
-def randomised_svd(
-    matrix: np.ndarray, rank: int, iterations: int = 2
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The largest `rank` singular values and vectors of a matrix, by random projection.
-
-    Halko, Martinsson & Tropp 2011 (arXiv:0909.4061), algorithm 5.1 on the range of algorithm 4.4.
-
-    Returns:
-      (u, s, v) as `numpy.linalg.svd` has them.
-    """
-    rng = np.random.default_rng(0)
-    q = np.linalg.qr(matrix @ rng.standard_normal((matrix.shape[1], rank + 10), dtype=matrix.dtype))[0]
-    for _ in range(iterations):
-        q = np.linalg.qr(matrix.T @ q)[0]
-        q = np.linalg.qr(matrix @ q)[0]
-    u, s, v = np.linalg.svd(q.T @ matrix, full_matrices=False)
-    return (q @ u)[:, :rank], s[:rank], v[:rank]
 
 
 def _pick(found: list[_Decomposition], rank: int, energy: float | None) -> tuple[_Decomposition, int] | None:
@@ -305,6 +263,3 @@ def _check(rank: Any, energy: float | None, flops: float | None, form: str) -> N
             raise UserError(f"{name} is a share, in (0, 1], got {share:g}")
     if form not in ("auto", "channel", "spatial"):
         raise UserError(f"form must be auto, channel or spatial, got {form!r}")
-
-
-__all__ = ["LARGE", "Selected", "Spectrum", "low_rank", "randomised_svd", "spectra"]
