@@ -24,7 +24,7 @@ from jaxaccel.recipe import Recipe, differences, load_recipe, to_json
 from jaxaccel.route.picture import pareto
 from jaxaccel.route.receipts import Receipt, as_json, receipt
 from jaxaccel.route.route import Route
-from jaxaccel.route.stage import Setting, Stage, inference
+from jaxaccel.route.stage import Setting, Stage, trained
 from jaxaccel.route.steps import FineTune
 from jaxaccel.route.wording import line, notes, tables
 from jaxaccel.rundir import command, write_json
@@ -107,7 +107,8 @@ def follow(
                 stage = step.apply(stage, setting, name)
         if not done:
             pack(stage.variables, file)
-        stage = dataclasses.replace(stage, file=file)
+        pruned = (*stage.pruned, *(step.prunes if step else ()))
+        stage = dataclasses.replace(stage, file=file, pruned=pruned)
         if not done:
             seconds = time.perf_counter() - started
             rows.append(receipt(name, stage, setting, before, seconds))
@@ -140,7 +141,7 @@ def _first(origin: Path, setting: Setting) -> Stage:
     model, inputs = setting.model(factory), setting.inputs(setting.batch)
     if origin.is_file() and is_packed(origin):
         params, state = checked(unpack(origin), model, origin)
-        return Stage(factory, {"params": params, "model_state": state}, inference(model))
+        return trained(factory, {"params": params, "model_state": state}, model)
     found = start(origin, model, inputs, setting.task.metric)
     if found.fresh:
         raise UserError(
@@ -148,7 +149,7 @@ def _first(origin: Path, setting: Setting) -> Stage:
         )
     params, state = abstract(model)
     variables = with_leaves({"params": params, "model_state": state}, found.weights)
-    return Stage(factory, jax.device_put(variables), inference(model))
+    return trained(factory, jax.device_put(variables), model)
 
 
 def _prepared(directory: Path, record: dict[str, Any], resume: bool, overwrite: bool) -> list[Receipt]:

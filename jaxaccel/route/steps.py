@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import jax
-import jax.numpy as jnp
 
 from jaxaccel.arrays import CodebookArray
 from jaxaccel.compress import (
@@ -20,14 +19,13 @@ from jaxaccel.compress import (
     quantize,
     remove_channels,
     share,
-    trainable,
 )
 from jaxaccel.errors import UserError
 from jaxaccel.flags import Call
 from jaxaccel.initial import start
 from jaxaccel.interpret import is_compressed
 from jaxaccel.optim import Sparse
-from jaxaccel.route.stage import Setting, Stage, inference
+from jaxaccel.route.stage import Setting, Stage, inference, trained, zeros
 from jaxaccel.route.tuning import fine_tuned, mean_gradient
 from jaxaccel.transforms import Calibration, calibrate, fold, input_covariances, input_norms, int8
 from jaxaccel.trees import with_leaves
@@ -40,6 +38,11 @@ class Step(abc.ABC):
 
     same_function: ClassVar[bool] = True
     """Whether the model computes afterwards as before, with other variables: those are all there is to restore."""
+
+    @property
+    def prunes(self) -> tuple[str, ...]:
+        """Which weights it sets to zero, as patterns of paths."""
+        return ()
 
     @abc.abstractmethod
     def apply(self, stage: Stage, setting: Setting, name: str) -> Stage:
@@ -104,6 +107,11 @@ class Prune(Step):
     """Which weights, by path."""
     examples: int = 512
     """taylor, wanda: training examples to look at."""
+
+    @property
+    def prunes(self) -> tuple[str, ...]:
+        """As `where` says."""
+        return self.where
 
     def apply(self, stage: Stage, setting: Setting, name: str) -> Stage:
         """The stage with zeros."""
@@ -170,7 +178,7 @@ class Share(Step):
 
 @dataclasses.dataclass(frozen=True)
 class FineTune(Step):
-    """Trains on, as the model was trained but for what stands here. Pruned weights stay zero."""
+    """Trains on, as the model was trained but for what stands here. What was pruned stays zero."""
 
     epochs: float = 1.0
     """Passes over the training split."""
@@ -181,7 +189,7 @@ class FineTune(Step):
     split: str = ""
     """Of the training data, train[:10000] for instance; empty for the whole."""
     sparse: Sparse = Sparse()
-    """Pruning while training."""
+    """Pruning while training; without any, weights stay zero that an earlier step pruned."""
     teacher: str = ""
     """Who is learned from besides: origin, or another run or file of weights; empty for nobody."""
     teacher_model: Call | None = None
@@ -193,10 +201,17 @@ class FineTune(Step):
     precision: Literal["", "float32", "bfloat16", "float16", "int8-qat"] = ""
     """Of the training; empty for that of the recipe."""
 
+    @property
+    def prunes(self) -> tuple[str, ...]:
+        """As `sparse` says."""
+        return (self.sparse.where,) if self.sparse.on else ()
+
     def apply(self, stage: Stage, setting: Setting, name: str) -> Stage:
         """The stage with what was learned."""
-        keep = not self.sparse.on and _has_zeros(stage.variables["params"])
-        return fine_tuned(stage, setting, name, self, Sparse(method="fixed") if keep else self.sparse)
+        there = zeros(stage.variables["params"], stage.pruned)
+        keep = there and not self.sparse.on
+        fixed = Sparse(method="fixed", where=f"{{{','.join(there)}}}")
+        return fine_tuned(stage, setting, name, self, fixed if keep else self.sparse)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,10 +231,10 @@ class Student(Step):
         model = setting.model(self.model)
         params, state = jax.jit(model.init)(jax.random.key(setting.training.seed))
         variables = {"params": params, "model_state": state}
-        if self.init_from is not None:
-            found = start(self.init_from, model, setting.inputs(setting.batch), setting.task.metric)
-            variables = with_leaves(variables, found.weights)
-        return Stage(self.model, variables, inference(model))
+        if self.init_from is None:
+            return Stage(self.model, variables, inference(model))
+        found = start(self.init_from, model, setting.inputs(setting.batch), setting.task.metric)
+        return trained(self.model, with_leaves(variables, found.weights), model)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,12 +294,6 @@ class Quantize(Step):
                 file
             )
         return Calibration.load(file)
-
-
-def _has_zeros(params: PyTree) -> bool:
-    """Whether weights that train are pruned, those of a codebook aside, which keep zeros by themselves."""
-    leaves = jax.tree.leaves(trainable(params))
-    return any(x.ndim > 1 and float(jnp.mean(x == 0)) > 0.01 for x in leaves)
 
 
 def _shared(variables: PyTree) -> bool:
