@@ -1,0 +1,96 @@
+"""Where a route is written: nothing is lost that cannot be made again, and going on is going on with the same."""
+
+import dataclasses
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import pytest
+
+import jaxaccel as ja
+from jaxaccel import models
+from jaxaccel.errors import UserError
+from jaxaccel.modules import as_model
+from jaxaccel.route import LowRank, Prune, Route, place
+from jaxaccel.route.receipts import Receipt
+
+PRUNED = Route({"prune": Prune(0.5)})
+
+
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory):
+    """A packed model, and a recipe like its own."""
+    file = tmp_path_factory.mktemp("origin") / "small.safetensors"
+    recipe = dataclasses.replace(
+        ja.load_recipe("digits"), model=partial(models.ConvNet, widths=(4,), hidden=0)
+    )
+    facts, inputs = (
+        {"classes": 10, "channels": 1, "image_size": 8},
+        (jax.ShapeDtypeStruct((2, 8, 8, 1), "float32"),),
+    )
+    params, state = as_model(recipe.model, facts, inputs).init(jax.random.key(0))
+    ja.pack({"params": params, "model_state": state}, file)
+    return file, recipe
+
+
+@pytest.fixture
+def follow(monkeypatch, origin):
+    """`ja.follow` from that model, without the measurements."""
+    fields = {field.name: 1 for field in dataclasses.fields(Receipt)}
+    module = sys.modules["jaxaccel.route.follow"]
+    monkeypatch.setattr(module, "pareto", lambda *_: None)
+    monkeypatch.setattr(
+        module, "receipt", lambda name, *_: Receipt(**fields | {"step": name, "scores": {"accuracy": 0.5}})
+    )
+
+    def followed(route, run, file=origin[0], training=origin[1], **options):
+        return ja.follow(route, file, training, run=run, **options)
+
+    return followed
+
+
+def steps(directory):
+    return [row["step"] for row in json.loads((directory / "receipts.json").read_text())["receipts"]]
+
+
+def test_what_cannot_begin_replaces_nothing(follow, origin, tmp_path):
+    there, recipe = tmp_path / "r", origin[1]
+    follow(PRUNED, there)
+    wider = dataclasses.replace(recipe, model=partial(models.ConvNet, widths=(4, 4), hidden=0))
+    inside = there / "1-prune.safetensors"
+    before = {path: path.read_bytes() for path in there.iterdir()}
+    for mistake, said in (
+        ({"file": tmp_path / "nowhere"}, "nowhere"),
+        ({"training": wider}, "another model"),
+        ({"file": inside}, "lies in"),
+        ({"route": Route({"thin": LowRank(where=("nowhere",))})}, "nowhere"),
+    ):
+        with pytest.raises(UserError, match=said):
+            follow(**{"route": PRUNED, "run": there, "overwrite": True} | mistake)
+        assert {path: path.read_bytes() for path in there.iterdir()} == before
+    follow(Route({"less": Prune(0.2)}), there, overwrite=True)
+    assert steps(there) == ["origin", "less"] and not inside.exists() and list(tmp_path.iterdir()) == [there]
+
+
+def test_what_failed_early_is_not_in_the_way(follow, tmp_path):
+    with pytest.raises(UserError, match="nowhere"):
+        follow(Route({"prune": Prune(0.5, where=("nowhere",))}), tmp_path / "r")
+    assert steps(tmp_path / "r") == ["origin"]
+    follow(PRUNED, tmp_path / "r")
+    with pytest.raises(UserError, match="holds something already"):
+        follow(PRUNED, tmp_path / "r")
+    # A step is there, or a fine-tuning has begun, or what is there is somebody else's.
+    for own in ("prune", "thesis.txt"):
+        place.begin(tmp_path / own, {})
+        place.check_free(tmp_path / own, tmp_path / "origin", overwrite=False)
+        (tmp_path / own / own).mkdir()
+        with pytest.raises(UserError, match="holds something already"):
+            place.check_free(tmp_path / own, tmp_path / "origin", overwrite=False)
+
+
+def test_runs_of_other_names_lead_elsewhere(tmp_path):
+    (tmp_path / "x-lr0.1").mkdir()
+    assert place.default(tmp_path / "x-lr0.1") == Path("runs/x-lr0.1-compressed")
+    assert place.default(Path("resnet56.th")) == Path("runs/resnet56-compressed")
