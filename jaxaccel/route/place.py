@@ -9,12 +9,14 @@ import jax
 
 from jaxaccel import runtime
 from jaxaccel.errors import UserError
-from jaxaccel.recipe import differences
+from jaxaccel.recipe import MAY_DIFFER_ON_RESUME, differences
 from jaxaccel.route.receipts import Receipt, as_json
 from jaxaccel.rundir import Replaced, command, write_json
 
 BEGINNING = {"route.json", "receipts.json", "0-origin.safetensors"}
 """What is there before the first step: nothing that would be a loss."""
+MAY_DIFFER = tuple(f"training.{name}" for name in MAY_DIFFER_ON_RESUME)
+"""What changes how receipts and fine-tunings are computed, but not what."""
 
 
 def default(origin: Path) -> Path:
@@ -34,7 +36,7 @@ def resumed(directory: Path, record: dict[str, Any]) -> list[Receipt]:
     before = json.loads(file.read_text(encoding="utf-8"))
     now = json.loads(json.dumps(record))
     for path, value, old in differences(now, {name: before.get(name) for name in now}):
-        if not path.startswith("training.data."):
+        if not path.startswith(MAY_DIFFER):
             raise UserError(
                 f"{directory} was begun with {path} = {old}, now it is {value}: resume with the same, or choose "
                 "another --run"

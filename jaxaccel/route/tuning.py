@@ -14,6 +14,7 @@ from jaxaccel.optim import Schedule, Sparse
 from jaxaccel.packed import packed
 from jaxaccel.recipe import Recipe
 from jaxaccel.route.stage import Setting, Stage, batches
+from jaxaccel.route.wording import of_route
 from jaxaccel.teacher import Distill
 from jaxaccel.train import train
 from jaxaccel.transforms import compressed
@@ -32,9 +33,11 @@ def fine_tuned(stage: Stage, setting: Setting, name: str, how: "FineTune", spars
         )
     directory = setting.directory / name
     begun = any(directory.glob("checkpoints/*"))
-    result = train(
-        recipe_of(stage, setting, name, how, sparse), run=directory, resume=begun, overwrite=not begun
-    )
+    recipe = recipe_of(stage, setting, name, how, sparse)
+    try:
+        result = train(recipe, run=directory, resume=begun, overwrite=not begun)
+    except UserError as error:
+        raise UserError(f"{name}: {of_route(str(error), name)}") from error
     if not result.summary["finished"]:
         raise SystemExit(0)  # a signal asked it to stop, and it has said how to go on
     trained, state = jax.device_get((result.state.weights(), result.state.model_state))

@@ -13,8 +13,10 @@ import jaxaccel as ja
 from jaxaccel import models
 from jaxaccel.errors import UserError
 from jaxaccel.modules import as_model
-from jaxaccel.route import LowRank, Prune, Route, place
+from jaxaccel.recipe import Data, to_json
+from jaxaccel.route import FineTune, LowRank, Prune, Route, place
 from jaxaccel.route.receipts import Receipt
+from jaxaccel.route.wording import of_route
 
 PRUNED = Route({"prune": Prune(0.5)})
 
@@ -88,6 +90,45 @@ def test_what_failed_early_is_not_in_the_way(follow, tmp_path):
         (tmp_path / own / own).mkdir()
         with pytest.raises(UserError, match="holds something already"):
             place.check_free(tmp_path / own, tmp_path / "origin", overwrite=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"non_finite": "skip"}, None),
+        ({"lowering": "xla"}, None),
+        ({"data": Data("digits", feed="stream")}, None),
+        ({"data": Data("digits", eval_split="train")}, r"training\.data\.eval_split = test, now it is train"),
+        ({"data": Data("mnist")}, r"training\.data\.name = digits"),
+        ({"seed": 3}, r"training\.seed"),
+    ],
+)
+def test_going_on_is_with_the_same(origin, tmp_path, change, said):
+    place.begin(tmp_path / "r", {"training": to_json(origin[1])})
+    now = {"training": to_json(dataclasses.replace(origin[1], **change))}
+    if said is None:
+        assert place.resumed(tmp_path / "r", now) == []
+        return
+    with pytest.raises(UserError, match=said):
+        place.resumed(tmp_path / "r", now)
+
+
+def test_a_fine_tuning_that_fails_says_what_works_in_a_route(follow, tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise UserError(
+            "not finite: go on with --resume --non-finite skip, or a lower --optimizer.learning-rate"
+        )
+
+    monkeypatch.setattr("jaxaccel.route.tuning.train", fails)
+    with pytest.raises(UserError) as error:
+        follow(Route({"fine_tune": FineTune()}), tmp_path / "r")
+    assert str(error.value) == (
+        "fine_tune: not finite: go on with --resume --training.non-finite skip, or a lower --fine-tune.rate"
+    )
+    said = "--data.feed resident, --run DIR, --distill.model, --sparse.every"
+    assert (
+        of_route(said, "a") == "--training.data.feed resident, --run DIR, --a.teacher-model, --a.sparse.every"
+    )
 
 
 def test_runs_of_other_names_lead_elsewhere(tmp_path):
