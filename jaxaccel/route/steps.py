@@ -27,6 +27,7 @@ from jaxaccel.interpret import is_compressed
 from jaxaccel.optim import Sparse
 from jaxaccel.route.stage import Setting, Stage, inference, trained, zeros
 from jaxaccel.route.tuning import fine_tuned, mean_gradient
+from jaxaccel.teacher import Distill
 from jaxaccel.transforms import Calibration, calibrate, fold, input_covariances, input_norms, int8
 from jaxaccel.trees import with_leaves
 
@@ -193,13 +194,25 @@ class FineTune(Step):
     teacher: str = ""
     """Who is learned from besides: origin, or another run or file of weights; empty for nobody."""
     teacher_model: Call | None = None
-    """What makes the teacher's model where that is a file; by default that of the training recipe."""
+    """What makes the teacher's model where that is a file; by default that of the training recipe. A run knows its own,
+    as does the origin."""
     temperature: float = 4.0
     """Of the teacher's soft targets."""
     soft: float = 0.9
     """Weight of the soft targets in the loss; the labels have the rest."""
     precision: Literal["", "float32", "bfloat16", "float16", "int8-qat"] = ""
     """Of the training; empty for that of the recipe."""
+
+    def __post_init__(self) -> None:
+        """Checks what is asked of a teacher."""
+        if self.teacher == "origin" and self.teacher_model:
+            raise UserError("teacher_model is for a file: the origin knows its model")
+        try:
+            teacher = Path(self.teacher) if self.teacher else None
+            Distill(teacher, self.teacher_model, self.temperature, self.soft)
+        except UserError as error:
+            own = str(error).replace("distill.model", "teacher_model").replace("--distill.", "")
+            raise UserError(own.replace("distill.", "")) from error
 
     @property
     def prunes(self) -> tuple[str, ...]:

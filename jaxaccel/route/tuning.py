@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxaccel.compress import trainable, with_trained
+from jaxaccel.compress.pack import is_packed
 from jaxaccel.errors import UserError
 from jaxaccel.optim import Schedule, Sparse
 from jaxaccel.packed import packed
@@ -69,7 +70,11 @@ def _distill(setting: Setting, how: "FineTune") -> Distill:
     if not how.teacher:
         return Distill()
     whom = setting.origin if how.teacher == "origin" else Path(how.teacher)
-    model = None if whom.is_dir() else how.teacher_model or setting.training.model
+    model = how.teacher_model
+    if model is None and not whom.is_dir():
+        model = setting.training.model
+        if is_packed(whom):  # its weights may be thinner than the model's own, or of low rank
+            model = partial(packed, file=str(whom), model=model)
     return Distill(teacher=whom, model=model, temperature=how.temperature, soft=how.soft)
 
 
