@@ -20,11 +20,11 @@ from jaxaccel.modules import abstract
 from jaxaccel.packed import checked
 from jaxaccel.recipe import Recipe, load_recipe, to_json
 from jaxaccel.route import place
+from jaxaccel.route.learning import FineTune
 from jaxaccel.route.picture import pareto
 from jaxaccel.route.receipts import Receipt, receipt
 from jaxaccel.route.route import Route
 from jaxaccel.route.stage import Setting, Stage, trained
-from jaxaccel.route.steps import FineTune
 from jaxaccel.route.wording import line, notes, tables
 from jaxaccel.rundir import Replaced
 from jaxaccel.trees import with_leaves

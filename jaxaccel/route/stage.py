@@ -38,8 +38,6 @@ class Stage:
     """(dense variables, *inputs) -> outputs, in inference."""
     accelerated: Callable[[Callable[..., PyTree]], Callable[..., PyTree]] = compressed
     """What makes `call` one of `variables`: `ja.compressed`, or `ja.int8` with its calibration."""
-    trainable: bool = True
-    """Whether training can go on with it: not after folding and quantising."""
     pruned: tuple[str, ...] = ()
     """Which weights were pruned on the way, as patterns of paths: their zeros stay."""
     file: Path | None = None

@@ -21,17 +21,13 @@ from jaxaccel.train import train
 from jaxaccel.transforms import compressed
 
 if TYPE_CHECKING:
-    from jaxaccel.route.steps import FineTune
+    from jaxaccel.route.learning import FineTune
 
 PyTree = Any
 
 
 def fine_tuned(stage: Stage, setting: Setting, name: str, how: "FineTune", sparse: Sparse) -> Stage:
     """The stage after a run of its own in the route's directory, which goes on where it was stopped."""
-    if not stage.trainable:
-        raise UserError(
-            f"{name}: a model that was folded or quantised is not trained any more: put this step before"
-        )
     directory = setting.directory / name
     begun = any(directory.glob("checkpoints/*"))
     recipe = recipe_of(stage, setting, name, how, sparse)

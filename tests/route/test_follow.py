@@ -119,7 +119,7 @@ def test_everything_composes_and_goes_on(run, tmp_path, monkeypatch):
     last = tmp_path / "r" / "6-int8.safetensors"
     content = last.read_bytes()
     last.unlink()
-    monkeypatch.setattr("jaxaccel.route.steps.fine_tuned", lambda *args: pytest.fail("trained again"))
+    monkeypatch.setattr("jaxaccel.route.learning.fine_tuned", lambda *args: pytest.fail("trained again"))
     again = ja.follow(Route(steps), place, run=tmp_path / "r", resume=True, batch=64)
     assert [row.step for row in again.receipts] == ["origin", *steps]
     assert last.read_bytes() == content
@@ -215,12 +215,8 @@ def test_shipped_routes_from_the_command_line(run, tmp_path, name, words):
 @pytest.mark.parametrize(
     ("steps", "said"),
     [
-        ({"prune": Prune(1.2)}, "sparsity"),
         ({"prune": Prune(None, pattern="3:7")}, "3:7|divide"),
         ({"low_rank": LowRank(where=("nowhere/**",))}, "nowhere"),
-        ({"channels": RemoveChannels(flops=None)}, "exactly one of"),
-        ({"fold": Fold(), "tune": FineTune()}, "put this step before"),
-        ({"share": Share(2), "int8": Quantize()}, "codebook"),
     ],
 )
 def test_steps_that_cannot_be(run, tmp_path, steps, said):

@@ -8,8 +8,9 @@ import numpy as np
 import optax
 import pytest
 
+from jaxaccel.errors import UserError
 from jaxaccel.optim import Sparse, sparse
-from jaxaccel.route import FineTune, LowRank, Prune, Share
+from jaxaccel.route import FineTune, Fold, LowRank, Prune, Quantize, RemoveChannels, Route, Share, Student
 from jaxaccel.route.stage import Stage, trained
 
 
@@ -26,7 +27,9 @@ def params():
 @pytest.fixture
 def kept(monkeypatch):
     """How a fine-tuning keeps zeros after some steps, without the training."""
-    monkeypatch.setattr("jaxaccel.route.steps.fine_tuned", lambda stage, setting, name, how, sparse: sparse)
+    monkeypatch.setattr(
+        "jaxaccel.route.learning.fine_tuned", lambda stage, setting, name, how, sparse: sparse
+    )
 
     def after(stage, *steps, tune=None):
         for step in steps:
@@ -72,6 +75,83 @@ def test_zeros_that_went_are_not_looked_for(kept):
     prune = Prune(0.5, where=("body/kernel",))
     assert kept(fresh(), prune, Share(2, where=("body/kernel",)))[1] == Sparse()
     # Factors of what was pruned are dense; those that are pruned stay zero.
-    thin = LowRank(flops=None, rank=2, where=("body/kernel",))
+    thin = LowRank(rank=2, where=("body/kernel",))
     assert kept(fresh(), prune, thin)[1] == Sparse()
     assert kept(fresh(), thin, prune)[1].where == "{body/kernel/left,body/kernel/right}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "said"),
+    [
+        (
+            RemoveChannels,
+            {"flops": 0.5, "latency": 0.6},
+            "one of flops, parameters, latency, not flops=0.5 and",
+        ),
+        (RemoveChannels, {"parameters": 1.5}, "parameters is a share"),
+        (RemoveChannels, {"multiple": 0}, "multiple must be at least 1"),
+        (RemoveChannels, {"examples": 0}, "examples must be at least 1"),
+        (RemoveChannels, {"least": 1.0}, "least is a share"),
+        (Prune, {"sparsity": 1.2}, "sparsity must lie"),
+        (Prune, {"sparsity": 0.8, "pattern": "2:4"}, "2:4 decides the sparsity: leave out sparsity=0.8"),
+        (Prune, {"pattern": "4:2"}, "pattern must be"),
+        (Prune, {"examples": 0}, "examples must be at least 1"),
+        (LowRank, {"energy": 0.9, "rank": 3}, "one of flops, energy, rank"),
+        (LowRank, {"energy": 0.0}, "energy is a share"),
+        (LowRank, {"rank": 0}, "rank must be at least 1"),
+        (Share, {"bits": 9}, "bits must be 1 to 8"),
+        (Quantize, {"bits": 5}, "bits must be 8 or 4"),
+        (Quantize, {"examples": 0}, "examples must be at least 1"),
+        (FineTune, {"epochs": 0}, "epochs must be above 0"),
+        (FineTune, {"warmup": 2}, "warmup is a share"),
+        (FineTune, {"sparse": Sparse(where="head/**")}, "sparse.where is for pruning"),
+    ],
+)
+def test_options_that_cannot_be(kind, options, said):
+    with pytest.raises(UserError, match=said):
+        kind(**options)
+
+
+@pytest.mark.parametrize("kind", [RemoveChannels, LowRank])
+def test_defaults_give_way(kind):
+    assert kind().budget == {"flops": 0.5}
+    assert kind(flops=0.7).budget == {"flops": 0.7}
+    other = "latency" if kind is RemoveChannels else "energy"
+    assert kind(**{other: 0.9}).budget == {other: 0.9}
+
+
+def test_a_pattern_decides_the_sparsity():
+    shares = {}
+    for step in (Prune(), Prune(0.5), Prune(pattern="1:4"), Prune(0.75, "1:4"), Prune(pattern="block:2x2")):
+        pruned = step.apply(fresh(), None, "prune").variables["params"]["body"]["kernel"]
+        shares[step] = float((pruned == 0).mean())
+    assert list(shares.values()) == pytest.approx([0.8, 0.5, 0.75, 0.75, 0.8], abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        (
+            [Fold(), FineTune()],
+            "two cannot come after one: what was folded or quantised is not trained any more",
+        ),
+        ([Quantize(), FineTune()], "not trained any more"),
+        ([Share(2), Quantize()], "codebook"),
+        ([Share(2), Fold()], "floating point"),
+        ([LowRank(), RemoveChannels()], "dense weights"),
+        ([Student(), Fold(), RemoveChannels()], "three cannot come after two"),
+    ],
+)
+def test_orders_that_cannot_be(steps, said):
+    with pytest.raises(UserError, match=said):
+        Route(dict(zip(("one", "two", "three"), steps, strict=False)))
+
+
+def test_a_student_is_another_model():
+    Route({"fold": Fold(), "student": Student(), "learn": FineTune(), "int8": Quantize()})
+
+
+def test_an_origin_that_shares_values_is_not_quantised():
+    shared = Share(2).apply(fresh(), None, "share")
+    with pytest.raises(UserError, match="int8: .* codebook"):
+        Quantize().apply(shared, None, "int8")
