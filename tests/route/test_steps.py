@@ -112,6 +112,15 @@ def test_options_that_cannot_be(kind, options, said):
         kind(**options)
 
 
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [(Prune(pattern="3:7"), "3:7 does not divide"), (LowRank(rank=2, where=("nowhere/**",)), "nowhere")],
+)
+def test_options_without_a_meaning_for_the_model(step, said):
+    with pytest.raises(UserError, match=said):
+        step.apply(fresh(), None, "step")
+
+
 @pytest.mark.parametrize("kind", [RemoveChannels, LowRank])
 def test_defaults_give_way(kind):
     assert kind().budget == {"flops": 0.5}
@@ -153,5 +162,5 @@ def test_a_student_is_another_model():
 
 def test_an_origin_that_shares_values_is_not_quantised():
     shared = Share(2).apply(fresh(), None, "share")
-    with pytest.raises(UserError, match="int8: .* codebook"):
+    with pytest.raises(UserError, match=r"int8: .* codebook"):
         Quantize().apply(shared, None, "int8")
