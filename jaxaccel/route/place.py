@@ -82,9 +82,11 @@ def begin(directory: Path, record: dict[str, Any]) -> None:
 
 
 def holds_results(directory: Path) -> bool:
-    """Whether there is anything to lose: a step, or a fine-tuning that has begun, or somebody's files."""
+    """Whether there is anything to lose: a step, or a fine-tuning with a checkpoint, or somebody's files."""
     names = _names(directory)
-    return bool(names - BEGINNING) or (bool(names) and "route.json" not in names)
+    runs = {path.parent.name for path in directory.glob("*/recipe.json")}
+    saved = {path.parent.parent.name for path in directory.glob("*/checkpoints/*")}
+    return bool(names - BEGINNING - (runs - saved)) or (bool(names) and "route.json" not in names)
 
 
 def write_receipts(directory: Path, rows: list[Receipt], record: dict[str, Any]) -> None:

@@ -83,13 +83,22 @@ def test_what_failed_early_is_not_in_the_way(follow, tmp_path):
     follow(PRUNED, tmp_path / "r")
     with pytest.raises(UserError, match="holds something already"):
         follow(PRUNED, tmp_path / "r")
-    # A step is there, or a fine-tuning has begun, or what is there is somebody else's.
-    for own in ("prune", "thesis.txt"):
-        place.begin(tmp_path / own, {})
-        place.check_free(tmp_path / own, tmp_path / "origin", overwrite=False)
-        (tmp_path / own / own).mkdir()
-        with pytest.raises(UserError, match="holds something already"):
-            place.check_free(tmp_path / own, tmp_path / "origin", overwrite=False)
+
+
+def test_what_is_a_loss(tmp_path):
+    there = tmp_path / "r"
+    assert not place.holds_results(there)
+    place.begin(there, {})
+    (there / "tune").mkdir()
+    (there / "tune" / "recipe.json").touch()  # of a fine-tuning that failed before its first checkpoint
+    assert not place.holds_results(there)
+    for own in ("1-prune.safetensors", "thesis", "tune/checkpoints/20"):
+        (there / own).mkdir(parents=True)
+        assert place.holds_results(there)
+        (there / own).rmdir()
+        assert not place.holds_results(there)
+    (there / "route.json").unlink()
+    assert place.holds_results(there)
 
 
 @pytest.mark.parametrize(
