@@ -1,8 +1,6 @@
 """A route followed from a trained model to its end, with a receipt after each step."""
 
 import dataclasses
-import json
-import shutil
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -20,14 +18,15 @@ from jaxaccel.errors import UserError
 from jaxaccel.initial import start
 from jaxaccel.modules import abstract
 from jaxaccel.packed import checked
-from jaxaccel.recipe import Recipe, differences, load_recipe, to_json
+from jaxaccel.recipe import Recipe, load_recipe, to_json
+from jaxaccel.route import place
+from jaxaccel.route.learning import FineTune
 from jaxaccel.route.picture import pareto
-from jaxaccel.route.receipts import Receipt, as_json, receipt
+from jaxaccel.route.receipts import Receipt, receipt
 from jaxaccel.route.route import Route
-from jaxaccel.route.stage import Setting, Stage, inference
-from jaxaccel.route.steps import FineTune
+from jaxaccel.route.stage import Setting, Stage, trained
 from jaxaccel.route.wording import line, notes, tables
-from jaxaccel.rundir import command, write_json
+from jaxaccel.rundir import Replaced
 from jaxaccel.trees import with_leaves
 
 PyTree = Any
@@ -76,7 +75,7 @@ def follow(
       training: how the model was trained; by default the run's own recipe. Its evaluation split decides.
       run: directory to write to, by default ``runs/ORIGIN-compressed``.
       resume: go on after the last step that has its receipt; a run of fine-tuning goes on from its newest checkpoint.
-      overwrite: replace what is there.
+      overwrite: replace what is there, which stands again where no step of the new route could be taken.
       batch: examples in a batch of evaluation and of the receipts' throughput.
 
     Raises:
@@ -87,12 +86,27 @@ def follow(
     training = training or _training(origin)
     if batch < 1:
         raise UserError(f"batch must be at least 1, got {batch}")
-    directory = Path(run) if run else Path("runs") / f"{origin.stem}-compressed"
+    directory = Path(run) if run else place.default(origin)
     record = {"origin": str(origin), "route": route.as_json(), "training": to_json(training), "batch": batch}
-    rows = _prepared(directory, record, resume, overwrite)
-    setting, console = Setting(training, directory, batch), Console(highlight=False, soft_wrap=True)
-
+    rows = place.resumed(directory, record) if resume else []
+    if not resume:
+        place.check_free(directory, origin, overwrite)
+    setting = Setting(training, directory, batch)
     stage = _first(origin, setting)
+    replaced = Replaced(directory) if resume else place.set_aside(directory)
+    try:
+        if not resume:
+            place.begin(directory, record)
+        return _followed(route, stage, setting, rows, record)
+    finally:
+        (replaced.discard if place.holds_results(directory) else replaced.put_back)()
+
+
+def _followed(
+    route: Route, stage: Stage, setting: Setting, rows: list[Receipt], record: dict[str, Any]
+) -> Followed:
+    """From the origin's stage to the end, whereby `rows` has the receipts of what is done."""
+    directory, console = setting.directory, Console(highlight=False, soft_wrap=True)
     before: Stage | None = None
     for number, (name, step) in enumerate([("origin", None), *route.steps.items()]):
         started, file = time.perf_counter(), setting.file(number, name)
@@ -107,11 +121,12 @@ def follow(
                 stage = step.apply(stage, setting, name)
         if not done:
             pack(stage.variables, file)
-        stage = dataclasses.replace(stage, file=file)
+        pruned = (*stage.pruned, *(step.prunes if step else ()))
+        stage = dataclasses.replace(stage, file=file, pruned=pruned)
         if not done:
             seconds = time.perf_counter() - started
             rows.append(receipt(name, stage, setting, before, seconds))
-            write_json(directory / "receipts.json", _receipts(rows, record))
+            place.write_receipts(directory, rows, record)
             console.print(line(rows[-1], rows))
         before = stage
     pareto(directory / "pareto.png", rows, setting.task.metric)
@@ -140,7 +155,7 @@ def _first(origin: Path, setting: Setting) -> Stage:
     model, inputs = setting.model(factory), setting.inputs(setting.batch)
     if origin.is_file() and is_packed(origin):
         params, state = checked(unpack(origin), model, origin)
-        return Stage(factory, {"params": params, "model_state": state}, inference(model))
+        return trained(factory, {"params": params, "model_state": state}, model)
     found = start(origin, model, inputs, setting.task.metric)
     if found.fresh:
         raise UserError(
@@ -148,47 +163,4 @@ def _first(origin: Path, setting: Setting) -> Stage:
         )
     params, state = abstract(model)
     variables = with_leaves({"params": params, "model_state": state}, found.weights)
-    return Stage(factory, jax.device_put(variables), inference(model))
-
-
-def _prepared(directory: Path, record: dict[str, Any], resume: bool, overwrite: bool) -> list[Receipt]:
-    """The receipts that are there already, in a directory that is this route's."""
-    file = directory / "route.json"
-    if resume:
-        if not file.exists():
-            raise UserError(f"nothing to resume in {directory}: there is no route.json; leave out --resume")
-        before = json.loads(file.read_text(encoding="utf-8"))
-        now = json.loads(json.dumps(record))
-        for path, value, old in differences(now, {name: before.get(name) for name in now}):
-            if not path.startswith("training.data."):
-                raise UserError(
-                    f"{directory} was begun with {path} = {old}, now it is {value}: resume with the same, or choose "
-                    "another --run"
-                )
-        receipts = directory / "receipts.json"
-        rows = json.loads(receipts.read_text(encoding="utf-8"))["receipts"] if receipts.exists() else []
-        return [Receipt(**row) for row in rows]
-    if directory.exists() and any(directory.iterdir()):
-        if not overwrite:
-            raise UserError(
-                f"{directory} holds something already: go on with --resume, replace it with --overwrite, or choose "
-                "another --run DIR"
-            )
-        if not file.exists():
-            raise UserError(
-                f"{directory} is no route of jaxaccel and will not be deleted: choose another --run"
-            )
-        shutil.rmtree(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    write_json(file, record | {"command": command(), "versions": runtime.versions()})
-    return []
-
-
-def _receipts(rows: list[Receipt], record: dict[str, Any]) -> dict[str, Any]:
-    device = jax.devices()[0]
-    return {
-        "origin": record["origin"],
-        "device_kind": device.device_kind,
-        "versions": runtime.versions(),
-        "receipts": as_json(rows),
-    }
+    return trained(factory, jax.device_put(variables), model)

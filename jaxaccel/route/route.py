@@ -9,7 +9,17 @@ from typing import Any
 
 from jaxaccel.errors import UserError
 from jaxaccel.recipe import of_file, shipped, to_json
-from jaxaccel.route.steps import Step
+from jaxaccel.route.learning import FineTune, Student
+from jaxaccel.route.step import Step
+from jaxaccel.route.steps import Fold, LowRank, Quantize, RemoveChannels, Share
+
+NOT_AFTER: Mapping[type[Step], tuple[tuple[type[Step], ...], str]] = {
+    RemoveChannels: ((LowRank, Share, Fold, Quantize), "channels are removed from dense weights"),
+    FineTune: ((Fold, Quantize), "what was folded or quantised is not trained any more"),
+    Fold: ((Share, Quantize), "only weights in floating point are folded"),
+    Quantize: ((Share,), "weights that share the values of a codebook are not quantised"),
+}
+"""What a step cannot come after, and why: it would be told only then, and training may take hours."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,10 +36,23 @@ class Route:
                 raise UserError(f"a route maps names such as fine_tune to steps, got {name!r}: {step!r}")
         if not self.steps:
             raise UserError("a route needs at least one step")
+        before: dict[str, Step] = {}
+        for name, step in self.steps.items():
+            _check_after(name, step, before)
+            before = {name: step} if isinstance(step, Student) else before | {name: step}
 
     def as_json(self) -> dict[str, Any]:
         """The steps as plain values, by name."""
         return {name: {"kind": type(step).__name__, **to_json(step)} for name, step in self.steps.items()}
+
+
+def _check_after(name: str, step: Step, before: Mapping[str, Step]) -> None:
+    for kind, (ends, why) in NOT_AFTER.items():
+        for earlier, other in before.items():
+            if isinstance(step, kind) and isinstance(other, ends):
+                raise UserError(
+                    f"{name} cannot come after {earlier}: {why}; put it before, or leave out one of them"
+                )
 
 
 def names() -> dict[str, str]:

@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxaccel.compress import trainable
+from jaxaccel.compress.selected import names_of
 from jaxaccel.data import open_source
 from jaxaccel.data.feed import batch_shape
 from jaxaccel.data.sources import Source
@@ -16,6 +18,7 @@ from jaxaccel.modules import Model, as_model
 from jaxaccel.recipe import Recipe
 from jaxaccel.tasks import Task
 from jaxaccel.transforms import compressed, retarget
+from jaxaccel.trees import Where, parameter_path, selects
 
 PyTree = Any
 Batch = dict[str, Any]
@@ -35,8 +38,8 @@ class Stage:
     """(dense variables, *inputs) -> outputs, in inference."""
     accelerated: Callable[[Callable[..., PyTree]], Callable[..., PyTree]] = compressed
     """What makes `call` one of `variables`: `ja.compressed`, or `ja.int8` with its calibration."""
-    trainable: bool = True
-    """Whether training can go on with it: not after folding and quantising."""
+    pruned: tuple[str, ...] = ()
+    """Which weights were pruned on the way, as patterns of paths: their zeros stay."""
     file: Path | None = None
     """Where `variables` are packed."""
 
@@ -53,6 +56,26 @@ class Stage:
         """`call`, or `f` of the same arguments, as a function of the parameters alone, the state being what it is."""
         f, rest = f or self.call, {k: v for k, v in self.variables.items() if k != "params"}
         return lambda params, *inputs: f({"params": params, **rest}, *inputs)
+
+
+def trained(factory: Any, variables: PyTree, model: Model) -> Stage:
+    """The stage of a model with weights of an earlier training.
+
+    What is zero there in part was pruned; what is wholly so may be a layer that began like that and never trained.
+    """
+    pruned = tuple(path for path, share in zeros(variables["params"]).items() if 0.01 < share < 1)
+    return Stage(factory, variables, inference(model), pruned=pruned)
+
+
+def zeros(params: PyTree, where: Where = "**") -> dict[str, float]:
+    """The share of zeros in each weight that trains and that `where` selects, by path, where there are any.
+
+    Codebooks are left out, which keep their zeros by themselves.
+    """
+    leaves, _ = jax.tree_util.tree_flatten_with_path(trainable(params))
+    named = [(parameter_path(path), x) for path, x in leaves if x.ndim > 1]
+    chosen = {path: x for path, x in named if any(selects(where, name) for name in names_of(path))}
+    return {path: share for path, x in chosen.items() if (share := float(np.mean(np.asarray(x) == 0)))}
 
 
 def inference(model: Model) -> Callable[..., PyTree]:

@@ -1,15 +1,12 @@
-"""The steps of a route: each takes a stage and gives one that is smaller, or that has learned.
+"""The steps of a route that make a model smaller or faster; those that learn are in `learning`.
 
-A step is a frozen dataclass of options, which the command line shows as ``--NAME.OPTION``.
+The command line shows their options as ``--NAME.OPTION``.
 """
 
-import abc
 import dataclasses
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import jax
-import jax.numpy as jnp
 
 from jaxaccel.arrays import CodebookArray
 from jaxaccel.compress import (
@@ -20,42 +17,25 @@ from jaxaccel.compress import (
     quantize,
     remove_channels,
     share,
-    trainable,
 )
+from jaxaccel.compress.prune import Pattern
 from jaxaccel.errors import UserError
-from jaxaccel.flags import Call
-from jaxaccel.initial import start
 from jaxaccel.interpret import is_compressed
 from jaxaccel.optim import Sparse
-from jaxaccel.route.stage import Setting, Stage, inference
-from jaxaccel.route.tuning import fine_tuned, mean_gradient
+from jaxaccel.route.stage import Setting, Stage
+from jaxaccel.route.step import Step, check_least, check_shares, one_of
+from jaxaccel.route.tuning import mean_gradient
 from jaxaccel.transforms import Calibration, calibrate, fold, input_covariances, input_norms, int8
-from jaxaccel.trees import with_leaves
 
 PyTree = Any
-
-
-class Step(abc.ABC):
-    """Base of all steps."""
-
-    same_function: ClassVar[bool] = True
-    """Whether the model computes afterwards as before, with other variables: those are all there is to restore."""
-
-    @abc.abstractmethod
-    def apply(self, stage: Stage, setting: Setting, name: str) -> Stage:
-        """The stage after this step, which is called `name` in its route.
-
-        Raises:
-          UserError: an option has no meaning for this model.
-        """
 
 
 @dataclasses.dataclass(frozen=True)
 class RemoveChannels(Step):
     """Takes out whole channels: a thinner dense model. One of flops, parameters and latency says how far."""
 
-    flops: float | None = 0.5
-    """Share of the multiply-adds that shall be left."""
+    flops: float | None = None
+    """Share of the multiply-adds that shall be left; 0.5 where none of the three is given."""
     parameters: float | None = None
     """Or of the parameters."""
     latency: float | None = None
@@ -73,6 +53,18 @@ class RemoveChannels(Step):
     examples: int = 512
     """taylor: training examples for the gradient."""
 
+    def __post_init__(self) -> None:
+        """Checks the numbers."""
+        check_shares(**self.budget)
+        check_least(1, multiple=self.multiple, examples=self.examples)
+        if not 0 <= self.least < 1:
+            raise UserError(f"least is a share of the channels, in [0, 1), got {self.least:g}")
+
+    @property
+    def budget(self) -> dict[str, Any]:
+        """How much shall be left, and of what."""
+        return one_of(flops=self.flops, parameters=self.parameters, latency=self.latency) or {"flops": 0.5}
+
     def apply(self, stage: Stage, setting: Setting, name: str) -> Stage:
         """The stage with fewer channels."""
         grads = None
@@ -81,9 +73,8 @@ class RemoveChannels(Step):
             grads = {"params": mean_gradient(stage, setting, self.examples), "model_state": nothing}
         (inputs,) = setting.examples(setting.batch)
         removed = remove_channels(
-            stage.call, stage.variables, *inputs, flops=self.flops, parameters=self.parameters, latency=self.latency,
-            scope=self.scope, criterion=self.criterion, where=self.where, grads=grads, least=self.least,
-            multiple=self.multiple,
+            stage.call, stage.variables, *inputs, scope=self.scope, criterion=self.criterion, where=self.where,
+            grads=grads, least=self.least, multiple=self.multiple, **self.budget,
         )  # fmt: skip
         return dataclasses.replace(stage, variables=removed.params, file=None)
 
@@ -92,8 +83,8 @@ class RemoveChannels(Step):
 class Prune(Step):
     """Sets the least important weights to zero: fewer bytes to pack, no fewer operations."""
 
-    sparsity: float | None = 0.8
-    """Share of the weights to remove; None for an n:m pattern, which decides it."""
+    sparsity: float | None = None
+    """Share of the weights to remove; an n:m pattern decides it, and else it is 0.8 where none is given."""
     pattern: str = "unstructured"
     """unstructured, n:m (2:4), block or block:RxC."""
     scope: Literal["layer", "global", "erk"] = "layer"
@@ -105,6 +96,21 @@ class Prune(Step):
     examples: int = 512
     """taylor, wanda: training examples to look at."""
 
+    def __post_init__(self) -> None:
+        """Checks the numbers."""
+        Sparse(self.sparsity or 0.0, pattern=self.pattern)
+        check_least(1, examples=self.examples)
+        form = Pattern.parse(self.pattern)
+        if form.of and self.sparsity not in (None, 1 - form.keep / form.of):
+            raise UserError(
+                f"the pattern {self.pattern} decides the sparsity: leave out sparsity={self.sparsity:g}"
+            )
+
+    @property
+    def prunes(self) -> tuple[str, ...]:
+        """As `where` says."""
+        return self.where
+
     def apply(self, stage: Stage, setting: Setting, name: str) -> Stage:
         """The stage with zeros."""
         params = stage.variables["params"]
@@ -112,16 +118,11 @@ class Prune(Step):
         norms = None
         if self.criterion == "wanda":
             norms = input_norms(stage.of_params(), params, setting.examples(self.examples))
+        default = None if Pattern.parse(self.pattern).of else 0.8
         masks = prune(
-            params,
-            self.sparsity,
-            self.pattern,
-            self.scope,
-            self.criterion,
-            self.where,
-            grads=grads,
-            norms=norms,
-        )
+            params, default if self.sparsity is None else self.sparsity, self.pattern, self.scope, self.criterion,
+            self.where, grads=grads, norms=norms,
+        )  # fmt: skip
         return stage.with_params(masked(params, masks))
 
 
@@ -129,8 +130,9 @@ class Prune(Step):
 class LowRank(Step):
     """Truncates singular values: each weight becomes two thinner ones. One of rank, energy and flops says how far."""
 
-    flops: float | None = 0.5
-    """Share of the selected weights' multiply-adds that shall be left, spread so that least is lost."""
+    flops: float | None = None
+    """Share of the selected weights' multiply-adds that shall be left, spread so that least is lost; 0.5 where none of
+    the three is given."""
     energy: float | None = None
     """Or the share of the squares of each weight's singular values to keep."""
     rank: int | None = None
@@ -142,15 +144,24 @@ class LowRank(Step):
     examples: int = 0
     """Above 0: training examples on whose activations the error is made least; convolutions then take channel."""
 
+    def __post_init__(self) -> None:
+        """Checks the numbers."""
+        one_of(flops=self.flops, energy=self.energy, rank=self.rank)
+        check_shares(flops=self.flops, energy=self.energy)
+        check_least(1, rank=self.rank)
+        check_least(0, examples=self.examples)
+
+    @property
+    def budget(self) -> dict[str, Any]:
+        """How far, and by what."""
+        return one_of(flops=self.flops, energy=self.energy, rank=self.rank) or {"flops": 0.5}
+
     def apply(self, stage: Stage, setting: Setting, name: str) -> Stage:
         """The stage with low-rank weights."""
         params, f = stage.variables["params"], stage.of_params()
         found = input_covariances(f, params, setting.examples(self.examples)) if self.examples else None
-        work = multiply_adds(f, params, *setting.inputs(1)) if self.flops is not None else None
-        thin = low_rank(
-            params, rank=self.rank, energy=self.energy, flops=self.flops, where=self.where, form=self.form, work=work,
-            covariances=found,
-        )  # fmt: skip
+        work = multiply_adds(f, params, *setting.inputs(1)) if "flops" in self.budget else None
+        thin = low_rank(params, where=self.where, form=self.form, work=work, covariances=found, **self.budget)
         return stage.with_params(thin)
 
 
@@ -163,63 +174,14 @@ class Share(Step):
     where: tuple[str, ...] = ("**/kernel",)
     """Which weights, by path."""
 
+    def __post_init__(self) -> None:
+        """Checks the number."""
+        if not 1 <= self.bits <= 8:
+            raise UserError(f"bits must be 1 to 8, got {self.bits}")
+
     def apply(self, stage: Stage, setting: Setting, name: str) -> Stage:
         """The stage with codebooks."""
         return stage.with_params(share(stage.variables["params"], self.bits, self.where))
-
-
-@dataclasses.dataclass(frozen=True)
-class FineTune(Step):
-    """Trains on, as the model was trained but for what stands here. Pruned weights stay zero."""
-
-    epochs: float = 1.0
-    """Passes over the training split."""
-    rate: float = 0.1
-    """Highest learning rate, as a share of the recipe's; it falls by a cosine."""
-    warmup: float = 0.0
-    """Share of the steps in which it rises first."""
-    split: str = ""
-    """Of the training data, train[:10000] for instance; empty for the whole."""
-    sparse: Sparse = Sparse()
-    """Pruning while training."""
-    teacher: str = ""
-    """Who is learned from besides: origin, or another run or file of weights; empty for nobody."""
-    teacher_model: Call | None = None
-    """What makes the teacher's model where that is a file; by default that of the training recipe."""
-    temperature: float = 4.0
-    """Of the teacher's soft targets."""
-    soft: float = 0.9
-    """Weight of the soft targets in the loss; the labels have the rest."""
-    precision: Literal["", "float32", "bfloat16", "float16", "int8-qat"] = ""
-    """Of the training; empty for that of the recipe."""
-
-    def apply(self, stage: Stage, setting: Setting, name: str) -> Stage:
-        """The stage with what was learned."""
-        keep = not self.sparse.on and _has_zeros(stage.variables["params"])
-        return fine_tuned(stage, setting, name, self, Sparse(method="fixed") if keep else self.sparse)
-
-
-@dataclasses.dataclass(frozen=True)
-class Student(Step):
-    """Puts another, smaller model in place, which is to learn from the first one: ``--fine-tune.teacher origin``."""
-
-    same_function: ClassVar[bool] = False
-    model: Call | None = None
-    """What makes it: resnet20, or my_package.models.MyNet(width=16)."""
-    init_from: Path | None = None
-    """A run or a file with weights to begin with; without, it begins with random ones."""
-
-    def apply(self, stage: Stage, setting: Setting, name: str) -> Stage:
-        """The student's stage."""
-        if self.model is None:
-            raise UserError(f"name the student's model: --{name}.model resnet20, for instance")
-        model = setting.model(self.model)
-        params, state = jax.jit(model.init)(jax.random.key(setting.training.seed))
-        variables = {"params": params, "model_state": state}
-        if self.init_from is not None:
-            found = start(self.init_from, model, setting.inputs(setting.batch), setting.task.metric)
-            variables = with_leaves(variables, found.weights)
-        return Stage(self.model, variables, inference(model))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,7 +193,7 @@ class Fold(Step):
     def apply(self, stage: Stage, setting: Setting, name: str) -> Stage:
         """The stage of the folded function."""
         call, variables = fold(stage.call, stage.variables, *setting.inputs(1))
-        return dataclasses.replace(stage, call=call, variables=variables, trainable=False, file=None)
+        return dataclasses.replace(stage, call=call, variables=variables, file=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,6 +214,12 @@ class Quantize(Step):
     lowering: Literal["auto", "int8"] = "auto"
     """auto leaves in floating point what is slower as integers on this device."""
 
+    def __post_init__(self) -> None:
+        """Checks the numbers."""
+        if self.bits not in (4, 8):
+            raise UserError(f"bits must be 8 or 4, got {self.bits}")
+        check_least(1, examples=self.examples)
+
     def apply(self, stage: Stage, setting: Setting, name: str) -> Stage:
         """The stage of integers."""
         if _shared(stage.variables):
@@ -267,9 +235,7 @@ class Quantize(Step):
             activations = self.activations if self.bits == 8 else "none"
             return int8(f, activations=activations, calibration=ranges, lowering=self.lowering)
 
-        return dataclasses.replace(
-            stage, variables=variables, accelerated=accelerated, trainable=False, file=None
-        )
+        return dataclasses.replace(stage, variables=variables, accelerated=accelerated, file=None)
 
     def _ranges(self, stage: Stage, setting: Setting, name: str) -> Calibration:
         """Those of an earlier attempt where there are any."""
@@ -279,12 +245,6 @@ class Quantize(Step):
                 file
             )
         return Calibration.load(file)
-
-
-def _has_zeros(params: PyTree) -> bool:
-    """Whether weights that train are pruned, those of a codebook aside, which keep zeros by themselves."""
-    leaves = jax.tree.leaves(trainable(params))
-    return any(x.ndim > 1 and float(jnp.mean(x == 0)) > 0.01 for x in leaves)
 
 
 def _shared(variables: PyTree) -> bool:

@@ -9,34 +9,38 @@ import jax
 import jax.numpy as jnp
 
 from jaxaccel.compress import trainable, with_trained
+from jaxaccel.compress.pack import is_packed
 from jaxaccel.errors import UserError
 from jaxaccel.optim import Schedule, Sparse
 from jaxaccel.packed import packed
 from jaxaccel.recipe import Recipe
 from jaxaccel.route.stage import Setting, Stage, batches
+from jaxaccel.route.wording import of_route
+from jaxaccel.rundir import command
 from jaxaccel.teacher import Distill
 from jaxaccel.train import train
 from jaxaccel.transforms import compressed
 
 if TYPE_CHECKING:
-    from jaxaccel.route.steps import FineTune
+    from jaxaccel.route.learning import FineTune
 
 PyTree = Any
 
 
 def fine_tuned(stage: Stage, setting: Setting, name: str, how: "FineTune", sparse: Sparse) -> Stage:
     """The stage after a run of its own in the route's directory, which goes on where it was stopped."""
-    if not stage.trainable:
-        raise UserError(
-            f"{name}: a model that was folded or quantised is not trained any more: put this step before"
-        )
     directory = setting.directory / name
     begun = any(directory.glob("checkpoints/*"))
-    result = train(
-        recipe_of(stage, setting, name, how, sparse), run=directory, resume=begun, overwrite=not begun
-    )
+    recipe = recipe_of(stage, setting, name, how, sparse)
+    try:
+        result = train(recipe, run=directory, resume=begun, overwrite=not begun)
+    except UserError as error:
+        raise UserError(f"{name}: {of_route(str(error), name)}") from error
     if not result.summary["finished"]:
-        raise SystemExit(0)  # a signal asked it to stop, and it has said how to go on
+        if command() is None:  # what it said of going on holds for a training by itself
+            whole = f"ja.follow(route, origin, run={str(setting.directory)!r}, resume=True)"
+            print(f"it is part of a route, which goes on with: {whole}, all else as before")
+        raise SystemExit(0)  # a signal asked it to stop
     trained, state = jax.device_get((result.state.weights(), result.state.model_state))
     params = with_trained(stage.variables["params"], trained)
     return dataclasses.replace(stage, variables={"params": params, "model_state": state}, file=None)
@@ -66,7 +70,11 @@ def _distill(setting: Setting, how: "FineTune") -> Distill:
     if not how.teacher:
         return Distill()
     whom = setting.origin if how.teacher == "origin" else Path(how.teacher)
-    model = None if whom.is_dir() else how.teacher_model or setting.training.model
+    model = how.teacher_model
+    if model is None and not whom.is_dir():
+        model = setting.training.model
+        if is_packed(whom):  # its weights may be thinner than the model's own, or of low rank
+            model = partial(packed, file=str(whom), model=model)
     return Distill(teacher=whom, model=model, temperature=how.temperature, soft=how.soft)
 
 

@@ -11,7 +11,7 @@ def route() -> Route:
     """Half the multiply-adds, then quantised."""
     return Route(
         {
-            "low_rank": LowRank(flops=0.5),
+            "low_rank": LowRank(),
             "fine_tune": FineTune(epochs=2, rate=0.2),
             "fold": Fold(),
             "int8": Quantize(),

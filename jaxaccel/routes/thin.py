@@ -12,7 +12,7 @@ def route() -> Route:
     """Half the multiply-adds, then quantised."""
     return Route(
         {
-            "channels": RemoveChannels(flops=0.5, multiple=8),
+            "channels": RemoveChannels(multiple=8),
             "fine_tune": FineTune(epochs=2, rate=0.2, teacher="origin"),
             "fold": Fold(),
             "int8": Quantize(),

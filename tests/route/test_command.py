@@ -42,6 +42,21 @@ def test_flags_reach_their_step(followed, origin):
     assert place == origin and training.batch_size == 32 and options["batch"] == 7
 
 
+def test_alternatives_take_the_place_of_defaults(followed, origin, tmp_path):
+    own = tmp_path / "pruned.py"
+    own.write_text("from jaxaccel.route import *\ndef route():\n    return Route({'prune': Prune()})\n")
+    for recipe, *words in (
+        ("thin", "--channels.latency", "0.5"),
+        ("low_rank", "--low-rank.energy", "0.9"),
+        (str(own), "--prune.pattern", "2:4"),
+    ):
+        assert command.main([str(origin), "--recipe", recipe, *words]) == 0
+    thin, low_rank, pruned = (args[0].steps for args, _ in followed)
+    assert thin["channels"].budget == {"latency": 0.5} and thin["channels"].multiple == 8
+    assert low_rank["low_rank"].budget == {"energy": 0.9}
+    assert pruned["prune"].sparsity is None and pruned["prune"].pattern == "2:4"
+
+
 def test_a_file_goes_by_a_recipe_like_it(followed, tmp_path):
     file = tmp_path / "weights.safetensors"
     save_file({"x": np.zeros(3, np.float32)}, file)
@@ -88,6 +103,8 @@ def test_a_file_of_ones_own(tmp_path, followed, origin):
         (["--prune.epochs", "many"], "epochs"),
         (["--recipe", "nowhere.py"], "no recipe file nowhere.py"),
         (["--training.model", "resnet2000"], "resnet20"),
+        (["--int8.bits", "5"], "bits must be 8 or 4, got 5"),
+        (["--recipe", "thin", "--channels.multiple", "0"], "multiple must be at least 1, got 0"),
     ],
 )
 def test_mistakes(origin, words, said):

@@ -1,0 +1,54 @@
+"""What a step of a route is, and checks of its options."""
+
+import abc
+from typing import Any, ClassVar
+
+from jaxaccel.errors import UserError
+from jaxaccel.route.stage import Setting, Stage
+
+
+class Step(abc.ABC):
+    """Base of all steps: frozen dataclasses of options, which are checked when one is made."""
+
+    same_function: ClassVar[bool] = True
+    """Whether the model computes afterwards as before, with other variables: those are all there is to restore."""
+
+    @property
+    def prunes(self) -> tuple[str, ...]:
+        """Which weights it sets to zero, as patterns of paths."""
+        return ()
+
+    @abc.abstractmethod
+    def apply(self, stage: Stage, setting: Setting, name: str) -> Stage:
+        """The stage after this step, which is called `name` in its route.
+
+        Raises:
+          UserError: an option has no meaning for this model.
+        """
+
+
+def one_of(**values: Any) -> dict[str, Any]:
+    """The one that is given; empty where none is.
+
+    Raises:
+      UserError: there are several.
+    """
+    given = {name: value for name, value in values.items() if value is not None}
+    if len(given) > 1:
+        several = " and ".join(f"{name}={value:g}" for name, value in given.items())
+        raise UserError(f"give one of {', '.join(values)}, not {several}: None takes one back")
+    return given
+
+
+def check_shares(**values: float | None) -> None:
+    """Checks that what is given lies in (0, 1]."""
+    for name, value in values.items():
+        if value is not None and not 0 < value <= 1:
+            raise UserError(f"{name} is a share, in (0, 1], got {value:g}")
+
+
+def check_least(least: int, **values: int | None) -> None:
+    """Checks that what is given is at least so much."""
+    for name, value in values.items():
+        if value is not None and value < least:
+            raise UserError(f"{name} must be at least {least}, got {value}")

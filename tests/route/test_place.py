@@ -1,0 +1,146 @@
+"""Where a route is written: nothing is lost that cannot be made again, and going on is going on with the same."""
+
+import dataclasses
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import pytest
+
+import jaxaccel as ja
+from jaxaccel import models
+from jaxaccel.errors import UserError
+from jaxaccel.modules import as_model
+from jaxaccel.recipe import Data, to_json
+from jaxaccel.route import FineTune, LowRank, Prune, Route, place
+from jaxaccel.route.receipts import Receipt
+from jaxaccel.route.wording import of_route
+
+PRUNED = Route({"prune": Prune(0.5)})
+
+
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory):
+    """A packed model, and a recipe like its own."""
+    file = tmp_path_factory.mktemp("origin") / "small.safetensors"
+    recipe = dataclasses.replace(
+        ja.load_recipe("digits"), model=partial(models.ConvNet, widths=(4,), hidden=0)
+    )
+    facts, inputs = (
+        {"classes": 10, "channels": 1, "image_size": 8},
+        (jax.ShapeDtypeStruct((2, 8, 8, 1), "float32"),),
+    )
+    params, state = as_model(recipe.model, facts, inputs).init(jax.random.key(0))
+    ja.pack({"params": params, "model_state": state}, file)
+    return file, recipe
+
+
+@pytest.fixture
+def follow(monkeypatch, origin):
+    """`ja.follow` from that model, without the measurements."""
+    fields = {field.name: 1 for field in dataclasses.fields(Receipt)}
+    module = sys.modules["jaxaccel.route.follow"]
+    monkeypatch.setattr(module, "pareto", lambda *_: None)
+    monkeypatch.setattr(
+        module, "receipt", lambda name, *_: Receipt(**fields | {"step": name, "scores": {"accuracy": 0.5}})
+    )
+
+    def followed(route, run, file=origin[0], training=origin[1], **options):
+        return ja.follow(route, file, training, run=run, **options)
+
+    return followed
+
+
+def steps(directory):
+    return [row["step"] for row in json.loads((directory / "receipts.json").read_text())["receipts"]]
+
+
+def test_what_cannot_begin_replaces_nothing(follow, origin, tmp_path):
+    there, recipe = tmp_path / "r", origin[1]
+    follow(PRUNED, there)
+    wider = dataclasses.replace(recipe, model=partial(models.ConvNet, widths=(4, 4), hidden=0))
+    inside = there / "1-prune.safetensors"
+    before = {path: path.read_bytes() for path in there.iterdir()}
+    for mistake, said in (
+        ({"file": tmp_path / "nowhere"}, "nowhere"),
+        ({"training": wider}, "another model"),
+        ({"file": inside}, "lies in"),
+        ({"route": Route({"thin": LowRank(where=("nowhere",))})}, "nowhere"),
+    ):
+        with pytest.raises(UserError, match=said):
+            follow(**{"route": PRUNED, "run": there, "overwrite": True} | mistake)
+        assert {path: path.read_bytes() for path in there.iterdir()} == before
+    follow(Route({"less": Prune(0.2)}), there, overwrite=True)
+    assert steps(there) == ["origin", "less"] and not inside.exists() and list(tmp_path.iterdir()) == [there]
+
+
+def test_what_failed_early_is_not_in_the_way(follow, tmp_path):
+    with pytest.raises(UserError, match="nowhere"):
+        follow(Route({"prune": Prune(0.5, where=("nowhere",))}), tmp_path / "r")
+    assert steps(tmp_path / "r") == ["origin"]
+    follow(PRUNED, tmp_path / "r")
+    with pytest.raises(UserError, match="holds something already"):
+        follow(PRUNED, tmp_path / "r")
+
+
+def test_what_is_a_loss(tmp_path):
+    there = tmp_path / "r"
+    assert not place.holds_results(there)
+    place.begin(there, {})
+    (there / "tune").mkdir()
+    (there / "tune" / "recipe.json").touch()  # of a fine-tuning that failed before its first checkpoint
+    assert not place.holds_results(there)
+    for own in ("1-prune.safetensors", "thesis", "tune/checkpoints/20"):
+        (there / own).mkdir(parents=True)
+        assert place.holds_results(there)
+        (there / own).rmdir()
+        assert not place.holds_results(there)
+    (there / "route.json").unlink()
+    assert place.holds_results(there)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"non_finite": "skip"}, None),
+        ({"lowering": "xla"}, None),
+        ({"data": Data("digits", feed="stream")}, None),
+        ({"data": Data("digits", eval_split="train")}, r"training\.data\.eval_split = test, now it is train"),
+        ({"data": Data("mnist")}, r"training\.data\.name = digits"),
+        ({"seed": 3}, r"training\.seed"),
+    ],
+)
+def test_going_on_is_with_the_same(origin, tmp_path, change, said):
+    place.begin(tmp_path / "r", {"training": to_json(origin[1])})
+    now = {"training": to_json(dataclasses.replace(origin[1], **change))}
+    if said is None:
+        assert place.resumed(tmp_path / "r", now) == []
+        return
+    with pytest.raises(UserError, match=said):
+        place.resumed(tmp_path / "r", now)
+
+
+def test_a_fine_tuning_that_fails_says_what_works_in_a_route(follow, tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise UserError(
+            "not finite: go on with --resume --non-finite skip, or a lower --optimizer.learning-rate"
+        )
+
+    monkeypatch.setattr("jaxaccel.route.tuning.train", fails)
+    with pytest.raises(UserError) as error:
+        follow(Route({"fine_tune": FineTune()}), tmp_path / "r")
+    assert str(error.value) == (
+        "fine_tune: not finite: go on with --resume --training.non-finite skip, or a lower --fine-tune.rate"
+    )
+    said = "--data.feed resident, --run DIR, --distill.model, --sparse.every"
+    assert (
+        of_route(said, "a") == "--training.data.feed resident, --run DIR, --a.teacher-model, --a.sparse.every"
+    )
+
+
+def test_runs_of_other_names_lead_elsewhere(tmp_path):
+    (tmp_path / "x-lr0.1").mkdir()
+    assert place.default(tmp_path / "x-lr0.1") == Path("runs/x-lr0.1-compressed")
+    assert place.default(Path("resnet56.th")) == Path("runs/resnet56-compressed")
