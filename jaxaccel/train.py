@@ -265,7 +265,7 @@ def _train(
         rundir.write_json(directory / "result.json", summary)
         curves.draw(directory, f"{recipe.name}: {scores_text(scores)}")
         log.say(f"{scores_text(scores)} after {summary['seconds']:.0f} s; see {directory}/curves.png" if at == steps
-                else f"stopped at step {at} of {steps} and saved; go on with: {again(directory)}")  # fmt: skip
+                else f"stopped at step {at} of {steps} and saved; go on with: {again()}")  # fmt: skip
     return TrainResult(directory, summary, training, state)
 
 

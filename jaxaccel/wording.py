@@ -51,9 +51,9 @@ def replicas_text(rows: Sequence[Mapping[str, float]], metric: str, best: int) -
     return "\n".join(line + mark for line, mark in zip(lines, marks, strict=True))
 
 
-def again(directory: Path) -> str:
-    """What to type to go on: the same words as before, and --resume."""
+def again() -> str:
+    """What to type to go on: the same words as before, and --resume; in Python the call, of whatever it was."""
     command = rundir.command()
     if command is None:
-        return f"ja.train(recipe, run={str(directory)!r}, resume=True)"
+        return "the same call with resume=True"
     return shlex.join([*(word for word in command if word not in ("--resume", "--overwrite")), "--resume"])

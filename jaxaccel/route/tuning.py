@@ -16,7 +16,6 @@ from jaxaccel.packed import packed
 from jaxaccel.recipe import Recipe
 from jaxaccel.route.stage import Setting, Stage, batches
 from jaxaccel.route.wording import of_route
-from jaxaccel.rundir import command
 from jaxaccel.teacher import Distill
 from jaxaccel.train import train
 from jaxaccel.transforms import compressed
@@ -37,10 +36,7 @@ def fine_tuned(stage: Stage, setting: Setting, name: str, how: "FineTune", spars
     except UserError as error:
         raise UserError(f"{name}: {of_route(str(error), name)}") from error
     if not result.summary["finished"]:
-        if command() is None:  # what it said of going on holds for a training by itself
-            whole = f"ja.follow(route, origin, run={str(setting.directory)!r}, resume=True)"
-            print(f"it is part of a route, which goes on with: {whole}, all else as before")
-        raise SystemExit(0)  # a signal asked it to stop
+        raise SystemExit(0)  # a signal asked it to stop, and it has said how to go on
     trained, state = jax.device_get((result.state.weights(), result.state.model_state))
     params = with_trained(stage.variables["params"], trained)
     return dataclasses.replace(stage, variables={"params": params, "model_state": state}, file=None)

@@ -137,11 +137,7 @@ def test_stopped_within_a_fine_tuning_it_goes_on_as_if_nothing_had_been(run, tmp
         with pytest.raises(SystemExit) as stopped:
             ja.follow(route, place, training, run=tmp_path / "r")
     assert stopped.value.code == 0
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert (
-        f"a route, which goes on with: ja.follow(route, origin, run={str(tmp_path / 'r')!r}, resume=True)"
-        in last
-    )
+    assert "go on with: the same call with resume=True" in capsys.readouterr().out
     assert (tmp_path / "r" / "1-prune.safetensors").exists()
     assert not (tmp_path / "r" / "2-fine_tune.safetensors").exists()
     steps = {
