@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -46,7 +46,8 @@ class Optimizer:
     rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Learning rates of groups of parameters, as multiples, by path: `--optimizer.rates '**/head/**' 10`; 0 freezes."""
     freeze: tuple[str, ...] = ()
-    """Parameters that stay as they are, by path ('stem/**' 'stages/0/**'): they get no gradient and no state."""
+    """Parameters that stay as they are, by path ('stem/**' 'stages/0/**'): they get no gradient and no state, and are
+    not pruned."""
     unfreeze: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Groups of parameters that begin to move later, by path, and after which share of the run (Howard & Ruder 2018):
     `--optimizer.unfreeze 'stages/**' 0.2 'stem/**' 0.5`."""
@@ -103,8 +104,18 @@ class Optimizer:
                 "optimizer.reestimate is for averaged weights: add --optimizer.ema, swa or lookahead"
             )
 
-    def build(self, schedule: optax.Schedule, steps: int = 0) -> optax.GradientTransformationExtraArgs:
-        """The gradient transformation, driven by `schedule`, of a run of so many steps (`unfreeze` counts in shares).
+    def build(
+        self,
+        schedule: optax.Schedule,
+        steps: int = 0,
+        around: Callable[[optax.GradientTransformation], optax.GradientTransformation] | None = None,
+    ) -> optax.GradientTransformationExtraArgs:
+        """The gradient transformation, driven by `schedule`.
+
+        Args:
+          schedule: step -> learning rate.
+          steps: of the run, in shares of which `unfreeze` counts.
+          around: what stands around the optimizer, such as `sparse`; it sees nothing of what `freeze` holds.
 
         Raises:
           UserError: there is no such optimizer, or it does not take one of `args`.
@@ -137,7 +148,8 @@ class Optimizer:
         tx = optax.chain(*before, _only_what_it_takes(made) if self.name in LINE_SEARCH else made)
         tx = self._around(tx)
         tx = unfreezing(tx, self.unfreeze, steps) if self.unfreeze else tx
-        return freezing(tx, self.freeze) if self.freeze else tx
+        tx = around(tx) if around else tx
+        return freezing(tx, self.freeze) if self.freeze else optax.with_extra_args_support(tx)
 
     def averaging(self, steps: int, epoch_steps: float) -> Averaging | None:
         """The average of the weights in a run of so many steps; None where there is none."""

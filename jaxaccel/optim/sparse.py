@@ -33,7 +33,7 @@ class Sparse:
     scope: Scope = "layer"
     """Whether each layer loses that share, or all together (global), or each by its shape (erk)."""
     where: str = KERNELS
-    """Which weights, by path."""
+    """Which weights, by path; none that the optimizer's `freeze` keeps as they are."""
     begin: float = 0.0
     """When pruning begins, as a share of all steps."""
     end: float = 0.75

@@ -10,8 +10,9 @@ import optax
 import pytest
 
 import jaxaccel as ja
+from jaxaccel.compress.prune import sparsity_of
 from jaxaccel.errors import UserError
-from jaxaccel.optim import Sparse, sparse
+from jaxaccel.optim import Optimizer, Sparse, sparse
 
 STEPS = 40
 
@@ -215,3 +216,32 @@ def test_a_recipe_that_prunes(tmp_path):
     assert ja.load_recipe(str(tmp_path / "run")).sparse == recipe.sparse
     with pytest.raises(UserError, match="do not go together"):
         dataclasses.replace(recipe, optimizer=dataclasses.replace(recipe.optimizer, ema=0.99))
+
+
+@pytest.mark.parametrize("method", ["one_shot", "straight_through", "rigl", "lottery", "fixed"])
+def test_what_is_frozen_is_not_pruned(method):
+    params, loss = problem()
+    params = {"stem": params["layer"], "head": params["layer"]}
+    zero = params["stem"]["kernel"].at[0].set(0.0)
+    params["head"] = {**params["head"], "kernel": zero}
+    how = Sparse(0.0 if method == "fixed" else 0.5, method, end=1.0, every=2)
+    optimizer = Optimizer("adam", 0.02, freeze=("stem/**",))
+    tx = optimizer.build(optax.constant_schedule(0.02), 4, partial(sparse, how=how, steps=4))
+    state, moved = tx.init(params), params
+    for _ in range(4):
+        grads = jax.grad(lambda p: loss({"layer": p["stem"]}) + loss({"layer": p["head"]}))(moved)
+        updates, state = tx.update(grads, state, moved)
+        moved = optax.apply_updates(moved, updates)
+    jax.tree.map(np.testing.assert_array_equal, moved["stem"], params["stem"])
+    assert (np.asarray(moved["head"]["kernel"]) == 0).sum() == (8 if method == "fixed" else 48)
+
+
+def test_a_recipe_that_prunes_what_moves_and_keeps_the_rest(tmp_path):
+    recipe = dataclasses.replace(
+        ja.load_recipe("digits"), model=partial(ja.models.ConvNet, widths=(8,), hidden=16), epochs=0.1, augment=(),
+        sparse=Sparse(0.5, "one_shot"), lowering="xla",
+        optimizer=Optimizer("sgd", 0.1, freeze=("stages/**",)),
+    )  # fmt: skip
+    params = ja.train(recipe, run=tmp_path / "run").state.params
+    assert sparsity_of(params, "stages/**/kernel") == 0
+    assert abs(sparsity_of(params, "{hidden,head}/kernel") - 0.5) < 0.01
