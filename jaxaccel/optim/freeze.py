@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxaccel.errors import UserError
-from jaxaccel.trees import Where, check_where, parameter_path, selects
+from jaxaccel.optim.paths import check_where, selects
+from jaxaccel.trees import Where, parameter_path
 
 PyTree = Any
 

@@ -17,11 +17,12 @@ from jaxaccel.optim.conjugate_gradient import conjugate_gradient
 from jaxaccel.optim.freeze import freezing, unfreezing
 from jaxaccel.optim.lookahead import lookahead
 from jaxaccel.optim.muon import muon
+from jaxaccel.optim.paths import selects
 from jaxaccel.optim.scaling import layer_decay, scale_by_path
 from jaxaccel.optim.shampoo import shampoo
 from jaxaccel.optim.sharpness import sharpness_aware
 from jaxaccel.optim.soap import soap
-from jaxaccel.trees import matches, path_text
+from jaxaccel.trees import path_text
 
 OURS = {"shampoo": shampoo, "soap": soap, "conjugate_gradient": conjugate_gradient, "muon": muon}
 """What Optax lacks, and `muon` for kernels of any rank."""
@@ -171,7 +172,7 @@ class Optimizer:
 
     def _decays(self, params: Any) -> Any:
         found = jax.tree_util.tree_map_with_path(
-            lambda path, _: matches(self.decay_where, path_text(path)), params
+            lambda path, _: selects(self.decay_where, path_text(path)), params
         )
         if is_on(self.weight_decay) and not any(jax.tree.leaves(found)):
             raise UserError(f"optimizer.decay_where {self.decay_where!r} matches no parameter")
