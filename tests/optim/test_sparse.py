@@ -24,11 +24,11 @@ def problem():
     return params, lambda p: jnp.mean((x @ p["layer"]["kernel"] + p["layer"]["bias"] - x @ w) ** 2)
 
 
-def trained(how, tx=None, steps=STEPS, params=None, seed=0):
-    """(parameters, state) after each step."""
+def trained(how, tx=None, steps=STEPS, params=None, seed=0, of=STEPS):
+    """(parameters, state) after each of the first `steps` steps of a run of `of`."""
     start, loss = problem()
     params = start if params is None else params
-    tx = sparse(tx or optax.adam(0.02), how, STEPS, seed)
+    tx = sparse(tx or optax.adam(0.02), how, of, seed)
     state = tx.init(params)
 
     @jax.jit
@@ -192,11 +192,26 @@ def test_zeros_stay_zeros():
         ({"sparsity": 0.5, "begin": 0.9, "end": 0.5}, "begin <= end"),
         ({"sparsity": 0.5, "pattern": "3-4"}, "pattern must be"),
         ({"sparsity": 0.5, "every": 0}, "every >= 1"),
+        ({"sparsity": 0.8, "pattern": "2:4"}, "2:4 is a sparsity of 0.5, not 0.8: leave sparsity out"),
+        ({"pattern": "2:4", "scope": "erk"}, "every layer alike: leave scope out"),
+        ({"pattern": "2:4", "method": "lottery"}, "choose method one_shot"),
+        ({"pattern": "2:4", "method": "set"}, "set regrows single weights: leave pattern out"),
+        (
+            {"sparsity": 0.5, "pattern": "block", "method": "rigl"},
+            "rigl regrows single weights: leave pattern out",
+        ),
+        ({"sparsity": 0.5, "scope": "global", "method": "set"}, "choose scope layer or erk"),
+        ({"sparsity": 0.5, "method": "fixed"}, "leave sparsity and pattern out"),
+        ({"pattern": "2:4", "method": "fixed"}, "fixed keeps the zeros that there are"),
     ],
 )
 def test_what_cannot_be_is_said_in_a_line(options, says):
     with pytest.raises(UserError, match=says):
         Sparse(**options)
+
+
+def test_a_pattern_may_repeat_its_sparsity():
+    assert Sparse(0.5, pattern="2:4").on and Sparse(0.75, pattern="1:4").on
 
 
 def test_a_pattern_that_does_not_divide():
