@@ -108,10 +108,16 @@ def sparse(
         traced.
 
     Raises:
-      UserError: `where` selects nothing, or the pattern does not divide a weight; at the update, `params` is missing.
+      UserError: no round of lottery fits before its end, `where` selects nothing, or the pattern does not divide a
+        weight; at the update, `params` is missing.
     """
     tx = optax.with_extra_args_support(tx)
     begin, end = round(how.begin * steps), max(round(how.end * steps), 1)
+    if how.method == "lottery" and how.every > end - begin:
+        raise UserError(
+            f"lottery: no round of {how.every} steps fits between begin (step {begin}) and end (step {end} of {steps}): "
+            + (f"lower every to at most {end - begin}" if end > begin else "raise end, or lower begin")
+        )
     through = how.method == "straight_through"
 
     def init(params: PyTree) -> SparseState:
@@ -245,7 +251,7 @@ def _next_round(
 ) -> tuple[SparseState, jax.Array]:
     """The state when a round of the lottery may be over, and whether one is."""
     step = state.step
-    rounds = max((end - begin) // how.every, 1)
+    rounds = (end - begin) // how.every
     done = (step - begin) // how.every
     back = (step > begin) & ((step - begin) % how.every == 0) & (done <= rounds)
     kept = _map(lambda k, w: None if k is None else jnp.where(step == begin, w, k), state.kept, weights)

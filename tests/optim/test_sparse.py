@@ -214,6 +214,15 @@ def test_a_pattern_may_repeat_its_sparsity():
     assert Sparse(0.5, pattern="2:4").on and Sparse(0.75, pattern="1:4").on
 
 
+@pytest.mark.parametrize(("every", "steps"), [(100, 50), (31, 40)])
+def test_rounds_that_do_not_fit(every, steps):
+    how = Sparse(0.8, "lottery", every=every)
+    with pytest.raises(UserError, match=f"lower every to at most {round(0.75 * steps)}"):
+        sparse(optax.sgd(0.1), how, steps)
+    how = dataclasses.replace(how, every=round(0.75 * steps))
+    assert zeros(trained(how, steps=how.every, of=steps)[-1][0]) == 77
+
+
 def test_a_pattern_that_does_not_divide():
     with pytest.raises(UserError, match="does not divide layer/kernel"):
         sparse(optax.sgd(0.1), Sparse(pattern="4:8"), STEPS).init(problem()[0])
