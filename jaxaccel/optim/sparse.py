@@ -115,7 +115,7 @@ def sparse(
     begin, end = round(how.begin * steps), max(round(how.end * steps), 1)
     if how.method == "lottery" and how.every > end - begin:
         raise UserError(
-            f"lottery: no round of {how.every} steps fits between begin (step {begin}) and end (step {end} of {steps}): "
+            f"lottery: no round of {how.every} steps fits from begin (step {begin}) to end (step {end} of {steps}): "
             + (f"lower every to at most {end - begin}" if end > begin else "raise end, or lower begin")
         )
     through = how.method == "straight_through"
