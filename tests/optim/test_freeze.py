@@ -68,6 +68,8 @@ def followed(optimizer, loss, params, steps=4):
         {"name": "sophia"},
         {"name": "lbfgs"},
         {"name": "conjugate_gradient"},
+        {"name": "adam", "lookahead": 3},
+        {"name": "schedule_free_adamw"},
     ],
     ids=lambda options: "-".join(map(str, options.values())),
 )
