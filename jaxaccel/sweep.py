@@ -182,11 +182,10 @@ def keep_best(
 def _training(recipe: Recipe, model: Model, steps: int, image_size: int, teacher: Teacher | None) -> Training:
     resized = (functools.partial(augment.resize, size=image_size),) if image_size else ()
     schedule = recipe.schedule.build(recipe.optimizer.learning_rate, steps)
-    tx = recipe.optimizer.build(schedule, steps)
+    pruned = functools.partial(sparse, how=recipe.sparse, steps=steps, seed=recipe.seed)
+    tx = recipe.optimizer.build(schedule, steps, pruned if recipe.sparse.on else None)
     if recipe.optimizer.freeze:
         model = model._replace(apply=_frozen(model.apply, recipe.optimizer.freeze))
-    if recipe.sparse.on:
-        tx = sparse(tx, recipe.sparse, steps, recipe.seed)
     return Training(
         model, recipe.task, tx, schedule,
         augment.chain(*resized, *recipe.augment), recipe.seed, recipe.optimizer.accumulate,

@@ -71,16 +71,29 @@ def weights_to_evaluate(opt_state: PyTree, params: PyTree) -> PyTree | None:
     """The weights at which an optimizer is evaluated that does not train them itself; None for any other.
 
     Those are the average of a schedule-free optimizer (Defazio et al. 2024, arXiv:2405.15682), and the slow weights of
-    Lookahead.
+    Lookahead. Parameters that are frozen, and masked in the optimizer's state, are themselves.
     """
     kinds = (optax.contrib.ScheduleFreeState, LookaheadState)
     states = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, kinds))
     for state in states:
         if isinstance(state, LookaheadState):
-            return jax.tree.map(lambda slow, p: jnp.array(slow, p.dtype), state.slow, params)
+            return _or(state.slow, params)
         if isinstance(state, optax.contrib.ScheduleFreeState):
-            return optax.contrib.schedule_free_eval_params(state, params)
+            free = jax.tree.map(lambda z, p: z if _is_masked(z) else p, state.z, params, is_leaf=_is_masked)
+            return _or(optax.contrib.schedule_free_eval_params(state, free), params)
     return None
+
+
+def _or(weights: PyTree, params: PyTree) -> PyTree:
+    """`weights`, and `params` where they are masked, in the dtypes of `params`."""
+    # Copies: what is evaluated may be donated together with the parameters.
+    return jax.tree.map(
+        lambda w, p: jnp.array(p if _is_masked(w) else w, p.dtype), weights, params, is_leaf=_is_masked
+    )
+
+
+def _is_masked(x: Any) -> bool:
+    return isinstance(x, optax.MaskedNode)
 
 
 def reestimator(

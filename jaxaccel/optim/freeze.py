@@ -1,6 +1,6 @@
 """Parameters that stay as they are, for the whole run or for its first part."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxaccel.errors import UserError
-from jaxaccel.trees import Where, check_where, parameter_path, selects
+from jaxaccel.optim.paths import check_where, selects
+from jaxaccel.trees import Where, parameter_path
 
 PyTree = Any
 
@@ -38,6 +39,9 @@ def without_gradient(params: PyTree, where: Where) -> PyTree:
 def freezing(tx: optax.GradientTransformation, where: Where) -> optax.GradientTransformationExtraArgs:
     """`tx` for the parameters that `where` does not select; the others stay, and have no optimizer state.
 
+    Of what the trainer gives optimizers besides, ``grad`` and the functions ``value_fn``, ``obj_fn`` and ``grad_fn``,
+    `tx` sees the same: functions of the parameters that move.
+
     Args:
       tx: any optimizer.
       where: patterns of paths, or a predicate.
@@ -52,7 +56,7 @@ def freezing(tx: optax.GradientTransformation, where: Where) -> optax.GradientTr
 
     def update(updates: PyTree, state: Any, params: PyTree = None, **extra: Any) -> tuple[PyTree, Any]:
         rest = None if params is None else _rest(params, where)
-        moved, state = tx.update(_rest(updates, where), state, rest, **extra)
+        moved, state = tx.update(_rest(updates, where), state, rest, **_of_the_rest(extra, params, where))
         merged = jax.tree.map(
             lambda stop, u, m: jnp.zeros_like(u) if stop else m, frozen(updates, where), updates,
             _filled(moved, updates, where),
@@ -65,6 +69,22 @@ def freezing(tx: optax.GradientTransformation, where: Where) -> optax.GradientTr
 def _rest(tree: PyTree, where: Where) -> PyTree:
     """`tree` with Optax's masked nodes, which hold no arrays, where `where` selects."""
     return jax.tree.map(lambda stop, x: optax.MaskedNode() if stop else x, frozen(tree, where), tree)
+
+
+def _of_the_rest(extra: Mapping[str, Any], params: PyTree, where: Where) -> dict[str, Any]:
+    def whole(f: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda rest, *args, **kwargs: f(_filled(rest, params, where), *args, **kwargs)
+
+    def masked(f: Callable[..., PyTree]) -> Callable[..., PyTree]:
+        return lambda *args, **kwargs: _rest(f(*args, **kwargs), where)
+
+    restricted = {
+        "grad": lambda grad: _rest(grad, where),
+        "value_fn": whole,
+        "obj_fn": whole,
+        "grad_fn": lambda f: masked(whole(f)),
+    }
+    return {name: restricted.get(name, lambda x: x)(x) for name, x in extra.items()}
 
 
 def _filled(moved: PyTree, like: PyTree, where: Where) -> PyTree:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,11 +17,12 @@ from jaxaccel.optim.conjugate_gradient import conjugate_gradient
 from jaxaccel.optim.freeze import freezing, unfreezing
 from jaxaccel.optim.lookahead import lookahead
 from jaxaccel.optim.muon import muon
+from jaxaccel.optim.paths import selects
 from jaxaccel.optim.scaling import layer_decay, scale_by_path
 from jaxaccel.optim.shampoo import shampoo
 from jaxaccel.optim.sharpness import sharpness_aware
 from jaxaccel.optim.soap import soap
-from jaxaccel.trees import matches, path_text
+from jaxaccel.trees import path_text
 
 OURS = {"shampoo": shampoo, "soap": soap, "conjugate_gradient": conjugate_gradient, "muon": muon}
 """What Optax lacks, and `muon` for kernels of any rank."""
@@ -46,7 +47,8 @@ class Optimizer:
     rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Learning rates of groups of parameters, as multiples, by path: `--optimizer.rates '**/head/**' 10`; 0 freezes."""
     freeze: tuple[str, ...] = ()
-    """Parameters that stay as they are, by path ('stem/**' 'stages/0/**'): they get no gradient and no state."""
+    """Parameters that stay as they are, by path ('stem/**' 'stages/0/**'): they get no gradient and no state, and are
+    not pruned."""
     unfreeze: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Groups of parameters that begin to move later, by path, and after which share of the run (Howard & Ruder 2018):
     `--optimizer.unfreeze 'stages/**' 0.2 'stem/**' 0.5`."""
@@ -103,8 +105,18 @@ class Optimizer:
                 "optimizer.reestimate is for averaged weights: add --optimizer.ema, swa or lookahead"
             )
 
-    def build(self, schedule: optax.Schedule, steps: int = 0) -> optax.GradientTransformationExtraArgs:
-        """The gradient transformation, driven by `schedule`, of a run of so many steps (`unfreeze` counts in shares).
+    def build(
+        self,
+        schedule: optax.Schedule,
+        steps: int = 0,
+        around: Callable[[optax.GradientTransformation], optax.GradientTransformation] | None = None,
+    ) -> optax.GradientTransformationExtraArgs:
+        """The gradient transformation, driven by `schedule`.
+
+        Args:
+          schedule: step -> learning rate.
+          steps: of the run, in shares of which `unfreeze` counts.
+          around: what stands around the optimizer, such as `sparse`; it sees nothing of what `freeze` holds.
 
         Raises:
           UserError: there is no such optimizer, or it does not take one of `args`.
@@ -137,7 +149,8 @@ class Optimizer:
         tx = optax.chain(*before, _only_what_it_takes(made) if self.name in LINE_SEARCH else made)
         tx = self._around(tx)
         tx = unfreezing(tx, self.unfreeze, steps) if self.unfreeze else tx
-        return freezing(tx, self.freeze) if self.freeze else tx
+        tx = around(tx) if around else tx
+        return freezing(tx, self.freeze) if self.freeze else optax.with_extra_args_support(tx)
 
     def averaging(self, steps: int, epoch_steps: float) -> Averaging | None:
         """The average of the weights in a run of so many steps; None where there is none."""
@@ -159,7 +172,7 @@ class Optimizer:
 
     def _decays(self, params: Any) -> Any:
         found = jax.tree_util.tree_map_with_path(
-            lambda path, _: matches(self.decay_where, path_text(path)), params
+            lambda path, _: selects(self.decay_where, path_text(path)), params
         )
         if is_on(self.weight_decay) and not any(jax.tree.leaves(found)):
             raise UserError(f"optimizer.decay_where {self.decay_where!r} matches no parameter")

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxaccel.errors import UserError
-from jaxaccel.trees import check_where, matches, path_text, selects
+from jaxaccel.optim.paths import check_where, selects
+from jaxaccel.trees import path_text
 
 PyTree = Any
 
@@ -37,7 +38,7 @@ def scale_by_path(groups: Mapping[str, float]) -> optax.GradientTransformation:
     def multipliers(paths: Sequence[str]) -> dict[str, float]:
         check_where(list(groups), paths, "scale_by_path")
         return {
-            path: [1.0, *(multiplier for pattern, multiplier in groups.items() if matches(pattern, path))][-1]
+            path: [1.0, *(multiplier for pattern, multiplier in groups.items() if selects(pattern, path))][-1]
             for path in paths
         }
 

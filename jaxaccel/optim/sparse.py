@@ -20,7 +20,7 @@ class Sparse:
     """What to prune while training, and when; steps are updates of the optimizer."""
 
     sparsity: float = 0.0
-    """Share of the weights to remove; 0 prunes nothing, but for an n:m pattern, which decides it."""
+    """Share of the weights to remove; 0 prunes nothing, but for an n:m pattern, which decides it, and `fixed`."""
     method: Method = "gradual"
     """one_shot: at `begin`. gradual: more at every `every` steps from `begin` to `end`, fast at first (Zhu & Gupta
     2017, arXiv:1710.01878). straight_through: removed weights go on learning and may come back, until `end` (Zhou et
@@ -29,11 +29,11 @@ class Sparse:
     2020, arXiv:1911.11134). lottery: in rounds of `every` steps, after each of which what is left goes back to its
     weights of step `begin` (Frankle et al. 2020, arXiv:1912.05671). fixed: weights that are 0 at the start stay 0."""
     pattern: str = "unstructured"
-    """unstructured, n:m (2:4), block or block:RxC."""
+    """unstructured, n:m (2:4, pruned at once by gradual too), block or block:RxC; set and rigl know only the first."""
     scope: Scope = "layer"
-    """Whether each layer loses that share, or all together (global), or each by its shape (erk)."""
+    """Whether each layer loses that share, or all together (global; not set, rigl), or each by its shape (erk)."""
     where: str = KERNELS
-    """Which weights, by path."""
+    """Which weights, by path; none that the optimizer's `freeze` keeps as they are."""
     begin: float = 0.0
     """When pruning begins, as a share of all steps."""
     end: float = 0.75
@@ -44,8 +44,8 @@ class Sparse:
     """set, rigl: share of the weights that are exchanged, which falls to 0 by a cosine."""
 
     def __post_init__(self) -> None:
-        """Checks the numbers."""
-        Pattern.parse(self.pattern)
+        """Checks the numbers, and that none of them would be ignored."""
+        form = Pattern.parse(self.pattern)
         if not 0 <= self.sparsity < 1:
             raise UserError(
                 f"sparsity must lie in [0, 1), got {self.sparsity:g}: 0.8 removes four of five weights"
@@ -55,6 +55,24 @@ class Sparse:
                 f"pruning needs 0 <= begin <= end <= 1, every >= 1 and 0 <= regrow <= 1, got begin={self.begin:g}, "
                 f"end={self.end:g}, every={self.every}, regrow={self.regrow:g}"
             )
+        regrows, share = self.method in ("set", "rigl"), 1 - form.keep / max(form.of, 1)
+        ignored = {
+            "fixed keeps the zeros that there are: leave sparsity and pattern out":
+                self.method == "fixed" and (self.sparsity > 0 or self.pattern != "unstructured"),
+            f"{self.method} regrows single weights: leave pattern out, or choose another method":
+                regrows and self.pattern != "unstructured",
+            f"{self.method} keeps the count of each layer: choose scope layer or erk":
+                regrows and self.scope == "global",
+            f"pattern {self.pattern} is a sparsity of {share:g}, not {self.sparsity:g}: leave sparsity out":
+                form.of and self.sparsity and abs(self.sparsity - share) > 1e-6,
+            f"pattern {self.pattern} prunes every layer alike: leave scope out":
+                form.of and self.scope != "layer",
+            f"pattern {self.pattern} cannot be reached in rounds: choose method one_shot":
+                form.of and self.method == "lottery",
+        }  # fmt: skip
+        for says, wrong in ignored.items():
+            if wrong:
+                raise UserError(says)
 
     @property
     def on(self) -> bool:
@@ -90,10 +108,16 @@ def sparse(
         traced.
 
     Raises:
-      UserError: `where` selects nothing, or the pattern does not divide a weight; at the update, `params` is missing.
+      UserError: no round of lottery fits before its end, `where` selects nothing, or the pattern does not divide a
+        weight; at the update, `params` is missing.
     """
     tx = optax.with_extra_args_support(tx)
     begin, end = round(how.begin * steps), max(round(how.end * steps), 1)
+    if how.method == "lottery" and how.every > end - begin:
+        raise UserError(
+            f"lottery: no round of {how.every} steps fits from begin (step {begin}) to end (step {end} of {steps}): "
+            + (f"lower every to at most {end - begin}" if end > begin else "raise end, or lower begin")
+        )
     through = how.method == "straight_through"
 
     def init(params: PyTree) -> SparseState:
@@ -227,7 +251,7 @@ def _next_round(
 ) -> tuple[SparseState, jax.Array]:
     """The state when a round of the lottery may be over, and whether one is."""
     step = state.step
-    rounds = max((end - begin) // how.every, 1)
+    rounds = (end - begin) // how.every
     done = (step - begin) // how.every
     back = (step > begin) & ((step - begin) % how.every == 0) & (done <= rounds)
     kept = _map(lambda k, w: None if k is None else jnp.where(step == begin, w, k), state.kept, weights)

@@ -1,5 +1,8 @@
 """Parameters that stay: no state, no gradient, and a later start."""
 
+import dataclasses
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +10,8 @@ import optax
 import pytest
 
 from jaxaccel.errors import UserError
+from jaxaccel.optim import Optimizer
+from jaxaccel.optim.averaging import weights_to_evaluate
 from jaxaccel.optim.freeze import freezing, unfreezing, without_gradient
 
 
@@ -35,6 +40,50 @@ def test_what_is_frozen_stays_and_has_no_state(tx):
         moved, rest = optax.apply_updates(moved, updates), optax.apply_updates(rest, expected)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), moved["b"], rest)
     np.testing.assert_array_equal(moved["a"]["kernel"], params["a"]["kernel"])
+
+
+def followed(optimizer, loss, params, steps=4):
+    """The parameters after a few steps, in which the optimizer is given all that the trainer gives it, and those that
+    are evaluated."""
+    tx = optimizer.build(optax.constant_schedule(optimizer.learning_rate), steps)
+
+    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def step(params, state):
+        value, grads = jax.value_and_grad(loss)(params)
+        extra = {"value_fn": loss, "obj_fn": loss, "grad_fn": lambda p, _=0: jax.grad(loss)(p)}
+        updates, state = tx.update(grads, state, params, value=value, grad=grads, **extra)
+        return optax.apply_updates(params, updates), state
+
+    state = tx.init(params)
+    for _ in range(steps):
+        params, state = step(params, state)
+    return params, weights_to_evaluate(state, params)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"name": "adam", "sam": 0.05},
+        {"name": "adam", "asam": 0.5},
+        {"name": "sophia"},
+        {"name": "lbfgs"},
+        {"name": "conjugate_gradient"},
+        {"name": "adam", "lookahead": 3},
+        {"name": "schedule_free_adamw"},
+    ],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
+def test_optimizers_that_ask_for_more_see_what_moves_alone(options):
+    params, loss = problem()
+    optimizer = Optimizer(learning_rate=0.01, **options)
+    found, shown = followed(dataclasses.replace(optimizer, freeze=("a/**",)), loss, params)
+    alone, expected = followed(optimizer, lambda b: loss({"a": params["a"], "b": b}), params["b"])
+    np.testing.assert_array_equal(found["a"]["kernel"], params["a"]["kernel"])
+    assert all((found["b"][name] != x).any() for name, x in params["b"].items())
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), found["b"], alone)
+    if expected is not None:
+        np.testing.assert_array_equal(shown["a"]["kernel"], params["a"]["kernel"])
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), shown["b"], expected)
 
 
 def test_the_backward_pass_leaves_out_what_is_frozen():

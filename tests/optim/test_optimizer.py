@@ -4,6 +4,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxaccel.arrays import LowRankArray
 from jaxaccel.errors import UserError
 from jaxaccel.optim import Optimizer, Schedule
 from jaxaccel.optim.averaging import weights_to_evaluate
@@ -80,6 +81,28 @@ def test_numbers_become_what_the_argument_is():
 def updated_by(tx):
     updates, _ = tx.update(PARAMS, tx.init(PARAMS), PARAMS)
     return optax.apply_updates(PARAMS, updates)
+
+
+FACTORS = {
+    "dense": {"kernel": LowRankArray(jnp.full((2, 1), 2.0), jnp.full((1, 2), 2.0)), "bias": jnp.full(2, 2.0)}
+}
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_low_rank_kernels_decay_as_kernels_do(name):
+    new = updated(Optimizer(name, 0.1, weight_decay=0.5), jax.tree.map(jnp.zeros_like, FACTORS), FACTORS)
+    jax.tree.map(lambda x: np.testing.assert_allclose(x, 2.0 * (1 - 0.1 * 0.5)), new["dense"]["kernel"])
+    np.testing.assert_array_equal(new["dense"]["bias"], FACTORS["dense"]["bias"])
+
+
+@pytest.mark.parametrize("where", ["dense/kernel", "**/kernel/{left,right}"])
+@pytest.mark.parametrize("option", ["rates", "freeze", "unfreeze"])
+def test_low_rank_kernels_are_found_by_the_kernels_path(option, where):
+    value = {"rates": {where: 0.0}, "freeze": (where,), "unfreeze": {where: 1.0}}[option]
+    tx = Optimizer("sgd", 0.1, **{option: value}).build(optax.constant_schedule(0.1), 10)
+    updates, _ = tx.update(FACTORS, tx.init(FACTORS), FACTORS)
+    assert not any(x.any() for x in jax.tree.leaves(updates["dense"]["kernel"]))
+    assert updates["dense"]["bias"].all()
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ import optax
 import pytest
 
 import jaxaccel as ja
+from jaxaccel.compress.prune import sparsity_of
 from jaxaccel.errors import UserError
-from jaxaccel.optim import Sparse, sparse
+from jaxaccel.optim import Optimizer, Sparse, sparse
 
 STEPS = 40
 
@@ -23,11 +24,11 @@ def problem():
     return params, lambda p: jnp.mean((x @ p["layer"]["kernel"] + p["layer"]["bias"] - x @ w) ** 2)
 
 
-def trained(how, tx=None, steps=STEPS, params=None, seed=0):
-    """(parameters, state) after each step."""
+def trained(how, tx=None, steps=STEPS, params=None, seed=0, of=STEPS):
+    """(parameters, state) after each of the first `steps` steps of a run of `of`."""
     start, loss = problem()
     params = start if params is None else params
-    tx = sparse(tx or optax.adam(0.02), how, STEPS, seed)
+    tx = sparse(tx or optax.adam(0.02), how, of, seed)
     state = tx.init(params)
 
     @jax.jit
@@ -191,11 +192,35 @@ def test_zeros_stay_zeros():
         ({"sparsity": 0.5, "begin": 0.9, "end": 0.5}, "begin <= end"),
         ({"sparsity": 0.5, "pattern": "3-4"}, "pattern must be"),
         ({"sparsity": 0.5, "every": 0}, "every >= 1"),
+        ({"sparsity": 0.8, "pattern": "2:4"}, "2:4 is a sparsity of 0.5, not 0.8: leave sparsity out"),
+        ({"pattern": "2:4", "scope": "erk"}, "every layer alike: leave scope out"),
+        ({"pattern": "2:4", "method": "lottery"}, "choose method one_shot"),
+        ({"pattern": "2:4", "method": "set"}, "set regrows single weights: leave pattern out"),
+        (
+            {"sparsity": 0.5, "pattern": "block", "method": "rigl"},
+            "rigl regrows single weights: leave pattern out",
+        ),
+        ({"sparsity": 0.5, "scope": "global", "method": "set"}, "choose scope layer or erk"),
+        ({"sparsity": 0.5, "method": "fixed"}, "leave sparsity and pattern out"),
+        ({"pattern": "2:4", "method": "fixed"}, "fixed keeps the zeros that there are"),
     ],
 )
 def test_what_cannot_be_is_said_in_a_line(options, says):
     with pytest.raises(UserError, match=says):
         Sparse(**options)
+
+
+def test_a_pattern_may_repeat_its_sparsity():
+    assert Sparse(0.5, pattern="2:4").on and Sparse(0.75, pattern="1:4").on
+
+
+@pytest.mark.parametrize(("every", "steps"), [(100, 50), (31, 40)])
+def test_rounds_that_do_not_fit(every, steps):
+    how = Sparse(0.8, "lottery", every=every)
+    with pytest.raises(UserError, match=f"lower every to at most {round(0.75 * steps)}"):
+        sparse(optax.sgd(0.1), how, steps)
+    how = dataclasses.replace(how, every=round(0.75 * steps))
+    assert zeros(trained(how, steps=how.every, of=steps)[-1][0]) == 77
 
 
 def test_a_pattern_that_does_not_divide():
@@ -215,3 +240,32 @@ def test_a_recipe_that_prunes(tmp_path):
     assert ja.load_recipe(str(tmp_path / "run")).sparse == recipe.sparse
     with pytest.raises(UserError, match="do not go together"):
         dataclasses.replace(recipe, optimizer=dataclasses.replace(recipe.optimizer, ema=0.99))
+
+
+@pytest.mark.parametrize("method", ["one_shot", "straight_through", "rigl", "lottery", "fixed"])
+def test_what_is_frozen_is_not_pruned(method):
+    params, loss = problem()
+    params = {"stem": params["layer"], "head": params["layer"]}
+    zero = params["stem"]["kernel"].at[0].set(0.0)
+    params["head"] = {**params["head"], "kernel": zero}
+    how = Sparse(0.0 if method == "fixed" else 0.5, method, end=1.0, every=2)
+    optimizer = Optimizer("adam", 0.02, freeze=("stem/**",))
+    tx = optimizer.build(optax.constant_schedule(0.02), 4, partial(sparse, how=how, steps=4))
+    state, moved = tx.init(params), params
+    for _ in range(4):
+        grads = jax.grad(lambda p: loss({"layer": p["stem"]}) + loss({"layer": p["head"]}))(moved)
+        updates, state = tx.update(grads, state, moved)
+        moved = optax.apply_updates(moved, updates)
+    jax.tree.map(np.testing.assert_array_equal, moved["stem"], params["stem"])
+    assert (np.asarray(moved["head"]["kernel"]) == 0).sum() == (8 if method == "fixed" else 48)
+
+
+def test_a_recipe_that_prunes_what_moves_and_keeps_the_rest(tmp_path):
+    recipe = dataclasses.replace(
+        ja.load_recipe("digits"), model=partial(ja.models.ConvNet, widths=(8,), hidden=16), epochs=0.1, augment=(),
+        sparse=Sparse(0.5, "one_shot"), lowering="xla",
+        optimizer=Optimizer("sgd", 0.1, freeze=("stages/**",)),
+    )  # fmt: skip
+    params = ja.train(recipe, run=tmp_path / "run").state.params
+    assert sparsity_of(params, "stages/**/kernel") == 0
+    assert abs(sparsity_of(params, "{hidden,head}/kernel") - 0.5) < 0.01
