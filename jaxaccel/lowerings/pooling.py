@@ -64,13 +64,12 @@ class _Split:
 
     def first(self) -> list[jax.Array]:
         """For each place, whether it holds the first of the largest elements."""
-        largest = self.reduce(jnp.maximum)
-        found, taken = [], jnp.zeros(largest.shape, bool)
-        for tap in self.taps:
-            here = (tap == largest) & ~taken
-            found.append(here)
-            taken = taken | here
-        return found
+        # By number, not by which equals the maximum: XLA may compute the elements anew, rounded differently, for that.
+        largest, place = self.taps[0], jnp.zeros(self.taps[0].shape, jnp.int32)
+        for i, tap in enumerate(self.taps[1:], 1):
+            larger = tap > largest
+            largest, place = jnp.where(larger, tap, largest), jnp.where(larger, i, place)
+        return [place == i for i in range(len(self.taps))]
 
 
 def _split(x: jax.Array, params: Params, form: str, fill: Any) -> _Split:

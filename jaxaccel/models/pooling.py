@@ -21,7 +21,24 @@ def max_pool_2x2(x: jax.Array) -> jax.Array:
     if height % 2 or width % 2:
         x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), constant_values=-jnp.inf)
     batch, height, width, channels = x.shape
-    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).max(axis=(2, 4))
+    blocks = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
+    rows = [_larger(blocks[:, :, i, :, 0], blocks[:, :, i, :, 1]) for i in (0, 1)]
+    return _larger(*rows)
+
+
+@jax.custom_jvp
+def _larger(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.maximum(a, b)
+
+
+@_larger.defjvp
+def _larger_jvp(
+    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    # JAX's own rules ask which element equals the maximum. XLA may compute the elements anew for that, rounded
+    # differently, so that none does and the gradient is lost, or 0 / 0. Elements compared with each other cannot miss.
+    (a, b), (moved_a, moved_b) = primals, tangents
+    return _larger(a, b), jnp.where(a > b, moved_a, jnp.where(b > a, moved_b, (moved_a + moved_b) / 2))
 
 
 def max_pool_3x3(x: jax.Array, *, stride: int = 2, padding: tuple[int, int] = (1, 1)) -> jax.Array:

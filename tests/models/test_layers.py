@@ -3,11 +3,13 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from families import called, filled, initialized, shapes_of
+from families import called, fast_jit, filled, initialized, shapes_of
 from flax import nnx
 
 from jaxaccel.models.blocks import SqueezeExcite, StochasticDepth, drop_paths
+from jaxaccel.models.convnet import ConvNet
 from jaxaccel.models.pooling import average_pool_2x2, average_pool_3x3, max_pool_2x2, max_pool_3x3
 from jaxaccel.models.resnet import Bottleneck
 from jaxaccel.models.resnet_cifar import BasicBlock, option_a_shortcut
@@ -76,6 +78,19 @@ def test_max_pool_2x2_equals_reduce_window(shape, dtype):
 def test_max_pool_2x2_shares_the_gradient_of_ties():
     gradient = jax.grad(lambda x: max_pool_2x2(x).sum())(jnp.zeros((1, 3, 2, 1)))
     np.testing.assert_array_equal(gradient[0, :, :, 0], [[0.25, 0.25], [0.25, 0.25], [0.5, 0.5]])
+
+
+def test_max_pool_2x2_has_its_gradient_where_xla_computes_its_input_anew():
+    model = ConvNet((4, 4), hidden=16, dropout=0.0, image_size=14, rngs=nnx.Rngs(0))
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    x = jax.random.normal(jax.random.key(0), (16, 14, 14, 1))
+
+    def loss(params):
+        return jnp.sin(3 * nnx.merge(graph, params, rest, copy=True)(x)).mean()
+
+    found, expected = fast_jit(jax.grad(loss))(params), jax.grad(loss)(params)
+    error = optax.tree.norm(jax.tree.map(jnp.subtract, found, expected))
+    assert error < 1e-4 * optax.tree.norm(expected)
 
 
 def test_max_pool_2x2_lowers_without_reduce_window():

@@ -28,8 +28,7 @@ def ran(name):
         y = module(x)
         return (y**2).mean(), (y, nnx.state(module, nnx.BatchStat))
 
-    # Without LLVM's optimisations XLA:CPU gets gradients of these two wrong; why is not known.
-    @(jax.jit if name.startswith(("convnet", "inception")) else fast_jit)
+    @fast_jit
     def run(params, rest):
         (value, (trained, statistics)), gradients = jax.value_and_grad(loss, has_aux=True)(params, rest)
         module = nnx.merge(graph, params, rest, copy=True)
