@@ -26,6 +26,8 @@ from jaxaccel.trees import path_text
 
 OURS = {"shampoo": shampoo, "soap": soap, "conjugate_gradient": conjugate_gradient, "muon": muon}
 """What Optax lacks, and `muon` for kernels of any rank."""
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {"prodigy": {"safeguard_warmup": True}}
+"""Arguments other than Optax's: without its safeguard Prodigy divides 0 by 0 where a warm-up begins."""
 LINE_SEARCH = ("lbfgs", "conjugate_gradient")
 
 
@@ -126,7 +128,8 @@ class Optimizer:
         for name in self.args:
             if name not in parameters:
                 raise UserError(f"optimizer {self.name} takes no {name!r}{nearest(name, list(parameters))}")
-        options = {name: _as_declared(parameters[name], value) for name, value in self.args.items()}
+        own = {name: _as_declared(parameters[name], value) for name, value in self.args.items()}
+        options: dict[str, Any] = {**DEFAULTS.get(self.name, {}), **own}
         before: list[optax.GradientTransformation] = []
         if is_on(self.clip_norm):
             # Of several replicas some may not clip.

@@ -72,6 +72,17 @@ def test_optax_optimizers_by_name_reduce_a_loss(name):
     assert float(loss(new)) < float(loss(PARAMS))
 
 
+@pytest.mark.parametrize("name", ["prodigy", "adamw", "sgd", "lion", "lamb", "lars"])
+def test_a_warm_up_that_begins_at_0(name):
+    tx = Optimizer(name, 1.0).build(Schedule("cosine", warmup=0.2).build(1.0, 20), 20)
+    params, state = PARAMS, tx.init(PARAMS)
+    update = jax.jit(tx.update)
+    for _ in range(4):
+        updates, state = update(jax.tree.map(jnp.ones_like, params), state, params)
+        params = optax.apply_updates(params, updates)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))
+
+
 def test_numbers_become_what_the_argument_is():
     new = updated(Optimizer("sgd", 0.1, args={"momentum": 0.9, "nesterov": 1.0}), PARAMS)
     expected = updated_by(optax.sgd(0.1, momentum=0.9, nesterov=True))
