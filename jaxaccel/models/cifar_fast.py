@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxaccel.models.pooling import max_pool_2x2
+from jaxaccel.models.pooling import global_max_pool, max_pool_2x2
 
 PATCH = 2
 
@@ -115,7 +115,7 @@ class CifarFast(nnx.Module):
         x = nnx.gelu(self.whiten(x))
         for stage in self.stages:
             x = stage(x)
-        return self.head(x.max(axis=(1, 2))) / 9
+        return self.head(global_max_pool(x)) / 9
 
 
 class Whiten(nnx.Module):

@@ -41,6 +41,12 @@ def _larger_jvp(
     return _larger(a, b), jnp.where(a > b, moved_a, jnp.where(b > a, moved_b, (moved_a + moved_b) / 2))
 
 
+def global_max_pool(x: jax.Array) -> jax.Array:
+    """Maximum over height and width: (B, H, W, C) -> (B, C). The first of equal elements has the gradient."""
+    # As a window, whose gradient asks which element is largest and not which equals the maximum.
+    return nnx.max_pool(x, x.shape[1:3])[:, 0, 0]
+
+
 def max_pool_3x3(x: jax.Array, *, stride: int = 2, padding: tuple[int, int] = (1, 1)) -> jax.Array:
     """Maximum over overlapping 3x3 windows: (B, H, W, C) -> (B, ceil(H/stride), ceil(W/stride), C).
 

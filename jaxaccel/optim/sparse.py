@@ -13,6 +13,8 @@ from jaxaccel.errors import UserError
 
 PyTree = Any
 Method = Literal["one_shot", "gradual", "straight_through", "set", "rigl", "lottery", "fixed"]
+ROUNDS = ("set", "rigl", "lottery")
+"""Methods that do something in rounds of `every` steps."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,14 +110,14 @@ def sparse(
         traced.
 
     Raises:
-      UserError: no round of lottery fits before its end, `where` selects nothing, or the pattern does not divide a
+      UserError: no round of `ROUNDS` fits before its end, `where` selects nothing, or the pattern does not divide a
         weight; at the update, `params` is missing.
     """
     tx = optax.with_extra_args_support(tx)
     begin, end = round(how.begin * steps), max(round(how.end * steps), 1)
-    if how.method == "lottery" and how.every > end - begin:
+    if how.method in ROUNDS and how.every > end - begin:
         raise UserError(
-            f"lottery: no round of {how.every} steps fits from begin (step {begin}) to end (step {end} of {steps}): "
+            f"{how.method}: no round of {how.every} fits from begin (step {begin}) to end (step {end} of {steps}): "
             + (f"lower every to at most {end - begin}" if end > begin else "raise end, or lower begin")
         )
     through = how.method == "straight_through"

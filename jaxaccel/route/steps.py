@@ -100,11 +100,6 @@ class Prune(Step):
         """Checks the numbers."""
         Sparse(self.sparsity or 0.0, pattern=self.pattern)
         check_least(1, examples=self.examples)
-        form = Pattern.parse(self.pattern)
-        if form.of and self.sparsity not in (None, 1 - form.keep / form.of):
-            raise UserError(
-                f"the pattern {self.pattern} decides the sparsity: leave out sparsity={self.sparsity:g}"
-            )
 
     @property
     def prunes(self) -> tuple[str, ...]:

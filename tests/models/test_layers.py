@@ -10,7 +10,13 @@ from flax import nnx
 
 from jaxaccel.models.blocks import SqueezeExcite, StochasticDepth, drop_paths
 from jaxaccel.models.convnet import ConvNet
-from jaxaccel.models.pooling import average_pool_2x2, average_pool_3x3, max_pool_2x2, max_pool_3x3
+from jaxaccel.models.pooling import (
+    average_pool_2x2,
+    average_pool_3x3,
+    global_max_pool,
+    max_pool_2x2,
+    max_pool_3x3,
+)
 from jaxaccel.models.resnet import Bottleneck
 from jaxaccel.models.resnet_cifar import BasicBlock, option_a_shortcut
 
@@ -91,6 +97,17 @@ def test_max_pool_2x2_has_its_gradient_where_xla_computes_its_input_anew():
     found, expected = fast_jit(jax.grad(loss))(params), jax.grad(loss)(params)
     error = optax.tree.norm(jax.tree.map(jnp.subtract, found, expected))
     assert error < 1e-4 * optax.tree.norm(expected)
+
+
+def test_global_max_pool_has_its_gradient_at_the_maximum():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 5, 4)), jnp.float32)
+    np.testing.assert_array_equal(global_max_pool(x), x.max(axis=(1, 2)))
+    weigh = jnp.arange(8.0).reshape(2, 4)
+    found, expected = (
+        jax.grad(lambda x, f=f: (weigh * f(x)).sum())(x)
+        for f in (global_max_pool, lambda x: x.max(axis=(1, 2)))
+    )
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_max_pool_2x2_lowers_without_reduce_window():

@@ -219,6 +219,8 @@ def test_rounds_that_do_not_fit(every, steps):
     how = Sparse(0.8, "lottery", every=every)
     with pytest.raises(UserError, match=f"lower every to at most {round(0.75 * steps)}"):
         sparse(optax.sgd(0.1), how, steps)
+    with pytest.raises(UserError, match="rigl: no round of"):
+        sparse(optax.sgd(0.1), dataclasses.replace(how, method="rigl"), steps)
     how = dataclasses.replace(how, every=round(0.75 * steps))
     assert zeros(trained(how, steps=how.every, of=steps)[-1][0]) == 77
 

@@ -93,7 +93,7 @@ def test_zeros_that_went_are_not_looked_for(kept):
         (RemoveChannels, {"examples": 0}, "examples must be at least 1"),
         (RemoveChannels, {"least": 1.0}, "least is a share"),
         (Prune, {"sparsity": 1.2}, "sparsity must lie"),
-        (Prune, {"sparsity": 0.8, "pattern": "2:4"}, "2:4 decides the sparsity: leave out sparsity=0.8"),
+        (Prune, {"sparsity": 0.8, "pattern": "2:4"}, "2:4 is a sparsity of 0.5, not 0.8"),
         (Prune, {"pattern": "4:2"}, "pattern must be"),
         (Prune, {"examples": 0}, "examples must be at least 1"),
         (LowRank, {"energy": 0.9, "rank": 3}, "one of flops, energy, rank"),
