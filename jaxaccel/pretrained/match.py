@@ -2,7 +2,8 @@
 
 import collections
 import dataclasses
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -15,6 +16,8 @@ NAMES_WEIGH = 3.0
 """How much more names that agree say than an order that agrees."""
 MARGIN = 0.25
 """By how much a pairing must be better than the next one; below it is a guess."""
+ROUNDS = 5
+"""In which pairs and what their siblings say of them come to agree; where they do not, it is a guess."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Pair:
     target: Layer
     source: Layer
     by: str
-    """``shape`` where no other layer fits, ``name``, ``order``, or ``told``."""
+    """``shape`` where no other layer fits, ``name``, ``order``, ``siblings``, or ``told``."""
 
 
 def pairs(
@@ -33,8 +36,9 @@ def pairs(
     """Each target with its source: (pairs, targets that are left, sources that are left).
 
     Only layers with the same arrays, up to the order of axes, can be a pair. Among those the sum of two witnesses
-    decides: how alike the names are, and whether both are the same in order. Layers of fused queries, keys and values
-    are taken apart where nothing takes them whole.
+    decides: how alike the names are, and whether both are the same in order; where that leaves a doubt, the siblings of
+    layers that are clear belong together, such as a convolution's norm. Layers of fused queries, keys and values are
+    taken apart where nothing takes them whole.
 
     Args:
       sources: of the file, in its order.
@@ -52,16 +56,27 @@ def pairs(
     possible = np.array([[fits(s, t) for s in free_sources] for t in free_targets], bool)
     possible = possible.reshape(len(free_targets), len(free_sources))
     names = _names(free_sources, free_targets)
-    score = NAMES_WEIGH * names + order * _order(free_sources, free_targets, possible)
-    # What cannot be costs more than any pairing could gain, so that as many as possible are made.
-    rows, columns = linear_sum_assignment(np.where(possible, -score, 1e6))
-    made = [(int(i), int(j)) for i, j in zip(rows, columns, strict=True) if possible[i, j]]
-    _check_clear(made, possible, score, free_sources, free_targets)
-    found = [Pair(_named(targets, t), _named(sources, s), "told") for s, t in known.items()]
+    alone = NAMES_WEIGH * names + order * _order(free_sources, free_targets, possible)
+    score, made = alone, _assigned(possible, alone)
+    told_pairs = [(_named(targets, t), _named(sources, s)) for s, t in known.items()]
+    unclear = {i for guess in _guesses(made, possible, score) for i in guess[::2]}
+    before = made
+    for _ in range(ROUNDS):
+        before, doubts = made, {i for guess in _guesses(made, possible, score) for i in guess[::2]}
+        clear = told_pairs + [(free_targets[i], free_sources[j]) for i, j in made if i not in doubts]
+        score = alone + NAMES_WEIGH * _siblings(clear, free_sources, free_targets)
+        made = _assigned(possible, score)
+        if made == before:
+            break
+    else:
+        check_agree(_pairs(before, free_sources, free_targets), _pairs(made, free_sources, free_targets))
+    for guess in _guesses(made, possible, score):
+        raise UserError(_question(guess, free_sources, free_targets))
+    found = [Pair(target, source, "told") for target, source in told_pairs]
     for i, j in made:
-        alone = possible[i].sum() == 1 and possible[:, j].sum() == 1
-        by = "shape" if alone else "name" if names[i, j] > names[i, possible[i]].mean() else "order"
-        found.append(Pair(free_targets[i], free_sources[j], by))
+        only = possible[i].sum() == 1 and possible[:, j].sum() == 1
+        by = "shape" if only else "name" if names[i, j] > names[i, possible[i]].mean() else "order"
+        found.append(Pair(free_targets[i], free_sources[j], "siblings" if i in unclear else by))
     left_targets = [t for i, t in enumerate(free_targets) if i not in dict(made)]
     left_sources = [s for j, s in enumerate(free_sources) if j not in {j for _, j in made}]
     return sorted(found, key=lambda pair: pair.target.order), left_targets, left_sources
@@ -112,29 +127,84 @@ def _order(sources: Sequence[Layer], targets: Sequence[Layer], possible: np.ndar
     return agree
 
 
-def _check_clear(
-    made: Sequence[tuple[int, int]],
-    possible: np.ndarray,
-    score: np.ndarray,
-    sources: Sequence[Layer],
-    targets: Sequence[Layer],
-) -> None:
-    """Checks that no two pairs could be exchanged, and no pair made otherwise, at next to no loss."""
+def check_agree(one: Sequence[Pair], other: Sequence[Pair]) -> None:
+    """Checks that two ways to weigh the witnesses lead to the same pairs, but for sources that words tell apart.
+
+    Raises:
+      UserError: they do not; it names a layer of which that holds.
+    """
+    sources = {pair.target.name: pair.source.name for pair in other}
+    for pair in one:
+        second = sources.get(pair.target.name, pair.source.name)
+        if second != pair.source.name and _words(second) == _words(pair.source.name):
+            raise UserError(
+                f"{pair.source.name} and {second} of the file could each be {pair.target.name} "
+                f"({pair.target.shapes}): say which, names={{'{pair.source.name}': '{pair.target.name}'}}, or give a "
+                "file in the order of the model, such as PyTorch's own"
+            )
+
+
+def _words(name: str) -> str:
+    return re.sub(r"\d+", "", name)
+
+
+def _pairs(made: Sequence[tuple[int, int]], sources: Sequence[Layer], targets: Sequence[Layer]) -> list[Pair]:
+    return [Pair(targets[i], sources[j], "siblings") for i, j in made]
+
+
+def _assigned(possible: np.ndarray, score: np.ndarray) -> list[tuple[int, int]]:
+    # What cannot be costs more than any pairing could gain, so that as many as possible are made.
+    rows, columns = linear_sum_assignment(np.where(possible, -score, 1e6))
+    return [(int(i), int(j)) for i, j in zip(rows, columns, strict=True) if possible[i, j]]
+
+
+def _siblings(
+    clear: Sequence[tuple[Layer, Layer]], sources: Sequence[Layer], targets: Sequence[Layer]
+) -> np.ndarray:
+    """1 where a clear pair of another kind has the same parents: a norm whose convolution is known already."""
+    families: dict[tuple[str, str], list[Layer]] = collections.defaultdict(list)
+    for target, source in clear:
+        families[_parent(target), _parent(source)].append(target)
+    found = [
+        [any(not fits(s, other) for other in families.get((_parent(t), _parent(s)), ())) for s in sources]
+        for t in targets
+    ]
+    return np.array(found, float).reshape(len(targets), len(sources))
+
+
+def _parent(layer: Layer) -> str:
+    return layer.name.rpartition(".")[0]
+
+
+def _guesses(
+    made: Sequence[tuple[int, int]], possible: np.ndarray, score: np.ndarray
+) -> Iterator[tuple[int, ...]]:
+    """Pairs that could be exchanged, or one that could be made otherwise, at next to no loss.
+
+    Yields (target, source, target, source), or (target, source, -1, source) with a source that is left.
+    """
     for n, (a, x) in enumerate(made):
         for b, y in made[n + 1 :]:
             if possible[a, y] and possible[b, x]:
                 loss = score[a, x] + score[b, y] - score[a, y] - score[b, x]
                 if loss < MARGIN:
-                    raise UserError(
-                        f"{sources[x].name} and {sources[y].name} of the file could each be {targets[a].name} or "
-                        f"{targets[b].name} ({targets[a].shapes}): say which, names={{'{sources[x].name}': "
-                        f"'{targets[a].name}'}}"
-                    )
+                    yield a, x, b, y
     taken = {j for _, j in made}
     for a, x in made:
         for y in np.flatnonzero(possible[a]).tolist():
             if y not in taken and score[a, x] - score[a, y] < MARGIN:
-                raise UserError(
-                    f"{targets[a].name} could be {sources[x].name} or {sources[y].name} of the file "
-                    f"({targets[a].shapes}): say which, names={{'{sources[x].name}': '{targets[a].name}'}}"
-                )
+                yield a, x, -1, y
+
+
+def _question(guess: tuple[int, ...], sources: Sequence[Layer], targets: Sequence[Layer]) -> str:
+    a, x, b, y = guess
+    told = f"say which, names={{'{sources[x].name}': '{targets[a].name}'}}"
+    if b < 0:
+        return (
+            f"{targets[a].name} could be {sources[x].name} or {sources[y].name} of the file "
+            f"({targets[a].shapes}): {told}"
+        )
+    return (
+        f"{sources[x].name} and {sources[y].name} of the file could each be {targets[a].name} or "
+        f"{targets[b].name} ({targets[a].shapes}): {told}"
+    )
