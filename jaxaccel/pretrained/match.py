@@ -56,20 +56,10 @@ def pairs(
     possible = np.array([[fits(s, t) for s in free_sources] for t in free_targets], bool)
     possible = possible.reshape(len(free_targets), len(free_sources))
     names = _names(free_sources, free_targets)
-    alone = NAMES_WEIGH * names + order * _order(free_sources, free_targets, possible)
-    score, made = alone, _assigned(possible, alone)
+    score = NAMES_WEIGH * names + order * _order(free_sources, free_targets, possible)
     told_pairs = [(_named(targets, t), _named(sources, s)) for s, t in known.items()]
-    unclear = {i for guess in _guesses(made, possible, score) for i in guess[::2]}
-    before = made
-    for _ in range(ROUNDS):
-        before, doubts = made, {i for guess in _guesses(made, possible, score) for i in guess[::2]}
-        clear = told_pairs + [(free_targets[i], free_sources[j]) for i, j in made if i not in doubts]
-        score = alone + NAMES_WEIGH * _siblings(clear, free_sources, free_targets)
-        made = _assigned(possible, score)
-        if made == before:
-            break
-    else:
-        check_agree(_pairs(before, free_sources, free_targets), _pairs(made, free_sources, free_targets))
+    unclear = _doubtful(_assigned(possible, score), possible, score)
+    made, score = _settled(possible, score, free_sources, free_targets, told_pairs)
     for guess in _guesses(made, possible, score):
         raise UserError(_question(guess, free_sources, free_targets))
     found = [Pair(target, source, "told") for target, source in told_pairs]
@@ -148,8 +138,30 @@ def _words(name: str) -> str:
     return re.sub(r"\d+", "", name)
 
 
-def _pairs(made: Sequence[tuple[int, int]], sources: Sequence[Layer], targets: Sequence[Layer]) -> list[Pair]:
-    return [Pair(targets[i], sources[j], "siblings") for i, j in made]
+def _settled(
+    possible: np.ndarray,
+    score: np.ndarray,
+    sources: Sequence[Layer],
+    targets: Sequence[Layer],
+    told: Sequence[tuple[Layer, Layer]],
+) -> tuple[list[tuple[int, int]], np.ndarray]:
+    """Pairs that agree with what clear ones say of their siblings, and the score with that."""
+    alone, made = score, _assigned(possible, score)
+    changed: list[tuple[int, ...]] = []
+    for _ in range(ROUNDS):
+        doubtful = _doubtful(made, possible, score)
+        clear = [(targets[i], sources[j]) for i, j in made if i not in doubtful]
+        score = alone + NAMES_WEIGH * _siblings([*told, *clear], sources, targets)
+        before, made = dict(made), _assigned(possible, score)
+        changed = [(i, j, -1, before[i]) for i, j in made if before.get(i, j) != j]
+        if not changed:
+            return made, score
+    raise UserError(_question(changed[0], sources, targets))
+
+
+def _doubtful(made: Sequence[tuple[int, int]], possible: np.ndarray, score: np.ndarray) -> set[int]:
+    """The targets of guesses."""
+    return {i for guess in _guesses(made, possible, score) for i in guess[::2]}
 
 
 def _assigned(possible: np.ndarray, score: np.ndarray) -> list[tuple[int, int]]:
