@@ -37,7 +37,7 @@ class Block(nnx.Module):
     """A pre-norm encoder block: attention, then the MLP, each added to its input."""
 
     def __init__(
-        self, width: int, heads: int, hidden: int, *, dropout: float, exact_gelu: bool, rngs: nnx.Rngs
+        self, width: int, heads: int, hidden: int, *, dropout: float, exact_gelu: bool = False, rngs: nnx.Rngs
     ) -> None:
         self.norm1 = nnx.LayerNorm(width, epsilon=1e-6, rngs=rngs)
         self.attention = Attention(width, heads, rngs=rngs)
