@@ -1,6 +1,7 @@
 """Training of sparse weights around any optimizer: one-shot, gradual, straight-through, regrowing, or in rounds."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -140,6 +141,8 @@ def sparse(
         grads = updates
         weights = _map(lambda k, p: p if k is None else k, state.kept, params) if through else params
         seen = grads if through else masked(grads, state.masks)
+        if "grad_fn" in extra:
+            extra["grad_fn"] = _seen_by(extra["grad_fn"], state.masks, through)
         updates, inner = tx.update(seen, state.inner, weights, **extra)
         moved = optax.apply_updates(weights, updates)
         new = SparseState(state.step + 1, state.masks, state.kept, inner)
@@ -162,6 +165,11 @@ def sparse(
         return _map(lambda k, u, p: u if k is None else jnp.where(k, u, -p), new.masks, updates, params), new
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _seen_by(grad_fn: Callable[[PyTree], PyTree], masks: PyTree, through: bool) -> Callable[[PyTree], PyTree]:
+    """`grad_fn` of the sparse weights, as sharpness-aware optimizers ask for it, in which what is removed has none."""
+    return lambda at: grad_fn(masked(at, masks)) if through else masked(grad_fn(masked(at, masks)), masks)
 
 
 def _changes(step: jax.Array, how: Sparse, begin: int, end: int) -> jax.Array:

@@ -16,7 +16,7 @@ from jaxaccel.interpret import first_uses
 from jaxaccel.modules import Model, abstract
 from jaxaccel.pretrained.files import read
 from jaxaccel.pretrained.layouts import Layer, arranged, layers
-from jaxaccel.pretrained.match import Pair, check_agree, pairs
+from jaxaccel.pretrained.match import Pair, check_order, pairs
 from jaxaccel.pretrained.names import natural
 from jaxaccel.trees import Where, check_where, parameter_path, selects
 
@@ -91,10 +91,10 @@ def load_pretrained(
     is_sorted = list(weights) == sorted(weights)
     listed = sorted(weights, key=natural) if is_sorted else weights
     sources = layers((name, weights[name].shape) for name in listed)
-    trust = 0.0 if order is None else 0.25 if is_sorted else 1.0
-    found, missing, unused = pairs(sources, targets, names or {}, order=trust)
-    if is_sorted and order is not None:
-        check_agree(found, pairs(sources, targets, names or {}, order=1.0)[0])
+    known = "none" if order is None else "counted" if is_sorted else "all"
+    found, missing, unused = pairs(sources, targets, names or {}, order=known)
+    if order is not None:
+        check_order(found)
     if new_head and len(missing) == 1 and any(_outputs_differ(layer, missing[0]) for layer in unused):
         kept |= {path for path, _ in missing.pop().parts.values()}
     if missing:

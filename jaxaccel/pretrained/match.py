@@ -4,18 +4,22 @@ import collections
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
+from scipy.sparse.csgraph import connected_components
 
 from jaxaccel.errors import UserError
 from jaxaccel.pretrained.layouts import Layer, fits, thirds
-from jaxaccel.pretrained.names import counted, similarity
+from jaxaccel.pretrained.names import counted, counts_on, similarity
 
 NAMES_WEIGH = 3.0
 """How much more names that agree say than an order that agrees."""
 MARGIN = 0.25
 """By how much a pairing must be better than the next one; below it is a guess."""
+Order = Literal["all", "counted", "none"]
+"""``counted`` where names were sorted: then only what numbers tell apart is in order, ``layer1.0`` and ``layer1.1``."""
 ROUNDS = 5
 """In which pairs and what their siblings say of them come to agree; where they do not, it is a guess."""
 
@@ -31,7 +35,7 @@ class Pair:
 
 
 def pairs(
-    sources: Sequence[Layer], targets: Sequence[Layer], told: Mapping[str, str], *, order: float = 1.0
+    sources: Sequence[Layer], targets: Sequence[Layer], told: Mapping[str, str], *, order: Order = "all"
 ) -> tuple[list[Pair], list[Layer], list[Layer]]:
     """Each target with its source: (pairs, targets that are left, sources that are left).
 
@@ -44,7 +48,7 @@ def pairs(
       sources: of the file, in its order.
       targets: of the model, in the order in which it uses them.
       told: by name of a source: that of its target.
-      order: how far the orders are to be trusted: 1 where they are those of making and of use, 0 not at all.
+      order: which of the sources are in the order of making.
 
     Raises:
       UserError: two pairings are as good; or `told` names what is not there, or does not fit.
@@ -56,12 +60,12 @@ def pairs(
     possible = np.array([[fits(s, t) for s in free_sources] for t in free_targets], bool)
     possible = possible.reshape(len(free_targets), len(free_sources))
     names = _names(free_sources, free_targets)
-    score = NAMES_WEIGH * names + order * _order(free_sources, free_targets, possible)
+    score = NAMES_WEIGH * names + _order(free_sources, free_targets, possible, order)
     told_pairs = [(_named(targets, t), _named(sources, s)) for s, t in known.items()]
     unclear = _doubtful(_assigned(possible, score), possible, score)
     made, score = _settled(possible, score, free_sources, free_targets, told_pairs)
-    for guess in _guesses(made, possible, score):
-        raise UserError(_question(guess, free_sources, free_targets))
+    for i, j, other in _guesses(made, possible, score):
+        raise UserError(_question(free_targets[i], free_sources[j], free_sources[other]))
     found = [Pair(target, source, "told") for target, source in told_pairs]
     for i, j in made:
         only = possible[i].sum() == 1 and possible[:, j].sum() == 1
@@ -102,40 +106,46 @@ def _names(sources: Sequence[Layer], targets: Sequence[Layer]) -> np.ndarray:
     return np.array(scores, float).reshape(len(targets), len(sources)) / 2
 
 
-def _order(sources: Sequence[Layer], targets: Sequence[Layer], possible: np.ndarray) -> np.ndarray:
-    """1 where a target is the nth of those that fit the same sources, and the source the nth of those."""
+def _order(
+    sources: Sequence[Layer], targets: Sequence[Layer], possible: np.ndarray, order: Order
+) -> np.ndarray:
+    """1 where a target is the nth of those that fit the same sources, and the source can be the nth of those."""
     agree = np.zeros(possible.shape)
     groups: dict[bytes, list[int]] = collections.defaultdict(list)
     for i, row in enumerate(possible):
         groups[row.tobytes()].append(i)
-    for members in groups.values():
+    for members in groups.values() if order != "none" else ():
         columns = np.flatnonzero(possible[members[0]]).tolist()
         if len(columns) == len(members):
-            by_order = sorted(columns, key=lambda j: sources[j].order)
-            for i, j in zip(sorted(members, key=lambda i: targets[i].order), by_order, strict=True):
-                agree[i, j] = 1
+            members = sorted(members, key=lambda i: targets[i].order)
+            for j in columns:
+                others = [sources[k] for k in columns if k != j and _in_order(sources[j], sources[k], order)]
+                first = sum(other.order < sources[j].order for other in others)
+                last = len(columns) - sum(other.order > sources[j].order for other in others)
+                agree[members[first:last], j] = 1
     return agree
 
 
-def check_agree(one: Sequence[Pair], other: Sequence[Pair]) -> None:
-    """Checks that two ways to weigh the witnesses lead to the same pairs, but for sources that words tell apart.
+def _in_order(one: Layer, other: Layer, order: Order) -> bool:
+    return order == "all" or counts_on(one.name, other.name)
+
+
+def check_order(made: Sequence[Pair]) -> None:
+    """Checks that of layers which could be exchanged the one that counts first is used first.
+
+    Where names are the same, they alone decide.
 
     Raises:
-      UserError: they do not; it names a layer of which that holds.
+      UserError: one is not; it names two layers of which that holds.
     """
-    sources = {pair.target.name: pair.source.name for pair in other}
-    for pair in one:
-        second = sources.get(pair.target.name, pair.source.name)
-        if second != pair.source.name and _words(second) == _words(pair.source.name):
-            raise UserError(
-                f"{pair.source.name} and {second} of the file could each be {pair.target.name} "
-                f"({pair.target.shapes}): say which, names={{'{pair.source.name}': '{pair.target.name}'}}, or give a "
-                "file in the order of the model, such as PyTorch's own"
-            )
-
-
-def _words(name: str) -> str:
-    return re.sub(r"\d+", "", name)
+    made = [pair for pair in made if pair.by != "told" and similarity(pair.source.name, pair.target.name) < 2]
+    for n, one in enumerate(made):
+        for other in made[n + 1 :]:
+            if not counts_on(one.source.name, other.source.name):
+                continue
+            crossed = (one.source.order < other.source.order) != (one.target.order < other.target.order)
+            if crossed and fits(one.source, other.target) and fits(other.source, one.target):
+                raise UserError(_question(one.target, one.source, other.source))
 
 
 def _settled(
@@ -147,21 +157,22 @@ def _settled(
 ) -> tuple[list[tuple[int, int]], np.ndarray]:
     """Pairs that agree with what clear ones say of their siblings, and the score with that."""
     alone, made = score, _assigned(possible, score)
-    changed: list[tuple[int, ...]] = []
+    changed: list[tuple[int, int, int]] = []
     for _ in range(ROUNDS):
         doubtful = _doubtful(made, possible, score)
         clear = [(targets[i], sources[j]) for i, j in made if i not in doubtful]
         score = alone + NAMES_WEIGH * _siblings([*told, *clear], sources, targets)
         before, made = dict(made), _assigned(possible, score)
-        changed = [(i, j, -1, before[i]) for i, j in made if before.get(i, j) != j]
+        changed = [(i, j, before[i]) for i, j in made if before.get(i, j) != j]
         if not changed:
             return made, score
-    raise UserError(_question(changed[0], sources, targets))
+    i, j, other = changed[0]
+    raise UserError(_question(targets[i], sources[j], sources[other]))
 
 
 def _doubtful(made: Sequence[tuple[int, int]], possible: np.ndarray, score: np.ndarray) -> set[int]:
     """The targets of guesses."""
-    return {i for guess in _guesses(made, possible, score) for i in guess[::2]}
+    return {i for i, _, _ in _guesses(made, possible, score)}
 
 
 def _assigned(possible: np.ndarray, score: np.ndarray) -> list[tuple[int, int]]:
@@ -173,50 +184,63 @@ def _assigned(possible: np.ndarray, score: np.ndarray) -> list[tuple[int, int]]:
 def _siblings(
     clear: Sequence[tuple[Layer, Layer]], sources: Sequence[Layer], targets: Sequence[Layer]
 ) -> np.ndarray:
-    """1 where a clear pair of another kind has the same parents: a norm whose convolution is known already."""
-    families: dict[tuple[str, str], list[Layer]] = collections.defaultdict(list)
-    for target, source in clear:
-        families[_parent(target), _parent(source)].append(target)
-    found = [
-        [any(not fits(s, other) for other in families.get((_parent(t), _parent(s)), ())) for s in sources]
-        for t in targets
-    ]
-    return np.array(found, float).reshape(len(targets), len(sources))
+    """1 where a clear pair of another kind has the same parents: a norm whose convolution is known already.
+
+    And 1 more where one has the same sequences for parents: a branch's other layers.
+    """
+    found = np.zeros((len(targets), len(sources)))
+    for ancestor in (_parent, _sequence):
+        families: dict[tuple[str, str], list[Layer]] = collections.defaultdict(list)
+        for target, source in clear:
+            families[ancestor(target), ancestor(source)].append(target)
+        for i, t in enumerate(targets):
+            for j, s in enumerate(sources):
+                family = families.get((ancestor(t), ancestor(s)), ())
+                found[i, j] += any(not fits(s, other) for other in family)
+    return found
 
 
 def _parent(layer: Layer) -> str:
     return layer.name.rpartition(".")[0]
 
 
+def _sequence(layer: Layer) -> str:
+    """The parent without the number that it has in its sequence: ``branch7x7_2.bn`` is of ``branch7x7``."""
+    return re.sub(r"[._]?\d+$", "", _parent(layer))
+
+
 def _guesses(
     made: Sequence[tuple[int, int]], possible: np.ndarray, score: np.ndarray
-) -> Iterator[tuple[int, ...]]:
-    """Pairs that could be exchanged, or one that could be made otherwise, at next to no loss.
+) -> Iterator[tuple[int, int, int]]:
+    """(target, its source, another source): where the target can have the other at next to no loss over all pairs."""
+    count, taken = len(possible), {x for _, x in made}
+    links = np.zeros((sum(possible.shape),) * 2, bool)
+    links[:count, count:] = possible
+    groups = connected_components(links, directed=False)[1]
+    for group in np.unique(groups[:count]).tolist():
+        pairs = [(a, x) for a, x in made if groups[a] == group]
+        left = [y for y in np.flatnonzero(groups[count:] == group).tolist() if y not in taken]
+        columns = [x for _, x in pairs] + left
+        # What it costs that a pair's target takes another's source; that one is left over is for nothing.
+        loss = np.zeros((len(columns),) * 2)
+        for p, (a, x) in enumerate(pairs):
+            loss[p] = np.where(possible[a, columns], score[a, x] - score[a, columns], np.inf)
+        np.fill_diagonal(loss, np.inf)
+        rest = _cheapest(loss)
+        for p, (a, x) in enumerate(pairs):
+            for q in np.flatnonzero(loss[p] + rest[:, p] < MARGIN).tolist():
+                yield a, x, columns[q]
 
-    Yields (target, source, target, source), or (target, source, -1, source) with a source that is left.
-    """
-    for n, (a, x) in enumerate(made):
-        for b, y in made[n + 1 :]:
-            if possible[a, y] and possible[b, x]:
-                loss = score[a, x] + score[b, y] - score[a, y] - score[b, x]
-                if loss < MARGIN:
-                    yield a, x, b, y
-    taken = {j for _, j in made}
-    for a, x in made:
-        for y in np.flatnonzero(possible[a]).tolist():
-            if y not in taken and score[a, x] - score[a, y] < MARGIN:
-                yield a, x, -1, y
+
+def _cheapest(costs: np.ndarray) -> np.ndarray:
+    """The cost of the cheapest way between any two nodes (Floyd-Warshall); no cycle may cost less than nothing."""
+    for k in range(len(costs)):
+        costs = np.minimum(costs, costs[:, k, None] + costs[k])
+    return costs
 
 
-def _question(guess: tuple[int, ...], sources: Sequence[Layer], targets: Sequence[Layer]) -> str:
-    a, x, b, y = guess
-    told = f"say which, names={{'{sources[x].name}': '{targets[a].name}'}}"
-    if b < 0:
-        return (
-            f"{targets[a].name} could be {sources[x].name} or {sources[y].name} of the file "
-            f"({targets[a].shapes}): {told}"
-        )
+def _question(target: Layer, source: Layer, other: Layer) -> str:
     return (
-        f"{sources[x].name} and {sources[y].name} of the file could each be {targets[a].name} or "
-        f"{targets[b].name} ({targets[a].shapes}): {told}"
+        f"{target.name} could be {source.name} or {other.name} of the file ({target.shapes}): "
+        f"say which, names={{'{source.name}': '{target.name}'}}"
     )

@@ -124,3 +124,25 @@ def _ranked(name: str, ranks: dict[str, dict[tuple[int, str], int]]) -> str:
 def natural(name: str) -> list[tuple[int, int | str]]:
     """A key that sorts names as people count: ``layer2`` before ``layer10``."""
     return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name) if part]
+
+
+def counts_on(a: str, b: str) -> bool:
+    """Whether what first tells two names apart is a number: ``layer1.0.bn1`` and ``layer1.2.conv1``, ``5b``, ``5c``.
+
+    One within a word does not count: ``branch3x3``, ``branch5x5``.
+    """
+    both = zip(_pieces(a), _pieces(b), strict=False)
+    first = next((pair for pair in both if pair[0] != pair[1]), None)
+    return first is not None and all(isinstance(piece, tuple) for piece in first)
+
+
+@functools.cache
+def _pieces(name: str) -> tuple[str | tuple[int, str], ...]:
+    """A name cut before and after the numbers that count."""
+    pieces, at = [], 0
+    for match in _NUMBER.finditer(name):
+        if name[match.end() : match.end() + 1] not in ("", ".", "_"):
+            continue
+        pieces += [name[at : match.start()], _place(match)]
+        at = match.end()
+    return (*pieces, name[at:])

@@ -13,6 +13,7 @@ import jaxaccel as ja
 from jaxaccel.compress.prune import sparsity_of
 from jaxaccel.errors import UserError
 from jaxaccel.optim import Optimizer, Sparse, sparse
+from jaxaccel.optim.sharpness import sharpness_aware
 
 STEPS = 40
 
@@ -174,6 +175,27 @@ def test_removed_weights_are_exactly_zero_whatever_the_optimizer():
     ):
         params, state = trained(Sparse(0.5, "one_shot"), tx)[-1]
         assert not np.asarray(params["layer"]["kernel"])[~np.asarray(state.masks["layer"]["kernel"])].any()
+
+
+@pytest.mark.parametrize("method", ["fixed", "straight_through"])
+def test_a_sharpness_aware_optimizer_looks_at_the_sparse_weights(method):
+    params = {"a": {"kernel": jnp.array([[0.0, 2.0], [3.0, 0.0]])}}
+    how = Sparse(method="fixed") if method == "fixed" else Sparse(0.5, "straight_through", end=0.1)
+    tx = sparse(sharpness_aware(optax.sgd(0.1, momentum=0.9), 0.05), how, 10)
+    asked = []
+
+    def grad_fn(params):
+        asked.append(params["a"]["kernel"])
+        return jax.tree.map(lambda p: p + 1.0, params)
+
+    state = tx.init(params)
+    for _ in range(2):
+        updates, state = tx.update(grad_fn(params), state, params, grad_fn=grad_fn)
+        params = optax.apply_updates(params, updates)
+    gone = np.array([[True, False], [False, True]])
+    np.testing.assert_array_equal(asked[-1] == 0, gone)
+    trace = jax.tree.leaves(state.inner)[0]
+    assert ((trace == 0) == gone).all() if method == "fixed" else (trace != 0).all()
 
 
 def test_zeros_stay_zeros():

@@ -32,8 +32,8 @@ PAIRS = [
 ]  # fmt: skip
 
 
-ASKS = {"resnet50d", "mobilenetv2_100", "densenet121", "convnext_tiny"}
-"""In safetensors, which sorts by name, neither their names nor their order agree with ours."""
+ASKS = {"inception_v3"}
+"""In safetensors, which sorts by name: neither names nor order tell parallel layers of its last blocks apart."""
 
 
 def reference(library, name):
@@ -76,7 +76,7 @@ def test_the_outputs_are_equal(ours, library, theirs, size, kind, tmp_path):
         getattr(models, ours), {"classes": 1000, "channels": 3, "image_size": size, **exact}, (shape,)
     )
     if kind == "safetensors" and theirs in ASKS:
-        with pytest.raises(ja.UserError, match=r"could (each )?be .* say which, names="):
+        with pytest.raises(ja.UserError, match=r"could be .* say which, names="):
             ja.load_pretrained(model, file, inputs=(shape,))
         return
     loaded = ja.load_pretrained(model, file, inputs=(shape,))

@@ -1,8 +1,11 @@
 """Weights of other people's files: formats, names, fused layers, fresh heads, and what is not guessed."""
 
+import gzip
 import io
+import json
 import pickle
 import zipfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +16,9 @@ from safetensors.numpy import save_file
 
 import jaxaccel as ja
 from jaxaccel import models
-from jaxaccel.modules import as_model
+from jaxaccel.modules import Model, as_model
 from jaxaccel.pretrained.files import read
-from jaxaccel.pretrained.names import counted, similarity
+from jaxaccel.pretrained.names import counted, counts_on, similarity
 
 
 def drawn(**shapes):
@@ -128,7 +131,7 @@ def test_an_encoder_named_as_bert(saved):
 def test_nothing_is_guessed(saved):
     like = ({"a": {"kernel": jnp.zeros((4, 4))}, "b": {"kernel": jnp.zeros((4, 4))}}, {})
     arrays = drawn(one__weight=(4, 4), two__weight=(4, 4))
-    with pytest.raises(ja.UserError, match=r"could each be a or b .* say which, names="):
+    with pytest.raises(ja.UserError, match=r"could be .* say which, names="):
         ja.load_pretrained(like, saved(arrays))
     params = ja.load_pretrained(like, saved(arrays), names={"one": "b"}).params
     np.testing.assert_array_equal(params["b"]["kernel"].T, arrays["one.weight"])
@@ -225,6 +228,43 @@ def _pickled_npy():
     return file.getvalue()
 
 
+NAMES = json.loads(
+    gzip.decompress((Path(__file__).parent.parent / "data" / "torch" / "names.json.gz").read_bytes())
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sorted_names_lead_to_the_layers_that_the_file_in_order_leads_to(name, saved):
+    """Names and shapes of timm and torchvision, whose state dicts load into ours and compute the same."""
+    file = saved({key: np.zeros(shape, np.float32) for key, shape in NAMES[name]["arrays"].items()})
+    images = jax.ShapeDtypeStruct((1, 96, 96, 3), jnp.float32)
+    arguments = {"classes": 1000, "channels": 3, "image_size": 96}
+    model = as_model(getattr(models, name), arguments, (images,))
+    loaded = ja.load_pretrained(model, file, inputs=(images,))
+    assert {pair.source.name: pair.target.name for pair in loaded.pairs} == NAMES[name]["layers"]
+    assert not loaded.unused and not loaded.fresh
+
+
+def chain(first, second):
+    """A model of two square matrices in the order of their use, from zeros."""
+
+    def apply(params, state, x, *, key, train):
+        return x @ params[first]["kernel"] @ params[second]["kernel"], state
+
+    params = {name: {"kernel": jnp.zeros((4, 4))} for name in (first, second)}
+    return Model(lambda key: (params, {}), apply)
+
+
+def test_numbers_that_count_against_the_use_are_asked_about(saved):
+    x = (jax.ShapeDtypeStruct((2, 4), jnp.float32),)
+    theirs = drawn(a__layer0__weight=(4, 4), a__layer1__weight=(4, 4))
+    with pytest.raises(ja.UserError, match=r"b_layer1 could be a\.layer1 or a\.layer0 of the file .* names="):
+        ja.load_pretrained(chain("b_layer1", "b_layer0"), saved(theirs), inputs=x)
+    ours = {f"layer{n}.weight": theirs[f"a.layer{n}.weight"] for n in (0, 1)}
+    loaded = ja.load_pretrained(chain("layer1", "layer0"), saved(ours), inputs=x)
+    assert (loaded.params["layer1"]["kernel"] == ours["layer1.weight"].T).all()  # the same name says it
+
+
 def test_numbers_count_from_zero_where_there_are_several():
     names = [
         "conv1",
@@ -244,6 +284,12 @@ def test_a_number_that_is_part_of_a_word_is_no_place():
     assert counted(names)["blocks.2.mlp.fc2"] == "blocks.2.mlp.fc2"
     down = "blocks.1.mlp.down"
     assert max(names, key=lambda name: similarity(name, down)) == "blocks.1.mlp.fc2"
+
+
+def test_what_tells_names_apart():
+    assert counts_on("layer1.0.bn1", "layer1.2.conv1") and counts_on("mixed5b.pool", "mixed5c.conv")
+    assert not counts_on("layer1.0.bn1", "layer1.0.conv1") and not counts_on("bn1", "layer1.0.bn1")
+    assert not counts_on("mixed5b.branch3x3.conv", "mixed5b.branch5x5.conv")
 
 
 def test_letters_count_on():
