@@ -8,7 +8,8 @@ trained again.
 """
 
 import dataclasses
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxaccel as ja
-from jaxaccel import augment, runtime
+from jaxaccel import augment, cli, runtime
 
 AUGMENTATIONS: dict[str, tuple[Callable, ...]] = {
     "none": (),
@@ -79,14 +80,14 @@ def recipe(options: Options, chosen: tuple[Callable, ...]) -> ja.Recipe:
     )  # fmt: skip
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> int:
     """Runs the experiment."""
-    options = tyro.cli(Options, description=__doc__)
+    options = tyro.cli(Options, description=__doc__, args=list(argv))
     runtime.setup()
     made_with = {"images": options.images, "epochs": options.epochs, "seeds": options.seeds}
     found = rows.known(options.out, made_with)
     if unknown := set(options.only) - set(AUGMENTATIONS):
-        raise SystemExit(f"no augmentation {', '.join(unknown)}: choose of {', '.join(AUGMENTATIONS)}")
+        raise ja.UserError(f"no augmentation {', '.join(unknown)}: choose of {', '.join(AUGMENTATIONS)}")
     for name in options.only or AUGMENTATIONS:
         if name not in found:
             summary, _ = rows.trained(recipe(options, AUGMENTATIONS[name]))
@@ -108,7 +109,8 @@ def main() -> None:
         rows.bars(
             options.out.with_suffix(".png"), title, "test accuracy, %; the line is without any", picture, base
         )
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main, sys.argv[1:])

@@ -8,6 +8,8 @@ short: `--epochs` passes over the 50,000 training images, on a CPU some minutes.
 
 import dataclasses
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxaccel as ja
-from jaxaccel import models, runtime
+from jaxaccel import cli, models, runtime
 from jaxaccel.optim import Sparse
 from jaxaccel.route import (
     FineTune,
@@ -156,14 +158,14 @@ def table(rows: dict[str, Any], title: str) -> Table:
     return made
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> int:
     """Runs the experiment."""
-    options = tyro.cli(Options, description=__doc__)
+    options = tyro.cli(Options, description=__doc__, args=list(argv))
     runtime.setup()
     known = json.loads(options.out.read_text())["rows"] if options.out and options.out.exists() else {}
     plans = routes(options.epochs, file_of(56, options.weights))
     if unknown := set(options.only) - plans.keys():
-        raise SystemExit(f"no route {min(unknown)!r}: {', '.join(plans)}")
+        raise ja.UserError(f"no route {min(unknown)!r}: {', '.join(plans)}")
     for name, (depth, steps) in plans.items():
         if options.only and name not in options.only:
             continue
@@ -178,7 +180,8 @@ def main() -> None:
     published = ", ".join(f"ResNet-{depth} {PUBLISHED[depth]:.2f}" for depth in (20, 56))
     title = f"CIFAR-10 test, published: {published}; {jax.devices()[0].device_kind}"
     Console(width=120).print(table(known, title))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main, sys.argv[1:])

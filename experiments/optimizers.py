@@ -10,6 +10,8 @@ call, on a quiet machine. What is in the file already is not trained again. One 
 """
 
 import dataclasses
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxaccel as ja
-from jaxaccel import runtime
+from jaxaccel import cli, runtime
 from jaxaccel.optim import Optimizer, Schedule
 
 MARKS = {"mnist": (0.99, 2.0, True), "fashion_mnist": (0.92, 4.0, False)}
@@ -162,13 +164,13 @@ def draw(found: dict[str, Any], name: str, options: Options) -> None:
         )
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> int:
     """Runs the experiment."""
-    options = tyro.cli(Options, description=__doc__)
+    options = tyro.cli(Options, description=__doc__, args=list(argv))
     runtime.setup()
     made_with = {"seeds": options.seeds, "epochs": options.epochs, "tune": options.tune}
     if unknown := {*options.only} - set(OPTIMIZERS) | {*options.data} - set(MARKS):
-        raise SystemExit(f"no {', '.join(unknown)}: choose of {', '.join([*OPTIMIZERS, *MARKS])}")
+        raise ja.UserError(f"no {min(unknown)!r}: choose of {', '.join(map(repr, [*OPTIMIZERS, *MARKS]))}")
     found = rows.known(options.out, made_with)
     for name in options.data:
         cells = found.setdefault(name, {})
@@ -186,7 +188,8 @@ def main() -> None:
                 rows.write(options.out, made_with, found)
         Console().print(shown(found[name], name))
         draw(found[name], name, options)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main, sys.argv[1:])

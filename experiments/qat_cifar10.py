@@ -8,7 +8,8 @@ tests that on all 10,000 images, and prints one table. As a control the same ste
 
 import dataclasses
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from rich.progress import track
 from rich.table import Table
 
 import jaxaccel as ja
-from jaxaccel import augment, runtime
+from jaxaccel import augment, cli, runtime
 from jaxaccel.modules import Model
 
 PLACES = ("weights", "downloads", "out")
@@ -92,9 +93,9 @@ def tested(options: Options, model: Model, variables: Any, data: tuple[np.ndarra
     return accuracy(ja.int8(g, lowering="int8"), ja.quantize(folded, bits=options.bits), *data)
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> int:
     """Runs the experiment."""
-    options = tyro.cli(Options, description=__doc__)
+    options = tyro.cli(Options, description=__doc__, args=list(argv))
     runtime.setup()
     model, variables = network(20, options.weights)
     test, train = images("test", options.downloads), images("train", options.downloads)
@@ -123,7 +124,8 @@ def main() -> None:
         made_with = {name: value for name, value in dataclasses.asdict(options).items() if name not in PLACES}
         record = {"versions": runtime.versions(), "options": made_with, "accuracy": rows}
         options.out.write_text(json.dumps(record, indent=1) + "\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main, sys.argv[1:])

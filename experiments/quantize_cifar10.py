@@ -8,7 +8,8 @@ also where this backend runs it slower than float32; the other int8 rows are wha
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxaccel as ja
-from jaxaccel import runtime
+from jaxaccel import cli, runtime
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,9 +80,9 @@ def rows(options: Options, console: Console) -> Iterator[dict[str, Any]]:
                 }
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> int:
     """Runs the experiment."""
-    options = tyro.cli(Options, description=__doc__)
+    options = tyro.cli(Options, description=__doc__, args=list(argv))
     runtime.setup()
     console, found = Console(), []
     for row in rows(options, console):
@@ -110,7 +111,8 @@ def main() -> None:
     if options.out:
         record = {"versions": runtime.versions(), "device": jax.devices()[0].device_kind, "rows": found}
         options.out.write_text(json.dumps(record, indent=1) + "\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main, sys.argv[1:])

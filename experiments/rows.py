@@ -34,7 +34,7 @@ def known(out: Path | None, options: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     record = json.loads(out.read_text(encoding="utf-8"))
     if record["options"] != dict(options):
-        raise SystemExit(
+        raise ja.UserError(
             f"{out} was made with {record['options']}: choose another --out, or the same options"
         )
     return record["rows"]

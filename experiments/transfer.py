@@ -7,6 +7,8 @@ table: test accuracy, how much is trained, what the optimizer keeps. What is in 
 """
 
 import dataclasses
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxaccel as ja
-from jaxaccel import augment, models, runtime
+from jaxaccel import augment, cli, models, runtime
 from jaxaccel.modules import as_model
 from jaxaccel.optim import Optimizer, Schedule
 
@@ -120,9 +122,9 @@ def probed(options: Options, variables: dict[str, Any]) -> dict[str, Any]:
     return {"accuracy": [100 * float(right.mean())], "optimizer_bytes": 0, "examples_per_second": None}
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> int:
     """Runs the experiment."""
-    options = tyro.cli(Options, description=__doc__)
+    options = tyro.cli(Options, description=__doc__, args=list(argv))
     runtime.setup()
     made_with = {"images": options.images, "epochs": options.epochs, "seeds": options.seeds}
     found = rows.known(options.out, made_with)
@@ -151,7 +153,8 @@ def main() -> None:
             f"{row['optimizer_bytes'] / 1e3:,.0f}",
         )
     Console().print(table)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main, sys.argv[1:])

@@ -6,6 +6,7 @@ flags under its name, and those of the training that it came from are under --tr
 """
 
 import dataclasses
+import operator
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +18,7 @@ from jaxaccel.errors import UserError
 from jaxaccel.recipe import Recipe, load_recipe
 from jaxaccel.route.follow import follow
 from jaxaccel.route.route import Route, load, names
+from jaxaccel.route.tuning import NOT_TAKEN
 
 DEFAULT = "prune_and_int8"
 
@@ -60,6 +62,8 @@ def main(argv: Sequence[str]) -> int:
         route, training, f"{__doc__}\n\nRecipe {named}: {(module.__doc__ or '').strip()}", words
     )
     options = command.options
+    if training is not None:
+        _check_taken(training, command.training)
     steps = {name: getattr(command, name) for name in route.steps}
     assert origin is not None
     follow(
@@ -67,6 +71,21 @@ def main(argv: Sequence[str]) -> int:
         overwrite=options.overwrite, batch=options.batch,
     )  # fmt: skip
     return 0
+
+
+def _check_taken(known: Recipe, asked: Recipe) -> None:
+    """Checks that nothing is asked of the training that no step would take.
+
+    Raises:
+      UserError: something is.
+    """
+    for name in NOT_TAKEN:
+        field = operator.attrgetter(name)
+        if field(asked) != field(known):
+            raise UserError(
+                f"--training.{name.replace('_', '-')} changes nothing: each fine-tuning of the route has flags of its "
+                "own, and keeps no averages (--help shows them)"
+            )
 
 
 def _taken(words: list[str], flag: str) -> str | None:

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from jaxaccel.route.learning import FineTune
 
 PyTree = Any
+NOT_TAKEN = (
+    "epochs", "schedule", "sparse", "distill", "phases", "eval_every", "keep", "replicas", "sweep",
+    "optimizer.lookahead", "optimizer.ema", "optimizer.swa", "optimizer.reestimate",
+)  # fmt: skip
+"""What of the training a fine-tuning has its own of, or goes without (`recipe_of`)."""
 
 
 def fine_tuned(stage: Stage, setting: Setting, name: str, how: "FineTune", sparse: Sparse) -> Stage:
