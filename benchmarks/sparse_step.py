@@ -65,7 +65,8 @@ def variants(tx: optax.GradientTransformation) -> Iterator[Variant]:
     """The plain optimizer, ours around it, and jaxpruner's."""
     yield Variant("plain", tx)
     for method in METHODS:
-        how = ja.optim.Sparse(SPARSITY, method=method, every=EVERY)
+        fixed = method == "fixed"  # the zeros are in the weights
+        how = ja.optim.Sparse(0.0 if fixed else SPARSITY, method=method, every=EVERY)
         # Ours counts the update that is being done, jaxpruner those that are done.
         yield Variant(method, ja.optim.sparse(tx, how, STEPS), "step", DUE - 1)
     if find_spec("jaxpruner"):
