@@ -11,12 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxaccel.data.order import Order, Phase, Shuffled, Together
 from jaxaccel.errors import UserError
 from jaxaccel.metrics import Mean
-from jaxaccel.parallel import batch_sharding
+from jaxaccel.parallel import batch_sharding, replicated
 from jaxaccel.state import StepMetrics, TrainState
 from jaxaccel.step import Training
 from jaxaccel.tasks.task import Batch
@@ -121,6 +121,10 @@ class Replicas:
     def sharding(self, state: TrainState, mesh: Mesh) -> TrainState:
         """Whole replicas on each device."""
         return jax.tree.map(lambda _: batch_sharding(mesh), state)
+
+    def reported(self, mesh: Mesh) -> NamedSharding | None:
+        """Where metrics lie: with their replica, unless other processes have to read them."""
+        return replicated(mesh) if jax.process_count() > 1 else None
 
     def compiler_options(self, flops: float) -> dict[str, str | bool]:
         """For the program of a step that costs `flops`.

@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from jaxaccel.data.order import Order, Phase, Shuffled
 from jaxaccel.metrics import Mean
 from jaxaccel.modules import Model
 from jaxaccel.optim.averaging import Averaging, weights_to_evaluate
-from jaxaccel.parallel import state_sharding
+from jaxaccel.parallel import replicated, state_sharding
 from jaxaccel.state import Gradients, StepMetrics, TrainState
 from jaxaccel.tasks.task import Batch, Task
 from jaxaccel.teacher import Teacher
@@ -150,6 +150,10 @@ class Training:
     def sharding(self, state: TrainState, mesh: Mesh) -> TrainState:
         """How a state of these shapes is split over `mesh`."""
         return state_sharding(state, mesh)
+
+    def reported(self, mesh: Mesh) -> NamedSharding | None:
+        """Where metrics lie: on every device, so that each process has them."""
+        return replicated(mesh)
 
     def compiler_options(self, flops: float) -> dict[str, str | bool]:
         """For the program of a step that costs `flops`."""

@@ -28,14 +28,14 @@ from jaxaccel.fuse import gather, several, several_evaluations
 from jaxaccel.metrics import Mean, add
 from jaxaccel.modules import as_model, output_shape, takes
 from jaxaccel.optim.averaging import reestimator
-from jaxaccel.parallel import batch_sharding, make_mesh, placed, replicated
+from jaxaccel.parallel import MeshShape, batch_sharding, make_mesh, placed
 from jaxaccel.recipe import Recipe
 from jaxaccel.replicas import Replicas, spread
 from jaxaccel.result import TrainResult, finished
 from jaxaccel.runlog import Meter, RunLog, announce, lag
 from jaxaccel.signals import StopSignal
 from jaxaccel.state import TrainState
-from jaxaccel.sweep import keep_best, training_of
+from jaxaccel.sweep import keep_best, points, training_of
 from jaxaccel.tasks.task import Batch
 from jaxaccel.wording import again, heading, replicas_text, scores_text
 
@@ -144,7 +144,10 @@ def _train(
     if mode == "resident":
         with log.reading(len(train_source) + len(eval_source)) as advance:
             train_feed = resident_feed(train_source, task.element, shuffled, mesh, advance)
-            eval_feed = resident_feed(eval_source, task.element, sequential, mesh, advance)
+            # Replicas each see all of a batch, so that their devices have nothing to tell each other.
+            eval_feed = resident_feed(
+                eval_source, task.element, sequential, mesh, advance, split=training.count == 1
+            )
     else:
         if training.count > 1:
             raise UserError("replicas need the data on the device: --data.feed resident, or fewer examples")
@@ -166,7 +169,7 @@ def _train(
     def program(phase: Phase, length: int) -> jax.stages.Compiled:
         call = jax.jit(
             several(trainings[phase.image_size], constrain), donate_argnums=0,
-            out_shardings=(shardings, replicated(mesh)),
+            out_shardings=(shardings, training.reported(mesh)),
         )  # fmt: skip
         return call.lower(
             placed(state_shape, shardings),
@@ -177,7 +180,10 @@ def _train(
     cuts, calls = pacing.timetable(plan, recipe.eval_every, per_call, done)
     eval_calls = [range(i, i + 1) for i in range(len(sequential))]
     compiling = time.perf_counter()
-    eval_call = jax.jit(several_evaluations(training, constrain), out_shardings=replicated(mesh))
+    evaluations = (
+        several_evaluations(training, constrain) if training.count == 1 else several_evaluations(training)
+    )
+    eval_call = jax.jit(evaluations, out_shardings=training.reported(mesh))
     compiled = program(plan.phase(done), len(calls[0])) if calls else None
     compile_seconds = time.perf_counter() - compiling
 
@@ -276,6 +282,8 @@ def main(argv: Sequence[str]) -> int:
         return 0
     recipe, options, module = read
     source = Path(module.__file__) if not module.__name__.startswith("jaxaccel.") else None
+    if recipe.mesh == MeshShape():
+        runtime.divide_cpu(len(points(recipe).get("seed", (recipe.seed,))))
     train(
         recipe, run=options.run, resume=options.resume, overwrite=options.overwrite,
         init_from=options.init_from, source=source,

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 import types
 
 import jax
@@ -217,11 +220,48 @@ def test_replicas_must_divide_over_the_devices():
         Replicas(lambda values: None, {"seed": np.arange(3)}, two_devices)
 
 
+COLLECTIVES = ("all-reduce", "all-gather", "collective-permute", "all-to-all", "reduce-scatter")
+DIVIDED = """
+import os
+os.sched_getaffinity = lambda _: set(range(4))
+import jax
+from jaxaccel import runtime
+runtime.divide_cpu(PARTS)
+print(jax.device_count())
+runtime.divide_cpu(4)  # too late, and no harm
+print(jax.device_count())
+"""
+
+
+@pytest.mark.parametrize(
+    ("parts", "said", "devices"), [(6, {}, 3), (5, {}, 1), (8, {"JAX_NUM_CPU_DEVICES": "2"}, 2)]
+)
+def test_a_cpu_is_divided_among_its_cores(parts, said, devices):
+    program = DIVIDED.replace("PARTS", str(parts))
+    env = (
+        {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+        | {"JAX_PLATFORMS": "cpu"}
+        | said
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True
+    ).stdout
+    assert out.split() == [str(devices)] * 2
+
+
 def test_from_the_command_line(run_train, tmp_path):
     small = ("digits", "--model", "ConvNet(widths=(4,), hidden=0)", "--steps-per-call", "1")
-    code, out, err = run_train(*small, "--epochs", "1", "--run", "r", "--sweep", "seed", "0,1")
+    sweep = ("--sweep", "seed", "0,1")
+    dump = " --xla_dump_to=hlo --xla_dump_hlo_as_text --xla_dump_hlo_module_re=jit_(steps|evaluations)"
+    env = {"XLA_FLAGS": os.environ["XLA_FLAGS"] + dump, "JAXACCEL_CACHE": "0"}
+    code, out, err = run_train(*small, "--epochs", "1", "--run", "r", *sweep, env=env)
     assert code == 0, err
+    programs = [path.read_text() for path in (tmp_path / "hlo").glob("*after_optimizations.txt")]
+    assert len(programs) >= 2 and not any(word in hlo for hlo in programs for word in COLLECTIVES)
     result = json.loads((tmp_path / "r" / "result.json").read_text())
+    assert result["mesh"]["data"] == min(2, len(os.sched_getaffinity(0))), (
+        "each core takes some of the replicas"
+    )
     assert [row["seed"] for row in result["replicas"]] == [0, 1]
     accuracies = [row["accuracy"] for row in result["replicas"]]
     assert result["eval"]["accuracy"] == pytest.approx(np.mean(accuracies))

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from jaxaccel import runtime
 from jaxaccel.data import resident
@@ -62,8 +62,12 @@ def resident_feed(
     order: Order,
     mesh: Mesh,
     advance: Callable[[int], Any] = lambda n: None,
+    *,
+    split: bool = True,
 ) -> Feed:
-    """`source` read whole and copied to each device of `mesh`."""
+    """`source` read whole and copied to each device of `mesh`; batches are split over the devices, unless each is to
+    see all of them."""
+    sharding = batch_sharding(mesh, leading=1) if split else replicated(mesh)
     arrays = {
         name: jax.make_array_from_process_local_data(replicated(mesh), array, array.shape)
         for name, array in resident.load(source, element, advance).items()
@@ -71,7 +75,7 @@ def resident_feed(
 
     def items(calls: Sequence[range]) -> Iterator[Item]:
         rows = (_stacked([order(step) for step in call]) for call in calls)
-        return prefetch(rows, lambda item: _put(item, mesh, whole=True))
+        return prefetch(rows, lambda item: _put(item, sharding, whole=True))
 
     return Feed(arrays, mesh, items)
 
@@ -79,13 +83,17 @@ def resident_feed(
 def stream_feed(source: Source, element: Element, order: Order, mesh: Mesh, workers: int = 0) -> Feed:
     """`source` read while training; each call is one step."""
 
+    sharding = batch_sharding(mesh, leading=1)
+
     def items(calls: Sequence[range]) -> Iterator[Item]:
         if not calls:
             return iter(())
         steps = range(calls[0].start, calls[-1].stop)
         parts = {size: local_part(batch_sharding(mesh), size) for size in order.batch_sizes}
         batches = stream(Batches(source, element, order, steps, parts), workers)
-        return prefetch((_stacked([batch]) for batch in batches), lambda item: _put(item, mesh, whole=False))
+        return prefetch(
+            (_stacked([batch]) for batch in batches), lambda item: _put(item, sharding, whole=False)
+        )
 
     return Feed({}, mesh, items)
 
@@ -94,10 +102,9 @@ def _stacked(rows: Sequence[Item]) -> Item:
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def _put(item: Item, mesh: Mesh, *, whole: bool) -> Any:
-    """(k, B, ...) arrays of the host to the devices, B split; `whole` if they hold all processes' rows."""
-    sharding = batch_sharding(mesh, leading=1)
-    if mesh.size == 1 and whole:
+def _put(item: Item, sharding: NamedSharding, *, whole: bool) -> Any:
+    """(k, B, ...) arrays of the host to the devices; `whole` if they hold all processes' rows."""
+    if sharding.mesh.size == 1 and whole:
         return item  # indices and masks: the jitted call takes them in faster than `device_put` does
     if jax.process_count() == 1:
         return jax.device_put(item, sharding)
