@@ -2,9 +2,9 @@
 
     python benchmarks/replicas.py [--recipes digits mnist] [--replicas 8] [--whole EPOCHS [--downloads DIR]]
 
-Times one step of all replicas: as separate calls, as one program unrolled (what jaxaccel does on a CPU), and as
-one program under `jax.vmap` (what it does on an accelerator). --whole also times whole commands, from typing to
-the result, each in a fresh process: one command with --replicas, against one command a seed.
+Times one step of all replicas: as separate calls, as one program unrolled (what jaxaccel does on a CPU, of which each
+core is a device), and as one program under `jax.vmap` (what it does on an accelerator). --whole also times whole
+commands, from typing to the result, each in a fresh process: one command with --replicas, against one command a seed.
 """
 
 import argparse
@@ -23,13 +23,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import record
+from jax.sharding import Mesh
 from rich.table import Table
 
-from jaxaccel import load_recipe, pacing
+from jaxaccel import load_recipe, pacing, runtime
 from jaxaccel.data.order import Phase
 from jaxaccel.fuse import several
 from jaxaccel.modules import as_model
-from jaxaccel.parallel import MeshShape, make_mesh
+from jaxaccel.parallel import MeshShape, make_mesh, replicated
 from jaxaccel.recipe import Recipe
 from jaxaccel.replicas import Replicas
 from jaxaccel.sweep import training_of
@@ -50,47 +51,55 @@ def turns(name: str, replicas: int) -> dict[str, Callable[[], Any]]:
     element = {"image": jax.ShapeDtypeStruct((recipe.batch_size, size, size, 1), jnp.uint8)}
     facts = {"classes": 10, "channels": 1, "image_size": size}
     model = as_model(recipe.model, facts, jax.eval_shape(recipe.task.inputs, element))
-    mesh = make_mesh(MeshShape(data=1))
+    one, all_devices = make_mesh(MeshShape(data=1)), make_mesh(MeshShape())
 
-    def made(recipe: Recipe) -> Any:
+    def made(recipe: Recipe, mesh: Mesh) -> Any:
         return training_of(recipe, model, 1000, mesh)
 
-    def call(training: Any) -> Callable[[], Any]:
+    def call(training: Any, mesh: Mesh) -> Callable[[], Any]:
         shapes = training.batch_shape(_batch_shape(recipe.batch_size, size))
         flops = pacing.flops(training.step, jax.eval_shape(training.init), shapes)
         fused = per_call or pacing.steps_per_call(0, flops, 1000, 1000)
         order = training.order(examples, [Phase(0, fused, 0, recipe.batch_size)])
         items = [order(step) for step in range(fused)]
         fed = {key: np.stack([item[key] for item in items]) for key in items[0]}
-        box = [jax.jit(training.init)()]
+        shardings = training.sharding(jax.eval_shape(training.init), mesh)
+        held = jax.device_put(arrays, replicated(mesh))
+        box = [jax.jit(training.init, out_shardings=shardings)()]
         steps: list[jax.stages.Compiled] = []
 
         def run() -> Any:
             if not steps:  # the first call is the one whose time counts as the compiler's
-                lowered = jax.jit(several(training), donate_argnums=0).lower(box[0], arrays, fed)
+                step = jax.jit(
+                    several(training), donate_argnums=0, out_shardings=(shardings, training.reported(mesh))
+                )
+                lowered = step.lower(box[0], held, fed)
                 steps.append(lowered.compile(training.compiler_options(flops)))
-            box[0], metrics = steps[0](box[0], arrays, fed)
+            box[0], metrics = steps[0](box[0], held, fed)
             return metrics.finite
 
         run.fused = fused  # type: ignore[attr-defined]
         return run
 
     per_call = 0
-    together = made(dataclasses.replace(recipe, replicas=replicas))
+    together = made(dataclasses.replace(recipe, replicas=replicas), one)
     assert isinstance(together, Replicas)
-    unrolled = call(dataclasses.replace(together, unrolled=True))
+    unrolled = call(dataclasses.replace(together, unrolled=True), one)
     per_call = unrolled.fused  # type: ignore[attr-defined]
-    vmapped = call(dataclasses.replace(together, unrolled=False))
+    vmapped = call(dataclasses.replace(together, unrolled=False), one)
+    divided = call(dataclasses.replace(together, unrolled=True, mesh=all_devices), all_devices)
     per_call = 0
-    alone = call(made(recipe))  # one state instead of eight: the same work, and the same program
+    alone = call(made(recipe, one), one)  # one state instead of eight: the same work, and the same program
     rounds = per_call or unrolled.fused / alone.fused  # type: ignore[attr-defined]
 
     def one_after_another() -> Any:
         return [alone() for _ in range(max(1, round(replicas * rounds)))]
 
     one_after_another.steps = max(1, round(replicas * rounds)) * alone.fused  # type: ignore[attr-defined]
-    unrolled.steps = vmapped.steps = replicas * unrolled.fused  # type: ignore[attr-defined]
-    return {"one after another": one_after_another, "unrolled": unrolled, "vmap": vmapped}
+    unrolled.steps = vmapped.steps = divided.steps = replicas * unrolled.fused  # type: ignore[attr-defined]
+    found = {"one after another": one_after_another, "unrolled": unrolled, "vmap": vmapped}
+    devices = all_devices.size
+    return found | ({f"unrolled, {devices} devices": divided} if devices > 1 else {})
 
 
 def _batch_shape(batch_size: int, size: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -201,6 +210,7 @@ def main(argv: Sequence[str]) -> int:
     add("--downloads", type=Path, help="directory with the original files of MNIST, for --whole")
     add("--out", type=Path, default=record.RESULTS)
     options = parser.parse_args(argv)
+    runtime.divide_cpu(options.replicas)
     where = record.machine()
     cells = []
     for name in options.recipes:
