@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 
 import rows
-import tyro
 from rich.console import Console
 from rich.table import Table
 
@@ -82,7 +81,7 @@ def recipe(options: Options, chosen: tuple[Callable, ...]) -> ja.Recipe:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the experiment."""
-    options = tyro.cli(Options, description=__doc__, args=list(argv))
+    options = cli.parsed("python experiments/augmentation_ablation.py", __doc__ or "", Options, argv)
     runtime.setup()
     made_with = {"images": options.images, "epochs": options.epochs, "seeds": options.seeds}
     found = rows.known(options.out, made_with)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import tyro
 from cifar10 import MEAN, PUBLISHED, STD
 from rich.console import Console
 from rich.table import Table
@@ -160,7 +159,7 @@ def table(rows: dict[str, Any], title: str) -> Table:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the experiment."""
-    options = tyro.cli(Options, description=__doc__, args=list(argv))
+    options = cli.parsed("python experiments/compress_cifar10.py", __doc__ or "", Options, argv)
     runtime.setup()
     known = json.loads(options.out.read_text())["rows"] if options.out and options.out.exists() else {}
     plans = routes(options.epochs, file_of(56, options.weights))

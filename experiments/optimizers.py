@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import rows
-import tyro
 from rich.console import Console
 from rich.table import Table
 
@@ -166,7 +165,7 @@ def draw(found: dict[str, Any], name: str, options: Options) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the experiment."""
-    options = tyro.cli(Options, description=__doc__, args=list(argv))
+    options = cli.parsed("python experiments/optimizers.py", __doc__ or "", Options, argv)
     runtime.setup()
     made_with = {"seeds": options.seeds, "epochs": options.epochs, "tune": options.tune}
     if unknown := {*options.only} - set(OPTIMIZERS) | {*options.data} - set(MARKS):

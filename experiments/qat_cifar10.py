@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from cifar10 import accuracy, images, inference, network
 from rich.console import Console
 from rich.progress import track
@@ -95,7 +94,7 @@ def tested(options: Options, model: Model, variables: Any, data: tuple[np.ndarra
 
 def main(argv: Sequence[str]) -> int:
     """Runs the experiment."""
-    options = tyro.cli(Options, description=__doc__, args=list(argv))
+    options = cli.parsed("python experiments/qat_cifar10.py", __doc__ or "", Options, argv)
     runtime.setup()
     model, variables = network(20, options.weights)
     test, train = images("test", options.downloads), images("train", options.downloads)

@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import tyro
 from cifar10 import PUBLISHED, accuracy, images, inference, milliseconds, network
 from rich.console import Console
 from rich.table import Table
@@ -82,7 +81,7 @@ def rows(options: Options, console: Console) -> Iterator[dict[str, Any]]:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the experiment."""
-    options = tyro.cli(Options, description=__doc__, args=list(argv))
+    options = cli.parsed("python experiments/quantize_cifar10.py", __doc__ or "", Options, argv)
     runtime.setup()
     console, found = Console(), []
     for row in rows(options, console):

@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import numpy as np
 import rows
-import tyro
 from cifar10 import network
 from rich.console import Console
 from rich.table import Table
@@ -124,7 +123,7 @@ def probed(options: Options, variables: dict[str, Any]) -> dict[str, Any]:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the experiment."""
-    options = tyro.cli(Options, description=__doc__, args=list(argv))
+    options = cli.parsed("python experiments/transfer.py", __doc__ or "", Options, argv)
     runtime.setup()
     made_with = {"images": options.images, "epochs": options.epochs, "seeds": options.seeds}
     found = rows.known(options.out, made_with)

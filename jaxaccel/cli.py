@@ -111,6 +111,8 @@ _TITLE = r"(Value error|Invalid choice|Parsing error|Missing argument|Unrecogniz
 def parsed(program: str, description: str, default: Any, words: Sequence[str]) -> Any:
     """`default`, a dataclass, with what `words` change in it: ``--field.inner value``.
 
+    A dataclass without an instance, some of whose fields have no default, is made of `words` alone.
+
     Raises:
       UserError: a misspelt flag, or a value that cannot be read.
       SystemExit: ``--help`` was asked for, and printed.
@@ -120,9 +122,10 @@ def parsed(program: str, description: str, default: Any, words: Sequence[str]) -
     helps = {"-h", "--help"} & set(words)
     try:
         with contextlib.nullcontext() if helps else _captured(said):
+            given = {} if isinstance(default, type) else {"default": default}
             command, unknown = tyro.cli(
-                type(default), prog=program, description=description, default=default,
-                args=list(words), config=config, return_unknown_args=True,
+                default if isinstance(default, type) else type(default), prog=program, description=description,
+                args=list(words), config=config, return_unknown_args=True, **given,
             )  # fmt: skip
     except SystemExit as error:
         if not error.code:
@@ -130,7 +133,7 @@ def parsed(program: str, description: str, default: Any, words: Sequence[str]) -
         raise UserError(_one_line(said.getvalue())) from None
     if unknown:
         word = unknown[0].split("=")[0]
-        known = [*_flags(default, ""), "list", "help"]
+        known = [*_flags(command, ""), "list", "help"]
         hint = nearest(word.lstrip("-").replace("_", "-"), known).replace("mean ", "mean --")
         raise UserError(f"unknown argument {word}{hint} (--help shows all)")
     return command

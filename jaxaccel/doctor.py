@@ -49,7 +49,7 @@ def gather(measure: bool = True) -> Facts:
     return Facts(
         backend="" if error else jax.default_backend(), error=error,
         devices={kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}, memory=memory,
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=runtime.cores(),
         load=os.getloadavg()[0], gpus=_gpus(), tpus=len(list(Path("/dev").glob("accel[0-9]*"))),
         versions=runtime.versions(), allocator=allocator, cache=cache, cache_error=_unwritable(cache),
         cache_size=_size(Path(cache)), cache_free=_free(Path(cache)), data_dir=str(data_dir),

@@ -67,7 +67,7 @@ class Replicas:
 
         def one(values: Values, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
             training = self.make(values)
-            return training.lowered(training.step)(state, batch)
+            return training.lowered(training.step, whole=True)(state, batch)
 
         return self._each(one, state, dict(batch))
 
@@ -76,7 +76,7 @@ class Replicas:
 
         def one(values: Values, weights: PyTree, model_state: PyTree, batch: Batch) -> dict[str, Mean]:
             training = self.make(values)
-            return training.lowered(training.evaluate)(weights, model_state, batch)
+            return training.lowered(training.evaluate, whole=True)(weights, model_state, batch)
 
         return self._each(one, weights, model_state, shared=dict(batch))
 

@@ -79,16 +79,22 @@ def divide_cpu(independent: int) -> None:
     A core that computes by itself waits for no other one at the end of each operation, and a program for some of the
     parts compiles sooner (`benchmarks/replicas.py`). For a process that does nothing else, and programs that do not
     communicate. No effect once JAX's backend is up, or where the environment says how many devices there are.
+
+    At most eight: each has a copy of the data of its own.
     """
     said = any(name in os.environ for name in ("JAX_NUM_CPU_DEVICES", "JAX_COORDINATOR_ADDRESS"))
     said |= "device_count" in os.environ.get("XLA_FLAGS", "")
     own = jax.config.jax_num_cpu_devices  # pyright: ignore[reportAttributeAccessIssue]
     if independent == 1 or said or own > 0:  # the user's own setting stands
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    devices = max(n for n in range(1, min(cores, independent) + 1) if independent % n == 0)
+    devices = max(n for n in range(1, min(cores(), independent, 8) + 1) if independent % n == 0)
     with contextlib.suppress(RuntimeError):  # the backend is up
         jax.config.update("jax_num_cpu_devices", devices)
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def compile_cache() -> str:

@@ -134,10 +134,14 @@ class Training:
 
         return partial(TRANSFORMATIONS[self.precision](apply), weights)
 
-    def lowered(self, f: Callable[..., Any]) -> Callable[..., Any]:
-        """`f` with its convolutions and poolings in the forms that this backend runs fast, or as XLA has them."""
-        # A batch that is split over devices must not be cut into pieces as well.
-        return retarget(f, argnums=()) if self.lowering == "auto" and jax.device_count() == 1 else f
+    def lowered(self, f: Callable[..., Any], *, whole: bool | None = None) -> Callable[..., Any]:
+        """`f` with its convolutions and poolings in the forms that this backend runs fast, or as XLA has them.
+
+        A batch that is split over devices must not be cut into pieces as well: `whole` says that it is not, by default
+        where there is one device.
+        """
+        whole = jax.device_count() == 1 if whole is None else whole
+        return retarget(f, argnums=()) if self.lowering == "auto" and whole else f
 
     def order(self, size: int, phases: Sequence[Phase]) -> Order:
         """step -> its batch's ``index`` and ``mask``, of a data set of `size` examples."""

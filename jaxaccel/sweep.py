@@ -173,7 +173,8 @@ def keep_best(
     rundir.prepare(directory / "best", alone, source=source, resume=False, overwrite=True).discard()
     rundir.keep_teacher(directory / rundir.TEACHER, directory / "best")
     checkpoints = Checkpoints(directory / "best" / "checkpoints", keep=1, metric=recipe.task.metric)
-    own = pick(state, best)
+    # From the host, where it is split over devices: no small program for each array.
+    own = pick(jax.device_get(state) if jax.process_count() == 1 else state, best)
     checkpoints.save(int(own.step), own, scores[best])
     checkpoints.close()
     return best

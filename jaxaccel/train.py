@@ -82,7 +82,8 @@ def _train(
 
     # ---- mesh -----------------------------------------------------------------------------------------
     mesh = make_mesh(recipe.mesh)
-    pacing.check_batches(recipe, mesh.shape["data"] * mesh.shape["fsdp"])
+    # Replicas are spread over devices, not their batches.
+    pacing.check_batches(recipe, 1 if points(recipe) else mesh.shape["data"] * mesh.shape["fsdp"])
 
     # ---- data -----------------------------------------------------------------------------------------
     task, data = recipe.task, recipe.data

@@ -32,6 +32,8 @@ def test_help_says_what_it_is_for(name, script, capsys):
     [
         ("optimizers", ["--only", "Adem"], "no 'Adem': choose of 'SGD'"),
         ("optimizers", ["--data", "minst"], "no 'minst': choose of"),
+        ("optimizers", ["--sedes", "3"], "unknown argument --sedes; did you mean --seeds"),
+        ("transfer", [], "Missing from .* --weights PATH"),
         (
             "augmentation_ablation",
             ["--only", "flop"],

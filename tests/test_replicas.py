@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxaccel import augment
+from jaxaccel import augment, runtime
 from jaxaccel.data.order import Phase
 from jaxaccel.errors import UserError
 from jaxaccel.fuse import gather, several, several_evaluations
@@ -249,6 +249,16 @@ def test_a_cpu_is_divided_among_its_cores(parts, said, devices):
     assert out.split() == [str(devices)] * 2
 
 
+def test_a_batch_need_not_divide_among_replicas(run_train, tmp_path):
+    code, _, err = run_train(
+        "digits", "--model", "ConvNet(widths=(4,), hidden=0)", "--epochs", "0.2", "--replicas", "3", "--run", "r",
+        "--steps-per-call", "1", devices=3,
+    )  # fmt: skip
+    assert code == 0, err
+    result = json.loads((tmp_path / "r" / "result.json").read_text())
+    assert result["mesh"]["data"] == 3 and len(result["replicas"]) == 3
+
+
 def test_from_the_command_line(run_train, tmp_path):
     small = ("digits", "--model", "ConvNet(widths=(4,), hidden=0)", "--steps-per-call", "1")
     sweep = ("--sweep", "seed", "0,1")
@@ -259,9 +269,7 @@ def test_from_the_command_line(run_train, tmp_path):
     programs = [path.read_text() for path in (tmp_path / "hlo").glob("*after_optimizations.txt")]
     assert len(programs) >= 2 and not any(word in hlo for hlo in programs for word in COLLECTIVES)
     result = json.loads((tmp_path / "r" / "result.json").read_text())
-    assert result["mesh"]["data"] == min(2, len(os.sched_getaffinity(0))), (
-        "each core takes some of the replicas"
-    )
+    assert result["mesh"]["data"] == min(2, runtime.cores()), "each core takes some of the replicas"
     assert [row["seed"] for row in result["replicas"]] == [0, 1]
     accuracies = [row["accuracy"] for row in result["replicas"]]
     assert result["eval"]["accuracy"] == pytest.approx(np.mean(accuracies))

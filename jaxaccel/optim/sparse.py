@@ -1,7 +1,7 @@
 """Training of sparse weights around any optimizer: one-shot, gradual, straight-through, regrowing, or in rounds."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -141,8 +141,7 @@ def sparse(
         grads = updates
         weights = _map(lambda k, p: p if k is None else k, state.kept, params) if through else params
         seen = grads if through else masked(grads, state.masks)
-        if "grad_fn" in extra:
-            extra["grad_fn"] = _seen_by(extra["grad_fn"], state.masks, through)
+        extra |= _of_sparse(extra, state.masks, through)
         updates, inner = tx.update(seen, state.inner, weights, **extra)
         moved = optax.apply_updates(weights, updates)
         new = SparseState(state.step + 1, state.masks, state.kept, inner)
@@ -167,9 +166,17 @@ def sparse(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _seen_by(grad_fn: Callable[[PyTree], PyTree], masks: PyTree, through: bool) -> Callable[[PyTree], PyTree]:
-    """`grad_fn` of the sparse weights, as sharpness-aware optimizers ask for it, in which what is removed has none."""
-    return lambda at: grad_fn(masked(at, masks)) if through else masked(grad_fn(masked(at, masks)), masks)
+def _of_sparse(extra: Mapping[str, Any], masks: PyTree, through: bool) -> dict[str, Any]:
+    """The functions among what optimizers get besides, of the sparse weights; what is removed has no gradient."""
+
+    def at_masked(f: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda params, *rest, **more: f(masked(params, masks), *rest, **more)
+
+    def kept(f: Callable[..., PyTree]) -> Callable[..., PyTree]:
+        return f if through else lambda *given, **more: masked(f(*given, **more), masks)
+
+    found = {name: at_masked(f) for name, f in extra.items() if name in ("value_fn", "obj_fn", "grad_fn")}
+    return found | ({"grad_fn": kept(found["grad_fn"])} if "grad_fn" in found else {})
 
 
 def _changes(step: jax.Array, how: Sparse, begin: int, end: int) -> jax.Array:

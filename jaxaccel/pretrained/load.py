@@ -16,7 +16,7 @@ from jaxaccel.interpret import first_uses
 from jaxaccel.modules import Model, abstract
 from jaxaccel.pretrained.files import read
 from jaxaccel.pretrained.layouts import Layer, arranged, layers
-from jaxaccel.pretrained.match import Pair, check_order, pairs
+from jaxaccel.pretrained.match import Pair, check_head, check_order, pairs
 from jaxaccel.pretrained.names import natural
 from jaxaccel.trees import Where, check_where, parameter_path, selects
 
@@ -93,10 +93,12 @@ def load_pretrained(
     sources = layers((name, weights[name].shape) for name in listed)
     known = "none" if order is None else "counted" if is_sorted else "all"
     found, missing, unused = pairs(sources, targets, names or {}, order=known)
-    if order is not None:
+    if is_sorted and order is not None:
         check_order(found)
     if new_head and len(missing) == 1 and any(_outputs_differ(layer, missing[0]) for layer in unused):
-        kept |= {path for path, _ in missing.pop().parts.values()}
+        head = missing.pop()
+        check_head(head, found)
+        kept |= {path for path, _ in head.parts.values()}
     if missing:
         raise UserError(_missing(file, missing, unused))
     values: dict[str, jax.Array] = {}

@@ -148,6 +148,21 @@ def check_order(made: Sequence[Pair]) -> None:
                 raise UserError(_question(one.target, one.source, other.source))
 
 
+def check_head(head: Layer, made: Sequence[Pair]) -> None:
+    """Checks that no layer of the file, given to another one, could as well be that of `head`, which got none.
+
+    Raises:
+      UserError: one could.
+    """
+    for pair in made:
+        nearer = similarity(pair.source.name, pair.target.name) > similarity(pair.source.name, head.name)
+        if pair.by not in ("told", "shape") and not nearer and fits(pair.source, head):
+            raise UserError(
+                f"{pair.source.name} of the file could be {pair.target.name} or {head.name} ({head.shapes}): "
+                f"say which, names={{'{pair.source.name}': '{pair.target.name}'}}"
+            )
+
+
 def _settled(
     possible: np.ndarray,
     score: np.ndarray,

@@ -141,7 +141,8 @@ def _pieces(name: str) -> tuple[str | tuple[int, str], ...]:
     """A name cut before and after the numbers that count."""
     pieces, at = [], 0
     for match in _NUMBER.finditer(name):
-        if name[match.end() : match.end() + 1] not in ("", ".", "_"):
+        within = name[match.end() : match.end() + 1] not in ("", ".", "_")
+        if within or re.search(r"\dx$", name[: match.start()]):
             continue
         pieces += [name[at : match.start()], _place(match)]
         at = match.end()

@@ -83,8 +83,8 @@ def _check_taken(known: Recipe, asked: Recipe) -> None:
         field = operator.attrgetter(name)
         if field(asked) != field(known):
             raise UserError(
-                f"--training.{name.replace('_', '-')} changes nothing: each fine-tuning of the route has flags of its "
-                "own, and keeps no averages (--help shows them)"
+                f"--training.{name.replace('_', '-')} changes nothing: a fine-tuning on the way has flags of its own, "
+                "and keeps no averages (--help shows them)"
             )
 
 

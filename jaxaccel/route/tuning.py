@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 PyTree = Any
 NOT_TAKEN = (
-    "epochs", "schedule", "sparse", "distill", "phases", "eval_every", "keep", "replicas", "sweep",
+    "name", "epochs", "schedule", "sparse", "distill", "phases", "eval_every", "keep", "replicas", "sweep",
     "optimizer.lookahead", "optimizer.ema", "optimizer.swa", "optimizer.reestimate",
 )  # fmt: skip
 """What of the training a fine-tuning has its own of, or goes without (`recipe_of`)."""

@@ -177,6 +177,35 @@ def test_removed_weights_are_exactly_zero_whatever_the_optimizer():
         assert not np.asarray(params["layer"]["kernel"])[~np.asarray(state.masks["layer"]["kernel"])].any()
 
 
+def test_optax_sam_around_its_own_way():
+    params = {"a": {"kernel": jnp.array([[0.0, 2.0], [3.0, 0.0]])}}
+    opaque = optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.05), sync_period=2, opaque_mode=True)
+    tx = sparse(opaque, Sparse(method="fixed"), 10)
+    seen = []
+
+    def grad_fn(params, _):
+        seen.append(params["a"]["kernel"])
+        return jax.tree.map(jnp.ones_like, params)
+
+    updates, _ = tx.update(grad_fn(params, 0), tx.init(params), params, grad_fn=grad_fn)
+    assert len(seen) > 1 and all(((x == 0) == (params["a"]["kernel"] == 0)).all() for x in seen)
+    assert ((optax.apply_updates(params, updates)["a"]["kernel"] == 0) == (params["a"]["kernel"] == 0)).all()
+
+
+def test_straight_through_values_are_those_of_the_sparse_weights():
+    def update(updates, state, params=None, *, value_fn, **_):
+        del params
+        return updates, value_fn({"a": {"kernel": jnp.array([[1.0, 2.0], [3.0, 4.0]])}})
+
+    asking = optax.GradientTransformationExtraArgs(lambda params: jnp.float32(0), update)
+    params = {"a": {"kernel": jnp.array([[1.0, 2.0], [3.0, 4.0]])}}
+    tx = sparse(asking, Sparse(0.5, "straight_through", end=0.1), 10)
+    state, zeros = tx.init(params), jax.tree.map(jnp.zeros_like, params)
+    for _ in range(2):
+        _, state = tx.update(zeros, state, params, value_fn=lambda p: p["a"]["kernel"].sum())
+    assert float(state.inner) == 7.0
+
+
 @pytest.mark.parametrize("method", ["fixed", "straight_through"])
 def test_a_sharpness_aware_optimizer_looks_at_the_sparse_weights(method):
     params = {"a": {"kernel": jnp.array([[0.0, 2.0], [3.0, 0.0]])}}

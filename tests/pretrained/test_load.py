@@ -255,6 +255,14 @@ def chain(first, second):
     return Model(lambda key: (params, {}), apply)
 
 
+def test_a_new_head_takes_nothing_from_a_guess(saved):
+    like = ({"b": {"kernel": jnp.zeros((4, 4))}, "c": {"kernel": jnp.zeros((4, 4))}}, {})
+    arrays = drawn(x__weight=(4, 4), y__weight=(7, 4))
+    with pytest.raises(ja.UserError, match=r"x of the file could be . or . .* names="):
+        ja.load_pretrained(like, saved(arrays), new_head=True)
+    assert ja.load_pretrained(like, saved(arrays), new_head=True, names={"x": "c"}).fresh == ("b/kernel",)
+
+
 def test_numbers_that_count_against_the_use_are_asked_about(saved):
     x = (jax.ShapeDtypeStruct((2, 4), jnp.float32),)
     theirs = drawn(a__layer0__weight=(4, 4), a__layer1__weight=(4, 4))
@@ -290,6 +298,7 @@ def test_what_tells_names_apart():
     assert counts_on("layer1.0.bn1", "layer1.2.conv1") and counts_on("mixed5b.pool", "mixed5c.conv")
     assert not counts_on("layer1.0.bn1", "layer1.0.conv1") and not counts_on("bn1", "layer1.0.bn1")
     assert not counts_on("mixed5b.branch3x3.conv", "mixed5b.branch5x5.conv")
+    assert not counts_on("mixed5b.branch3x3.conv", "mixed5b.branch3x1.conv")
 
 
 def test_letters_count_on():

@@ -105,7 +105,7 @@ def test_a_file_of_ones_own(tmp_path, followed, origin):
         (["--training.model", "resnet2000"], "resnet20"),
         (["--int8.bits", "5"], "bits must be 8 or 4, got 5"),
         (["--recipe", "thin", "--channels.multiple", "0"], "multiple must be at least 1, got 0"),
-        (["--training.distill.teacher", "x"], r"--training\.distill changes nothing: each fine-tuning"),
+        (["--training.distill.teacher", "x"], r"--training\.distill changes nothing: a fine-tuning"),
         (["--training.optimizer.ema", "0.9"], r"--training\.optimizer\.ema changes nothing"),
     ],
 )
