@@ -89,7 +89,10 @@ def turns(name: str, replicas: int) -> dict[str, Callable[[], Any]]:
     vmapped = call(dataclasses.replace(together, unrolled=False), one)
     divided = call(dataclasses.replace(together, unrolled=True, mesh=all_devices), all_devices)
     per_call = 0
-    alone = call(made(recipe, one), one)  # one state instead of eight: the same work, and the same program
+    by_itself = dataclasses.replace(
+        recipe, sweep={"seed": (recipe.seed,)}
+    )  # with the forms that one device has
+    alone = call(made(by_itself, one), one)  # one state instead of eight: the same work, and the same program
     rounds = per_call or unrolled.fused / alone.fused  # type: ignore[attr-defined]
 
     def one_after_another() -> Any:

@@ -178,7 +178,7 @@ def main(argv: Sequence[str]) -> int:
             options.out.write_text(json.dumps(record, indent=1) + "\n")
     published = ", ".join(f"ResNet-{depth} {PUBLISHED[depth]:.2f}" for depth in (20, 56))
     title = f"CIFAR-10 test, published: {published}; {jax.devices()[0].device_kind}"
-    Console(width=120).print(table(known, title))
+    Console(width=132).print(table(known, title))
     return 0
 
 
