@@ -1,8 +1,10 @@
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import optax
 import pytest
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"
@@ -182,6 +184,12 @@ def quick(script, out, *words):
     record = json.loads(file.read_text())
     assert record["quick"] and {"date", "cpu", "versions"} <= record["machine"].keys()
     return record["cells"]
+
+
+def test_sparse_variants_can_be_made(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    made = importlib.import_module("sparse_step").variants(optax.sgd(1e-3))
+    assert [v.name for v in made][:5] == ["plain", "gradual", "straight_through", "rigl", "fixed"]
 
 
 @pytest.mark.slow
