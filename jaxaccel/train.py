@@ -82,8 +82,9 @@ def _train(
 
     # ---- mesh -----------------------------------------------------------------------------------------
     mesh = make_mesh(recipe.mesh)
-    # Replicas are spread over devices, not their batches.
-    pacing.check_batches(recipe, 1 if points(recipe) else mesh.shape["data"] * mesh.shape["fsdp"])
+    # Replicas are spread over the devices whole, and have nothing to tell each other; else batches are split.
+    split = not points(recipe)
+    pacing.check_batches(recipe, mesh.shape["data"] * mesh.shape["fsdp"] if split else 1)
 
     # ---- data -----------------------------------------------------------------------------------------
     task, data = recipe.task, recipe.data
@@ -145,10 +146,7 @@ def _train(
     if mode == "resident":
         with log.reading(len(train_source) + len(eval_source)) as advance:
             train_feed = resident_feed(train_source, task.element, shuffled, mesh, advance)
-            # Replicas each see all of a batch, so that their devices have nothing to tell each other.
-            eval_feed = resident_feed(
-                eval_source, task.element, sequential, mesh, advance, split=training.count == 1
-            )
+            eval_feed = resident_feed(eval_source, task.element, sequential, mesh, advance, split=split)
     else:
         if training.count > 1:
             raise UserError("replicas need the data on the device: --data.feed resident, or fewer examples")
@@ -181,9 +179,7 @@ def _train(
     cuts, calls = pacing.timetable(plan, recipe.eval_every, per_call, done)
     eval_calls = [range(i, i + 1) for i in range(len(sequential))]
     compiling = time.perf_counter()
-    evaluations = (
-        several_evaluations(training, constrain) if training.count == 1 else several_evaluations(training)
-    )
+    evaluations = several_evaluations(training, constrain if split else lambda batch: batch)
     eval_call = jax.jit(evaluations, out_shardings=training.reported(mesh))
     compiled = program(plan.phase(done), len(calls[0])) if calls else None
     compile_seconds = time.perf_counter() - compiling

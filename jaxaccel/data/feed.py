@@ -82,7 +82,6 @@ def resident_feed(
 
 def stream_feed(source: Source, element: Element, order: Order, mesh: Mesh, workers: int = 0) -> Feed:
     """`source` read while training; each call is one step."""
-
     sharding = batch_sharding(mesh, leading=1)
 
     def items(calls: Sequence[range]) -> Iterator[Item]:
