@@ -1,4 +1,4 @@
-"""Prune, share values, pack: an order of magnitude fewer bytes at the same speed.
+"""Prune, share values, pack: an order of magnitude fewer bytes, and no faster.
 
 Han et al. 2016, Deep Compression, arXiv:1510.00149: weights are pruned little by little while training goes on, those
 that are left share 2 ** bits values a layer, which are fine-tuned, and an entropy coder packs the rest. The model as it
