@@ -112,7 +112,7 @@ def frozen_by(network: Network, model: Model, where: tuple[str, ...], batch_size
     """As the trainer makes it of a recipe."""
     optimizer = dataclasses.replace(network.optimizer, freeze=where)
     recipe = Recipe("freezing", network.factory, optimizer=optimizer, batch_size=batch_size)
-    training = training_of(recipe, model, 1000, make_mesh(MeshShape(data=1)))
+    training = training_of(recipe, model, [1000], make_mesh(MeshShape(data=1)))
     assert isinstance(training, Training)
     return training
 

@@ -35,11 +35,12 @@ DOCS = Path(__file__).parents[1] / "docs" / "models.md"
 NAMES = tuple(name for name in models.__all__ if name[0].islower())
 SIDES = {
     "efficientnet_v2_s": 384, "inception_v3": 299, "resnet_rs50": 160,
-    **dict.fromkeys(("resnet20", "resnet32", "resnet44", "resnet56", "resnet110"), 32),
+    **dict.fromkeys(("cifar_fast", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"), 32),
 }  # fmt: skip
 """Height and width of the images that a model is made for, where it is not 224."""
 DEFAULT = (
     *(
+        "cifar_fast",
         "convnext_tiny",
         "densenet121",
         "efficientnet_b0",
@@ -295,6 +296,10 @@ def main(argv: Sequence[str]) -> int:
     if options.docs:
         write_docs(options.out, DOCS)
         return 0
+    if options.scan and (options.image_size or len(options.dtypes or []) > 1):
+        parser.error(
+            "--scan measures images of 32x32 in one dtype: leave out --image-size, name one of --dtypes"
+        )
     known = tuple(DEPTHS) if options.scan else NAMES
     options.models = options.models or (known if options.scan else DEFAULT)
     if unknown := [name for name in options.models if name not in known]:

@@ -54,7 +54,7 @@ def turns(name: str, replicas: int) -> dict[str, Callable[[], Any]]:
     one, all_devices = make_mesh(MeshShape(data=1)), make_mesh(MeshShape())
 
     def made(recipe: Recipe, mesh: Mesh) -> Any:
-        return training_of(recipe, model, 1000, mesh)
+        return training_of(recipe, model, [1000], mesh)
 
     def call(training: Any, mesh: Mesh) -> Callable[[], Any]:
         shapes = training.batch_shape(_batch_shape(recipe.batch_size, size))
@@ -93,7 +93,7 @@ def turns(name: str, replicas: int) -> dict[str, Callable[[], Any]]:
         recipe, sweep={"seed": (recipe.seed,)}
     )  # with the forms that one device has
     alone = call(made(by_itself, one), one)  # one state instead of eight: the same work, and the same program
-    rounds = per_call or unrolled.fused / alone.fused  # type: ignore[attr-defined]
+    rounds = unrolled.fused / alone.fused  # type: ignore[attr-defined]
 
     def one_after_another() -> Any:
         return [alone() for _ in range(max(1, round(replicas * rounds)))]

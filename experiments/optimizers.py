@@ -3,10 +3,11 @@
     python experiments/optimizers.py --downloads DIR --out experiments/results/optimizers.json
 
 Trains the shipped recipe's network with each optimizer, five seeds at once as one program, the rate falling by a
-cosine, and looks when each seed first passes the mark on the test images. With --tune N the learning rate is the best
-of three for one seed: that of the list, N times as much and an Nth of it. Seconds are those steps times what a step of
-one seed takes alone, which is measured when all have trained, one after the other: --no-timed leaves that for a later
-call, on a quiet machine. What is in the file already is not trained again. One table, one picture of each data set.
+cosine after a warm-up (constant for the schedule-free one), and looks when each seed first passes the mark on the test
+images. With --tune N the learning rate is the best of three for one seed: that of the list, N times as much and an Nth
+of it. Seconds are those steps times what a step of one seed takes alone, which is measured when all have trained, one
+after the other: --no-timed leaves that for a later call, on a quiet machine. What is in the file already is not trained
+again. One table, one picture of each data set.
 """
 
 import dataclasses

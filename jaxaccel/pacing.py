@@ -38,6 +38,16 @@ class Plan:
         """How many times the data set is seen when `step` steps are done."""
         return self.examples(step) / self.size
 
+    def ends(self) -> list[int]:
+        """The steps after which an epoch is over, the last one of the run in any case."""
+        over = {self.steps}
+        for epoch in range(1, int(self.epoch(self.steps)) + 1):
+            phase = next(
+                p for p in self.phases if self.examples(p.stop - 1) + p.batch_size >= epoch * self.size
+            )
+            over.add(phase.start - (phase.before - epoch * self.size) // phase.batch_size)
+        return sorted(over)
+
 
 def check_batches(recipe: Recipe, devices: int) -> None:
     """Checks that every batch divides over `devices` and the parts to accumulate.

@@ -19,6 +19,7 @@ from jaxaccel.errors import UserError
 from jaxaccel.modules import Model
 from jaxaccel.optim import sparse
 from jaxaccel.optim.freeze import without_gradient
+from jaxaccel.optim.optimizer import LINE_SEARCH
 from jaxaccel.recipe import Recipe
 from jaxaccel.replicas import Replicas, numbers_of, pick
 from jaxaccel.state import TrainState
@@ -35,26 +36,26 @@ FIXED = (
 def training_of(
     recipe: Recipe,
     model: Model,
-    steps: int,
+    ends: Sequence[int],
     mesh: Mesh,
     image_size: int = 0,
     teacher: Teacher | None = None,
 ) -> Training | Replicas:
-    """What trains `recipe` for `steps` steps, on images that are resized where `image_size` is not 0.
+    """What trains `recipe`, whose epochs end at these steps, on images that are resized where `image_size` is not 0.
 
     Raises:
       UserError: the sweep names no number of the recipe, or one that cannot differ within one program.
     """
     values = points(recipe)
     if not values:
-        return _training(recipe, model, steps, image_size, teacher)
+        return _training(recipe, model, ends, image_size, teacher)
     # Whatever is wrong with one of them is said as for a run alone.
     each = [with_values(recipe, numbers_of(values, i)) for i in range(len(values["seed"]))]
-    alone = [_training(one, model, steps, image_size, teacher) for one in each]
+    alone = [_training(one, model, ends, image_size, teacher) for one in each]
     jax.eval_shape(alone[0].init)
 
     def make(numbers: Mapping[str, Any]) -> Training:
-        return _training(_unchecked(recipe, numbers), model, steps, image_size, teacher)
+        return _training(_unchecked(recipe, numbers), model, ends, image_size, teacher)
 
     fixed = [path for path, column in values.items() if not _may_differ(make, path, column)]
     if fixed:
@@ -92,6 +93,8 @@ def points(recipe: Recipe) -> dict[str, np.ndarray]:
         return {}
     axes = axes if "seed" in axes else {"seed": (recipe.seed,), **axes}
     numbers = sweepable(recipe)
+    if recipe.optimizer.name in LINE_SEARCH and "optimizer.learning_rate" in axes:
+        raise UserError(f"sweep: {recipe.optimizer.name} searches for the length of its steps itself")
     for path, found in axes.items():
         if path.startswith(FIXED):
             raise UserError(f"sweep: {path} decides the shape of the run and is the same for all replicas")
@@ -175,22 +178,29 @@ def keep_best(
     checkpoints = Checkpoints(directory / "best" / "checkpoints", keep=1, metric=recipe.task.metric)
     # From the host, where it is split over devices: no small program for each array.
     own = pick(jax.device_get(state) if jax.process_count() == 1 else state, best)
+    # Its recipe alone leaves out what is 0 there: an average, and parts of the optimizer that have no arrays.
+    shape = jax.eval_shape(replicas.alone(best).init)
+    own = dataclasses.replace(own, average=None) if shape.average is None else own
+    own = jax.tree.unflatten(jax.tree.structure(shape), jax.tree.leaves(own))
     checkpoints.save(int(own.step), own, scores[best])
     checkpoints.close()
     return best
 
 
-def _training(recipe: Recipe, model: Model, steps: int, image_size: int, teacher: Teacher | None) -> Training:
+def _training(
+    recipe: Recipe, model: Model, ends: Sequence[int], image_size: int, teacher: Teacher | None
+) -> Training:
+    steps = ends[-1]
     resized = (functools.partial(augment.resize, size=image_size),) if image_size else ()
     schedule = recipe.schedule.build(recipe.optimizer.learning_rate, steps)
     pruned = functools.partial(sparse, how=recipe.sparse, steps=steps, seed=recipe.seed)
-    tx = recipe.optimizer.build(schedule, steps, pruned if recipe.sparse.on else None)
+    tx = recipe.optimizer.build(schedule, steps, pruned if recipe.sparse.on else None, recipe.seed)
     if recipe.optimizer.freeze:
         model = model._replace(apply=_frozen(model.apply, recipe.optimizer.freeze))
     return Training(
         model, recipe.task, tx, schedule,
         augment.chain(*resized, *recipe.augment), recipe.seed, recipe.optimizer.accumulate,
-        recipe.optimizer.averaging(steps, steps / recipe.epochs), recipe.remat, recipe.non_finite, recipe.precision,
+        recipe.optimizer.averaging(ends), recipe.remat, recipe.non_finite, recipe.precision,
         recipe.lowering, teacher and dataclasses.replace(teacher, options=recipe.distill),
     )  # fmt: skip
 

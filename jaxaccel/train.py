@@ -109,7 +109,8 @@ def _train(
     directory = Path(run) if run else Path("runs") / recipe.name
     teacher = initial.teacher(recipe, facts, model, inputs, directory if resume else None)
     trainings = {
-        p.image_size: training_of(recipe, model, steps, mesh, p.image_size, teacher) for p in plan.phases
+        p.image_size: training_of(recipe, model, plan.ends(), mesh, p.image_size, teacher)
+        for p in plan.phases
     }
     training = trainings[plan.phases[-1].image_size]
     step_shape = {p: training.batch_shape(batch_shape(example, p.batch_size)) for p in plan.phases}
@@ -148,7 +149,7 @@ def _train(
             train_feed = resident_feed(train_source, task.element, shuffled, mesh, advance)
             eval_feed = resident_feed(eval_source, task.element, sequential, mesh, advance, split=split)
     else:
-        if training.count > 1:
+        if not split:
             raise UserError("replicas need the data on the device: --data.feed resident, or fewer examples")
         train_feed = stream_feed(train_source, task.element, shuffled, mesh, data.workers)
         eval_feed = stream_feed(eval_source, task.element, sequential, mesh, data.workers)

@@ -72,7 +72,7 @@ def replicas(devices):
     source = open_source("digits", "train")
     inputs = (jax.ShapeDtypeStruct((BATCH, 8, 8, 1), "float32"),)
     model = as_model(recipe.model, {"classes": 10, "channels": 1}, inputs)
-    training = training_of(recipe, model, 10, mesh)
+    training = training_of(recipe, model, [10], mesh)
     shardings = training.sharding(jax.eval_shape(training.init), mesh)
     state = jax.jit(training.init, out_shardings=shardings)()
     feed = resident_feed(

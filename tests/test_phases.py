@@ -42,6 +42,13 @@ def test_batches_of_all_phases_follow_without_a_gap():
     np.testing.assert_array_equal(seen, np.concatenate([steady(step)["index"] for step in range(30)]))
 
 
+def test_epochs_end_where_their_last_example_is_seen():
+    assert plan().ends() == [10, 20, 30]
+    assert plan(size=101).ends() == [11, 21, 30]  # the run ends three examples early
+    assert plan(at=(0.5,), batch_size=(5, 10)).ends() == [20, 35, 45]
+    assert pacing.plan(dataclasses.replace(RECIPE, epochs=0.5), 100).ends() == [5]
+
+
 def test_evaluations_and_calls_keep_to_the_phases():
     parts = plan(at=(0.5,), batch_size=(5, 10))
     cuts, calls = pacing.timetable(parts, 0.5, lambda phase, interval: 4, done=0)

@@ -55,7 +55,7 @@ def test_it_takes_a_step(name):
         shipped.optimizer.build(schedule),
         schedule,
         chain(*shipped.augment),
-        averaging=shipped.optimizer.averaging(100, 10),
+        averaging=shipped.optimizer.averaging([*range(10, 101, 10)]),
     )
     before = jax.jit(training.init)()
     # The second step: with warm-up the first one's learning rate is 0.

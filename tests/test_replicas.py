@@ -14,6 +14,7 @@ import pytest
 from flax import nnx
 
 from jaxaccel import augment, runtime
+from jaxaccel.checkpoint import Checkpoints
 from jaxaccel.data.order import Phase
 from jaxaccel.errors import UserError
 from jaxaccel.fuse import gather, several, several_evaluations
@@ -23,7 +24,7 @@ from jaxaccel.optim import Optimizer, Schedule, Sparse
 from jaxaccel.parallel import MeshShape, make_mesh
 from jaxaccel.recipe import Recipe
 from jaxaccel.replicas import Replicas, pick, spread
-from jaxaccel.sweep import points, training_of, with_values
+from jaxaccel.sweep import keep_best, points, training_of, with_values
 
 B = 16
 
@@ -58,7 +59,7 @@ def small(**changes):
     recipe = dataclasses.replace(RECIPE, **changes)
     element = {"image": jax.ShapeDtypeStruct((B, 4, 4, 1), jnp.uint8)}
     model = as_model(Mlp, {"classes": 3}, jax.eval_shape(recipe.task.inputs, element))
-    return recipe, training_of(recipe, model, 10, make_mesh(MeshShape()))
+    return recipe, training_of(recipe, model, [10], make_mesh(MeshShape()))
 
 
 def trained(training, steps=3):
@@ -131,6 +132,19 @@ def test_numbers_of_all_parts_may_differ():
             strict=True,
         ):
             np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-5)
+
+
+def test_the_best_goes_on_alone_where_its_numbers_are_0(tmp_path):
+    recipe, replicas = small(sweep={"optimizer.clip_norm": (0.0, 5.0), "optimizer.ema": (0.0, 0.9)})
+    state = replicas.init()
+    assert keep_best(tmp_path, recipe, None, replicas, state, [{"accuracy": -i} for i in range(4)]) == 0
+    alone = small(optimizer=dataclasses.replace(recipe.optimizer, clip_norm=0.0, ema=0.0))[1]
+    shape = jax.eval_shape(alone.init)
+    checkpoints = Checkpoints(tmp_path / "best" / "checkpoints", keep=1, metric="accuracy")
+    _, restored = checkpoints.restore(shape, alone.sharding(shape, make_mesh(MeshShape())))
+    checkpoints.close()
+    assert restored.average is None
+    np.testing.assert_array_equal(restored.params["dense"]["kernel"], state.params["dense"]["kernel"][0])
 
 
 def test_evaluation_gives_each_replica_its_own_scores():
@@ -206,6 +220,10 @@ def test_points_are_all_combinations():
         ({"sweep": {"seed": (0.0, float("nan"))}}, "finite"),
         ({"sweep": {"seed": (2.0**31,)}}, "below 2"),
         ({"optimizer": Optimizer("adamm"), "replicas": 2}, "did you mean adam"),
+        (
+            {"optimizer": Optimizer("lbfgs"), "sweep": {"optimizer.learning_rate": (0.1, 1.0)}},
+            "length of its steps",
+        ),
         ({"optimizer": Optimizer("sgd", rates={"nope/**": 2.0}), "replicas": 2}, "nope"),
     ],
 )

@@ -228,7 +228,7 @@ def test_replicas_differ_in_what_they_learn():
     item = {"index": np.arange(B, dtype=np.int32), "mask": np.ones(B, np.float32)}
 
     def trained(recipe):
-        t = training_of(recipe, made(Linear), 10, make_mesh(MeshShape()), 0, teacher())
+        t = training_of(recipe, made(Linear), [10], make_mesh(MeshShape()), 0, teacher())
         state = started(t)
         fed = jax.tree.map(lambda x: np.broadcast_to(x, (1, t.count, B) if t.count > 1 else (1, B)), item)
         return t, jax.jit(several(t), compiler_options=QUICKLY)(state, arrays, fed)[0]

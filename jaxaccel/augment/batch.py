@@ -1,6 +1,7 @@
 """What all augmentations share: batches, checks of options, dtypes of pixels."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import Any, cast
 
 import jax
@@ -31,29 +32,37 @@ def checked(image: Any, operation: str) -> Any:
     return image
 
 
+def check_number(value: float, name: str, low: float, high: float, operation: str, meaning: str = "") -> None:
+    """A ``UserError`` unless ``value`` is a number with low <= value <= high; ``meaning`` says of what."""
+    if not isinstance(value, Real) or not low <= value <= high:
+        raise UserError(
+            f"{operation}: {name} must be a number in [{low:g}, {high:g}]{meaning}, not {value!r}"
+        )
+
+
 def check_probability(probability: float, operation: str) -> None:
     """A ``UserError`` unless ``probability`` lies in [0, 1]."""
-    if not 0 <= probability <= 1:
-        raise UserError(f"{operation}: probability must lie in [0, 1], not {probability}")
+    check_number(probability, "probability", 0, 1, operation)
 
 
 def check_range(bounds: tuple[float, float], name: str, low: float, high: float, operation: str) -> None:
     """A ``UserError`` unless ``bounds`` is (lowest, highest) with low <= lowest <= highest <= high."""
-    if len(bounds) != 2 or not low <= bounds[0] <= bounds[1] <= high:
+    pair = isinstance(bounds, Sequence) and len(bounds) == 2 and all(isinstance(n, Real) for n in bounds)
+    if not pair or not low <= bounds[0] <= bounds[1] <= high:
         raise UserError(
-            f"{operation}: {name} must be (lowest, highest), {low:g} <= lowest <= highest <= {high:g}, not {bounds}"
+            f"{operation}: {name} must be (lowest, highest), {low:g} <= lowest <= highest <= {high:g}, not {bounds!r}"
         )
 
 
 def fill_value(fill: float, dtype: jnp.dtype, operation: str) -> jax.Array:
     """``fill`` as a scalar of the image's dtype, or a ``UserError`` if it does not fit."""
     if dtype == jnp.uint8:
-        if not (0 <= fill <= 255 and fill == int(fill)):
+        if not (isinstance(fill, Real) and 0 <= fill <= 255 and fill == int(fill)):
             raise UserError(
-                f"{operation}: fill of uint8 images must be a whole number from 0 to 255, not {fill}"
+                f"{operation}: fill of uint8 images must be a whole number from 0 to 255, not {fill!r}"
             )
-    elif not abs(fill) <= float(jnp.finfo(dtype).max):
-        raise UserError(f"{operation}: fill of {dtype} images must be finite, not {fill}")
+    elif not (isinstance(fill, Real) and abs(fill) <= float(jnp.finfo(dtype).max)):
+        raise UserError(f"{operation}: fill of {dtype} images must be a finite number, not {fill!r}")
     return jnp.asarray(fill, dtype)
 
 

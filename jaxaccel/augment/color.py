@@ -10,9 +10,11 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxaccel.augment.batch import (
     Batch,
+    check_number,
     check_probability,
     compute_dtype,
     computed_once,
@@ -27,8 +29,8 @@ from jaxaccel.errors import UserError
 COLOR_BITS = 16
 """Fraction bits of a matrix that multiplies uint8 pixels, as in Pillow's conversion to "L"."""
 
-LARGEST = 24.0
-"""Of a matrix's entries: four products with 8 bits fit into int32."""
+REACH = 60.0
+"""Bound of a matrix's reach: sums of its products with 8-bit colors fit into int32, entries into `exact_sum`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,21 +43,24 @@ class Recoloring:
     """(B, C + 1, C + 1) float32 for C channels in [0, 1] and a 1; the last row is (0, .., 0, 1)."""
     mixing: bool
     """Whether channels mix, or the matrix is a diagonal and an offset."""
+    reach: float = REACH
+    """No row of the matrix has magnitudes that sum to more; matrices that reach further together are not joined."""
 
     def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """That of the input."""
         return shape
 
     def then(self, following: object) -> "Recoloring | None":
-        """Both in one matrix."""
-        if not isinstance(following, Recoloring):
+        """Both in one matrix, where its entries stay small enough."""
+        if not isinstance(following, Recoloring) or self.reach * following.reach > REACH:
             return None
         matrix = product(following.matrix, self.matrix)
-        return Recoloring(self.key, matrix, self.mixing or following.mixing)
+        mixing = self.mixing or following.mixing
+        return Recoloring(self.key, matrix, mixing, self.reach * following.reach)
 
     def apply(self, image: jax.Array) -> jax.Array:
         """The pixels in their new colors, clipped to the range of the dtype."""
-        matrix = jnp.clip(computed_once(self.key, self.matrix)[:, :-1], -LARGEST, LARGEST)
+        matrix = computed_once(self.key, self.matrix)[:, :-1]
         if image.dtype == jnp.uint8:  # integers, which round the same everywhere
             pixels, whole = image.astype(jnp.int32), 1 << COLOR_BITS
             linear = fixed_point(matrix[..., :-1], COLOR_BITS)
@@ -106,8 +111,7 @@ def color_channels(batch: Batch, operation: str, needs_rgb: bool = False) -> int
 
 
 def _factor(key: jax.Array, batch: Batch, strength: float, operation: str) -> jax.Array:
-    if not 0 <= strength <= 8:
-        raise UserError(f"{operation}: strength must lie in [0, 8], not {strength}")
+    check_number(strength, "strength", 0, 8, operation)
     low = max(0.0, 1 - strength)
     return on_grid(low, 1 + strength - low, uniforms(key, batch, 1)[:, 0])
 
@@ -120,7 +124,7 @@ def brightness(key: jax.Array, batch: Batch, *, strength: float) -> Batch:
     """
     channels = color_channels(batch, "brightness")
     factor = _factor(key, batch, strength, "brightness")
-    return changed(batch, Recoloring(key, scaling(factor, channels), mixing=False))
+    return changed(batch, Recoloring(key, scaling(factor, channels), False, 1 + strength))
 
 
 def contrast(key: jax.Array, batch: Batch, *, strength: float) -> Batch:
@@ -131,7 +135,8 @@ def contrast(key: jax.Array, batch: Batch, *, strength: float) -> Batch:
     """
     color_channels(batch, "contrast")
     factor = _factor(key, batch, strength, "contrast")
-    return changed(batch, Recoloring(key, contrasting(factor, mean_color(batch, "contrast")), mixing=False))
+    matrix = contrasting(factor, mean_color(batch, "contrast"))
+    return changed(batch, Recoloring(key, matrix, False, 1 + 2 * strength))
 
 
 def saturation(key: jax.Array, batch: Batch, *, strength: float) -> Batch:
@@ -142,7 +147,8 @@ def saturation(key: jax.Array, batch: Batch, *, strength: float) -> Batch:
     """
     channels = color_channels(batch, "saturation", needs_rgb=True)
     factor = _factor(key, batch, strength, "saturation")
-    return changed(batch, Recoloring(key, blending(factor, gray(channels), jnp.zeros(channels)), mixing=True))
+    matrix = blending(factor, gray(channels), jnp.zeros(channels))
+    return changed(batch, Recoloring(key, matrix, True, 1 + 2 * strength))
 
 
 def hue(key: jax.Array, batch: Batch, *, strength: float) -> Batch:
@@ -152,10 +158,10 @@ def hue(key: jax.Array, batch: Batch, *, strength: float) -> Batch:
       UserError: the strength is not in [0, 0.5], or the batch has no usable image (RGB).
     """
     color_channels(batch, "hue", needs_rgb=True)
-    if not 0 <= strength <= 0.5:
-        raise UserError(f"hue: strength must lie in [0, 0.5] (shares of the circle), not {strength}")
-    matrix = drawn_from(hue_matrices(strength), uniforms(key, batch, 1)[:, 0])
-    return changed(batch, Recoloring(key, matrix, mixing=True))
+    check_number(strength, "strength", 0, 0.5, "hue", " (shares of the circle)")
+    turns = hue_matrices(strength)
+    matrix = drawn_from(turns, uniforms(key, batch, 1)[:, 0])
+    return changed(batch, Recoloring(key, matrix, True, float(np.abs(turns).sum(-1).max())))
 
 
 def color_jitter(
@@ -167,7 +173,7 @@ def color_jitter(
     saturation: float = 0.0,
     hue: float = 0.0,
 ) -> Batch:
-    """`brightness`, `contrast`, `saturation` and `hue` of these strengths, in this order, as one matrix.
+    """`brightness`, `contrast`, `saturation` and `hue` of these strengths, in this order; the usual ones as one matrix.
 
     Raises:
       UserError: a strength is out of its operation's range, or the batch has no usable image (RGB; gray where only
@@ -200,7 +206,7 @@ def grayscale(key: jax.Array, batch: Batch, *, probability: float = 0.1) -> Batc
     channels = color_channels(batch, "grayscale", needs_rgb=True)
     check_probability(probability, "grayscale")
     factor = (uniforms(key, batch, 1)[:, 0] >= probability).astype(jnp.float32)
-    return changed(batch, Recoloring(key, blending(factor, gray(channels), jnp.zeros(channels)), mixing=True))
+    return changed(batch, Recoloring(key, blending(factor, gray(channels), jnp.zeros(channels)), True, 1.0))
 
 
 def invert(key: jax.Array, batch: Batch, *, probability: float = 0.5) -> Batch:
@@ -213,4 +219,4 @@ def invert(key: jax.Array, batch: Batch, *, probability: float = 0.5) -> Batch:
     check_probability(probability, "invert")
     inverted = uniforms(key, batch, 1)[:, 0] < probability
     matrix = jnp.where(inverted[:, None, None], jnp.asarray(negative(channels)), jnp.eye(channels + 1))
-    return changed(batch, Recoloring(key, matrix, mixing=False))
+    return changed(batch, Recoloring(key, matrix, False, 2.0))

@@ -1,5 +1,6 @@
 """Flips and crops: pixels move as they are, except in the random-resized crop."""
 
+from collections.abc import Sequence
 from numbers import Integral
 from typing import Literal
 
@@ -17,7 +18,7 @@ from jaxaccel.augment.deferred import changed, image_like
 from jaxaccel.augment.exact import STEPS, drawn_from, stacked
 from jaxaccel.augment.keys import example_index, example_keys, uniforms
 from jaxaccel.augment.moves import Mirroring, Resampling
-from jaxaccel.augment.resample import Fill, Method, check_sampling
+from jaxaccel.augment.resample import SMALLEST_SCALE, Fill, Method, check_sampling
 from jaxaccel.errors import UserError
 
 ATTEMPTS = 10
@@ -175,7 +176,7 @@ def random_resized_crop(
       scale: (lowest, highest) share of the image's area; uniform.
       ratio: (lowest, highest) width over height of the box; log-uniform. Ten boxes are drawn; where none fits, the
         largest centred one of an allowed ratio is taken.
-      size: of the output, one number or (height, width); 0 keeps the input's.
+      size: of the output, one number or (height, width), a sixteenth of the input's or more; 0 keeps the input's.
       fill: what lies beyond the border: a value in the units of the image, "edge" or "reflect".
       method: "nearest", "bilinear" or "bicubic".
 
@@ -187,10 +188,15 @@ def random_resized_crop(
     check_range(scale, "scale", 0, 1, "random_resized_crop")
     check_range(ratio, "ratio", 1 / 16, 16, "random_resized_crop")
     _, height, width, _ = image.shape
-    new = (size, size) if isinstance(size, int) else tuple(size)
-    if len(new) != 2 or not all(isinstance(n, int) and n >= 0 for n in new):
+    pair = size if isinstance(size, Sequence) else (size, size)
+    if len(pair) != 2 or not all(isinstance(n, Integral) and int(n) >= 0 for n in pair):
         raise UserError(f"random_resized_crop: size must be one or two whole numbers, not {size!r}")
-    new = (int(new[0]) or height, int(new[1]) or width)
+    new = (int(pair[0]) or height, int(pair[1]) or width)
+    if min(new[0] / height, new[1] / width) < SMALLEST_SCALE:
+        raise UserError(
+            f"random_resized_crop: size {new[0]}x{new[1]} is less than a sixteenth of images of {height}x{width}; "
+            "make them smaller first (resize)"
+        )
     tall = height if width / height >= ratio[0] else round(width / ratio[0])
     broad = width if width / height <= ratio[1] else round(height * ratio[1])
     centred = ((height - tall) // 2, (width - broad) // 2, tall, broad)

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxaccel.augment.batch import (
     Batch,
+    check_number,
     computed_once,
     image_of,
 )
@@ -72,8 +73,7 @@ def elastic(
     """
     image = image_of(batch, "elastic")
     check_sampling(fill, method, jax.ShapeDtypeStruct(image.shape, image.dtype), "elastic")
-    if not 0 <= displacement <= LARGEST:
-        raise UserError(f"elastic: displacement must lie in [0, {LARGEST}] pixels, not {displacement}")
+    check_number(displacement, "displacement", 0, LARGEST, "elastic", " pixels")
     if not isinstance(spacing, Integral) or spacing < 1:
         raise UserError(f"elastic: spacing must be a whole number of pixels >= 1, not {spacing!r}")
     height, width, channels = image.shape[1:]

@@ -89,11 +89,7 @@ def random_erasing(
     box = first_fitting(draws[:, 1:], height, width, scale, ratio, otherwise=(0, 0, 0, 0))
     top, left, tall, broad = (per_image(part) for part in box)
     erased = inside(top, left, tall, broad, height, width) & per_image(draws[:, 0] < probability)
-    value = (
-        _noise(key, batch, image)
-        if fill == "noise"
-        else fill_value(float(fill), image.dtype, "random_erasing")
-    )
+    value = _noise(key, batch, image) if fill == "noise" else fill_value(fill, image.dtype, "random_erasing")
     return {**batch, "image": jnp.where(erased, value, image)}
 
 

@@ -9,6 +9,7 @@ from scipy.special import ndtri  # JAX itself requires SciPy
 
 from jaxaccel.augment.batch import (
     Batch,
+    check_number,
     check_probability,
     check_range,
     compute_dtype,
@@ -19,7 +20,6 @@ from jaxaccel.augment.batch import (
 )
 from jaxaccel.augment.exact import STEPS, drawn_from, on_grid
 from jaxaccel.augment.keys import example_keys, uniforms
-from jaxaccel.errors import UserError
 
 
 def smoothed(image: jax.Array) -> jax.Array:
@@ -70,8 +70,7 @@ def sharpness(key: jax.Array, batch: Batch, *, strength: float) -> Batch:
       UserError: the strength is not in [0, 8], or the batch has no usable image.
     """
     image = image_of(batch, "sharpness")
-    if not 0 <= strength <= 8:
-        raise UserError(f"sharpness: strength must lie in [0, 8], not {strength}")
+    check_number(strength, "strength", 0, 8, "sharpness")
     low = max(0.0, 1 - strength)
     factor = on_grid(low, 1 + strength - low, uniforms(key, batch, 1)[:, 0])
     return {**batch, "image": sharpened(image, factor)}
@@ -151,8 +150,7 @@ def gaussian_noise(key: jax.Array, batch: Batch, *, strength: float, probability
       UserError: the strength is not in [0, 1], the probability not in [0, 1], or the batch has no usable image.
     """
     image = image_of(batch, "gaussian_noise")
-    if not 0 <= strength <= 1:
-        raise UserError(f"gaussian_noise: strength must lie in [0, 1] (a share of the range), not {strength}")
+    check_number(strength, "strength", 0, 1, "gaussian_noise", " (a share of the range)")
     check_probability(probability, "gaussian_noise")
     largest = 255 if image.dtype == jnp.uint8 else 1
     quantiles = (ndtri((np.arange(65536) + 0.5) / 65536) * strength * largest).astype(np.float32)

@@ -5,22 +5,21 @@ centre, since resampling asks for each output pixel where it comes from. Alone i
 with the same ``fill`` and ``method`` multiply their matrices and resample once.
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxaccel.augment.batch import (
     Batch,
+    check_number,
     check_probability,
+    check_range,
 )
 from jaxaccel.augment.deferred import changed, image_like
 from jaxaccel.augment.exact import directions, drawn_from, exact_sum, on_grid, stacked
 from jaxaccel.augment.keys import uniforms
 from jaxaccel.augment.moves import Resampling, composed
 from jaxaccel.augment.resample import SMALLEST_SCALE, Fill, Method, check_sampling
-from jaxaccel.errors import UserError
 
 
 def rotation_and_scale(direction: jax.Array, scale: jax.Array) -> jax.Array:
@@ -101,16 +100,13 @@ def affine(
 
     Raises:
       UserError: rotation is not in [0, 180], translation not in [0, 1], scale not two numbers with
-        1/16 <= lowest <= highest, ``fill`` does not fit the dtype, or the batch has no usable image.
+        1/16 <= lowest <= highest <= 1024, ``fill`` does not fit the dtype, or the batch has no usable image.
     """
     image = image_like(batch, "affine")
     check_sampling(fill, method, image, "affine")
-    if not 0 <= rotation <= 180:
-        raise UserError(f"affine: rotation must lie in [0, 180] degrees, not {rotation}")
-    if not 0 <= translation <= 1:
-        raise UserError(f"affine: translation must lie in [0, 1] (a fraction of the size), not {translation}")
-    if len(scale) != 2 or not SMALLEST_SCALE <= scale[0] <= scale[1] < math.inf:
-        raise UserError(f"affine: scale must be (lowest, highest), 1/16 <= lowest <= highest, not {scale}")
+    check_number(rotation, "rotation", 0, 180, "affine", " degrees")
+    check_number(translation, "translation", 0, 1, "affine", " (a fraction of the size)")
+    check_range(scale, "scale", SMALLEST_SCALE, 1024, "affine")
     _, height, width, _ = image.shape
     # Four numbers are drawn whatever the options: rotate, scale and translate see affine's draws.
     draws = uniforms(key, batch, 4)
@@ -161,8 +157,7 @@ def shear(
     """
     image = image_like(batch, "shear")
     check_sampling(fill, method, image, "shear")
-    if not 0 <= shear <= 4:
-        raise UserError(f"shear: shear must lie in [0, 4] pixels a pixel, not {shear}")
+    check_number(shear, "shear", 0, 4, "shear", " pixels a pixel")
     _, height, width, _ = image.shape
     slope = on_grid(-shear, 2 * shear, uniforms(key, batch, 2))
     along_rows = stacked([[1, 0, 0], [slope[:, 0], 1, 0], [0, 0, 1]])
@@ -197,8 +192,7 @@ def perspective(
     image = image_like(batch, "perspective")
     check_sampling(fill, method, image, "perspective")
     check_probability(probability, "perspective")
-    if not 0 <= distortion <= 0.9:
-        raise UserError(f"perspective: distortion must lie in [0, 0.9], not {distortion}")
+    check_number(distortion, "distortion", 0, 0.9, "perspective")
     _, height, width, _ = image.shape
     draws = uniforms(key, batch, 9)
     inwards = on_grid(0, distortion / 2, draws[:, 1:]).reshape(-1, 4, 2)

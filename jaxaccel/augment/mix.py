@@ -14,6 +14,7 @@ from scipy.special import betaincinv  # JAX itself requires SciPy
 from jaxaccel.augment.batch import (
     Batch,
     along_batch,
+    check_number,
     check_probability,
     compute_dtype,
     image_of,
@@ -46,8 +47,7 @@ def neighbour(values: jax.Array) -> jax.Array:
 def _check(batch: Batch, operation: str, **alphas: float) -> jax.Array:
     image = image_of(batch, operation)
     for name, alpha in alphas.items():
-        if not 0 <= alpha <= 1e6:
-            raise UserError(f"{operation}: {name} must lie in [0, 1e6], not {alpha}")
+        check_number(alpha, name, 0, 1e6, operation)
     if "label" not in batch:
         raise UserError(f"{operation} needs batch['label']")
     if "mix_label" in batch:

@@ -1,6 +1,7 @@
 """The published policies as data: operations, the ranges of their magnitudes, AutoAugment's learnt sub-policies.
 
-Magnitudes are those of the implementations on Pillow that the papers' results are reproduced with.
+Magnitudes are torchvision's, with which the papers' results are reproduced. The authors' own code has others for some:
+AutoAugment's factors there run from 0.1 to 1.9 without a sign, and its translations to a fixed number of pixels.
 """
 
 import dataclasses
@@ -13,10 +14,14 @@ OPERATIONS = (
 )  # fmt: skip
 """All that a policy may do to an image; RandAugment and TrivialAugment draw from all but the last."""
 
+ENHANCERS = ("brightness", "color", "contrast", "sharpness")
+"""Those of a factor, as in Pillow's ImageEnhance."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Magnitudes:
-    """What the highest of evenly spaced magnitudes means; the lowest means no change, but for solarize."""
+    """What the highest of evenly spaced magnitudes means; the lowest means no change, but for solarize (all is
+    negated below 255) and AugMix's posterize."""
 
     levels: int
     """How many magnitudes there are."""
@@ -43,8 +48,8 @@ RAND = Magnitudes(levels=31)
 TRIVIAL_WIDE = Magnitudes(levels=31, shear=0.99, shift=32.0, rotation=135.0, factor=0.99, lost_bits=6)
 """Müller & Hutter 2021, arXiv:2103.10158, the wide space."""
 
-AUGMIX = Magnitudes(levels=10, shift=1 / 3, kept_bits=4)
-"""Hendrycks et al. 2020, arXiv:1912.02781."""
+AUGMIX = Magnitudes(levels=101, shift=1 / 3, kept_bits=4)
+"""Hendrycks et al. 2020, arXiv:1912.02781; their ten levels, in tenths."""
 
 COLUMNS = 18
 """Entries of a row of `parameters`: a matrix of 9, then what `CURVES` and `BLENDS` say."""
@@ -78,7 +83,7 @@ def parameters(magnitudes: Magnitudes, height: int, width: int) -> np.ndarray:
     row["rotate"][..., 0] = row["rotate"][..., 4] = np.cos(angle)
     row["rotate"][..., 1], row["rotate"][..., 3] = np.sin(angle), -np.sin(angle)
     factor = np.round((1 + magnitudes.factor * signed) * 4096) / 4096
-    for name in ("brightness", "color", "contrast", "sharpness"):
+    for name in ENHANCERS:
         row[name][..., BLENDS["factor"]] = factor
         if name in BLENDS:
             row[name][..., BLENDS[name]] = 1

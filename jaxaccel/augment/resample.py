@@ -31,7 +31,7 @@ PADDING = {"nearest": 1, "bilinear": 1, "bicubic": 3}
 
 def check_sampling(fill: Fill, method: str, image: jax.ShapeDtypeStruct, operation: str) -> None:
     """A ``UserError`` unless ``fill`` and ``method`` are known and fit the images."""
-    if method not in PADDING:
+    if not isinstance(method, str) or method not in PADDING:
         raise UserError(f"{operation}: method must be nearest, bilinear or bicubic, not {method!r}")
     if not isinstance(fill, str):
         fill_value(fill, image.dtype, operation)

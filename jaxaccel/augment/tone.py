@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxaccel.augment.batch import (
     Batch,
+    check_number,
     check_probability,
     compute_dtype,
     computed_once,
@@ -135,8 +136,7 @@ def solarize(key: jax.Array, batch: Batch, *, threshold: float = 0.5, probabilit
       UserError: the threshold or the probability is not in [0, 1], or the batch has no usable image.
     """
     image = image_of(batch, "solarize")
-    if not 0 <= threshold <= 1:
-        raise UserError(f"solarize: threshold must lie in [0, 1], not {threshold}")
+    check_number(threshold, "threshold", 0, 1, "solarize")
     return _sometimes(key, batch, image, solarized_image(image, threshold), probability, "solarize")
 
 
@@ -144,7 +144,8 @@ def solarized_image(image: jax.Array, threshold: float) -> jax.Array:
     """`solarized` for uint8 and for floating point, at a share of the range."""
     if image.dtype == jnp.uint8:
         return solarized(image, round(threshold * 256))
-    return jnp.where(image >= threshold, 1 - image, image)
+    reached = image >= threshold if threshold < 1 else jnp.zeros_like(image, bool)  # 255 is below 256, too
+    return jnp.where(reached, 1 - image, image)
 
 
 def equalize(key: jax.Array, batch: Batch, *, probability: float = 0.5) -> Batch:

@@ -53,7 +53,7 @@ class DenseNet(nnx.Module):
       rngs: streams ``params``, and ``dropout`` if `dropout` > 0.
 
     Raises:
-      ValueError: a block has no layers or `dropout` is not in [0, 1).
+      ValueError: a block has no layers, `growth` is below 1 or `dropout` is not in [0, 1).
     """
 
     def __init__(
@@ -68,6 +68,8 @@ class DenseNet(nnx.Module):
     ) -> None:
         if not blocks or min(blocks) < 1:
             raise ValueError(f"DenseNet: blocks must be one number >= 1 a block, not {blocks!r}")
+        if growth < 1:
+            raise ValueError(f"DenseNet: growth must be at least 1, not {growth}")
         features = 2 * growth
         self.stem = ConvNorm(channels, features, 7, stride=2, activation=nnx.relu, rngs=rngs)
         self.blocks = nnx.List([])

@@ -48,6 +48,6 @@ def patch_count(model: str, image_size: int | tuple[int, int], patch_size: int) 
       ValueError: they do not cover it; `model` is whose fault it is.
     """
     height, width = pair(image_size)
-    if height % patch_size or width % patch_size:
+    if patch_size < 1 or height % patch_size or width % patch_size:
         raise ValueError(f"{model}: image size {height}x{width} is no multiple of patch_size={patch_size}")
     return (height // patch_size) * (width // patch_size)

@@ -96,7 +96,7 @@ class VisionTransformer(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         tokens = 1 + patch_count("VisionTransformer", image_size, patch_size)
-        if width % heads:
+        if heads < 1 or width % heads:
             raise ValueError(f"VisionTransformer: width={width} is no multiple of heads={heads}")
         self.input_shape = (*pair(image_size), channels)
         self.patch_size = patch_size

@@ -1,7 +1,8 @@
 """Averages of weights over training, and the BatchNorm statistics that belong to them."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,31 +25,29 @@ _PROBE = 4096.0
 class Averaging:
     """An average of the weights, as an ``init``/``update`` pair.
 
-    Up to step `start` it is the weights themselves. From there on every `every`-th step's weights are taken in: with
-    equal weights (stochastic weight averaging, Izmailov et al. 2018, arXiv:1803.05407), or, with a `decay`, as an
-    exponential moving average. A model with BatchNorm needs `reestimator` before it is evaluated at the average.
+    With a `decay` it is the exponential moving average over all steps. Else it is the mean of the weights at the steps
+    `at` (stochastic weight averaging, Izmailov et al. 2018, arXiv:1803.05407), and up to the first of them the weights
+    themselves. A model with BatchNorm needs `reestimator` before it is evaluated at the average.
 
-        averaging = Averaging(start=1000, every=100)
+        averaging = Averaging(at=range(1000, 2000, 100))
         average = averaging.init(params)
         average = averaging.update(average, params, step)  # after each step, `step` steps being done
     """
 
     decay: float | jax.Array = 0.0
-    """Of the exponential moving average; 0 weights all samples equally."""
-    start: int = 0
-    """Steps done when the first sample is taken."""
-    every: int = 1
-    """Steps from one sample to the next."""
+    """Of the exponential moving average."""
+    at: Sequence[int] = ()
+    """Steps done when a sample for the mean is taken, in rising order."""
 
     def __post_init__(self) -> None:
         """Checks the numbers."""
-        decay_fits = (
-            isinstance(self.decay, jax.Array) or 0 <= self.decay < 1
-        )  # an array differs between replicas
-        if not decay_fits or self.start < 0 or self.every < 1:
+        # An array differs between replicas.
+        decays = isinstance(self.decay, jax.Array) or 0 < self.decay < 1
+        rising = len(self.at) > 0 and all(a < b for a, b in itertools.pairwise((-1, *self.at)))
+        if decays == rising:
             raise UserError(
-                "an Averaging needs 0 <= decay < 1, start >= 0 and every >= 1, got"
-                f" decay={self.decay}, start={self.start}, every={self.every}"
+                "an Averaging needs either a decay between 0 and 1 or rising steps at which to sample, "
+                f"got decay={self.decay}, at={tuple(self.at)}"
             )
 
     def init(self, params: PyTree) -> PyTree:
@@ -57,14 +56,11 @@ class Averaging:
 
     def update(self, average: PyTree, params: PyTree, step: jax.Array) -> PyTree:
         """The average when `step` steps (() int) are done, the last of which led to `params`."""
-        since = jnp.asarray(step) - self.start
-        share = (
-            1 - self.decay
-            if isinstance(self.decay, jax.Array) or self.decay
-            else 1 / (since // self.every + 1)
-        )
-        share = jnp.where(since <= 0, 1.0, jnp.where(since % self.every == 0, share, 0.0))
-        return optax.incremental_update(params, average, share)
+        if not self.at:
+            return optax.incremental_update(params, average, 1 - self.decay)
+        at = jnp.asarray(tuple(self.at))
+        share = jnp.where(jnp.any(at == step), 1 / jnp.maximum(jnp.sum(at <= step), 1), 0.0)
+        return optax.incremental_update(params, average, jnp.where(step <= at[0], 1.0, share))
 
 
 def weights_to_evaluate(opt_state: PyTree, params: PyTree) -> PyTree | None:

@@ -142,6 +142,9 @@ def unfreezing(
         def held(tree: PyTree) -> PyTree:
             return jax.tree.map(lambda n, x: jnp.where(state.step >= n, x, 0), starts(tree), tree)
 
+        if "grad_fn" in extra:
+            gradient = extra["grad_fn"]
+            extra["grad_fn"] = lambda *args, **kwargs: held(gradient(*args, **kwargs))
         moved, inner = tx.update(held(updates), state.inner, params, **extra)
         return held(moved), UnfreezeState(state.step + 1, inner)
 

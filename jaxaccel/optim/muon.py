@@ -16,14 +16,30 @@ ADAM = ("**/{head,embed,embedding,positions,class_token}/**",)
 """What Adam updates although it has two axes or more: the last layer, and what is looked up."""
 
 
-def muon(learning_rate: optax.ScalarOrSchedule, **options: Any) -> optax.GradientTransformation:
-    """`optax.contrib.muon` on every kernel as a matrix, (inputs, outputs); all else is Adam's at the same rate.
+OURS = ("adam_learning_rate", "adam_weight_decay", "muon_weight_dimension_numbers")
+"""Arguments of Optax's that `muon` decides."""
+
+
+def muon(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    weight_decay: float = 0.0,
+    weight_decay_mask: Any = None,
+    **options: Any,
+) -> optax.GradientTransformation:
+    """`optax.contrib.muon` on every kernel as a matrix, (inputs, outputs); all else is Adam's, Nesterov momentum
+    included (`nesterov`), at the same rate and with the same weight decay. `scale_by_path` gives parts other rates.
 
     A convolution's (H, W, in, out) is (H W in, out); of the heads of attention those axes are joined that make the
-    matrix most nearly square. `optax.contrib.muon` alone takes arrays of two axes only. A rate for Adam of its own:
-    ``adam_learning_rate``.
+    matrix most nearly square. `optax.contrib.muon` alone takes arrays of two axes only.
     """
-    return optax.contrib.muon(learning_rate, muon_weight_dimension_numbers=matrices, **options)
+    directions = optax.contrib.muon(1.0, muon_weight_dimension_numbers=matrices, **options)
+    return optax.chain(
+        directions,
+        optax.scale(-1.0),
+        optax.add_decayed_weights(weight_decay, weight_decay_mask),
+        optax.scale_by_learning_rate(learning_rate),
+    )
 
 
 def matrices(params: PyTree) -> PyTree:
@@ -38,4 +54,7 @@ def matrices(params: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(leaf, params)
 
 
-muon.__signature__ = inspect.signature(optax.contrib.muon)  # type: ignore[attr-defined]
+_theirs = inspect.signature(optax.contrib.muon)
+muon.__signature__ = _theirs.replace(  # type: ignore[attr-defined]
+    parameters=[p for name, p in _theirs.parameters.items() if name not in OURS]
+)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,6 +29,8 @@ OURS = {"shampoo": shampoo, "soap": soap, "conjugate_gradient": conjugate_gradie
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {"prodigy": {"safeguard_warmup": True}}
 """Arguments other than Optax's: without its safeguard Prodigy divides 0 by 0 where a warm-up begins."""
 LINE_SEARCH = ("lbfgs", "conjugate_gradient")
+UNSCHEDULED = ("rprop", "sm3", "optimistic_adam")
+"""Of Optax, but with a learning rate that has to be a number."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Optimizer:
     """The same in proportion to each weight's size (Kwon et al. 2021): 0.5 is usual."""
     lookahead: int = 0
     """Steps after which slow weights go half of the way to the fast ones, which start again there; evaluation uses the
-    slow ones; 0 is off."""
+    slow ones, unless `ema` or `swa` averages the fast ones; 0 is off."""
     ema: float = 0.0
     """Decay of the exponential moving average of the weights that evaluation then uses; 0 keeps none."""
     swa: float = 0.0
@@ -79,6 +81,9 @@ class Optimizer:
         """Checks the numbers that have no meaning elsewhere."""
         if self.accumulate < 1 or self.lookahead < 0 or self.reestimate < 0:
             raise UserError("optimizer: accumulate must be at least 1, lookahead and reestimate at least 0")
+        for name in ("clip_norm", "weight_decay", "sam", "asam"):
+            if getattr(self, name) < 0:
+                raise UserError(f"optimizer.{name} must be at least 0, got {getattr(self, name)}")
         for name in ("ema", "swa"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"optimizer.{name} must lie in [0, 1), got {getattr(self, name)}")
@@ -90,10 +95,19 @@ class Optimizer:
             raise UserError(
                 "weight decay has a flag of its own: --optimizer.weight-decay, not --optimizer.args"
             )
-        if self.name in LINE_SEARCH and self.weight_decay:
-            raise UserError(f"{self.name} searches along the loss alone: leave out --optimizer.weight-decay")
+        if self.name in LINE_SEARCH:
+            for name in ("weight_decay", "clip_norm", "rates", "sam", "asam"):
+                if getattr(self, name):
+                    flag = name.replace("_", "-")
+                    raise UserError(
+                        f"{self.name} searches along the loss alone: leave out --optimizer.{flag}"
+                    )
+            if self.layer_decay != 1:
+                raise UserError(
+                    f"{self.name} searches along the loss alone: leave out --optimizer.layer-decay"
+                )
         if self.name.startswith("schedule_free"):
-            for name in ("rates", "lookahead", "ema", "swa"):
+            for name in ("rates", "unfreeze", "lookahead", "ema", "swa"):
                 if getattr(self, name):
                     raise UserError(
                         f"{self.name} averages weights in its own way: leave out --optimizer.{name}"
@@ -112,6 +126,7 @@ class Optimizer:
         schedule: optax.Schedule,
         steps: int = 0,
         around: Callable[[optax.GradientTransformation], optax.GradientTransformation] | None = None,
+        seed: int | jax.Array = 0,
     ) -> optax.GradientTransformationExtraArgs:
         """The gradient transformation, driven by `schedule`.
 
@@ -119,6 +134,7 @@ class Optimizer:
           schedule: step -> learning rate.
           steps: of the run, in shares of which `unfreeze` counts.
           around: what stands around the optimizer, such as `sparse`; it sees nothing of what `freeze` holds.
+          seed: of the random numbers that an optimizer draws (sophia, noisy_sgd).
 
         Raises:
           UserError: there is no such optimizer, or it does not take one of `args`.
@@ -130,6 +146,12 @@ class Optimizer:
                 raise UserError(f"optimizer {self.name} takes no {name!r}{nearest(name, list(parameters))}")
         own = {name: _as_declared(parameters[name], value) for name, value in self.args.items()}
         options: dict[str, Any] = {**DEFAULTS.get(self.name, {}), **own}
+        if "hessian_diagonal_fn" in parameters:
+            # A raw key, as theirs: it is part of the state, and of checkpoints.
+            probes = optax.contrib.hutchinson_estimator_diag_hessian(jax.random.PRNGKey(seed))
+            options["hessian_diagonal_fn"] = probes
+        if self.name == "noisy_sgd":
+            options["key"] = jax.random.key(seed)
         before: list[optax.GradientTransformation] = []
         if is_on(self.clip_norm):
             # Of several replicas some may not clip.
@@ -150,25 +172,36 @@ class Optimizer:
         except (TypeError, ValueError) as error:
             raise UserError(f"optimizer {self.name}({', '.join(options)}): {error}") from error
         tx = optax.chain(*before, _only_what_it_takes(made) if self.name in LINE_SEARCH else made)
-        tx = self._around(tx)
-        tx = unfreezing(tx, self.unfreeze, steps) if self.unfreeze else tx
+        tx = self._around(tx, steps)
         tx = around(tx) if around else tx
         return freezing(tx, self.freeze) if self.freeze else optax.with_extra_args_support(tx)
 
-    def averaging(self, steps: int, epoch_steps: float) -> Averaging | None:
-        """The average of the weights in a run of so many steps; None where there is none."""
+    def averaging(self, ends: Sequence[int]) -> Averaging | None:
+        """The average of the weights in a run whose epochs end at these steps; None where there is none.
+
+        Raises:
+          UserError: `swa` leaves fewer than two of them.
+        """
         if is_on(self.ema):
             return Averaging(decay=self.ema)
-        every = max(1, round(epoch_steps))
-        start = -(-round(self.swa * steps) // every) * every  # the end of an epoch
-        return Averaging(start=start, every=every) if self.swa else None
+        if not self.swa:
+            return None
+        samples = tuple(end for end in ends if end >= round(self.swa * ends[-1]))
+        if len(samples) < 2:
+            raise UserError(
+                f"swa averages the weights at the ends of epochs, and after {self.swa:.0%} of this run there is only "
+                "one: train longer, or lower --optimizer.swa"
+            )
+        return Averaging(at=samples)
 
-    def _around(self, tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    def _around(self, tx: optax.GradientTransformation, steps: int) -> optax.GradientTransformationExtraArgs:
         behind = [scale_by_path(self.rates)] if self.rates else []
         behind += [layer_decay(self.layer_decay)] if self.layer_decay != 1 else []
         tx = optax.chain(tx, *behind) if behind else tx
         if self.sam or self.asam:
             tx = sharpness_aware(tx, self.sam or self.asam, adaptive=bool(self.asam))
+        if self.unfreeze:
+            tx = unfreezing(tx, self.unfreeze, steps)
         if self.lookahead:
             tx = lookahead(tx, self.lookahead)
         return optax.with_extra_args_support(tx)
@@ -188,6 +221,8 @@ def is_on(value: float | jax.Array) -> bool:
 
 
 def _factory(name: str) -> Any:
+    if name in UNSCHEDULED:
+        raise UserError(f"{name} cannot follow a schedule of the learning rate: choose another optimizer")
     for place in (OURS, vars(optax), vars(optax.contrib)):
         factory = place.get(name)
         if callable(factory) and "learning_rate" in inspect.signature(factory).parameters:

@@ -112,7 +112,9 @@ def _multiplied(multipliers: Callable[[Sequence[str]], Mapping[str, float]]) -> 
     """Multiplies each update by the number that `multipliers` makes of all paths."""
 
     def factors(tree: PyTree) -> Mapping[str, float]:
-        return multipliers([path_text(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)])
+        # Of parameters that are frozen as well, so that layers are counted among all.
+        leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
+        return multipliers([path_text(path) for path, _ in leaves])
 
     def init(params: PyTree) -> optax.EmptyState:
         factors(params)

@@ -41,7 +41,10 @@ class Schedule:
         elif self.name == "linear":
             after = optax.linear_schedule(peak, peak * self.final, decay)
         elif self.name == "piecewise":
-            at = {max(round(b * steps) - warmup, 0): self.factor for b in self.boundaries}
+            at: dict[int, float] = {}
+            for boundary in self.boundaries:  # several may come to one step
+                step = max(round(boundary * steps) - warmup, 0)
+                at[step] = at.get(step, 1.0) * self.factor
             after = optax.piecewise_constant_schedule(peak, at)
         else:
             after = optax.cosine_decay_schedule(peak, decay, alpha=self.final)

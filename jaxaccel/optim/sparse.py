@@ -27,10 +27,11 @@ class Sparse:
     method: Method = "gradual"
     """one_shot: at `begin`. gradual: more at every `every` steps from `begin` to `end`, fast at first (Zhu & Gupta
     2017, arXiv:1710.01878). straight_through: removed weights go on learning and may come back, until `end` (Zhou et
-    al. 2021, arXiv:2102.04010). set, rigl: sparse from the start; every `every` steps until `end` the smallest weights
-    make room for others, at random (Mocanu et al. 2018, arXiv:1707.04780) or where the gradient is largest (Evci et al.
-    2020, arXiv:1911.11134). lottery: in rounds of `every` steps, after each of which what is left goes back to its
-    weights of step `begin` (Frankle et al. 2020, arXiv:1912.05671). fixed: weights that are 0 at the start stay 0."""
+    al. 2021, arXiv:2102.04010, without its term that shrinks them). set, rigl: sparse from the start; every `every`
+    steps until `end` the smallest weights make room for others, at random (Mocanu et al. 2018, arXiv:1707.04780) or
+    where the gradient is largest (Evci et al. 2020, arXiv:1911.11134). lottery: in rounds of `every` steps, after
+    each of which what is left goes back to its weights of step `begin` (Frankle et al. 2020, arXiv:1912.05671).
+    fixed: weights that are 0 at the start stay 0."""
     pattern: str = "unstructured"
     """unstructured, n:m (2:4, pruned at once by gradual too), block or block:RxC; set and rigl know only the first."""
     scope: Scope = "layer"

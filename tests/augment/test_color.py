@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 from references import KEY, assert_uniform, compiled, image_after, make_batch, photograph, pil, unpil
 
-from jaxaccel.augment import brightness, color_jitter, contrast, grayscale, hue, invert, saturation
+from jaxaccel.augment import brightness, chain, color_jitter, contrast, grayscale, hue, invert, saturation
 from jaxaccel.augment.color import Recoloring, mean_color
 from jaxaccel.augment.color_matrices import blending, contrasting, gray, hue_matrices, scaling
 from jaxaccel.augment.exact import unit_fixed_point
@@ -98,6 +98,15 @@ def test_factors_are_uniform(operation):
             assert clear.mean() > 0.3 and ratio[clear].min() >= -0.001
         else:
             assert_uniform(ratio, low, high)
+
+
+def test_strong_changes_are_not_joined():
+    batch = make_batch(size=200, shape=(4, 4, 3), dtype=np.float32)
+    strong = [partial(contrast, strength=6.0), partial(brightness, strength=6.0)]
+    once = {"image": batch["image"], "index": batch["index"]}
+    for number, operation in enumerate(strong):
+        once["image"] = image_after(operation, once, key=jax.random.fold_in(KEY, number))
+    np.testing.assert_array_equal(image_after(chain(*strong), batch), once["image"])
 
 
 def test_probabilities_and_turns():

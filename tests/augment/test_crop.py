@@ -131,6 +131,17 @@ def test_random_resized_crop_of_all_and_of_what_cannot_fit():
     np.testing.assert_array_equal(square, batch["image"][:, :, 15:25])  # none fits: the centre
 
 
+def test_random_resized_crop_shrinks_to_a_sixteenth():
+    rows = np.broadcast_to(np.arange(320, dtype=np.float32)[:, None, None], (320, 320, 1))
+    batch = {"image": rows[None], "index": np.zeros(1, np.int32)}
+    for size in (160, 20):
+        out = image_after(random_resized_crop, batch, scale=(1.0, 1.0), ratio=(1.0, 1.0), size=np.int64(size))
+        step = 320 / size
+        np.testing.assert_allclose(out[0, :, 0, 0], step * np.arange(size) + (step - 1) / 2, atol=1e-3)
+    with pytest.raises(UserError, match="less than a sixteenth"):
+        random_resized_crop(KEY, batch, size=19)
+
+
 @pytest.mark.parametrize(
     ("augmentation", "words"),
     [

@@ -146,6 +146,32 @@ def test_keeps_dtype_and_shape(name):
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("affine", {"scale": 1.1}),
+        ("brightness", {"strength": (0.6, 1.4)}),
+        ("cutout", {"size": 3, "fill": None}),
+        ("elastic", {"displacement": "1"}),
+        ("gaussian_blur", {"sigma": 2.0}),
+        ("horizontal_flip", {"probability": "0.5"}),
+        ("mixup", {"alpha": (0.1, 0.2)}),
+        ("random_erasing", {"fill": None}),
+        ("random_resized_crop", {"scale": 0.5}),
+        ("random_resized_crop", {"size": 1.5}),
+        ("random_resized_crop", {"size": None}),
+        ("rotate", {"rotation": (-10, 10)}),
+        ("rotate", {"rotation": 10, "method": ["nearest"]}),
+        ("solarize", {"threshold": None}),
+        ("three_augment", {"sigma": 1.0}),
+    ],
+)
+def test_options_of_another_type_are_named_in_a_line(name, options):
+    with pytest.raises(UserError, match=f"({name}|affine).*{[*options][-1]}") as error:
+        jax.eval_shape(partial(getattr(augment, name), **options), KEY, make_batch())
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16])
 def test_narrow_floats_stay_in_their_range(dtype):
     for name, result in program(NARROW, False)(KEY, make_batch(dtype=dtype)).items():

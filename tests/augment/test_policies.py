@@ -1,5 +1,6 @@
 """Policies: each operation at each magnitude is Pillow's, and what is drawn is what the papers say."""
 
+import zlib
 from functools import partial
 
 import jax
@@ -65,32 +66,44 @@ def pillow(name, magnitude, image):
     }[name]()
 
 
-def magnitude_of(name, level, sign, space, height, width):
-    """As the papers' appendices tabulate them."""
-    share = level / (space.levels - 1)
-    if name.startswith("shear"):
-        return sign * space.shear * share
+def usual(translation):
+    return {"shear": 0.3, "translate": translation, "rotate": 30, "posterize": (8, 4), "factor": 0.9}
+
+
+SPACES = {  # at the highest magnitude; pixels of translation as a function of the size; bits at the lowest, and lost
+    "auto": (AUTO, 10, usual(lambda size: size * 150 / 331)),
+    "rand": (RAND, 31, usual(lambda size: size * 150 / 331)),
+    "trivial": (TRIVIAL_WIDE, 31, {"shear": 0.99, "translate": lambda size: 32, "rotate": 135,
+                                   "posterize": (8, 6), "factor": 0.99}),
+    "augmix": (AUGMIX, 101, usual(lambda size: size / 3) | {"posterize": (4, 4)}),
+}  # fmt: skip
+
+
+def magnitude_of(name, level, sign, levels, highest, height, width):
+    """As torchvision tabulates them."""
+    share = level / (levels - 1)
     if name.startswith("translate"):
-        size = width if name.endswith("x") else height
-        return sign * share * (space.shift * size if space.shift <= 1 else space.shift)
+        return sign * share * highest["translate"](width if name.endswith("x") else height)
     if name == "posterize":
-        return space.kept_bits - round(space.lost_bits * share)
-    return {"rotate": sign * space.rotation * share, "solarize": 255 - 255 * share}.get(
-        name, sign * space.factor * share
-    )
+        kept, lost = highest["posterize"]
+        return kept - round(lost * share)
+    if name == "solarize":
+        return 255 - 255 * share
+    return sign * share * highest.get(name.removesuffix("_x").removesuffix("_y"), highest["factor"])
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize(("space", "level"), [(AUTO, 7), (RAND, 9), (TRIVIAL_WIDE, 25), (AUGMIX, 2)])
+@pytest.mark.parametrize(("space", "level"), [("auto", 7), ("rand", 9), ("trivial", 25), ("augmix", 23)])
 def test_every_operation_is_pillows(space, level, channels):
     image = photograph()[..., :channels]
+    space, levels, highest = SPACES[space]
     table = parameters(space, *image.shape[:2])
     drawn = [(i, sign) for i in range(len(OPERATIONS)) for sign in (0, 1)]
     rows = np.stack([table[i, level, sign] for i, sign in drawn])
     out = np.asarray(stage(np.tile(image, (len(rows), 1, 1, 1)), rows)).astype(int)
     for result, (i, sign) in zip(out, drawn, strict=True):
         name = OPERATIONS[i]
-        magnitude = magnitude_of(name, level, 1 - 2 * sign, space, *image.shape[:2])
+        magnitude = magnitude_of(name, level, 1 - 2 * sign, levels, highest, *image.shape[:2])
         expected = unpil(pillow(name, magnitude, image)).astype(int)
         if name.startswith(("shear", "rotate")):  # the nearest of two equally near pixels is anybody's choice
             assert (result != expected).any(-1).mean() < 0.03, name
@@ -108,7 +121,11 @@ def test_learnt_policies_are_tables_of_25_pairs():
         assert table.shape == (25, 2, 3)
         assert (table[..., 1] <= 10).all() and (table[..., 2] <= 9).all() and (table >= 0).all()
 
-    # Of the paper's tables 7 to 9: the first and last rows.
+    # All of them equal torchvision's.
+    sums = {policy: zlib.crc32(subpolicies(policy).tobytes()) for policy in ("imagenet", "cifar10", "svhn")}
+    assert sums == {"imagenet": 1409335828, "cifar10": 235700807, "svhn": 2809639590}
+
+    # Of the paper's tables 7 to 9.
     def named(pair):
         return [(OPERATIONS[name], tenths / 10, level) for name, tenths, level in pair]
 
@@ -190,9 +207,20 @@ def test_augmix_mixes_chains_of_one_to_three(drawn):
     assert len(stages) == 6
     table = parameters(AUGMIX, 40, 48)
     places = np.array([indices(table, rows) for rows in stages]).reshape(2, 3, 300)
-    idle = (places // 20 == 0).mean(2)
-    np.testing.assert_allclose(idle, np.tile([1 / 14, 1 / 3 + 2 / 42, 2 / 3 + 1 / 42], (2, 1)), atol=0.16)
-    assert (places // 2 % 10).max() < 3
+    idle = (places // 202 == 0).mean(2)
+    nothing = 0.05  # translations by less than a pixel
+    np.testing.assert_allclose(
+        idle, np.tile([nothing, (1 + 2 * nothing) / 3, (2 + nothing) / 3], (2, 1)), atol=0.12
+    )
+    levels = places // 2 % 101
+    assert levels.max() == 30 and np.unique(levels).size > 25
+    names = {OPERATIONS[i] for i in np.unique(places // 202)}
+    colors = {"brightness", "color", "contrast", "sharpness"}
+    assert names == {*OPERATIONS[:14]} - colors
+
+    stages = drawn(partial(augmix, severity=10, width=1, all_ops=True), size=300)
+    names = {OPERATIONS[i] for rows in stages for i in np.unique(indices(table, rows) // 202)}
+    assert names == {*OPERATIONS[:14]}
 
 
 def test_augmix_of_identities_is_the_image(monkeypatch):
@@ -204,6 +232,12 @@ def test_augmix_of_identities_is_the_image(monkeypatch):
     dark = {"image": np.zeros((2000, 1, 1, 1), np.uint8), "index": np.arange(2000)}
     mixed = image_after(augmix, dark).ravel() / 200
     assert np.abs(np.sort(mixed) - (np.arange(2000) + 0.5) / 2000).max() < 0.05  # Beta(1, 1)
+
+
+def test_augmix_of_tiny_weights_is_still_a_mixture(monkeypatch):
+    monkeypatch.setattr(policies, "stage", lambda key, levels, rows, **options: levels)
+    batch = {"image": np.full((500, 1, 1, 1), 100, np.uint8), "index": np.arange(500)}
+    np.testing.assert_array_equal(image_after(partial(augmix, alpha=0.01), batch), batch["image"])
 
 
 def test_three_augment_does_one_of_three():

@@ -31,6 +31,7 @@ CASES = {
     "posterize": (partial(posterize, bits=3), lambda picture: ImageOps.posterize(picture, 3)),
     "posterize to one bit": (partial(posterize, bits=1), lambda picture: ImageOps.posterize(picture, 1)),
     "solarize": (solarize, ImageOps.solarize),
+    "solarize from 256": (partial(solarize, threshold=1.0), partial(ImageOps.solarize, threshold=256)),
     "solarize from 64": (
         partial(solarize, threshold=0.25),
         lambda picture: ImageOps.solarize(picture, 64),

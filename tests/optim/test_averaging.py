@@ -26,25 +26,31 @@ def averages(averaging, dtype=jnp.float32):
 
 
 def test_equal_weights():
-    found = averages(Averaging(start=5, every=3))
+    found = averages(Averaging(at=range(5, 21, 3)))
     for step in range(1, 21):
         taken = [WEIGHTS[step]] if step < 5 else WEIGHTS[5 : step + 1 : 3]
         np.testing.assert_allclose(found[step - 1], np.mean(taken, 0), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("start, every", [(0, 1), (4, 2)])
-def test_exponential(start, every):
-    found = averages(Averaging(decay=0.8, start=start, every=every))
-    expected = WEIGHTS[start]
-    for step in range(start + 1, 21):
-        if (step - start) % every == 0:
-            expected = 0.8 * expected + 0.2 * WEIGHTS[step]
+def test_equal_weights_at_uneven_steps():
+    found = averages(Averaging(at=(2, 9, 11, 20)))
+    np.testing.assert_allclose(found[0], WEIGHTS[1], rtol=1e-6)
+    np.testing.assert_allclose(found[9], WEIGHTS[[2, 9]].mean(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found[19], WEIGHTS[[2, 9, 11, 20]].mean(0), rtol=1e-5, atol=1e-6)
+
+
+def test_exponential():
+    found = averages(Averaging(decay=0.8))
+    expected = WEIGHTS[0]
+    for step in range(1, 21):
+        expected = 0.8 * expected + 0.2 * WEIGHTS[step]
         np.testing.assert_allclose(found[step - 1], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_bfloat16_weights_are_averaged_in_float32():
     rounded = np.asarray(jnp.asarray(WEIGHTS, jnp.bfloat16), np.float64)
-    np.testing.assert_allclose(averages(Averaging(), jnp.bfloat16)[-1], rounded.mean(0), rtol=1e-5, atol=1e-6)
+    found = averages(Averaging(at=range(21)), jnp.bfloat16)[-1]
+    np.testing.assert_allclose(found, rounded.mean(0), rtol=1e-5, atol=1e-6)
 
 
 class Net(nnx.Module):
@@ -121,7 +127,8 @@ def test_what_is_no_statistic_stays_and_is_used_as_it_is():
 
 
 def test_mistakes(net):
-    with pytest.raises(UserError, match="every >= 1"):
-        Averaging(every=0)
+    for wrong in ({}, {"decay": 1.0}, {"at": (3, 3)}, {"decay": 0.5, "at": (1, 2)}):
+        with pytest.raises(UserError, match="either a decay"):
+            Averaging(**wrong)
     with pytest.raises(UserError, match="at least one batch"):
         reestimator(net[0])(*net[1:3], [])

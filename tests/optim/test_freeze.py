@@ -116,6 +116,44 @@ def test_groups_start_one_after_the_other():
     assert first == {"b": 0, "bias": 2, "a": 5}
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"name": "adamw", "weight_decay": 0.1, "lookahead": 2},
+        {"name": "sgd", "args": {"momentum": 0.9}, "sam": 0.1},
+        {"name": "adamw", "weight_decay": 0.1, "sam": 0.1, "lookahead": 2},
+    ],
+    ids=lambda options: "-".join(options),
+)
+def test_what_starts_later_gathers_nothing_before(options):
+    params, loss = problem()
+    tx = Optimizer(learning_rate=0.05, unfreeze={"a/**": 0.8}, **options).build(lambda step: 0.05, 10)
+    state, moved = tx.init(params), params
+    for _ in range(6):
+        grads = jax.grad(loss)(moved)
+        updates, state = tx.update(grads, state, moved, grad_fn=jax.grad(loss))
+        moved = optax.apply_updates(moved, updates)
+    shown = weights_to_evaluate(state, moved) or moved
+    np.testing.assert_array_equal(moved["a"]["kernel"], params["a"]["kernel"])
+    np.testing.assert_array_equal(shown["a"]["kernel"], params["a"]["kernel"])
+    assert (shown["b"]["kernel"] != params["b"]["kernel"]).all()
+    if "args" in options:
+        (momentum,) = (x for x in jax.tree.leaves(state) if x.shape == (3, 4))
+        assert not momentum.any()
+
+
+def test_layers_are_counted_among_those_that_are_frozen_too():
+    params = {
+        "blocks": [{"kernel": jnp.ones((2, 2))} for _ in range(3)],
+        "head": {"kernel": jnp.ones((2, 2))},
+    }
+    optimizer = Optimizer("sgd", 1.0, layer_decay=0.5, freeze=("blocks/1/**", "head/**"))
+    tx = optimizer.build(lambda step: 1.0)
+    updates, _ = tx.update(params, tx.init(params), params)
+    moved = [float(-x["kernel"][0, 0]) for x in [*updates["blocks"], updates["head"]]]
+    assert moved == [0.125, 0.0, 0.5, 0.0]
+
+
 def test_what_cannot_be_is_said_in_a_line():
     params, _ = problem()
     with pytest.raises(UserError, match="matches none"):

@@ -36,6 +36,8 @@ def test_one_cycle_is_smooth_at_both_ends():
 def test_piecewise_counts_from_the_start_of_the_run():
     rate = Schedule("piecewise", warmup=0.1, boundaries=(0.5, 0.75)).build(1.0, 100)
     np.testing.assert_allclose([rate(49), rate(51), rate(76)], [1.0, 0.1, 0.01], rtol=1e-6)
+    both = Schedule("piecewise", warmup=0.3, boundaries=(0.1, 0.2)).build(1.0, 100)  # within the warm-up
+    np.testing.assert_allclose(both(31), 0.01, rtol=1e-6)
 
 
 def test_linear_and_constant():
@@ -53,6 +55,52 @@ def test_sgd_decays_through_the_gradient():
     new = updated(Optimizer("sgd", 0.1, args={"momentum": 0.9}, weight_decay=0.5), ZEROS)
     np.testing.assert_allclose(new["dense"]["kernel"], 2.0 - 0.1 * 0.5 * 2.0)
     np.testing.assert_array_equal(new["dense"]["bias"], PARAMS["dense"]["bias"])
+
+
+def test_muon_decays_what_adam_updates_as_well():
+    params = {"dense": PARAMS["dense"], "head": PARAMS["dense"]}
+    for where, head, dense in (("**/kernel", 0.9, 0.9), ("head/**", 0.9, 1.0)):
+        optimizer = Optimizer("muon", 0.2, weight_decay=0.5, decay_where=where)
+        new = updated(optimizer, jax.tree.map(jnp.zeros_like, params), params)
+        np.testing.assert_allclose(new["head"]["kernel"], 2.0 * head, rtol=1e-6)
+        np.testing.assert_allclose(new["dense"]["kernel"], 2.0 * dense, rtol=1e-6)
+    with pytest.raises(UserError, match="takes no 'adam_learning_rate'"):
+        updated(Optimizer("muon", 0.2, args={"adam_learning_rate": 0.1}), ZEROS)
+
+
+def test_muon_is_optaxs_at_a_falling_rate():
+    schedule = optax.linear_schedule(0.1, 0.0, 4)
+    grads = jax.tree.map(lambda x: x + jnp.arange(x.size).reshape(x.shape), PARAMS)
+    found = []
+    for tx in (Optimizer("muon", 0.1).build(schedule), optax.contrib.muon(schedule)):
+        params, state = PARAMS, tx.init(PARAMS)
+        for _ in range(3):
+            updates, state = tx.update(grads, state, params)
+            params = optax.apply_updates(params, updates)
+        found.append(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), *found)
+
+
+def test_what_an_optimizer_draws_is_of_the_seed():
+    def after(seed, name):
+        args = {"clip_threshold": 1e9} if name == "sophia" else {}
+        tx = Optimizer(name, 0.1, args=args).build(lambda step: 0.1, seed=seed)
+        grads = jax.tree.map(lambda x: x / 100, PARAMS)
+        slope = lambda p: sum(jnp.sum(x @ x) for x in jax.tree.leaves(p))  # noqa: E731
+        state = tx.init(PARAMS)
+        for _ in range(2):  # the second step is the first one that sophia's probe has a part in
+            updates, state = tx.update(grads, state, PARAMS, obj_fn=slope)
+        return np.concatenate([np.ravel(x) for x in jax.tree.leaves(updates)])
+
+    for name in ("sophia", "noisy_sgd"):
+        np.testing.assert_array_equal(after(3, name), after(3, name))
+        # Six signs may come out alike, but not of five seeds.
+        assert len({after(seed, name).tobytes() for seed in range(5)}) > 1, name
+
+
+def test_optimizers_without_a_schedule_are_named():
+    with pytest.raises(UserError, match="rprop cannot follow a schedule"):
+        Optimizer("rprop").build(optax.constant_schedule(0.1))
 
 
 def test_clipping():
@@ -141,6 +189,11 @@ def test_mistakes(optimizer, says):
         ({"sam": 0.1, "asam": 0.1}, "choose one of sam"),
         ({"reestimate": 5}, "is for averaged weights"),
         ({"swa": 1.0}, "must lie in"),
+        ({"clip_norm": -1.0}, "at least 0"),
+        ({"name": "lbfgs", "clip_norm": 1.0}, "leave out --optimizer.clip-norm"),
+        ({"name": "lbfgs", "rates": {"head/**": 2.0}}, "leave out --optimizer.rates"),
+        ({"name": "conjugate_gradient", "layer_decay": 0.5}, "leave out --optimizer.layer-decay"),
+        ({"name": "schedule_free_adamw", "unfreeze": {"head/**": 0.5}}, "leave out --optimizer.unfreeze"),
     ],
 )
 def test_what_does_not_go_together(options, says):
@@ -149,9 +202,11 @@ def test_what_does_not_go_together(options, says):
 
 
 def test_swa_samples_the_ends_of_epochs():
-    averaging = Optimizer(swa=0.75).averaging(steps=100, epoch_steps=10.0)
-    assert (averaging.start, averaging.every) == (80, 10)
-    assert Optimizer().averaging(100, 10.0) is None
+    averaging = Optimizer(swa=0.75).averaging([*range(10, 101, 10)])
+    assert averaging.at == (80, 90, 100)
+    assert Optimizer().averaging([100]) is None
+    with pytest.raises(UserError, match="train longer"):
+        Optimizer(swa=0.95).averaging([*range(10, 101, 10)])
 
 
 def test_lookahead_is_evaluated_at_its_slow_weights():
