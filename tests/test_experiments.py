@@ -48,6 +48,20 @@ def test_mistakes(name, words, says, script):
         script(name).main(words)
 
 
+def test_a_curve_counts_seconds_of_training_alone(script):
+    cifar = script("cifar10_fast")
+    log = [
+        {"kind": "train", "step": 4, "step_seconds": 0.5},
+        {"kind": "train", "step": 6, "step_seconds": 1.0},
+        {"kind": "eval", "step": 6, "epoch": 1.0, "accuracy": 0.8},
+        {"kind": "train", "step": 12, "step_seconds": 0.25},
+        {"kind": "eval", "step": 12, "epoch": 2.0, "accuracy": 0.95},
+    ]
+    points = cifar.curve(log)
+    assert points == [(4.0, 1.0, 80.0), (5.5, 2.0, 95.0)]
+    assert cifar.reached(points, 0.94) == 5.5 and cifar.reached(points, 0.96) is None
+
+
 def test_rows_of_other_options_are_kept(script, tmp_path):
     rows, out = script("rows"), tmp_path / "rows.json"
     rows.write(out, {"seeds": 5}, {"a": 1})
