@@ -20,8 +20,8 @@ ENHANCERS = ("brightness", "color", "contrast", "sharpness")
 
 @dataclasses.dataclass(frozen=True)
 class Magnitudes:
-    """What the highest of evenly spaced magnitudes means; the lowest means no change, but for solarize (all is
-    negated below 255) and AugMix's posterize."""
+    """What the highest of evenly spaced magnitudes means; the lowest means no change, but for solarize (255 is
+    negated) and AugMix's posterize."""
 
     levels: int
     """How many magnitudes there are."""
