@@ -123,6 +123,12 @@ def times(row: dict[str, Any]) -> list[float]:
     return [step * row.get("step_seconds", float("nan")) for step in row["steps"] if step is not None]
 
 
+def reached(label: str, row: dict[str, Any]) -> str:
+    """The optimizer's name, and how many seeds got to the mark where not all did."""
+    there = len(times(row))
+    return label if there == len(row["steps"]) else f"{label} ({there} of {len(row['steps'])})"
+
+
 def shown(found: dict[str, Any], name: str) -> Table:
     """The rows of one data set, the fastest first."""
     table = Table(title=f"{name}: to {MARKS[name][0]:.0%} of the test images")
@@ -154,14 +160,12 @@ def shown(found: dict[str, Any], name: str) -> Table:
 
 def draw(found: dict[str, Any], name: str, options: Options) -> None:
     """The picture of one data set, where anything got to the mark and was timed."""
-    seconds = {label: times(row) for label, row in found.items() if "step_seconds" in row and times(row)}
-    if options.out and seconds:
-        bars = [(label, *rows.spread(values)) for label, values in seconds.items()]
+    timed = {label: row for label, row in found.items() if "step_seconds" in row and times(row)}
+    if options.out and timed:
+        bars = [(reached(label, row), *rows.spread(times(row))) for label, row in timed.items()]
         title = f"{name}: seconds to {MARKS[name][0]:.0%}, {options.seeds} seeds"
         picture = options.out.with_name(f"{options.out.stem}-{name}.png")
-        rows.bars(
-            picture, title, "seconds of training on this machine", bars, min(mean for _, mean, _ in bars)
-        )
+        rows.bars(picture, title, "seconds of training on this machine", bars)
 
 
 def main(argv: Sequence[str]) -> int:

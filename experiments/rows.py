@@ -53,21 +53,29 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
-def bars(path: Path, title: str, label: str, rows: Sequence[tuple[str, float, float]], mark: float) -> None:
-    """Horizontal bars with their deviation, the best on top, and a line at `mark`."""
+def bars(
+    path: Path, title: str, label: str, rows: Sequence[tuple[str, float, float]], mark: float | None = None
+) -> None:
+    """Horizontal bars with their deviation, the best on top.
+
+    With a `mark`, more is better and bars are compared around a line there; without, less is, and they start at 0.
+    """
     from matplotlib.figure import Figure
 
-    rows = sorted(rows, key=lambda row: row[1])
+    rows = sorted(rows, key=lambda row: row[1], reverse=mark is None)
     figure = Figure(figsize=(8, 0.34 * len(rows) + 1.2), layout="constrained", dpi=120)
     axis = figure.subplots()
     names, means, deviations = zip(*rows, strict=True)
     axis.barh(
         names, means, xerr=deviations, color="#2f6fde", height=0.62, error_kw={"ecolor": "#1f2430", "lw": 1}
     )
-    axis.axvline(mark, color="#d9711c", lw=1.2)
-    reach = [value for _, mean, deviation in rows for value in (mean - deviation, mean + deviation)] + [mark]
-    room = 0.08 * (max(reach) - min(reach) or 1)
-    axis.set_xlim(min(reach) - room, max(reach) + room)
+    if mark is not None:
+        axis.axvline(mark, color="#d9711c", lw=1.2)
+        ends = [value for _, mean, deviation in rows for value in (mean - deviation, mean + deviation)] + [
+            mark
+        ]
+        room = 0.08 * (max(ends) - min(ends) or 1)
+        axis.set_xlim(min(ends) - room, max(ends) + room)
     axis.set_xlabel(label)
     axis.set_title(title, loc="left", fontsize=11, fontweight="bold")
     for side in ("top", "right"):
