@@ -129,7 +129,10 @@ def main(argv: Sequence[str]) -> int:
     ends = [row["curve"][-1] for row in found.values()]
     if len(ends) > 1:
         (time, _), (accuracy, deviation) = (rows.spread([end[i] for end in ends]) for i in (0, 2))
-        table.add_row("mean", f"{time:.1f}", f"{accuracy:.2f} ± {deviation:.2f}", "")
+        marks = [reached(row["curve"], options.mark) for row in found.values()]
+        there = [seconds for seconds in marks if seconds is not None]
+        to_mark = f"{rows.spread(there)[0]:.1f} ({len(there)} of {len(marks)})" if there else "–"
+        table.add_row("mean", f"{time:.1f}", f"{accuracy:.2f} ± {deviation:.2f}", to_mark)
     Console().print(table)
     if options.out:
         title = f"CIFAR-10, cifar_fast{options.widths}, {len(found)} run{'s' * (len(found) > 1)}"

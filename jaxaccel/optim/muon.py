@@ -16,7 +16,7 @@ ADAM = ("**/{head,embed,embedding,positions,class_token}/**",)
 """What Adam updates although it has two axes or more: the last layer, and what is looked up."""
 
 
-OURS = ("adam_learning_rate", "adam_weight_decay", "muon_weight_dimension_numbers")
+DECIDED = ("adam_learning_rate", "adam_weight_decay", "muon_weight_dimension_numbers")
 """Arguments of Optax's that `muon` decides."""
 
 
@@ -56,5 +56,5 @@ def matrices(params: PyTree) -> PyTree:
 
 _theirs = inspect.signature(optax.contrib.muon)
 muon.__signature__ = _theirs.replace(  # type: ignore[attr-defined]
-    parameters=[p for name, p in _theirs.parameters.items() if name not in OURS]
+    parameters=[p for name, p in _theirs.parameters.items() if name not in DECIDED]
 )

@@ -96,30 +96,20 @@ class Optimizer:
                 "weight decay has a flag of its own: --optimizer.weight-decay, not --optimizer.args"
             )
         if self.name in LINE_SEARCH:
-            for name in ("weight_decay", "clip_norm", "rates", "sam", "asam"):
-                if getattr(self, name):
-                    flag = name.replace("_", "-")
-                    raise UserError(
-                        f"{self.name} searches along the loss alone: leave out --optimizer.{flag}"
-                    )
-            if self.layer_decay != 1:
-                raise UserError(
-                    f"{self.name} searches along the loss alone: leave out --optimizer.layer-decay"
-                )
+            taken = ("weight_decay", "clip_norm", "rates", "layer_decay", "sam", "asam")
+            self._refuse(taken, "searches along the loss alone")
         if self.name.startswith("schedule_free"):
-            for name in ("rates", "unfreeze", "lookahead", "ema", "swa"):
-                if getattr(self, name):
-                    raise UserError(
-                        f"{self.name} averages weights in its own way: leave out --optimizer.{name}"
-                    )
-            if self.layer_decay != 1:
-                raise UserError(
-                    f"{self.name} averages weights in its own way: leave out --optimizer.layer-decay"
-                )
+            taken = ("rates", "layer_decay", "unfreeze", "lookahead", "ema", "swa")
+            self._refuse(taken, "averages weights in its own way")
         elif self.reestimate and not (self.ema or self.swa or self.lookahead):
             raise UserError(
                 "optimizer.reestimate is for averaged weights: add --optimizer.ema, swa or lookahead"
             )
+
+    def _refuse(self, names: Sequence[str], why: str) -> None:
+        for name in names:
+            if self.layer_decay != 1 if name == "layer_decay" else getattr(self, name):
+                raise UserError(f"{self.name} {why}: leave out --optimizer.{name.replace('_', '-')}")
 
     def build(
         self,
