@@ -36,7 +36,7 @@ def step(
     model = as_model(factory, facts, jax.eval_shape(task.inputs, data))
     training = Training(model, task, optax.sgd(schedule), schedule, augmentation)
     state = [jax.jit(training.init)()]
-    advance = jax.jit(training.step, donate_argnums=0)
+    advance = jax.jit(training.lowered(training.step), donate_argnums=0)
 
     def call() -> Any:
         state[0], metrics = advance(state[0], data)

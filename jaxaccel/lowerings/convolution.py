@@ -18,6 +18,8 @@ MANY = 64
 """Products that a form may be made of."""
 PIECE = 8
 """Features of the sum in each of the ``pieces``."""
+ROWS = 2048
+"""Rows of the sum in each of the ``row blocks``, at most."""
 
 
 def forms(params: Params, lhs: Sequence[int], rhs: Sequence[int], integers: bool = False) -> list[str]:
@@ -30,6 +32,9 @@ def forms(params: Params, lhs: Sequence[int], rhs: Sequence[int], integers: bool
     - ``taps``: a product for each place in the window, summed.
     - ``patches``: one product with the copied windows.
     - ``places``: a product for each output place.
+    - ``row blocks``: where there is one such place, as in the gradient of a window of 1 by its weights, its product in
+      blocks of the rows that are summed. XLA transposes none of these as a whole, nor computes anew for each column
+      what it would have fused into that.
     - ``shifts``: of a depthwise convolution, or of one with a single input channel, an elementwise product for each
       place in the window.
     - ``sums``: of the gradient of a depthwise one by its weights, an elementwise product and its sum for each output
@@ -56,7 +61,7 @@ def forms(params: Params, lhs: Sequence[int], rhs: Sequence[int], integers: bool
     if c.features == 1 and c.taps <= MANY:
         found.append("shifts")
     if c.taps > 1 and math.prod(c.sizes) <= MANY:
-        found.append("places")
+        found += ["places", "row blocks"] if math.prod(c.sizes) == 1 else ["places"]
     if integers and c.taps > 1 and max(c.strides) > 1 and set(c.dilation) == {1}:
         found.append("space to depth")
     return found
@@ -179,6 +184,26 @@ def _places(c: Canonical, x: jax.Array, w: jax.Array, precision: Any, dtype: Any
     return jnp.stack(parts, 1).reshape(x.shape[0], *c.sizes, w.shape[-1])
 
 
+def _row_blocks(c: Canonical, x: jax.Array, w: jax.Array, precision: Any, dtype: Any) -> jax.Array:
+    # The features of a gradient by weights are examples: first, as they are in its operands.
+    x = jnp.swapaxes(c.window_at(x, (0,) * len(c.window)), 0, -1)
+    w = jnp.moveaxis(w, -2, 0)
+    x, w = x.reshape(-1, x.shape[-1]), w.reshape(-1, w.shape[-1])
+    rows = len(x)
+    least = -(-rows // ROWS)
+    count = next((n for n in range(least, 4 * least) if rows % n == 0), least)
+    if fill := -rows % count:
+        x, w = (jnp.pad(operand, [(0, fill), (0, 0)]) for operand in (x, w))
+    x, w = (operand.reshape(count, -1, operand.shape[-1]) for operand in (x, w))
+    # The product transposes its first operand, piece by piece: better the narrower one.
+    swapped = x.shape[-1] > w.shape[-1]
+    first, second = (w, x) if swapped else (x, w)
+    numbers = (((1,), (1,)), ((0,), (0,)))
+    parts = jax.lax.dot_general(first, second, numbers, precision=precision, preferred_element_type=dtype)
+    out = parts.sum(0).T if swapped else parts.sum(0)
+    return out.reshape(out.shape[0], *c.sizes, out.shape[1])
+
+
 def _shifts(c: Canonical, x: jax.Array, w: jax.Array, precision: Any, dtype: Any) -> jax.Array:
     repeats = w.shape[-1] // c.features
     out = None
@@ -201,7 +226,8 @@ def _sums(c: Canonical, x: jax.Array, w: jax.Array, precision: Any, dtype: Any) 
 
 
 _COMPUTE = {
-    "matmul": _taps, "taps": _taps, "patches": _patches, "places": _places, "shifts": _shifts, "sums": _sums,
+    "matmul": _taps, "taps": _taps, "patches": _patches, "places": _places, "row blocks": _row_blocks,
+    "shifts": _shifts, "sums": _sums,
     "space to depth": _space_to_depth,
 }  # fmt: skip
 FORMS = frozenset(("pieces", "channels last", *_COMPUTE))

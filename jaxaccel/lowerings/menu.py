@@ -87,12 +87,14 @@ def _convolution(primitive: str, params: Params, shapes: Sequence[Any]) -> tuple
         )
     if params["feature_group_count"] > 1:
         return "shifts", "XLA:CPU runs depthwise convolutions one group at a time"
-    if shapes[0].shape[numbers.lhs_spec[1]] == 1:
-        return "shifts", "a single input channel"
     window = math.prod(shapes[1].shape[axis] for axis in numbers.rhs_spec[2:])
     places = convolution.places(params, shapes[0].shape, shapes[1].shape)
     if window > 1 and places == 1:
-        return "places", "is a matrix product: the gradient of a window of 1"
+        examples_last = numbers.lhs_spec[0] == shapes[0].ndim - 1
+        form = "row blocks" if examples_last else "places"
+        return form, "is a matrix product: the gradient of a window of 1"
+    if shapes[0].shape[numbers.lhs_spec[1]] == 1:
+        return "shifts", "a single input channel"
     if places < window and shapes[0].shape[numbers.lhs_spec[1]] >= BATCH:
         return "pieces", "the gradient by weights; a few examples at a time stay in the cache"
     return XLA, ""

@@ -174,7 +174,8 @@ class ResNet(nnx.Module):
       rngs: streams ``params``, and ``dropout`` if `dropout` or `drop_path` > 0.
 
     Raises:
-      ValueError: a stage has no blocks, there is no such stem or pooling, or a probability is not in [0, 1).
+      ValueError: a stage has no blocks, there is no such stem or pooling, a width or number of groups is below 1,
+        `squeeze` is negative, or a probability is not in [0, 1).
     """
 
     def __init__(
@@ -201,6 +202,11 @@ class ResNet(nnx.Module):
         if stem not in ("7x7", "3x3") or pool not in ("max", "conv"):
             raise ValueError(
                 f"ResNet: stem={stem!r} must be '7x7' or '3x3', and pool={pool!r} 'max' or 'conv'"
+            )
+        if min(width, groups, group_width or width) < 1 or squeeze < 0:
+            raise ValueError(
+                f"ResNet: width={width}, groups={groups} and group_width={group_width} must be at least 1, "
+                f"squeeze={squeeze} at least 0"
             )
         self.stem = _stem(stem, channels, width, rngs=rngs)
         self.pool = (

@@ -1,5 +1,7 @@
 """Every form of a convolution or pooling computes what XLA's own does, whatever its shapes: values and gradients."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jax import lax
 
+import jaxaccel as ja
 from jaxaccel.lowerings import menu
 
 # Most of the time goes to compiling the reference.
@@ -166,3 +169,39 @@ def test_what_has_no_other_form_is_left_alone():
         normal((4, 4)),
     )
     assert check_forms(dilated) == ["xla"]
+
+
+@pytest.mark.parametrize("channels", [(3, 5), (5, 3)])
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("size", [8, 47, 64])  # one block, blocks that must be filled up, and even ones
+def test_the_gradient_of_a_window_of_1_by_its_weights_is_a_product_of_blocks(size, batch, channels):
+    x, w = normal((batch, size, size, channels[0])), normal((1, 1, *channels))
+    numbers = ("NHWC", "HWIO", "NHWC")
+
+    def f(w):
+        return lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=numbers)
+
+    eqn = equation(lambda g: jax.vjp(f, w)[1](g)[0], jnp.zeros((batch, size, size, channels[1])))
+    assert "row blocks" in check_forms(eqn)
+    shapes = [v.aval for v in eqn.invars]
+    assert menu.known(eqn.primitive.name, eqn.params, shapes)[0] == "row blocks"
+
+
+def test_a_gradient_by_weights_transposes_no_whole_activation():
+    shapes = [(8, 56, 56, 64), (1, 1, 64, 32), (8, 56, 56, 32)]
+
+    def gradient(x, w, g):
+        def f(w):
+            numbers = ("NHWC", "HWIO", "NHWC")
+            return lax.conv_general_dilated(jax.nn.relu(x), w, (1, 1), "SAME", dimension_numbers=numbers)
+
+        return jax.vjp(f, w)[1](g)[0]
+
+    def moved(f):
+        """Elements of the largest array that is copied or transposed."""
+        text = jax.jit(f).lower(*(jnp.zeros(shape) for shape in shapes)).compile().as_text()
+        found = re.findall(r" = f32\[([\d,]+)\]\S* (?:copy|transpose)\(", text)
+        return max((np.prod([int(n) for n in dims.split(",")]) for dims in found), default=0)
+
+    assert moved(gradient) == 8 * 56 * 56 * 64
+    assert moved(ja.retarget(gradient, backend="cpu")) <= 64 * 32

@@ -182,6 +182,11 @@ def test_mobilenet_blocks_add_their_input_where_shapes_allow():
             "stem='5x5' must be '7x7' or '3x3'",
         ),
         (lambda r: models.ResNet((1,), bottleneck=True, pool="none", rngs=r), "pool='none' 'max' or 'conv'"),
+        (lambda r: models.ResNet((1,), bottleneck=True, squeeze=-0.1, rngs=r), "squeeze=-0.1 at least 0"),
+        (
+            lambda r: models.ResNet((1,), bottleneck=True, groups=0, rngs=r),
+            "groups=0 and .* must be at least 1",
+        ),
         (lambda r: models.resnet50(drop_path=1.0, rngs=r), "drop_path=1.0 must be in"),
         (lambda r: models.mobilenet_v2(width=0, rngs=r), "width=0 must be positive"),
         (lambda r: models.mobilenet_v3_small(width=0, rngs=r), "width=0 must be positive"),

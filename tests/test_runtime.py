@@ -1,0 +1,39 @@
+"""What a process sets up before it trains."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from jaxaccel import runtime
+
+ALLOCATES = """
+import ctypes
+from jaxaccel import runtime
+{setting}
+libc = ctypes.CDLL(None)
+libc.malloc.restype = libc.sbrk.restype = ctypes.c_void_p
+libc.malloc.argtypes, libc.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
+memory = libc.malloc(3 << 30)  # never touched
+end = libc.sbrk(0)
+libc.free(memory)
+print(libc.sbrk(0) == end and memory < end)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc's allocator")
+def test_freed_memory_is_kept_however_much_it_is(monkeypatch):
+    monkeypatch.delenv("JAXACCEL_ALLOCATOR", raising=False)
+
+    def kept(setting):
+        command = [sys.executable, "-c", ALLOCATES.format(setting=setting)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert kept("assert runtime.keep_freed_memory() == 'glibc keeps freed memory'") == "True"
+    assert kept("") == "False"
+
+
+def test_the_allocator_can_be_left_alone(monkeypatch):
+    monkeypatch.setenv("JAXACCEL_ALLOCATOR", "0")
+    assert runtime.keep_freed_memory() == "left alone (JAXACCEL_ALLOCATOR=0)"
