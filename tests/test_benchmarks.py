@@ -37,7 +37,7 @@ def test_train_step(tmp_path):
 @pytest.mark.parametrize(
     "script",
     ["train_step.py", "allocator.py", "startup.py", "precision.py", "models.py", "augment.py",
-     "sparse_step.py", "channels.py", "freezing.py"],
+     "sparse_step.py", "channels.py", "freezing.py", "retargeted.py"],
 )  # fmt: skip
 def test_help_teaches(script):
     done = subprocess.run(
@@ -236,3 +236,13 @@ def test_freezing(tmp_path):
             assert head <= rows["all but the head", way, step]["optimizer_bytes"] <= head + 64
         freeze, whole = rows["all but the head", "freeze", step], rows["nothing", "-", step]
         assert freeze["peak_bytes"] < whole["peak_bytes"]
+
+
+@pytest.mark.slow
+def test_retargeted(tmp_path):
+    cells = quick("retargeted.py", tmp_path)
+    assert [cell["network"] for cell in cells] == ["encoder", "small"]
+    for cell in cells:
+        xla, retargeted = cell["steps"]["XLA"], cell["steps"]["retargeted"]
+        assert cell["times_as_fast"] == pytest.approx(xla["median_ms"] / retargeted["median_ms"])
+        assert cell["losses"]["retargeted"] == pytest.approx(cell["losses"]["XLA"], rel=1e-3)

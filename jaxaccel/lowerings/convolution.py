@@ -17,7 +17,9 @@ from jaxaccel.lowerings.canonical import Canonical, Params, from_last
 MANY = 64
 """Products that a form may be made of."""
 PIECE = 8
-"""Features of the sum in each of the ``pieces``."""
+"""Features of the sum in each of the ``pieces``, at least."""
+CACHED = 2**16
+"""Numbers in each of the ``pieces``, about: smaller ones cost more than they gain, larger ones leave the cache."""
 ROWS = 2048
 """Rows of the sum in each of the ``row blocks``, at most."""
 
@@ -52,7 +54,7 @@ def forms(params: Params, lhs: Sequence[int], rhs: Sequence[int], integers: bool
         depthwise = params["feature_group_count"] == c.features and c.taps <= MANY
         return ["xla", "shifts"] if depthwise else ["xla"]
     found = ["xla"] if c.is_channels_last and len(c.window) > 1 else ["xla", "channels last"]
-    if PIECE < c.features <= MANY * PIECE and c.features % PIECE == 0:
+    if 1 < c.features // _piece(c.features, math.prod(lhs)) <= MANY:
         found.append("pieces")
     if c.taps == 1:
         found.append("matmul")
@@ -85,9 +87,20 @@ def convolve(params: Params, lhs: jax.Array, rhs: jax.Array, form: str) -> jax.A
     return c.output(out).astype(dtype)
 
 
+def _piece(features: int, size: int) -> int:
+    """Features in each of the ``pieces`` of an array of `size` numbers: all, where they cannot be divided."""
+    if features % PIECE:
+        return features
+    piece = PIECE
+    while piece * (size // features) < CACHED and features % (2 * piece) == 0:
+        piece *= 2
+    return piece
+
+
 def _pieces(params: Params, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
     numbers = params["dimension_numbers"]
-    count = lhs.shape[numbers.lhs_spec[1]] // PIECE
+    features = lhs.shape[numbers.lhs_spec[1]]
+    count = features // _piece(features, lhs.size)
     pairs = zip(
         jnp.split(lhs, count, numbers.lhs_spec[1]), jnp.split(rhs, count, numbers.rhs_spec[1]), strict=True
     )

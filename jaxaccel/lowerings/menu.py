@@ -1,8 +1,9 @@
-"""Which form each convolution and pooling takes on the CPU: by rules that measurements back, or by timing them.
+"""Which form each convolution, product and pooling takes on the CPU: by rules that measurements back, or by timing.
 
-`benchmarks/lowerings.py` measures the menu; its record is what `known` was written from. `integers` is the menu of
-int8 convolutions, from `benchmarks/precision.py --layers`: XLA:CPU has fused int8 kernels for ungrouped 2-D
-convolutions in NHWC with 32 channels or more; beside them int8 is up to 17 times slower than float32.
+`benchmarks/lowerings.py` measures the menu, `benchmarks/retargeted.py` what it gives whole steps; the records are what
+`known` was written from. `integers` is the menu of int8 convolutions, from `benchmarks/precision.py --layers`: XLA:CPU
+has fused int8 kernels for ungrouped 2-D convolutions in NHWC with 32 channels or more; beside them int8 is up to 17
+times slower than float32.
 """
 
 import math
@@ -11,7 +12,7 @@ from typing import Any, Literal
 
 import jax
 
-from jaxaccel.lowerings import convolution, pooling, tuning
+from jaxaccel.lowerings import convolution, pooling, products, tuning
 
 FEW = 9
 """Elements of a window up to which one slice for each of them is fast."""
@@ -35,6 +36,7 @@ XLA = "xla"
 """The form that XLA itself gives it."""
 PRIMITIVES: tuple[str, ...] = (
     "conv_general_dilated",
+    "dot_general",
     "reduce_window_max",
     "reduce_window_sum",
     "select_and_scatter_add",
@@ -49,6 +51,8 @@ def forms(primitive: str, params: Params, shapes: Sequence[Any]) -> list[str]:
         return [XLA]
     if primitive == "conv_general_dilated":
         return convolution.forms(params, shapes[0].shape, shapes[1].shape)
+    if primitive == "dot_general":
+        return products.forms(params, shapes[0].shape, shapes[1].shape)
     if primitive == "select_and_scatter_add":
         return pooling.forms(params, shapes[1].shape) if params["select_prim"] is jax.lax.ge_p else [XLA]
     return pooling.forms(params, shapes[0].shape)
@@ -58,6 +62,8 @@ def compute(primitive: str, params: Params, operands: Sequence[jax.Array], form:
     """The primitive on `operands` in one of its `forms` other than `XLA`."""
     if primitive == "conv_general_dilated":
         return convolution.convolve(params, operands[0], operands[1], form)
+    if primitive == "dot_general":
+        return products.compute(params, operands[0], operands[1], form)
     if primitive == "select_and_scatter_add":
         return pooling.scatter(operands[0], operands[1], params, form)
     return (pooling.maximum if primitive == "reduce_window_max" else pooling.total)(operands[0], params, form)
@@ -70,8 +76,7 @@ def known(primitive: str, params: Params, shapes: Sequence[Any]) -> tuple[str, s
         return XLA, "has no other form"
     if any(x.dtype != jax.numpy.float32 for x in shapes):
         return XLA, f"was not measured in {shapes[0].dtype}"
-    rule = _convolution if primitive == "conv_general_dilated" else _pooling
-    form, reason = rule(primitive, params, shapes)
+    form, reason = _RULES[primitive](primitive, params, shapes)
     better = form != XLA and form in found
     return (form, reason) if better else (XLA, "no other form is known to be faster")
 
@@ -198,8 +203,13 @@ def tuned(primitive: str, params: Params, shapes: Sequence[Any]) -> tuple[str, s
     return tuning.fastest(what, contenders, shapes), "timed on this device"
 
 
+_RULES = dict.fromkeys(PRIMITIVES, _pooling) | {
+    "conv_general_dilated": _convolution,
+    "dot_general": lambda *_: ("swapped", "the gradient by weights; XLA:CPU transposes the wider operand"),
+}
 _PRIMITIVES = {
     "conv_general_dilated": jax.lax.conv_general_dilated_p,
+    "dot_general": jax.lax.dot_general_p,
     "reduce_window_max": jax.lax.reduce_window_max_p,
     "reduce_window_sum": jax.lax.reduce_window_sum_p,
     "select_and_scatter_add": jax.lax.select_and_scatter_add_p,

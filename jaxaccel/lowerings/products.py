@@ -1,4 +1,4 @@
-"""Matrix products in the forms that XLA:CPU runs fast: of integers, and of 16-bit numbers."""
+"""Matrix products in the forms that XLA:CPU runs fast: of integers, of 16-bit numbers, and gradients by weights."""
 
 import dataclasses
 import math
@@ -35,6 +35,35 @@ class Integers:
     def transposed(self, cotangent: int) -> "Integers":
         """The same: integers have no derivative."""
         return self
+
+
+def forms(params: Params, lhs: Sequence[int], rhs: Sequence[int]) -> list[str]:
+    """The forms of a matrix product of operands of these shapes, ``xla`` first.
+
+    - ``swapped``: of a gradient by weights, which sums over the leading axes of both operands, with the narrower one
+      first. XLA:CPU copies the first one, transposed, and computes anew for each column what it fused into that.
+    """
+    sums, batch = params["dimension_numbers"]
+    leading = all(sorted(axes) == list(range(len(axes))) for axes in sums) and sums[0] == sums[1]
+    if not leading or batch[0] or params.get("out_sharding") is not None:
+        return ["xla"]
+    rows, columns = free_sizes(params, lhs, rhs)
+    known = isinstance(rows, int) and isinstance(columns, int)  # not where a shape is symbolic
+    return ["xla", "swapped"] if known and rows > columns > 1 else ["xla"]
+
+
+def compute(params: Params, lhs: jax.Array, rhs: jax.Array, form: str) -> jax.Array:
+    """``dot_general`` in that form."""
+    assert form == "swapped"
+    sums, batch = params["dimension_numbers"]
+    precision = params["precision"]
+    changed = {
+        "dimension_numbers": (sums[::-1], batch),
+        "precision": precision[::-1] if isinstance(precision, tuple) else precision,  # one for each operand
+    }
+    out = jax.lax.dot_general_p.bind(rhs, lhs, **{**params, **changed})
+    columns = rhs.ndim - len(sums[1])
+    return jnp.transpose(out, (*range(columns, out.ndim), *range(columns)))
 
 
 def is_vector(params: Params, lhs: Sequence[int], rhs: Sequence[int]) -> bool:

@@ -1,4 +1,4 @@
-"""The same numbers, lowered well: convolutions, poolings and loops in the forms that the backend runs fast.
+"""The same numbers, lowered well: convolutions, products, poolings and loops in forms that the backend runs fast.
 
 XLA takes a program as it is written, and on a CPU equal mathematics written in another way runs up to 20 times as
 fast. The forms are in `jaxaccel.lowerings`; results are equal up to the order of summation.
@@ -12,7 +12,7 @@ import jax
 
 from jaxaccel.interpret import Transformation, hoist, transform
 from jaxaccel.lowerings import menu
-from jaxaccel.sites import Site, on
+from jaxaccel.sites import BILINEAR, Site, on
 
 
 def retarget(
@@ -22,7 +22,7 @@ def retarget(
     argnums: int | Sequence[int] = 0,
     backend: str | None = None,
 ) -> Callable[..., Any]:
-    """`f` with the same results, each convolution and pooling in the form that the backend is known to run fast.
+    """`f` with the same results, each convolution, product and pooling in the form that the backend runs fast.
 
     Matrix products of a `jax.lax.scan` that do not depend on what it carries are taken out of it, as are those that it
     only sums; those of one operand with several matrices become one.
@@ -46,7 +46,7 @@ def retarget(
         site.record("-" if form == menu.XLA else form, str(site.inputs[0].dtype), reason)
         if form == menu.XLA:
             return NotImplemented
-        if site.primitive == "conv_general_dilated":
+        if site.primitive in BILINEAR:
             return site.product(compute, *operands)
         return menu.compute(site.primitive, site.params, operands, form)
 
@@ -69,7 +69,7 @@ def retarget(
 
 @dataclasses.dataclass(frozen=True)
 class Retargeted:
-    """A convolution in the form that suits its shapes, which are known last: after `jax.vmap`, and of its gradients."""
+    """A product in the form that suits its shapes, which are known last: after `jax.vmap`, and of its gradients."""
 
     backend: str
     tune: bool

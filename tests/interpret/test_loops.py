@@ -273,5 +273,5 @@ def test_what_a_loop_keeps_is_limited_as_a_whole():
 
     (left,) = products_in_loops(on_cpu(f), w, xs)
     assert left == 1, "two left the loop, six became one"
-    rows = [row["lowering"] for row in ja.explain(on_cpu(f), w, xs).rows]
-    assert rows == ["products: 2 before the loop, 6 merged in it"]
+    (loop,) = (row for row in ja.explain(on_cpu(f), w, xs).rows if row["site"].startswith("scan"))
+    assert loop["lowering"] == "products: 2 before the loop, 6 merged in it"

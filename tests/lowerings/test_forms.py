@@ -197,11 +197,93 @@ def test_a_gradient_by_weights_transposes_no_whole_activation():
 
         return jax.vjp(f, w)[1](g)[0]
 
-    def moved(f):
-        """Elements of the largest array that is copied or transposed."""
-        text = jax.jit(f).lower(*(jnp.zeros(shape) for shape in shapes)).compile().as_text()
-        found = re.findall(r" = f32\[([\d,]+)\]\S* (?:copy|transpose)\(", text)
-        return max((np.prod([int(n) for n in dims.split(",")]) for dims in found), default=0)
+    assert largest_moved(gradient, shapes) == 8 * 56 * 56 * 64
+    assert largest_moved(ja.retarget(gradient), shapes) <= 64 * 32
 
-    assert moved(gradient) == 8 * 56 * 56 * 64
-    assert moved(ja.retarget(gradient, backend="cpu")) <= 64 * 32
+
+def test_a_gradient_by_the_weights_of_a_dense_layer_transposes_the_narrower_activation():
+    shapes = [(4, 128, 64), (64, 256), (4, 128, 256)]
+
+    def gradient(x, w, g):
+        return jax.vjp(lambda w: jax.nn.relu(x) @ w, w)[1](g)[0]
+
+    assert largest_moved(gradient, shapes) == 4 * 128 * 256
+    assert largest_moved(ja.retarget(gradient), shapes) == 4 * 128 * 64
+
+
+def largest_moved(f, shapes):
+    """Elements of the largest array that the compiled program copies or transposes."""
+    text = jax.jit(f).lower(*(jnp.zeros(shape) for shape in shapes)).compile().as_text()
+    found = re.findall(r" = f32\[([\d,]+)\]\S* (?:copy|transpose)\(", text)
+    return max((np.prod([int(n) for n in dims.split(",")]) for dims in found), default=0)
+
+
+@pytest.mark.parametrize(
+    ("lhs", "rhs", "contracting", "swaps"),
+    [
+        ((6, 5), (6, 3), ((0,), (0,)), True),
+        ((2, 6, 5), (2, 6, 3), ((0, 1), (0, 1)), True),
+        ((2, 6, 5, 4), (2, 6, 3), ((1, 0), (1, 0)), True),
+        ((6, 5), (6, 3, 2), ((0,), (0,)), False),  # the narrower one is first already
+        ((6, 5), (6, 1), ((0,), (0,)), False),  # a vector
+        ((5, 6), (6, 3), ((1,), (0,)), False),
+        ((2, 6, 5), (6, 2, 3), ((0, 1), (1, 0)), False),
+    ],
+)
+def test_products_that_sum_over_rows(lhs, rhs, contracting, swaps):
+    def f(x, y):
+        precision = (lax.Precision.HIGHEST, lax.Precision.DEFAULT)
+        return lax.dot_general(x, y, (contracting, ((), ())), precision, jnp.float32)
+
+    eqn = equation(f, jnp.zeros(lhs), jnp.zeros(rhs))
+    assert check_forms(eqn) == (["xla", "swapped"] if swaps else ["xla"])
+    assert (menu.known("dot_general", eqn.params, [v.aval for v in eqn.invars])[0] == "swapped") == swaps
+
+
+def test_batches_of_products_have_no_other_form():
+    def f(x, y):
+        return lax.dot_general(x, y, (((1,), (1,)), ((0,), (0,))))
+
+    assert check_forms(equation(f, jnp.zeros((2, 6, 5)), jnp.zeros((2, 6, 3)))) == ["xla"]
+
+
+def test_a_dense_layer_and_its_gradients_of_two_orders():
+    x, w, v = normal((8, 6, 3)), normal((3, 5), 1), normal((3, 5), 2)
+
+    def gradient(w, x):
+        return jax.grad(lambda w: jnp.sum(jnp.sin(x @ w)))(w)
+
+    changed = ja.retarget(gradient, backend="cpu")
+    np.testing.assert_allclose(changed(w, x), gradient(w, x), rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(changed)(w, x), gradient(w, x), rtol=1e-5)
+    found, wanted = (jax.jvp(lambda w, f=f: f(w, x), (w,), (v,))[1] for f in (changed, gradient))
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
+    several = jnp.stack([x, -x])
+    np.testing.assert_allclose(
+        jax.vmap(changed, (None, 0))(w, several), jax.vmap(gradient, (None, 0))(w, several), rtol=1e-5
+    )
+
+
+def test_shapes_that_are_symbolic_have_no_other_form():
+    (size,) = jax.export.symbolic_shape("size")
+
+    def f(x, y):
+        return lax.dot_general(x, y, (((0,), (0,)), ((), ())))
+
+    shapes = (jax.ShapeDtypeStruct((8, size), jnp.float32), jax.ShapeDtypeStruct((8, 3), jnp.float32))
+    exported = jax.export.export(jax.jit(ja.retarget(f, backend="cpu")))(*shapes)
+    x, y = normal((8, 5)), normal((8, 3), 1)
+    np.testing.assert_allclose(exported.call(x, y), f(x, y), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "pieces"), [(16, True), (4, False)])
+def test_gradients_by_weights_are_made_of_pieces_that_are_worth_it(size, pieces):
+    x, w = normal((64, size, size, 16)), normal((3, 3, 16, 8))
+
+    def f(w):
+        return lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    eqn = equation(lambda g: jax.vjp(f, w)[1](g)[0], jnp.zeros((64, size, size, 8)))
+    assert ("pieces" in check_forms(eqn)) == pieces
+    found = menu.known(eqn.primitive.name, eqn.params, [v.aval for v in eqn.invars])[0]
+    assert found == ("pieces" if pieces else menu.XLA)
