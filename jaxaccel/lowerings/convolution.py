@@ -92,7 +92,7 @@ def _piece(features: int, size: int) -> int:
     if features % PIECE:
         return features
     piece = PIECE
-    while piece * (size // features) < CACHED and features % (2 * piece) == 0:
+    while features % (2 * piece) == 0 and (piece * (size // features) < CACHED or features // piece > MANY):
         piece *= 2
     return piece
 
