@@ -20,7 +20,7 @@ PIECE = 8
 """Features of the sum in each of the ``pieces``, at least."""
 CACHED = 2**16
 """Numbers in each of the ``pieces``, about: smaller ones cost more than they gain, larger ones leave the cache."""
-ROWS = 2048
+BLOCK = 2048
 """Rows of the sum in each of the ``row blocks``, at most."""
 
 
@@ -203,7 +203,7 @@ def _row_blocks(c: Canonical, x: jax.Array, w: jax.Array, precision: Any, dtype:
     w = jnp.moveaxis(w, -2, 0)
     x, w = x.reshape(-1, x.shape[-1]), w.reshape(-1, w.shape[-1])
     rows = len(x)
-    least = -(-rows // ROWS)
+    least = -(-rows // BLOCK)
     count = next((n for n in range(least, 4 * least) if rows % n == 0), least)
     if fill := -rows % count:
         x, w = (jnp.pad(operand, [(0, fill), (0, 0)]) for operand in (x, w))
