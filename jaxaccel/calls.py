@@ -34,6 +34,8 @@ def parse(text: str, names: Mapping[str, Callable[..., Any]]) -> Callable[..., A
         options = {str(k.arg): _value(k.value, names) for k in call.keywords}
         if not all(part.isidentifier() for part in path.split(".")):
             raise ValueError("no name")
+    except UserError:
+        raise
     except (SyntaxError, ValueError) as error:
         raise UserError(f"cannot read {text!r}: write it as NAME or NAME(option=value, ...)") from error
     function = names[path] if path in names else _imported(path, names)

@@ -78,7 +78,7 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> NoReturn:
     except BrokenPipeError:  # whoever read our output has gone, as `| head` does
         os._exit(0)
     except UserError as error:
-        fail(str(error), "--traceback" in argv)
+        fail(error.as_flags(), "--traceback" in argv)
     except OSError as error:
         if error.errno not in _SAID:
             raise

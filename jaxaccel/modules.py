@@ -52,6 +52,8 @@ def as_model(factory: Any, facts: Mapping[str, Any], inputs: tuple[PyTree, ...])
 
     try:
         nnx.eval_shape(make)
+    except UserError:
+        raise
     except (TypeError, ValueError) as error:
         raise UserError(f"the model cannot be made with {_named(taken)}: {_first_line(error)}") from error
     if isinstance(made[0], linen.Module):
@@ -85,6 +87,8 @@ def output_shape(model: Model, inputs: tuple[PyTree, ...]) -> PyTree:
             lambda p, s, *x: model.apply(p, s, *x, key=jax.random.key(0), train=True)[0],
             params, state, *inputs,
         )  # fmt: skip
+    except UserError:
+        raise
     except (TypeError, ValueError, AssertionError) as error:
         shapes = ", ".join(str(x.shape) for x in jax.tree.leaves(inputs))
         raise UserError(

@@ -154,6 +154,8 @@ def flops(step: Callable, state: Any, batch: Any) -> float:
     """
     try:
         cost = jax.jit(step).lower(state, batch).cost_analysis()
+    except UserError:
+        raise
     except (TypeError, ValueError) as error:  # an optimizer that wants more than gradients, say
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"the training step cannot be traced: {reason}") from error

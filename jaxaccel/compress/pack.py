@@ -90,6 +90,8 @@ def unpack(file: str | Path, like: PyTree = None) -> PyTree:
         table = json.loads(streams.pop(TABLE))
         readers = {name: _Reader(data) for name, data in streams.items()}
         leaves = [(entry["path"], _restored(entry, readers)) for entry in table]
+    except UserError:
+        raise
     except (KeyError, TypeError, ValueError, lzma.LZMAError, EOFError) as error:
         raise UserError(f"{file} is damaged ({error}): get it again") from error
     if like is None:

@@ -157,7 +157,7 @@ class Optimizer:
             before.append(optax.add_decayed_weights(self.weight_decay, mask=self._decays))
         try:
             made = factory(learning_rate=None if self.name in LINE_SEARCH else schedule, **options)
-        except jax.errors.ConcretizationTypeError:  # a number that cannot differ between replicas
+        except (UserError, jax.errors.ConcretizationTypeError):  # the latter: a number that differs between replicas
             raise
         except (TypeError, ValueError) as error:
             raise UserError(f"optimizer {self.name}({', '.join(options)}): {error}") from error
