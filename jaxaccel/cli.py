@@ -18,11 +18,12 @@ import tyro
 from jaxaccel import recipe as recipes
 from jaxaccel.calls import nearest
 from jaxaccel.errors import UserError
+from jaxaccel.options import Options
 from jaxaccel.recipe import Recipe
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class RunOptions(Options):
     """What to do with the run, beside the recipe."""
 
     run: Path | None = None
@@ -41,10 +42,10 @@ class Options:
 @dataclasses.dataclass(frozen=True)
 class _Command:
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
-    options: Annotated[Options, tyro.conf.arg(name="")]
+    options: Annotated[RunOptions, tyro.conf.arg(name="")]
 
 
-def read(program: str, description: str, argv: Sequence[str]) -> tuple[Recipe, Options, Any] | None:
+def read(program: str, description: str, argv: Sequence[str]) -> tuple[Recipe, RunOptions, Any] | None:
     """The recipe, the options and the recipe's module that `argv` asks for.
 
     None when the command line asked for ``--list`` and has its answer.
@@ -60,7 +61,7 @@ def read(program: str, description: str, argv: Sequence[str]) -> tuple[Recipe, O
         return None
     named = words.pop(0) if words and not words[0].startswith("-") else "digits"
     recipe, module = recipes.load(named)
-    default = _Command(recipe, Options())
+    default = _Command(recipe, RunOptions())
     command = parsed(program, f"{description}\n\nRecipe {named}: {_paragraph(module)}", default, words)
     return command.recipe, command.options, module
 
@@ -130,13 +131,37 @@ def parsed(program: str, description: str, default: Any, words: Sequence[str]) -
     except SystemExit as error:
         if not error.code:
             raise
-        raise UserError(_one_line(said.getvalue())) from None
+        raise _refusal(error, default) or UserError(_one_line(said.getvalue())) from None
     if unknown:
         word = unknown[0].split("=")[0]
         known = [*_flags(command, ""), "list", "help"]
         hint = nearest(word.lstrip("-").replace("_", "-"), known).replace("mean ", "mean --")
         raise UserError(f"unknown argument {word}{hint} (--help shows all)")
     return command
+
+
+def _refusal(exit: SystemExit, command: Any) -> UserError | None:
+    """What an option itself said of its value, before tyro wrapped it and gave up; None where it was tyro alone."""
+    error, prefix = exit.__context__, ""
+    while error is not None and not isinstance(error, UserError):
+        # Where the options that refused it stand in the command: training.optimizer.
+        prefix = error.arg if isinstance(getattr(error, "arg", None), str) else prefix  # type: ignore[attr-defined]
+        error = error.__context__
+    if error is None:
+        return None
+    first, _, rest = prefix.partition(".")
+    return error.under((rest if first in _unnamed(command) else prefix).replace("-", "_"))
+
+
+def _unnamed(command: Any) -> set[str]:
+    """Fields of a command whose own fields are flags without a prefix."""
+    kind = command if isinstance(command, type) else type(command)
+    hints = get_type_hints(kind, include_extras=True)
+    return {
+        name
+        for name, hint in hints.items()
+        if any(getattr(mark, "name", None) == "" for mark in getattr(hint, "__metadata__", ()))
+    }
 
 
 @contextlib.contextmanager
@@ -154,15 +179,11 @@ def _one_line(text: str) -> str:
 
 
 def _flags(value: Any, prefix: str) -> list[str]:
-    hints = get_type_hints(type(value), include_extras=True)
-    found = []
+    unnamed, found = _unnamed(value), []
     for field in dataclasses.fields(value):
         name, inner = f"{prefix}{field.name}".replace("_", "-"), getattr(value, field.name)
         nested = dataclasses.is_dataclass(inner) and not callable(inner)
-        unnamed = any(
-            getattr(mark, "name", None) == "" for mark in getattr(hints[field.name], "__metadata__", ())
-        )
-        found += _flags(inner, prefix if unnamed else f"{name}.") if nested else [name]
+        found += _flags(inner, prefix if field.name in unnamed else f"{name}.") if nested else [name]
     return found
 
 

@@ -1,6 +1,7 @@
 """The one exception for mistakes that a person can mend, and how it names options."""
 
 import re
+from collections.abc import Callable
 
 _MARK = "\x1a"
 _NAMED = re.compile(f"{_MARK}([^{_MARK}=]*)(=[^{_MARK}]*)?{_MARK}")
@@ -24,12 +25,20 @@ class UserError(ValueError):
 
     Command lines print it as ``error: MESSAGE`` and exit with code 2, without a traceback. Options in it are marked by
     `option`: ``str(error)`` has them as Python writes them, `as_flags` as a command line does.
+
+    Args:
+      message: one line, with marks.
+      owner: the class whose fields the options are, where the message does not say it.
     """
+
+    def __init__(self, message: str, owner: str = "") -> None:
+        super().__init__(message, owner) if owner else super().__init__(message)
+        self.owner = owner
 
     @property
     def message(self) -> str:
         """The message with its marks, for the message of another `UserError`."""
-        return str(self.args[0]) if self.args else ""
+        return str(self.args[0])
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -37,26 +46,27 @@ class UserError(ValueError):
         return tuple(path for path, _ in _NAMED.findall(self.message))
 
     def __str__(self) -> str:
-        return _NAMED.sub(_as_keyword, self.message)
+        text = _NAMED.sub(_as_keyword, self.message)
+        return f"{self.owner}: {text}" if self.owner else text
 
     def as_flags(self) -> str:
         """The message for a command line: ``--optimizer.clip-norm must be at least 0, got -1``."""
-        return _NAMED.sub(_as_flag, self.message)
+        # Options of some object that a file made, say, are no flags.
+        return str(self) if self.owner else _NAMED.sub(_as_flag, self.message)
 
-    def under(self, prefix: str, only: frozenset[str] | None = None) -> "UserError":
-        """The same error of options that are fields of `prefix`: ``clip_norm`` becomes ``optimizer.clip_norm``.
+    def of(self, owner: str) -> "UserError":
+        """The same error of options that are fields of the class called `owner`."""
+        return type(self)(self.message, self.owner or owner)
 
-        Args:
-          prefix: a path.
-          only: the first names of the paths to change; by default all.
-        """
+    def renamed(self, rename: Callable[[str], str]) -> "UserError":
+        """The same error with the paths of its options from the outermost ones inwards, which need no owner."""
+        return type(self)(
+            _NAMED.sub(lambda found: f"{_MARK}{rename(found[1])}{found[2] or ''}{_MARK}", self.message)
+        )
 
-        def longer(found: re.Match[str]) -> str:
-            if only is not None and found[1].partition(".")[0] not in only:
-                return found[0]
-            return f"{_MARK}{prefix}.{found[1]}{found[2] or ''}{_MARK}"
-
-        return type(self)(_NAMED.sub(longer, self.message))
+    def under(self, prefix: str) -> "UserError":
+        """The same error of options that stand in the field `prefix`: ``clip_norm`` becomes ``optimizer.clip_norm``."""
+        return self.renamed(lambda path: f"{prefix}.{path}" if prefix else path)
 
 
 def _as_keyword(found: re.Match[str]) -> str:
@@ -69,5 +79,5 @@ def _as_keyword(found: re.Match[str]) -> str:
 
 def _as_flag(found: re.Match[str]) -> str:
     path, value = found[1], (found[2] or "")[1:]
-    flag = "--" + path.replace("_", "-")
+    flag = "--" + path.partition("[")[0].replace("_", "-")
     return flag if value in ("", "True") else f"{flag} {value}"

@@ -11,16 +11,18 @@ from typing import Any, Literal
 
 from jaxaccel import tasks
 from jaxaccel.calls import nearest, parse, render
-from jaxaccel.errors import UserError
+from jaxaccel.errors import UserError, option
 from jaxaccel.flags import NAMES, Call, Values
 from jaxaccel.optim import Optimizer, Schedule, Sparse
+from jaxaccel.options import Count, CountOrZero, Options, Positive
 from jaxaccel.parallel import MeshShape
+from jaxaccel.step import Precision, Remat
 from jaxaccel.tasks import ImageClassification, Task
 from jaxaccel.teacher import Distill
 
 
 @dataclasses.dataclass(frozen=True)
-class Data:
+class Data(Options):
     """Which data set, from where, and how it reaches the device."""
 
     name: str = "digits"
@@ -35,37 +37,37 @@ class Data:
     """Split to evaluate on."""
     feed: Literal["auto", "resident", "stream"] = "auto"
     """resident: the split lives on the device; stream: batches are read while training."""
-    resident_share: float = 0.25
+    resident_share: Positive = 0.25
     """auto makes the data resident when it takes no more than this share of a device's memory."""
-    workers: int = 0
+    workers: CountOrZero = 0
     """Processes that read and decode for stream; 0 reads in threads of the trainer."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Phases:
+class Phases(Options):
     """Parts of a run with other images or batches, smaller ones at first: progressive resizing, batch-size warm-up."""
 
     at: tuple[float, ...] = ()
     """Where a new part begins, as shares of all examples that the run sees: 0.4 0.7 makes three parts."""
-    image_size: tuple[int, ...] = ()
+    image_size: tuple[CountOrZero, ...] = ()
     """Height and width of the training images in each part, resized on the device (Tan & Le 2021, arXiv:2104.00298)."""
-    batch_size: tuple[int, ...] = ()
+    batch_size: tuple[Count, ...] = ()
     """Examples a step in each part (Smith et al. 2018, arXiv:1711.00489)."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class Recipe(Options):
     """One experiment. The same recipe gives the same run, bit for bit, on the same kind of device."""
 
     name: str
     """Of the run: it writes runs/NAME."""
     model: Call
     """What makes the model: resnet20, vit_s16(patch_size=4), or my_package.models.MyNet(width=64)."""
-    seed: int = 0
+    seed: CountOrZero = 0
     """Of everything random."""
-    epochs: float = 10.0
+    epochs: Positive = 10.0
     """Passes over the training split."""
-    batch_size: int = 128
+    batch_size: Count = 128
     """Examples a step, over all devices."""
     task: Task = ImageClassification()
     data: Data = Data()
@@ -77,42 +79,41 @@ class Recipe:
     distill: Distill = Distill()
     phases: Phases = Phases()
     mesh: MeshShape = MeshShape()
-    precision: Literal["float32", "bfloat16", "float16", "int8-qat"] = "float32"
+    precision: Precision = "float32"
     """Of matrix products and convolutions; int8-qat trains float32 weights to be quantised."""
     lowering: Literal["auto", "xla"] = "auto"
     """Of convolutions and poolings: auto takes forms that a single CPU device is known to run faster than XLA's own."""
-    remat: Literal["none", "nothing_saveable", "dots_saveable", "dots_with_no_batch_dims_saveable"] = "none"
+    remat: Remat = "none"
     """What to keep of the forward pass for the backward one; less keeps less memory and computes more."""
     non_finite: Literal["stop", "skip"] = "stop"
     """What to do when the loss or the gradient is not finite: stop, or leave that step out."""
-    steps_per_call: int = 0
+    steps_per_call: CountOrZero = 0
     """Steps fused into one call of the device; 0 chooses by how long a step takes."""
-    eval_every: float = 1.0
+    eval_every: Positive = 1.0
     """Epochs between evaluations, each of which saves a checkpoint."""
-    keep: int = 2
+    keep: Count = 2
     """Checkpoints to keep, the newest ones; the best one is kept besides."""
-    replicas: int = 1
+    replicas: Count = 1
     """Runs with the seeds from `seed` on that train at once, as one program, spread over the devices."""
     sweep: Mapping[str, Values] = dataclasses.field(default_factory=dict)
     """Numbers of the recipe that differ between runs which train at once, in all combinations:
     optimizer.learning-rate 0.01,0.1 seed 0,1,2."""
 
     def __post_init__(self) -> None:
-        """Checks the numbers that have no meaning below a bound."""
-        values = {path: tuple(x) if isinstance(x, Iterable) else (x,) for path, x in self.sweep.items()}
-        object.__setattr__(self, "sweep", values)
-        for name in ("epochs", "eval_every"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"{name} must be above 0, got {getattr(self, name)}")
+        """Takes single numbers of the sweep for sequences of one, and checks the fields."""
+        if isinstance(self.sweep, Mapping):
+            values = {path: tuple(x) if isinstance(x, Iterable) else (x,) for path, x in self.sweep.items()}
+            object.__setattr__(self, "sweep", values)
+        super().__post_init__()
+
+    def check_values(self) -> None:
+        """Checks what excludes each other."""
         averaged = any((self.optimizer.lookahead, self.optimizer.ema, self.optimizer.swa))
         if self.sparse.on and (averaged or self.optimizer.name.startswith("schedule_free")):
+            names = ", ".join(option(f"optimizer.{name}") for name in ("lookahead", "ema", "swa"))
             raise UserError(
-                "pruning and averages of weights do not go together: leave out lookahead, ema, swa or sparse"
+                f"pruning and averages of weights do not go together: leave out {names} or {option('sparse')}"
             )
-        whole = {"batch_size": 1, "keep": 1, "seed": 0, "steps_per_call": 0, "replicas": 1}
-        for name, low in whole.items():
-            if getattr(self, name) < low:
-                raise UserError(f"{name} must be at least {low}, got {getattr(self, name)}")
 
 
 MAY_DIFFER_ON_RESUME = (

@@ -15,6 +15,7 @@ from jaxaccel.data.order import Order, Phase, Shuffled
 from jaxaccel.metrics import Mean
 from jaxaccel.modules import Model
 from jaxaccel.optim.averaging import Averaging, weights_to_evaluate
+from jaxaccel.options import Options
 from jaxaccel.parallel import replicated, state_sharding
 from jaxaccel.state import Gradients, StepMetrics, TrainState
 from jaxaccel.tasks.task import Batch, Task
@@ -25,6 +26,7 @@ from jaxaccel.trees import with_leaves
 PyTree = Any
 Augment = Callable[[jax.Array, Batch], Batch]
 Precision = Literal["float32", "bfloat16", "float16", "int8-qat"]
+Remat = Literal["none", "nothing_saveable", "dots_saveable", "dots_with_no_batch_dims_saveable"]
 
 TRANSFORMATIONS: dict[Precision, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
     "float32": lambda f: f,
@@ -39,7 +41,7 @@ LOSS_SCALE = LossScale()
 
 
 @dataclasses.dataclass(frozen=True)
-class Training:
+class Training(Options):
     """The ingredients of a step."""
 
     model: Model
@@ -50,7 +52,7 @@ class Training:
     seed: int = 0
     accumulate: int = 1
     averaging: Averaging | None = None
-    remat: str = "none"
+    remat: Remat = "none"
     """Name of a policy in `jax.checkpoint_policies`: what to keep of the forward pass for the backward one."""
     non_finite: Literal["stop", "skip"] = "stop"
     precision: Precision = "float32"

@@ -8,10 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxaccel.errors import UserError
+from jaxaccel.errors import UserError, option
 from jaxaccel.flags import Call
 from jaxaccel.metrics import Mean
 from jaxaccel.modules import Model, abstract
+from jaxaccel.options import NonNegative, Options, Positive, Share
 from jaxaccel.tasks.task import Batch, Task
 from jaxaccel.transforms.distill import Distillation, Hint
 
@@ -19,7 +20,7 @@ PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True)
-class Distill:
+class Distill(Options):
     """What the model learns from another one, which sees the same augmented batches.
 
     That both see the same views is what Beyer et al. 2022 (arXiv:2106.05237) found to matter, and patience.
@@ -29,28 +30,25 @@ class Distill:
     """Directory of a run, whose best checkpoint counts, or a file with weights (safetensors, npz, PyTorch)."""
     model: Call | None = None
     """What makes the teacher's model where it is a file; by default the recipe's own. A run knows its own."""
-    temperature: float = 4.0
+    temperature: Positive = 4.0
     """Divides both models' logits for the soft targets (Hinton, Vinyals & Dean 2015, arXiv:1503.02531)."""
-    soft: float = 0.9
+    soft: Share = 0.9
     """Share of the soft targets in the loss; the task's own loss has the rest."""
-    attention: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    attention: Mapping[str, NonNegative] = dataclasses.field(default_factory=dict)
     """Weights whose products are to be strong where the teacher's are (Zagoruyko & Komodakis 2017, arXiv:1612.03928),
     and how much each counts in the loss: stages/2/0/conv2/kernel 1.0, or STUDENT=TEACHER 1.0 where paths differ."""
 
     def __post_init__(self) -> None:
-        """Checks the numbers, and that there is a teacher where anything is asked of one."""
-        object.__setattr__(self, "teacher", Path(self.teacher) if self.teacher else None)
-        if not self.temperature > 0:
-            raise UserError(f"distill.temperature must be above 0, got {self.temperature:g}")
-        if not 0 <= self.soft <= 1:
-            raise UserError(f"distill.soft is a share of the loss, in [0, 1], got {self.soft:g}")
-        for path, weight in self.attention.items():
-            if not weight >= 0:
-                raise UserError(f"distill.attention takes weights of at least 0, got {weight:g} for {path}")
+        """Takes an empty path for none, and checks the fields."""
+        object.__setattr__(self, "teacher", self.teacher or None)
+        super().__post_init__()
+
+    def check_values(self) -> None:
+        """Checks that there is a teacher where anything is asked of one."""
         asked = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) not in (f.default, {})]
         if asked and self.teacher is None:
             raise UserError(
-                f"distill.{asked[0]} is for a teacher: name a run or a file with --distill.teacher"
+                f"{option(asked[0])} is for a teacher: name a run or a file with {option('teacher')}"
             )
 
     def hints(self) -> tuple[Hint, ...]:

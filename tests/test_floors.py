@@ -10,7 +10,7 @@ ROOT = Path(jaxaccel.__file__).parent
 # Each floor may import itself and what lies below. A new module needs its place here.
 FLOORS = [
     {
-        *("errors", "files", "calls", "metrics", "trees", "runtime", "numerics", "sites"),
+        *("errors", "options", "files", "calls", "metrics", "trees", "runtime", "numerics", "sites"),
         *("hlo", "torch_files", "torch_pickle"),
     },
     {"interpret", "arrays", "lowerings", "roofline"},

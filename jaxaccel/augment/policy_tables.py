@@ -8,6 +8,8 @@ import dataclasses
 
 import numpy as np
 
+from jaxaccel.options import Options
+
 OPERATIONS = (
     "identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "color", "contrast",
     "sharpness", "posterize", "solarize", "autocontrast", "equalize", "invert",
@@ -19,7 +21,7 @@ ENHANCERS = ("brightness", "color", "contrast", "sharpness")
 
 
 @dataclasses.dataclass(frozen=True)
-class Magnitudes:
+class Magnitudes(Options):
     """What the highest of evenly spaced magnitudes means; the lowest means no change, but for solarize (255 is
     negated) and AugMix's posterize."""
 

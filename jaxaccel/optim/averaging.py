@@ -13,6 +13,7 @@ import optax.contrib
 
 from jaxaccel.errors import UserError
 from jaxaccel.optim.lookahead import LookaheadState
+from jaxaccel.options import Options
 
 PyTree = Any
 Batch = Any
@@ -22,7 +23,7 @@ _PROBE = 4096.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Averaging:
+class Averaging(Options):
     """An average of the weights, as an ``init``/``update`` pair.
 
     With a `decay` it is the exponential moving average over all steps. Else it is the mean of the weights at the steps
@@ -39,8 +40,8 @@ class Averaging:
     at: Sequence[int] = ()
     """Steps done when a sample for the mean is taken, in rising order."""
 
-    def __post_init__(self) -> None:
-        """Checks the numbers."""
+    def check_values(self) -> None:
+        """Checks that there is one kind of average."""
         # An array differs between replicas.
         decays = isinstance(self.decay, jax.Array) or 0 < self.decay < 1
         rising = len(self.at) > 0 and all(a < b for a, b in itertools.pairwise((-1, *self.at)))

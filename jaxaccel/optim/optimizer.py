@@ -11,7 +11,7 @@ import optax
 import optax.contrib
 
 from jaxaccel.calls import nearest
-from jaxaccel.errors import UserError
+from jaxaccel.errors import UserError, option
 from jaxaccel.optim.averaging import Averaging
 from jaxaccel.optim.conjugate_gradient import conjugate_gradient
 from jaxaccel.optim.freeze import freezing, unfreezing
@@ -22,6 +22,7 @@ from jaxaccel.optim.scaling import layer_decay, scale_by_path
 from jaxaccel.optim.shampoo import shampoo
 from jaxaccel.optim.sharpness import sharpness_aware
 from jaxaccel.optim.soap import soap
+from jaxaccel.options import Count, CountOrZero, NonNegative, Options, Share, ShareBelowOne
 from jaxaccel.trees import path_text
 
 OURS = {"shampoo": shampoo, "soap": soap, "conjugate_gradient": conjugate_gradient, "muon": muon}
@@ -34,17 +35,17 @@ UNSCHEDULED = ("rprop", "sm3", "optimistic_adam")
 
 
 @dataclasses.dataclass(frozen=True)
-class Optimizer:
+class Optimizer(Options):
     """An optimizer by its name in Optax, or one of ours that Optax lacks, and what stands around it."""
 
     name: str = "adamw"
     """sgd, adamw, lars, lamb, lion, muon, sophia, prodigy, schedule_free_adamw, shampoo, soap, or any other of Optax
     and its contrib. lbfgs and conjugate_gradient search along a line for each step and use no learning rate."""
-    learning_rate: float = 1e-3
+    learning_rate: NonNegative = 1e-3
     """At the peak of the schedule."""
-    args: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    args: Mapping[str, float | bool] = dataclasses.field(default_factory=dict)
     """Further arguments of that optimizer: `--optimizer.args momentum 0.9 nesterov 1`."""
-    weight_decay: float = 0.0
+    weight_decay: NonNegative = 0.0
     """Decoupled where the optimizer has it (adamw, lion, ...), else added to the gradient (L2, as for sgd)."""
     decay_where: str = "**/{kernel,embedding}"
     """Which parameters decay, by path; all of them with optimizers that cannot tell (prodigy, schedule_free_adamw)."""
@@ -53,47 +54,39 @@ class Optimizer:
     freeze: tuple[str, ...] = ()
     """Parameters that stay as they are, by path ('stem/**' 'stages/0/**'): they get no gradient and no state, and are
     not pruned."""
-    unfreeze: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    unfreeze: Mapping[str, Share] = dataclasses.field(default_factory=dict)
     """Groups of parameters that begin to move later, by path, and after which share of the run (Howard & Ruder 2018):
     `--optimizer.unfreeze 'stages/**' 0.2 'stem/**' 0.5`."""
-    layer_decay: float = 1.0
+    layer_decay: NonNegative = 1.0
     """Each layer's learning rate as a share of that of the layer above it, for fine-tuning (Bao et al. 2021)."""
-    clip_norm: float = 0.0
+    clip_norm: NonNegative = 0.0
     """Clip the global norm of the gradient to this; 0 does not clip."""
-    accumulate: int = 1
+    accumulate: Count = 1
     """Split each batch into this many parts and average their gradients: less memory; BatchNorm sees the parts."""
-    sam: float = 0.0
+    sam: NonNegative = 0.0
     """Radius of sharpness-aware minimisation (Foret et al. 2021): two gradients a step; 0.05 is usual, 0 is off."""
-    asam: float = 0.0
+    asam: NonNegative = 0.0
     """The same in proportion to each weight's size (Kwon et al. 2021): 0.5 is usual."""
-    lookahead: int = 0
+    lookahead: CountOrZero = 0
     """Steps after which slow weights go half of the way to the fast ones, which start again there; evaluation uses the
     slow ones, unless `ema` or `swa` averages the fast ones; 0 is off."""
-    ema: float = 0.0
+    ema: ShareBelowOne = 0.0
     """Decay of the exponential moving average of the weights that evaluation then uses; 0 keeps none."""
-    swa: float = 0.0
+    swa: ShareBelowOne = 0.0
     """Share of the run after which the weights at the end of each epoch are averaged, all with equal weight, for
     evaluation (Izmailov et al. 2018); 0 keeps no such average."""
-    reestimate: int = 0
+    reestimate: CountOrZero = 0
     """Training batches from which the BatchNorm statistics of averaged weights are computed before each evaluation."""
 
-    def __post_init__(self) -> None:
-        """Checks the numbers that have no meaning elsewhere."""
-        if self.accumulate < 1 or self.lookahead < 0 or self.reestimate < 0:
-            raise UserError("optimizer: accumulate must be at least 1, lookahead and reestimate at least 0")
-        for name in ("clip_norm", "weight_decay", "sam", "asam"):
-            if getattr(self, name) < 0:
-                raise UserError(f"optimizer.{name} must be at least 0, got {getattr(self, name)}")
-        for name in ("ema", "swa"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"optimizer.{name} must lie in [0, 1), got {getattr(self, name)}")
+    def check_values(self) -> None:
+        """Checks what excludes each other."""
         if self.ema and self.swa:
-            raise UserError("optimizer: choose one average of the weights, ema or swa")
+            raise UserError(f"choose one average of the weights, {option('ema')} or {option('swa')}")
         if self.sam and self.asam:
-            raise UserError("optimizer: choose one of sam and asam")
+            raise UserError(f"choose one of {option('sam')} and {option('asam')}")
         if "weight_decay" in self.args:
             raise UserError(
-                "weight decay has a flag of its own: --optimizer.weight-decay, not --optimizer.args"
+                f"weight decay is an option of its own: {option('weight_decay')}, not {option('args')}"
             )
         if self.name in LINE_SEARCH:
             taken = ("weight_decay", "clip_norm", "rates", "layer_decay", "sam", "asam")
@@ -103,13 +96,14 @@ class Optimizer:
             self._refuse(taken, "averages weights in its own way")
         elif self.reestimate and not (self.ema or self.swa or self.lookahead):
             raise UserError(
-                "optimizer.reestimate is for averaged weights: add --optimizer.ema, swa or lookahead"
+                f"{option('reestimate')} is for averaged weights: add {option('ema')}, {option('swa')} or "
+                f"{option('lookahead')}"
             )
 
     def _refuse(self, names: Sequence[str], why: str) -> None:
         for name in names:
             if self.layer_decay != 1 if name == "layer_decay" else getattr(self, name):
-                raise UserError(f"{self.name} {why}: leave out --optimizer.{name.replace('_', '-')}")
+                raise UserError(f"{self.name} {why}: leave out {option(name)}")
 
     def build(
         self,
@@ -157,7 +151,10 @@ class Optimizer:
             before.append(optax.add_decayed_weights(self.weight_decay, mask=self._decays))
         try:
             made = factory(learning_rate=None if self.name in LINE_SEARCH else schedule, **options)
-        except (UserError, jax.errors.ConcretizationTypeError):  # the latter: a number that differs between replicas
+        except (
+            UserError,
+            jax.errors.ConcretizationTypeError,
+        ):  # the latter: a number that differs between replicas
             raise
         except (TypeError, ValueError) as error:
             raise UserError(f"optimizer {self.name}({', '.join(options)}): {error}") from error
@@ -180,7 +177,7 @@ class Optimizer:
         if len(samples) < 2:
             raise UserError(
                 f"swa averages the weights at the ends of epochs, and after {self.swa:.0%} of this run there is only "
-                "one: train longer, or lower --optimizer.swa"
+                f"one: train longer, or lower {option('optimizer.swa')}"
             )
         return Averaging(at=samples)
 
@@ -201,7 +198,7 @@ class Optimizer:
             lambda path, _: selects(self.decay_where, path_text(path)), params
         )
         if is_on(self.weight_decay) and not any(jax.tree.leaves(found)):
-            raise UserError(f"optimizer.decay_where {self.decay_where!r} matches no parameter")
+            raise UserError(f"{option('optimizer.decay_where')} {self.decay_where!r} matches no parameter")
         return found
 
 

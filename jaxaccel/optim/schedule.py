@@ -3,37 +3,28 @@
 import dataclasses
 from typing import Literal
 
-import jax
 import optax
 
-from jaxaccel.errors import UserError
+from jaxaccel.options import NonNegative, Options, Share
 
 
 @dataclasses.dataclass(frozen=True)
-class Schedule:
+class Schedule(Options):
     """The learning rate over the run, as a share of its peak; all times are fractions of the whole run."""
 
     name: Literal["constant", "cosine", "linear", "one_cycle", "piecewise"] = "cosine"
     """cosine: Loshchilov & Hutter 2017; one_cycle: Smith & Topin 2019, warm-up and decay both by cosine."""
-    warmup: float = 0.0
+    warmup: Share = 0.0
     """Share of the run in which the rate climbs from 0 to its peak."""
-    final: float = 0.0
+    final: Share = 0.0
     """Rate at the end as a share of the peak (cosine, linear, one_cycle)."""
-    boundaries: tuple[float, ...] = (0.5, 0.75)
+    boundaries: tuple[Share, ...] = (0.5, 0.75)
     """Where piecewise drops the rate."""
-    factor: float = 0.1
+    factor: NonNegative = 0.1
     """What piecewise multiplies the rate by at each boundary."""
 
     def build(self, peak: float, steps: int) -> optax.Schedule:
-        """step -> learning rate, for a run of `steps` steps.
-
-        Raises:
-          UserError: a fraction outside [0, 1].
-        """
-        for value in (self.warmup, self.final, *self.boundaries):
-            # What differs between replicas was checked before it was traced.
-            if not isinstance(value, jax.Array) and not 0 <= value <= 1:
-                raise UserError(f"schedule fractions lie between 0 and 1, got {value}")
+        """step -> learning rate, for a run of `steps` steps."""
         warmup = round(self.warmup * steps)
         decay = max(steps - warmup, 1)
         if self.name == "constant":

@@ -10,7 +10,8 @@ import optax
 
 from jaxaccel.compress.prune import KERNELS, Pattern, Scope, best, densities, masked, prune
 from jaxaccel.compress.selected import selected
-from jaxaccel.errors import UserError
+from jaxaccel.errors import UserError, option
+from jaxaccel.options import Count, Options, Share, ShareBelowOne
 
 PyTree = Any
 Method = Literal["one_shot", "gradual", "straight_through", "set", "rigl", "lottery", "fixed"]
@@ -19,10 +20,10 @@ ROUNDS = ("set", "rigl", "lottery")
 
 
 @dataclasses.dataclass(frozen=True)
-class Sparse:
+class Sparse(Options):
     """What to prune while training, and when; steps are updates of the optimizer."""
 
-    sparsity: float = 0.0
+    sparsity: ShareBelowOne = 0.0
     """Share of the weights to remove; 0 prunes nothing, but for an n:m pattern, which decides it, and `fixed`."""
     method: Method = "gradual"
     """one_shot: at `begin`. gradual: more at every `every` steps from `begin` to `end`, fast at first (Zhu & Gupta
@@ -38,40 +39,36 @@ class Sparse:
     """Whether each layer loses that share, or all together (global; not set, rigl), or each by its shape (erk)."""
     where: str = KERNELS
     """Which weights, by path; none that the optimizer's `freeze` keeps as they are."""
-    begin: float = 0.0
+    begin: Share = 0.0
     """When pruning begins, as a share of all steps."""
-    end: float = 0.75
+    end: Share = 0.75
     """When the masks no longer change."""
-    every: int = 100
+    every: Count = 100
     """Steps from one change of the masks to the next."""
-    regrow: float = 0.3
+    regrow: Share = 0.3
     """set, rigl: share of the weights that are exchanged, which falls to 0 by a cosine."""
 
-    def __post_init__(self) -> None:
-        """Checks the numbers, and that none of them would be ignored."""
+    def check_values(self) -> None:
+        """Checks that nothing contradicts itself, and that nothing would be ignored."""
         form = Pattern.parse(self.pattern)
-        if not 0 <= self.sparsity < 1:
+        if self.begin > self.end:
             raise UserError(
-                f"sparsity must lie in [0, 1), got {self.sparsity:g}: 0.8 removes four of five weights"
-            )
-        if not (0 <= self.begin <= self.end <= 1 and self.every >= 1 and 0 <= self.regrow <= 1):
-            raise UserError(
-                f"pruning needs 0 <= begin <= end <= 1, every >= 1 and 0 <= regrow <= 1, got begin={self.begin:g}, "
-                f"end={self.end:g}, every={self.every}, regrow={self.regrow:g}"
+                f"{option('begin')} {self.begin:g} must not come after {option('end')} {self.end:g}"
             )
         regrows, share = self.method in ("set", "rigl"), 1 - form.keep / max(form.of, 1)
         ignored = {
-            "fixed keeps the zeros that there are: leave sparsity and pattern out":
+            f"fixed keeps the zeros that there are: leave out {option('sparsity')} and {option('pattern')}":
                 self.method == "fixed" and (self.sparsity > 0 or self.pattern != "unstructured"),
-            f"{self.method} regrows single weights: leave pattern out, or choose another method":
+            f"{self.method} regrows single weights: leave out {option('pattern')} or choose another one":
                 regrows and self.pattern != "unstructured",
-            f"{self.method} keeps the count of each layer: choose scope layer or erk":
+            f"{self.method} keeps the count of each layer: choose {option('scope', 'layer')} or erk":
                 regrows and self.scope == "global",
-            f"pattern {self.pattern} is a sparsity of {share:g}, not {self.sparsity:g}: leave sparsity out":
+            f"{option('pattern')} {self.pattern} is a sparsity of {share:g}, not {self.sparsity:g}: leave out "
+                f"{option('sparsity')}":
                 form.of and self.sparsity and abs(self.sparsity - share) > 1e-6,
-            f"pattern {self.pattern} prunes every layer alike: leave scope out":
+            f"{option('pattern')} {self.pattern} prunes every layer alike: leave out {option('scope')}":
                 form.of and self.scope != "layer",
-            f"pattern {self.pattern} cannot be reached in rounds: choose method one_shot":
+            f"{option('pattern')} {self.pattern} cannot be reached in rounds: choose {option('method', 'one_shot')}":
                 form.of and self.method == "lottery",
         }  # fmt: skip
         for says, wrong in ignored.items():

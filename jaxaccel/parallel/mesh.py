@@ -9,12 +9,13 @@ import jax
 from jax.sharding import AxisType, Mesh
 
 from jaxaccel.errors import UserError
+from jaxaccel.options import Options
 
 DATA, FSDP, MODEL = AXES = ("data", "fsdp", "model")
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshShape:
+class MeshShape(Options):
     """How many devices stand along each axis of the mesh; -1 on one axis means all that are left."""
 
     data: int = -1

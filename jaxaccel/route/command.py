@@ -14,7 +14,8 @@ from typing import Annotated, Any
 import tyro
 
 from jaxaccel import cli
-from jaxaccel.errors import UserError
+from jaxaccel.errors import UserError, option
+from jaxaccel.options import Count, Options
 from jaxaccel.recipe import Recipe, load_recipe
 from jaxaccel.route.follow import follow
 from jaxaccel.route.route import Route, load, names
@@ -24,7 +25,7 @@ DEFAULT = "prune_and_int8"
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class RouteOptions(Options):
     """Where the route leads, and how it is measured."""
 
     run: Path | None = None
@@ -33,7 +34,7 @@ class Options:
     """Go on after the last step that has its receipt."""
     overwrite: bool = False
     """Replace what is in that directory."""
-    batch: int = 128
+    batch: Count = 128
     """Examples in a batch of evaluation and of the receipts' throughput."""
     traceback: bool = False
     """Show Python's traceback when something goes wrong."""
@@ -83,7 +84,7 @@ def _check_taken(known: Recipe, asked: Recipe) -> None:
         field = operator.attrgetter(name)
         if field(asked) != field(known):
             raise UserError(
-                f"--training.{name.replace('_', '-')} changes nothing: a fine-tuning on the way has flags of its own, "
+                f"{option(f'training.{name}')} changes nothing: a fine-tuning on the way has flags of its own, "
                 "and keeps no averages (--help shows them)"
             )
 
@@ -108,9 +109,9 @@ def _parsed(route: Route, training: Recipe | None, description: str, words: Sequ
     default: dict[str, Any] = {
         **route.steps,
         **({"training": training} if training else {}),
-        "options": Options(),
+        "options": RouteOptions(),
     }
-    unnamed = Annotated[Options, tyro.conf.arg(name="")]
+    unnamed = Annotated[RouteOptions, tyro.conf.arg(name="")]
     kinds = [(name, unnamed if name == "options" else type(value)) for name, value in default.items()]
     made = dataclasses.make_dataclass("Command", kinds, frozen=True)
     return cli.parsed("python -m jaxaccel.compress ORIGIN", description, made(**default), words)

@@ -6,13 +6,15 @@ from typing import ClassVar, Literal
 
 import jax
 
-from jaxaccel.errors import UserError
+from jaxaccel.errors import UserError, option
 from jaxaccel.flags import Call
 from jaxaccel.initial import start
 from jaxaccel.optim import Sparse
+from jaxaccel.options import Positive, Share
 from jaxaccel.route.stage import Setting, Stage, inference, trained, zeros
 from jaxaccel.route.step import Step
 from jaxaccel.route.tuning import fine_tuned
+from jaxaccel.step import Precision
 from jaxaccel.teacher import Distill
 from jaxaccel.trees import with_leaves
 
@@ -21,11 +23,11 @@ from jaxaccel.trees import with_leaves
 class FineTune(Step):
     """Trains on, as the model was trained but for what stands here. What was pruned stays zero."""
 
-    epochs: float = 1.0
+    epochs: Positive = 1.0
     """Passes over the training split."""
-    rate: float = 0.1
+    rate: Positive = 0.1
     """Highest learning rate, as a share of the recipe's; it falls by a cosine."""
-    warmup: float = 0.0
+    warmup: Share = 0.0
     """Share of the steps in which it rises first."""
     split: str = ""
     """Of the training data, train[:10000] for instance; empty for the whole."""
@@ -36,32 +38,28 @@ class FineTune(Step):
     teacher_model: Call | None = None
     """What makes the teacher's model where that is a file; by default that of the training recipe. A run knows its own,
     as does the origin."""
-    temperature: float = 4.0
+    temperature: Positive = 4.0
     """Of the teacher's soft targets."""
-    soft: float = 0.9
+    soft: Share = 0.9
     """Weight of the soft targets in the loss; the labels have the rest."""
-    precision: Literal["", "float32", "bfloat16", "float16", "int8-qat"] = ""
+    precision: Literal[""] | Precision = ""
     """Of the training; empty for that of the recipe."""
 
-    def __post_init__(self) -> None:
-        """Checks the numbers, and what is asked of a teacher."""
-        for name in ("epochs", "rate"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} must be above 0, got {getattr(self, name):g}")
-        if not 0 <= self.warmup <= 1:
-            raise UserError(f"warmup is a share of the steps, in [0, 1], got {self.warmup:g}")
+    def check_values(self) -> None:
+        """Checks what is asked of pruning and of a teacher."""
         if self.sparse.where != Sparse().where and not self.sparse.on:
             raise UserError(
-                "sparse.where is for pruning: set sparse.sparsity, or sparse.method to fixed to keep zeros there"
+                f"{option('sparse.where')} is for pruning: set {option('sparse.sparsity')}, or "
+                f"{option('sparse.method', 'fixed')} to keep zeros there"
             )
         if self.teacher == "origin" and self.teacher_model:
-            raise UserError("teacher_model is for a file: the origin knows its model")
+            raise UserError(f"{option('teacher_model')} is for a file: the origin knows its model")
         try:
-            teacher = Path(self.teacher) if self.teacher else None
-            Distill(teacher, self.teacher_model, self.temperature, self.soft)
+            Distill(
+                Path(self.teacher) if self.teacher else None, self.teacher_model, self.temperature, self.soft
+            )
         except UserError as error:
-            own = str(error).replace("distill.model", "teacher_model").replace("--distill.", "")
-            raise UserError(own.replace("distill.", "")) from error
+            raise error.renamed(lambda path: "teacher_model" if path == "model" else path) from error
 
     @property
     def prunes(self) -> tuple[str, ...]:
@@ -89,7 +87,7 @@ class Student(Step):
     def apply(self, stage: Stage, setting: Setting, name: str) -> Stage:
         """The student's stage."""
         if self.model is None:
-            raise UserError(f"name the student's model: --{name}.model resnet20, for instance")
+            raise UserError(f"name the student's model: {option(f'{name}.model')}, resnet20 for instance")
         model = setting.model(self.model)
         params, state = jax.jit(model.init)(jax.random.key(setting.training.seed))
         variables = {"params": params, "model_state": state}

@@ -1,13 +1,19 @@
 """What a step of a route is, and checks of its options."""
 
 import abc
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from jaxaccel.errors import UserError
+from annotated_types import Interval
+
+from jaxaccel.errors import UserError, option
+from jaxaccel.options import Options
 from jaxaccel.route.stage import Setting, Stage
 
+Part = Annotated[float, Interval(gt=0, le=1)]
+"""What shall be left, as a share."""
 
-class Step(abc.ABC):
+
+class Step(Options, abc.ABC):
     """Base of all steps: frozen dataclasses of options, which are checked when one is made."""
 
     same_function: ClassVar[bool] = True
@@ -36,19 +42,5 @@ def one_of(**values: Any) -> dict[str, Any]:
     given = {name: value for name, value in values.items() if value is not None}
     if len(given) > 1:
         several = " and ".join(f"{name}={value:g}" for name, value in given.items())
-        raise UserError(f"give one of {', '.join(values)}, not {several}: None takes one back")
+        raise UserError(f"give one of {', '.join(map(option, values))}, not {several}: None takes one back")
     return given
-
-
-def check_shares(**values: float | None) -> None:
-    """Checks that what is given lies in (0, 1]."""
-    for name, value in values.items():
-        if value is not None and not 0 < value <= 1:
-            raise UserError(f"{name} is a share, in (0, 1], got {value:g}")
-
-
-def check_least(least: int, **values: int | None) -> None:
-    """Checks that what is given is at least so much."""
-    for name, value in values.items():
-        if value is not None and value < least:
-            raise UserError(f"{name} must be at least {least}, got {value}")

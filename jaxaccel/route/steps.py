@@ -4,9 +4,10 @@ The command line shows their options as ``--NAME.OPTION``.
 """
 
 import dataclasses
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax
+from annotated_types import Interval
 
 from jaxaccel.arrays import CodebookArray
 from jaxaccel.compress import (
@@ -22,8 +23,9 @@ from jaxaccel.compress.prune import Pattern
 from jaxaccel.errors import UserError
 from jaxaccel.interpret import is_compressed
 from jaxaccel.optim import Sparse
+from jaxaccel.options import Count, CountOrZero, ShareBelowOne
 from jaxaccel.route.stage import Setting, Stage
-from jaxaccel.route.step import Step, check_least, check_shares, one_of
+from jaxaccel.route.step import Part, Step, one_of
 from jaxaccel.route.tuning import mean_gradient
 from jaxaccel.transforms import Calibration, calibrate, fold, input_covariances, input_norms, int8
 
@@ -34,11 +36,11 @@ PyTree = Any
 class RemoveChannels(Step):
     """Takes out whole channels: a thinner dense model. One of flops, parameters and latency says how far."""
 
-    flops: float | None = None
+    flops: Part | None = None
     """Share of the multiply-adds that shall be left; 0.5 where none of the three is given."""
-    parameters: float | None = None
+    parameters: Part | None = None
     """Or of the parameters."""
-    latency: float | None = None
+    latency: Part | None = None
     """Or of the time of a batch on this device, measured."""
     scope: Literal["global", "layer"] = "global"
     """The least important channels wherever they are, or the same share everywhere."""
@@ -46,19 +48,16 @@ class RemoveChannels(Step):
     """Of importance: sizes of the weights, or what the loss changes to first order."""
     where: tuple[str, ...] = ("**",)
     """Axes of which one belongs to a path like this."""
-    least: float = 0.1
+    least: ShareBelowOne = 0.1
     """Share of the channels that stays everywhere."""
-    multiple: int = 1
+    multiple: Count = 1
     """Channels are left in multiples of this, where there were; 8 and more suit vector units."""
-    examples: int = 512
+    examples: Count = 512
     """taylor: training examples for the gradient."""
 
-    def __post_init__(self) -> None:
-        """Checks the numbers."""
-        check_shares(**self.budget)
-        check_least(1, multiple=self.multiple, examples=self.examples)
-        if not 0 <= self.least < 1:
-            raise UserError(f"least is a share of the channels, in [0, 1), got {self.least:g}")
+    def check_values(self) -> None:
+        """Checks that there is one budget."""
+        assert self.budget
 
     @property
     def budget(self) -> dict[str, Any]:
@@ -83,7 +82,7 @@ class RemoveChannels(Step):
 class Prune(Step):
     """Sets the least important weights to zero: fewer bytes to pack, no fewer operations."""
 
-    sparsity: float | None = None
+    sparsity: ShareBelowOne | None = None
     """Share of the weights to remove; an n:m pattern decides it, and else it is 0.8 where none is given."""
     pattern: str = "unstructured"
     """unstructured, n:m (2:4), block or block:RxC."""
@@ -93,13 +92,12 @@ class Prune(Step):
     """Of importance: size; what the loss changes to first order; size times the norm of the inputs."""
     where: tuple[str, ...] = ("**/kernel",)
     """Which weights, by path."""
-    examples: int = 512
+    examples: Count = 512
     """taylor, wanda: training examples to look at."""
 
-    def __post_init__(self) -> None:
-        """Checks the numbers."""
+    def check_values(self) -> None:
+        """Checks that sparsity and pattern go together."""
         Sparse(self.sparsity or 0.0, pattern=self.pattern)
-        check_least(1, examples=self.examples)
 
     @property
     def prunes(self) -> tuple[str, ...]:
@@ -125,26 +123,23 @@ class Prune(Step):
 class LowRank(Step):
     """Truncates singular values: each weight becomes two thinner ones. One of rank, energy and flops says how far."""
 
-    flops: float | None = None
+    flops: Part | None = None
     """Share of the selected weights' multiply-adds that shall be left, spread so that least is lost; 0.5 where none of
     the three is given."""
-    energy: float | None = None
+    energy: Part | None = None
     """Or the share of the squares of each weight's singular values to keep."""
-    rank: int | None = None
+    rank: Count | None = None
     """Or the rank of all."""
     where: tuple[str, ...] = ("**/kernel",)
     """Which weights, by path."""
     form: Literal["auto", "channel", "spatial"] = "auto"
     """Of convolutions: all inputs to all outputs, rows to columns, or what keeps more."""
-    examples: int = 0
+    examples: CountOrZero = 0
     """Above 0: training examples on whose activations the error is made least; convolutions then take channel."""
 
-    def __post_init__(self) -> None:
-        """Checks the numbers."""
-        one_of(flops=self.flops, energy=self.energy, rank=self.rank)
-        check_shares(flops=self.flops, energy=self.energy)
-        check_least(1, rank=self.rank)
-        check_least(0, examples=self.examples)
+    def check_values(self) -> None:
+        """Checks that there is one budget."""
+        assert self.budget
 
     @property
     def budget(self) -> dict[str, Any]:
@@ -164,15 +159,10 @@ class LowRank(Step):
 class Share(Step):
     """Lets the weights of each layer share few values, the centres of k-means."""
 
-    bits: int = 4
+    bits: Annotated[int, Interval(ge=1, le=8)] = 4
     """2 ** bits values a layer."""
     where: tuple[str, ...] = ("**/kernel",)
     """Which weights, by path."""
-
-    def __post_init__(self) -> None:
-        """Checks the number."""
-        if not 1 <= self.bits <= 8:
-            raise UserError(f"bits must be 1 to 8, got {self.bits}")
 
     def apply(self, stage: Stage, setting: Setting, name: str) -> Stage:
         """The stage with codebooks."""
@@ -196,24 +186,18 @@ class Quantize(Step):
     """Rounds weights and activations to integers. No training after it."""
 
     same_function: ClassVar[bool] = False
-    bits: int = 8
+    bits: Literal[4, 8] = 8
     """Of the weights: 8, or 4, whose products are computed in floating point."""
     activations: Literal["static", "dynamic", "none"] = "static"
     """Rounded by ranges seen beforehand, by those of each batch, or not at all."""
     method: Literal["mse", "absmax", "percentile", "entropy"] = "mse"
     """static: how a range follows from what was seen."""
-    examples: int = 512
+    examples: Count = 512
     """static: training examples to see."""
     where: tuple[str, ...] = ("**/{kernel,embedding}",)
     """Which weights, by path."""
     lowering: Literal["auto", "int8"] = "auto"
     """auto leaves in floating point what is slower as integers on this device."""
-
-    def __post_init__(self) -> None:
-        """Checks the numbers."""
-        if self.bits not in (4, 8):
-            raise UserError(f"bits must be 8 or 4, got {self.bits}")
-        check_least(1, examples=self.examples)
 
     def apply(self, stage: Stage, setting: Setting, name: str) -> Stage:
         """The stage of integers."""

@@ -15,7 +15,6 @@ from jaxaccel.optim import Schedule, Sparse
 from jaxaccel.packed import packed
 from jaxaccel.recipe import Recipe
 from jaxaccel.route.stage import Setting, Stage, batches
-from jaxaccel.route.wording import of_route
 from jaxaccel.teacher import Distill
 from jaxaccel.train import train
 from jaxaccel.transforms import compressed
@@ -29,6 +28,13 @@ NOT_TAKEN = (
     "optimizer.lookahead", "optimizer.ema", "optimizer.swa", "optimizer.reestimate",
 )  # fmt: skip
 """What of the training a fine-tuning has its own of, or goes without (`recipe_of`)."""
+OF_THE_STEP = {
+    "optimizer.learning_rate": "rate",
+    "distill.teacher": "teacher",
+    "distill.model": "teacher_model",
+    "sparse": "sparse",
+}
+"""A fine-tuning's own options for what a recipe calls otherwise."""
 
 
 def fine_tuned(stage: Stage, setting: Setting, name: str, how: "FineTune", sparse: Sparse) -> Stage:
@@ -39,12 +45,22 @@ def fine_tuned(stage: Stage, setting: Setting, name: str, how: "FineTune", spars
     try:
         result = train(recipe, run=directory, resume=begun, overwrite=not begun)
     except UserError as error:
-        raise UserError(f"{name}: {of_route(str(error), name)}") from error
+        of_route = error.renamed(partial(renamed, step=name))
+        raise UserError(f"{name}: {of_route.message}") from error
     if not result.summary["finished"]:
         raise SystemExit(0)  # a signal asked it to stop, and it has said how to go on
     trained, state = jax.device_get((result.state.weights(), result.state.model_state))
     params = with_trained(stage.variables["params"], trained)
     return dataclasses.replace(stage, variables={"params": params, "model_state": state}, file=None)
+
+
+def renamed(path: str, step: str) -> str:
+    """What an option of the training is called in a route, of which `step` is a fine-tuning."""
+    for theirs, ours in OF_THE_STEP.items():
+        if f"{path}.".startswith(f"{theirs}."):
+            return f"{step}.{ours}{path.removeprefix(theirs)}"
+    fields = {field.name for field in dataclasses.fields(Recipe)}
+    return f"training.{path}" if path.partition(".")[0] in fields else path
 
 
 def recipe_of(stage: Stage, setting: Setting, name: str, how: "FineTune", sparse: Sparse) -> Recipe:

@@ -1,22 +1,11 @@
 """What a person reads of a route."""
 
-import dataclasses
-import re
 from collections.abc import Sequence
 
 from rich.table import Table
 from rich.text import Text
 
-from jaxaccel.recipe import Recipe
 from jaxaccel.route.receipts import Receipt
-
-OF_THE_STEP = {
-    "optimizer.learning-rate": "rate",
-    "distill.teacher": "teacher",
-    "distill.model": "teacher-model",
-    "sparse": "sparse",
-}
-"""A fine-tuning's own flags for what a recipe calls otherwise."""
 
 
 def line(row: Receipt, rows: Sequence[Receipt]) -> str:
@@ -90,17 +79,3 @@ def _gain(gain: float | None) -> Text:
     if gain is None:
         return Text("")
     return Text(gain_text(gain), style="red" if gain < 0.95 else "green" if gain > 1.05 else "")
-
-
-def of_route(message: str, step: str) -> str:
-    """What a training says, with the flags that a route has for it."""
-    fields = {field.name.replace("_", "-") for field in dataclasses.fields(Recipe)}
-
-    def flag(found: re.Match[str]) -> str:
-        name = found[1]
-        for theirs, ours in OF_THE_STEP.items():
-            if f"{name}.".startswith(f"{theirs}."):
-                return f"--{step.replace('_', '-')}.{ours}{name.removeprefix(theirs)}"
-        return f"--training.{name}" if name.partition(".")[0] in fields else found[0]
-
-    return re.sub(r"--([a-z][a-z.-]*[a-z])", flag, message)

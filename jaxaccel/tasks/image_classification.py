@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxaccel.errors import UserError
+from jaxaccel.errors import UserError, option
 from jaxaccel.metrics import Mean
+from jaxaccel.options import CountOrZero, Positive, ShareBelowOne
 from jaxaccel.tasks.task import Apply, Batch, PyTree, Task
 
 
@@ -18,22 +19,17 @@ from jaxaccel.tasks.task import Apply, Batch, PyTree, Task
 class ImageClassification(Task):
     """Batches hold ``image`` (B, H, W, C) uint8 and ``label`` (B,) int32; the model gives logits (B, classes)."""
 
-    image_size: int = 0
+    image_size: CountOrZero = 0
     """Resize the shorter side to this and crop the centre; 0 takes the images as they are."""
     mean: tuple[float, ...] = (0.5,)
     """Subtracted from the pixels, after scaling them to [0, 1]; one a channel, or one for all."""
-    std: tuple[float, ...] = (0.5,)
+    std: tuple[Positive, ...] = (0.5,)
     """Divides the pixels after that."""
-    label_smoothing: float = 0.0
+    label_smoothing: ShareBelowOne = 0.0
     """Share of the label spread evenly over all classes (Szegedy et al. 2016, arXiv:1512.00567)."""
     tta: Literal["none", "flip", "shift", "multicrop"] = "none"
     """Test-time augmentation, averaging logits: the mirror image too; or moved by one pixel four ways; or, as in Jordan
     2024 (arXiv:2404.00498), mirrored, and moved to two corners by a pixel: what is not moved counts as much as both."""
-
-    def __post_init__(self) -> None:
-        """Checks the share of smoothing."""
-        if not 0 <= self.label_smoothing < 1:
-            raise UserError(f"task.label_smoothing must lie in [0, 1), got {self.label_smoothing}")
 
     def facts(self, features: Mapping[str, Any]) -> dict[str, Any]:
         """``classes``, ``class_names``, ``channels`` and ``image_size`` (an int, or (H, W) where they differ)."""
@@ -47,13 +43,15 @@ class ImageClassification(Task):
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, channels or 3):
                 raise UserError(
-                    f"task.{name} has {len(values)} numbers and the images have {channels or 3} channels: give one, "
-                    "or one a channel"
+                    f"{option(f'task.{name}')} has {len(values)} numbers and the images have "
+                    f"{channels or 3} channels: give one, or one a channel"
                 )
         if self.image_size:
             height = width = self.image_size
         elif not (height and width):
-            raise UserError("the data set's images vary in size: give --task.image-size, 224 for instance")
+            raise UserError(
+                f"the data set's images vary in size: give {option('task.image_size')}, 224 for instance"
+            )
         return {
             "classes": label.num_classes,
             "class_names": tuple(label.names),

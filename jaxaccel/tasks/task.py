@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from jaxaccel.metrics import Mean
+from jaxaccel.options import Options
 
 PyTree = Any
 Batch = Mapping[str, jax.Array]
@@ -20,7 +21,7 @@ Apply = Callable[..., PyTree]
 """The model in evaluation mode with its parameters bound: inputs -> outputs."""
 
 
-class Task(abc.ABC):
+class Task(Options, abc.ABC):
     """Base of all tasks. Batches carry ``index`` and ``epoch`` (B,) int32 and ``mask`` (B,) float32 besides its own."""
 
     metric: ClassVar[str] = "accuracy"

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxaccel.errors import UserError
+from jaxaccel.options import NonNegative, Options
 from jaxaccel.transforms.features import features
 
 PyTree = Any
@@ -15,7 +16,7 @@ Kind = Literal["hint", "attention", "relation"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Hint:
+class Hint(Options):
     """Features of the student that are to be like features of the teacher; each named by the weight that makes them."""
 
     student: str
@@ -26,7 +27,7 @@ class Hint:
     """``hint``: equal after a learned projection of the student's channels (Romero et al. 2015, arXiv:1412.6550).
     ``attention``: equal maps of where activations are strong (Zagoruyko & Komodakis 2017, arXiv:1612.03928).
     ``relation``: equal distances between the examples of a batch (Park et al. 2019, arXiv:1904.05068)."""
-    weight: float | jax.Array = 1.0
+    weight: NonNegative | jax.Array = 1.0
     """Of this term in the sum."""
 
 
@@ -82,9 +83,6 @@ def distill(
         raise UserError(f"distill needs temperature > 0 and soft >= 0, got {temperature:g} and {soft:g}")
     if not soft and not hints:
         raise UserError("distill has nothing to learn from: give soft > 0 or hints")
-    for hint in hints:
-        if hint.kind not in ("hint", "attention", "relation"):
-            raise UserError(f"a Hint is of kind hint, attention or relation, not {hint.kind!r}")
     return Distillation(student, teacher, temperature, soft, tuple(hints), has_aux)
 
 

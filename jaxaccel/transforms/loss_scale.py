@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxaccel.errors import UserError
+from jaxaccel.options import Options
 
 PyTree = Any
 
@@ -21,7 +22,7 @@ class LossScaleState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class LossScale:
+class LossScale(Options):
     """A factor on the loss that keeps small gradients from vanishing in float16.
 
     Dynamic by default: halved when a gradient overflows, and doubled after `period` steps without an overflow
@@ -42,7 +43,7 @@ class LossScale:
     minimum: float = 1.0
     maximum: float = 2.0**24
 
-    def __post_init__(self) -> None:
+    def check_values(self) -> None:
         """Checks the bounds."""
         if not 0 < self.minimum <= self.initial <= self.maximum or self.factor <= 1 or self.period < 0:
             raise UserError(

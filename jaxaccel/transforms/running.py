@@ -6,17 +6,19 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from jaxaccel.options import Options, ShareBelowOne
 from jaxaccel.transforms.calibrate import Calibration
 
 
 @dataclasses.dataclass(frozen=True)
-class RunningRanges:
+class RunningRanges(Options):
     """Moving averages of the largest magnitudes that ``fake_int8(f, observe=True)`` sees.
 
     The state is a `Calibration`: give it to `fake_int8` in the next step, and to `int8` in the end.
     """
 
-    decay: float = 0.99
+    decay: ShareBelowOne = 0.99
+    """Share of the range so far in the next one."""
 
     def init(self, observed: Mapping[str, jax.Array]) -> Calibration:
         """The state after the first batch."""

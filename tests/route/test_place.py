@@ -11,12 +11,12 @@ import pytest
 
 import jaxaccel as ja
 from jaxaccel import models
-from jaxaccel.errors import UserError
+from jaxaccel.errors import UserError, option
 from jaxaccel.modules import as_model
 from jaxaccel.recipe import Data, to_json
 from jaxaccel.route import FineTune, LowRank, Prune, Route, place
 from jaxaccel.route.receipts import Receipt
-from jaxaccel.route.wording import of_route
+from jaxaccel.route.tuning import renamed
 
 PRUNED = Route({"prune": Prune(0.5)})
 
@@ -125,19 +125,19 @@ def test_going_on_is_with_the_same(origin, tmp_path, change, said):
 def test_a_fine_tuning_that_fails_says_what_works_in_a_route(follow, tmp_path, monkeypatch):
     def fails(*_, **__):
         raise UserError(
-            "not finite: go on with --resume --non-finite skip, or a lower --optimizer.learning-rate"
+            f"not finite: go on with {option('resume', True)} {option('non_finite', 'skip')}, or a lower "
+            f"{option('optimizer.learning_rate')}"
         )
 
     monkeypatch.setattr("jaxaccel.route.tuning.train", fails)
     with pytest.raises(UserError) as error:
         follow(Route({"fine_tune": FineTune()}), tmp_path / "r")
-    assert str(error.value) == (
+    assert error.value.as_flags() == (
         "fine_tune: not finite: go on with --resume --training.non-finite skip, or a lower --fine-tune.rate"
     )
-    said = "--data.feed resident, --run DIR, --distill.model, --sparse.every"
-    assert (
-        of_route(said, "a") == "--training.data.feed resident, --run DIR, --a.teacher-model, --a.sparse.every"
-    )
+    theirs = ("data.feed", "run", "distill.model", "sparse.every")
+    ours = ["training.data.feed", "run", "a.teacher_model", "a.sparse.every"]
+    assert [renamed(path, "a") for path in theirs] == ours
 
 
 def test_runs_of_other_names_lead_elsewhere(tmp_path):
