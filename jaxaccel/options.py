@@ -100,6 +100,11 @@ def annotations_of(thing: Any) -> dict[str, Any]:
     return {name: hints[name] for name in names if name in hints}
 
 
+def plain_type(annotation: Any) -> Any:
+    """`annotation` without the marks of its range."""
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+
+
 def check_value(path: str, value: Any, annotation: Any) -> Any:
     """`value` as `annotation` has it.
 

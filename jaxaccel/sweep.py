@@ -20,6 +20,7 @@ from jaxaccel.modules import Model
 from jaxaccel.optim import sparse
 from jaxaccel.optim.freeze import without_gradient
 from jaxaccel.optim.optimizer import LINE_SEARCH
+from jaxaccel.options import annotations_of, plain_type
 from jaxaccel.recipe import Recipe
 from jaxaccel.replicas import Replicas, numbers_of, pick
 from jaxaccel.state import TrainState
@@ -124,7 +125,7 @@ def sweepable(value: Any, prefix: str = "") -> dict[str, type]:
         if path.startswith(FIXED) or f"{path}.".startswith(FIXED) or isinstance(inner, bool):
             continue
         if isinstance(inner, (int, float)):
-            found[path] = int if declared in (int, "int") else float
+            found[path] = int if declared is int else float
         elif isinstance(inner, Mapping) or (dataclasses.is_dataclass(inner) and not callable(inner)):
             found |= sweepable(inner, f"{path}.")
     return found
@@ -134,7 +135,8 @@ def _parts(value: Any) -> list[tuple[str, Any, Any]]:
     """(name, value, declared type) of the fields of a dataclass, or of the entries of a mapping."""
     if isinstance(value, Mapping):
         return [(name, inner, float) for name, inner in value.items()]
-    return [(field.name, getattr(value, field.name), field.type) for field in dataclasses.fields(value)]
+    declared = annotations_of(type(value))
+    return [(name, getattr(value, name), plain_type(annotation)) for name, annotation in declared.items()]
 
 
 def with_values(recipe: Recipe, numbers: Mapping[str, Any]) -> Recipe:

@@ -10,10 +10,11 @@ import numpy as np
 from jaxaccel.augment.batch import computed_once, per_image
 from jaxaccel.augment.exact import product, stacked
 from jaxaccel.augment.resample import Fill, Method, fraction_bits, places, sample
+from jaxaccel.options import Options
 
 
 @dataclasses.dataclass(frozen=True)
-class Resampling:
+class Resampling(Options):
     """A `deferred.Change`: the images (B, H, W, C) at the places that one matrix for each of them gives."""
 
     key: jax.Array
