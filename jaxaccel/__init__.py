@@ -11,6 +11,8 @@ The names below are all there is to know at first; each is imported when it is f
 import importlib
 from typing import TYPE_CHECKING, Any
 
+__version__ = "0.1.0"
+
 if TYPE_CHECKING:
     from jaxaccel import augment, models, optim
     from jaxaccel.arrays import CodebookArray, LowRankArray, QuantArray

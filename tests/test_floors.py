@@ -46,7 +46,7 @@ FLOORS = [
         "result",
         "initial",
     },
-    {"train", "doctor", "route", "routes"},
+    {"train", "doctor", "route", "routes", "__main__"},
 ]
 FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}
 

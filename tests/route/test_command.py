@@ -158,7 +158,11 @@ def test_from_the_command_line(run_train, tmp_path):
     assert record["command"] == ["python", "-m", "jaxaccel.compress", "o", "--recipe", "int8", "--run", "r"]
     words = ("o", "--int8.bits", "3", "--recipe", "int8", "--run", "s")
     code, _, err = run_train(*words, module="jaxaccel.compress")
-    assert code == 2 and err.splitlines()[-1] == "error: invalid choice '3' for argument '--int8.bits'. Expected one of ('4', '8'). (--help shows all)"
+    assert (
+        code == 2
+        and err.splitlines()[-1]
+        == "error: invalid choice '3' for argument '--int8.bits'. Expected one of ('4', '8'). (--help shows all)"
+    )
 
 
 def test_a_damaged_file(tmp_path):

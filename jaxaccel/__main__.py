@@ -1,0 +1,48 @@
+"""The command ``jaxaccel``: ``jaxaccel train digits`` is ``python -m jaxaccel.train digits``."""
+
+import runpy
+import sys
+from collections.abc import Sequence
+
+import jaxaccel
+from jaxaccel.calls import nearest
+
+COMMANDS = {
+    "train": "trains a model: a recipe that comes with jaxaccel, or one of your own",
+    "compress": "makes a trained model smaller and faster, with a receipt for each step",
+    "doctor": "shows devices, versions and rates, and what is wrong if something is",
+}
+"""Each is a module of that name, with the same arguments."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command by its name; returns the exit code of what it does itself."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    name = words[0] if words else "--help"
+    if name in COMMANDS:
+        sys.argv = [sys.argv[0], *words[1:]]
+        runpy.run_module(f"jaxaccel.{name}", run_name="__main__", alter_sys=True)
+        return 0
+    if name == "--version":
+        print(f"jaxaccel {jaxaccel.__version__}")
+        return 0
+    if name in ("-h", "--help"):
+        print(_usage())
+        return 0
+    print(
+        f"error: no command {name!r}{nearest(name, [*COMMANDS, '--version'])} (--help shows them)",
+        file=sys.stderr,
+    )
+    return 2
+
+
+def _usage() -> str:
+    lines = [f"  jaxaccel {name:9} {what}" for name, what in COMMANDS.items()]
+    return "\n".join(
+        ["usage: jaxaccel COMMAND [ARGUMENTS]", "", *lines, "", "jaxaccel COMMAND --help shows the arguments of one; "
+         "jaxaccel --version its version."]
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())
