@@ -170,12 +170,16 @@ def git_commit(directory: Path) -> str | None:
 
 
 def peak_bytes(compiled: jax.stages.Compiled | None) -> int | None:
-    """Device memory of one execution by the compiler's own count: arguments, results and temporaries."""
+    """Device memory of one execution by the compiler's own count: arguments, results and temporaries.
+
+    A TPU's compiler counts no temporaries beside its peak, a CPU's no peak: the larger of both counts.
+    """
     memory = compiled.memory_analysis() if compiled else None
     if memory is None:
         return None
     parts = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-    return int(parts - memory.alias_size_in_bytes)
+    peak = getattr(memory, "peak_memory_in_bytes", 0)
+    return int(max(peak, parts - memory.alias_size_in_bytes))
 
 
 def _integer(name: str) -> int | None:

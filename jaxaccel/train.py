@@ -28,7 +28,7 @@ from jaxaccel.fuse import gather, several, several_evaluations
 from jaxaccel.metrics import Mean, add
 from jaxaccel.modules import as_model, output_shape, takes
 from jaxaccel.optim.averaging import reestimator
-from jaxaccel.parallel import MeshShape, batch_sharding, make_mesh, placed
+from jaxaccel.parallel import MeshShape, batch_sharding, check_split, make_mesh, placed
 from jaxaccel.recipe import Recipe
 from jaxaccel.replicas import Replicas, spread
 from jaxaccel.result import TrainResult, finished
@@ -116,6 +116,7 @@ def _train(
     step_shape = {p: training.batch_shape(batch_shape(example, p.batch_size)) for p in plan.phases}
     state_shape = jax.eval_shape(training.init)
     shardings = training.sharding(state_shape, mesh)
+    left_whole = check_split(state_shape.params, mesh) if split else []
     flops = {p: pacing.flops(trainings[p.image_size].step, state_shape, step_shape[p]) for p in plan.phases}
 
     # ---- state: new, resumed or from others --------------------------------------------------------------
@@ -140,6 +141,8 @@ def _train(
     log = RunLog(directory, steps=steps, epoch=plan.epoch, done=done, show=show)
     leave.callback(log.close)
     log.say(heading(recipe, mesh, directory, len(train_source), state_shape.params, training.count, done))
+    for line in left_whole:
+        log.say(line)
     if origin:
         log.say(start.said(origin))
     shuffled = training.order(len(train_source), plan.phases)

@@ -3,6 +3,7 @@
 import platform
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -37,3 +38,20 @@ def test_freed_memory_is_kept_however_much_it_is(monkeypatch):
 def test_the_allocator_can_be_left_alone(monkeypatch):
     monkeypatch.setenv("JAXACCEL_ALLOCATOR", "0")
     assert runtime.keep_freed_memory() == "left alone (JAXACCEL_ALLOCATOR=0)"
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ({"argument": 100, "output": 60, "temp": 40, "alias": 50, "peak": 0}, 150),  # as on a CPU
+        ({"argument": 100, "output": 60, "temp": 0, "alias": 50, "peak": 400}, 400),  # as on a TPU
+        ({"argument": 100, "output": 60, "temp": 40, "alias": 50}, 150),  # a version without a peak
+    ],
+)
+def test_peak_bytes(counts, expected):
+    peak = counts.pop("peak", None)
+    memory = types.SimpleNamespace(**{f"{name}_size_in_bytes": size for name, size in counts.items()})
+    if peak is not None:
+        memory.peak_memory_in_bytes = peak
+    assert runtime.peak_bytes(types.SimpleNamespace(memory_analysis=lambda: memory)) == expected
+    assert runtime.peak_bytes(None) is None

@@ -6,7 +6,7 @@ Fully sharded data parallelism follows ZeRO stage 3 (Rajbhandari et al. 2020, ar
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -15,19 +15,31 @@ from jaxaccel.interpret import is_compressed
 from jaxaccel.parallel.mesh import DATA, FSDP, MODEL
 from jaxaccel.trees import matches, path_text
 
-# (where, the array axis that goes over `model`, from the end); the first that matches wins. Biases follow
-# their kernel's output axis. Optimizer moments carry their parameter's path as a suffix, so they match too.
-TENSOR_PARALLEL: tuple[tuple[str, int], ...] = (
-    ("**/attention/out/kernel", -3),  # (heads, head_dim, width): split by head
-    ("**/attention/out/bias", 0),  # 0: not split
-    ("**/attention/*/kernel", -2),  # query, key, value: (width, heads, head_dim)
-    ("**/attention/*/bias", -2),
-    ("**/mlp/down/kernel", -2),
-    ("**/mlp/down/bias", 0),
-    ("**/mlp/*/kernel", -1),
-    ("**/mlp/*/bias", -1),
-    ("**/{dense,hidden}/kernel", -1),
-    ("**/{dense,hidden}/bias", -1),
+
+class Rule(NamedTuple):
+    """Which axis of an array goes over ``model``."""
+
+    where: str
+    """Paths."""
+    axis: int
+    """The axis, from the end; 0: the array is not split."""
+    counts: str = ""
+    """What the axis counts."""
+
+
+# The first that matches wins. Biases follow their kernel's output axis. Optimizer moments carry their parameter's path
+# as a suffix, so they match too.
+TENSOR_PARALLEL: tuple[Rule, ...] = (
+    Rule("**/attention/out/kernel", -3, "heads"),  # (heads, head_dim, width)
+    Rule("**/attention/out/bias", 0),
+    Rule("**/attention/*/kernel", -2, "heads"),  # query, key, value: (width, heads, head_dim)
+    Rule("**/attention/*/bias", -2, "heads"),
+    Rule("**/mlp/down/kernel", -2, "inputs"),
+    Rule("**/mlp/down/bias", 0),
+    Rule("**/mlp/*/kernel", -1, "outputs"),
+    Rule("**/mlp/*/bias", -1, "outputs"),
+    Rule("**/{dense,hidden}/kernel", -1, "outputs"),
+    Rule("**/{dense,hidden}/bias", -1, "outputs"),
 )
 
 # Splitting small arrays costs a gather and saves nothing.
@@ -38,7 +50,8 @@ def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSp
     """How the array at `path` (``blocks/0/mlp/up/kernel``) of `shape` is split over `mesh`."""
     axes: list[str | None] = [None] * len(shape)
     if mesh.shape[MODEL] > 1:
-        axis = next((axis for where, axis in TENSOR_PARALLEL if matches(where, path)), 0)
+        rule = rule_of(path)
+        axis = rule.axis if rule else 0
         if -len(shape) <= axis < 0 and shape[axis] % mesh.shape[MODEL] == 0:
             axes[axis] = MODEL
     if mesh.shape[FSDP] > 1 and math.prod(shape) >= FSDP_MIN_SIZE:
@@ -48,6 +61,11 @@ def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSp
     while axes and axes[-1] is None:
         axes.pop()
     return PartitionSpec(*axes)
+
+
+def rule_of(path: str) -> Rule | None:
+    """The rule by which the array at `path` is split over ``model``; None where no rule knows it."""
+    return next((rule for rule in TENSOR_PARALLEL if matches(rule.where, path)), None)
 
 
 def state_sharding(tree: Any, mesh: Mesh) -> Any:
