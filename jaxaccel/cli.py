@@ -8,13 +8,16 @@ import os
 import re
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, get_type_hints
 
+import jax
 import tyro
 
+from jaxaccel import peers
 from jaxaccel import recipe as recipes
 from jaxaccel.calls import nearest
 from jaxaccel.errors import UserError
@@ -84,6 +87,18 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> NoReturn:
         if error.errno not in _SAID:
             raise
         fail(f"{error.filename or 'the run directory'}: {_SAID[error.errno]}", "--traceback" in argv)
+    except Exception:
+        if jax.process_count() == 1:
+            raise
+        peers.wait_for_the_cause()  # a collective operation fails in many ways where another process has gone
+        _leave_the_others()
+
+
+def _leave_the_others() -> NoReturn:
+    """Ends at once with a traceback: JAX would wait at its exit for processes that have to be told first."""
+    traceback.print_exc()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def fail(message: str, trace: bool = False) -> NoReturn:
@@ -92,6 +107,8 @@ def fail(message: str, trace: bool = False) -> NoReturn:
         traceback.print_exc()
     print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     sys.stdout.flush()
+    if jax.distributed.is_initialized():
+        time.sleep(0.5)  # the others may be about to say the same, and end with the first process
     # Threads that Orbax or grain still run must not keep the process, nor add their tracebacks to the line.
     os._exit(2)
 

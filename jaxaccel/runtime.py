@@ -12,6 +12,8 @@ from pathlib import Path
 
 import jax
 
+from jaxaccel.launch import join_processes
+
 STACK = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
 
 # glibc's mallopt parameters, from malloc.h.
@@ -34,8 +36,7 @@ def setup() -> Runtime:
     """Prepares this process for training; safe to call again. Environment variables switch the parts off:
 
     ``JAXACCEL_ALLOCATOR=0`` leaves glibc's allocator alone, ``JAXACCEL_CACHE=0`` keeps no compile cache
-    (or names its directory), and ``JAX_COORDINATOR_ADDRESS`` (with ``JAX_NUM_PROCESSES`` and
-    ``JAX_PROCESS_ID``) joins several processes.
+    (or names its directory). Several processes of one job are joined (`jaxaccel.launch`).
     """
     threads_for_forced_devices()
     return Runtime(keep_freed_memory(), compile_cache(), join_processes())
@@ -118,24 +119,6 @@ def compile_cache() -> str:
     return str(directory)
 
 
-def join_processes() -> int:
-    """Joins the processes of one job; their number.
-
-    The environment names the coordinator (``JAX_COORDINATOR_ADDRESS``), or several hosts of a TPU pod
-    (``TPU_WORKER_HOSTNAMES``), from which JAX finds out the rest.
-    """
-    pod = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") and os.environ.get("JAX_PLATFORMS") != "cpu"
-    if pod and not os.environ.get("JAX_COORDINATOR_ADDRESS") and not jax.distributed.is_initialized():
-        jax.distributed.initialize()
-    if os.environ.get("JAX_COORDINATOR_ADDRESS") and not jax.distributed.is_initialized():
-        if os.environ.get("JAX_PLATFORMS", "") == "cpu":
-            jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(
-            num_processes=_integer("JAX_NUM_PROCESSES"), process_id=_integer("JAX_PROCESS_ID")
-        )
-    return jax.process_count()
-
-
 def device_memory() -> int:
     """Bytes of memory of one device; on a CPU, its share of the machine's memory."""
     stats = jax.local_devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
@@ -180,7 +163,3 @@ def peak_bytes(compiled: jax.stages.Compiled | None) -> int | None:
     parts = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
     peak = getattr(memory, "peak_memory_in_bytes", 0)
     return int(max(peak, parts - memory.alias_size_in_bytes))
-
-
-def _integer(name: str) -> int | None:
-    return int(os.environ[name]) if name in os.environ else None

@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxaccel import cli, curves, initial, pacing, rundir, runtime
+from jaxaccel import cli, curves, initial, pacing, peers, rundir, runtime
+from jaxaccel.agreement import check_same, leaves
 from jaxaccel.checkpoint import Checkpoints, digest
 from jaxaccel.data import open_source
 from jaxaccel.data.feed import batch_shape, choose, resident_feed, stream_feed
@@ -29,7 +30,7 @@ from jaxaccel.metrics import Mean, add
 from jaxaccel.modules import as_model, output_shape, takes
 from jaxaccel.optim.averaging import reestimator
 from jaxaccel.parallel import MeshShape, batch_sharding, check_split, make_mesh, placed
-from jaxaccel.recipe import Recipe
+from jaxaccel.recipe import Recipe, to_json
 from jaxaccel.replicas import Replicas, spread
 from jaxaccel.result import TrainResult, finished
 from jaxaccel.runlog import Meter, RunLog, announce, lag
@@ -79,6 +80,16 @@ def _train(
     started = time.perf_counter()
     setup = runtime.setup()
     announce()
+    leave.enter_context(peers.watched())
+    check_same(
+        {
+            **leaves(to_json(recipe)),
+            "run": run,
+            "resume": resume,
+            "overwrite": overwrite,
+            "init_from": init_from,
+        }
+    )
 
     # ---- mesh -----------------------------------------------------------------------------------------
     mesh = make_mesh(recipe.mesh)

@@ -59,3 +59,32 @@ def test_sigterm_stops_both_at_the_same_step(run_train, tmp_path):
     outputs = finish(processes)
     assert "stopped at step" in outputs[0][0]
     assert not json.loads((tmp_path / "two/result.json").read_text())["finished"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("victim", [0, 1])
+def test_the_end_of_one_process_ends_the_other_in_one_line(run_train, tmp_path, number, victim):
+    processes = start(run_train, *WORDS, "--epochs", "500", "--run", "two")
+    end = time.monotonic() + 120
+    while not (tmp_path / "two" / "metrics.jsonl").exists():
+        assert time.monotonic() < end and all(p.poll() is None for p in processes)
+        time.sleep(0.1)
+    processes[victim].send_signal(number)
+    _, said = processes[1 - victim].communicate(timeout=60)
+    processes[victim].kill()
+    assert processes[1 - victim].returncode == 2, said
+    assert f"error: process {victim} of 2 has gone: see its own output" in said
+
+
+@pytest.mark.slow
+def test_other_options_in_one_process_are_refused(run_train, tmp_path):
+    address = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
+    processes = [
+        run_train(*WORDS, "--seed", str(5 * i), wait=False, env=address | {"JAX_PROCESS_ID": str(i)})
+        for i in range(2)
+    ]
+    for process in processes:
+        _, said = process.communicate(timeout=240)
+        assert process.returncode == 2
+        assert "error: process 1 was started with another --seed than process 0" in said

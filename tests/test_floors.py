@@ -10,7 +10,19 @@ ROOT = Path(jaxaccel.__file__).parent
 # Each floor may import itself and what lies below. A new module needs its place here.
 FLOORS = [
     {
-        *("errors", "options", "files", "calls", "metrics", "trees", "runtime", "numerics", "sites"),
+        *(
+            "errors",
+            "options",
+            "files",
+            "calls",
+            "metrics",
+            "trees",
+            "runtime",
+            "launch",
+            "peers",
+            "numerics",
+            "sites",
+        ),
         *("hlo", "torch_files", "torch_pickle"),
     },
     {"interpret", "arrays", "lowerings", "roofline"},
@@ -44,6 +56,7 @@ FLOORS = [
         "findings",
         "wording",
         "result",
+        "agreement",
         "initial",
     },
     {"train", "doctor", "route", "routes", "__main__"},
