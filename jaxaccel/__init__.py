@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from jaxaccel.route import Route, follow, load_route
     from jaxaccel.tasks import ImageClassification, Task
     from jaxaccel.train import train
+    from jaxaccel.trained import Trained, load
     from jaxaccel.transforms import (
         Calibration,
         Hint,
@@ -77,6 +78,7 @@ _HOMES = {
     "Schedule": "optim",
     "Task": "tasks",
     "TrainResult": "result",
+    "Trained": "trained",
     "UserError": "errors",
     "bfloat16": "transforms",
     "calibrate": "transforms",
@@ -94,6 +96,7 @@ _HOMES = {
     "input_norms": "transforms",
     "int8": "transforms",
     "linear_probe": "probe",
+    "load": "trained",
     "load_pretrained": "pretrained",
     "load_recipe": "recipe",
     "load_route": "route",
@@ -129,6 +132,7 @@ __all__ = [
     "Schedule",
     "Task",
     "TrainResult",
+    "Trained",
     "UserError",
     "augment",
     "bfloat16",
@@ -147,6 +151,7 @@ __all__ = [
     "input_norms",
     "int8",
     "linear_probe",
+    "load",
     "load_pretrained",
     "load_recipe",
     "load_route",

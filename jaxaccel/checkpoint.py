@@ -139,13 +139,21 @@ class Checkpoints:
           UserError: there is no checkpoint, or none that is whole.
         """
         best = self.best()
-        for step in [s for s in [best, *reversed(self.steps())] if s is not None]:
+        return self.weights_at([s for s in [best, *reversed(self.steps())] if s is not None], say)[1]
+
+    def scores(self, step: int) -> dict[str, float]:
+        """The metrics that were saved with a checkpoint."""
+        return dict(self._manager.metrics(step) or {})
+
+    def weights_at(self, steps: Sequence[int], say: Say = print) -> tuple[int, dict[str, np.ndarray]]:
+        """As `weights`, of the first of these steps whose checkpoint is whole, and which one that is."""
+        for step in steps:
             try:
                 _verify(self.directory / str(step))
                 arrays = self._manager.restore(step, args=ocp.args.StandardRestore(self._on_host(step)))
                 weights = {path: np.asarray(a) for path, a in arrays.items() if path.startswith(WEIGHTS)}
                 averages = {p: np.asarray(a) for p, a in arrays.items() if p.startswith("average/")}
-                return weights | {p.replace("average/", "params/", 1): a for p, a in averages.items()}
+                return step, weights | {p.replace("average/", "params/", 1): a for p, a in averages.items()}
             except Exception as error:  # see restore
                 say(f"checkpoint {self.directory / str(step)} is damaged and passed over: {_reason(error)}")
         raise UserError(f"no whole checkpoint in {self.directory}: name the directory of a finished run")

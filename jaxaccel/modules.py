@@ -70,6 +70,16 @@ def takes(factory: Any, name: str) -> bool:
     return not isinstance(factory, linen.Module) and name in _free(factory)
 
 
+def inference(model: Model) -> Callable[..., PyTree]:
+    """A model as a function of its variables, ``{"params": ..., "model_state": ...}``, and inputs."""
+
+    def call(variables: PyTree, *inputs: PyTree) -> PyTree:
+        key = jax.random.key(0)  # nothing is drawn in inference, but the signature asks for one
+        return model.apply(variables["params"], variables["model_state"], *inputs, key=key, train=False)[0]
+
+    return call
+
+
 def abstract(model: Model) -> tuple[PyTree, PyTree]:
     """The shapes and dtypes of (params, state), without computing them."""
     return jax.eval_shape(model.init, jax.random.key(0))

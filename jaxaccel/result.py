@@ -9,9 +9,12 @@ from typing import Any
 
 import jax
 
+from jaxaccel.facts import Facts
+from jaxaccel.prediction import BATCH, predict
 from jaxaccel.replicas import Replicas, pick
 from jaxaccel.state import TrainState
 from jaxaccel.step import Training
+from jaxaccel.tasks import Task
 from jaxaccel.wording import scores_text
 
 
@@ -24,13 +27,31 @@ class TrainResult:
     """What result.json holds."""
     training: Training | Replicas
     state: TrainState
+    facts: Facts
+    """What the run keeps of its data set."""
 
-    def predict(self, batch: dict[str, Any]) -> Any:
-        """The task's predictions for a batch, as the data set gives it: logits (B, classes) for images.
+    @property
+    def task(self) -> Task:
+        """What the model does."""
+        return self.training.make({}).task if isinstance(self.training, Replicas) else self.training.task
+
+    def predict(self, given: Any, *, batch: int = BATCH, **options: Any) -> Any:
+        """The task's predictions, NumPy arrays: logits (B, classes) for images, (classes,) for a single one.
 
         Of several replicas they are stacked, (replicas, B, classes).
+
+        Args:
+          given: images of any dtype with levels from 0 to 255, files or Pillow images, one or many; of other tasks
+            arrays, by name. `ImageClassification.bring` has the rules.
+          batch: how many are computed at a time.
+          options: of the task's `bring`; ``white=1`` of images with pixels in [0, 1].
+
+        Raises:
+          UserError: the model does not take that; the message says what it takes.
         """
-        return self._predict(self.state.weights(), self.state.model_state, batch)
+        compute = functools.partial(self._predict, self.state.weights(), self.state.model_state)
+        axis = 1 if isinstance(self.training, Replicas) else 0
+        return predict(self.task, self.facts.example, compute, given, size=batch, axis=axis, **options)
 
     def replica(self, i: int) -> "TrainResult":
         """One of several that trained at once, as if it had trained alone."""
@@ -42,8 +63,16 @@ class TrainResult:
     def _predict(self) -> Callable[..., Any]:
         return jax.jit(self.training.predict)
 
+    def __repr__(self) -> str:
+        at = f"step {self.summary.get('steps', '?')}" + (
+            "" if self.summary.get("finished") else ", not finished"
+        )
+        return f"TrainResult({self.directory}: {at}, {scores_text(self.summary.get('eval', {}))})"
 
-def finished(directory: Path, training: Training | Replicas, state: TrainState) -> TrainResult | None:
+
+def finished(
+    directory: Path, training: Training | Replicas, state: TrainState, facts: Facts
+) -> TrainResult | None:
     """The result of a run that is resumed at its end, if it wrote one: nothing is done again."""
     path = directory / "result.json"
     summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -51,4 +80,4 @@ def finished(directory: Path, training: Training | Replicas, state: TrainState) 
         return None
     if jax.process_index() == 0:
         print(f"{directory} is finished: {scores_text(summary['eval'])}; see {directory}/curves.png")
-    return TrainResult(directory, summary, training, state)
+    return TrainResult(directory, summary, training, state, facts)

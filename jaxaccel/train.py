@@ -25,6 +25,7 @@ from jaxaccel.data import open_source
 from jaxaccel.data.feed import batch_shape, choose, resident_feed, stream_feed
 from jaxaccel.data.order import Phase, Sequential
 from jaxaccel.errors import UserError
+from jaxaccel.facts import Facts
 from jaxaccel.fuse import gather, several, several_evaluations
 from jaxaccel.metrics import Mean, add
 from jaxaccel.modules import as_model, output_shape, takes
@@ -114,6 +115,7 @@ def _train(
         "mask": np.float32(1),
     }
     inputs = jax.eval_shape(task.inputs, batch_shape(example, recipe.batch_size))
+    known = Facts.of(facts, example)
     facts |= {"sample": task.sample(train_source)} if takes(recipe.model, "sample") else {}
     model = as_model(recipe.model, facts, inputs)
     task.check(output_shape(model, inputs), facts)
@@ -135,6 +137,8 @@ def _train(
     start = initial.start(origin, model, inputs, task.metric) if origin else initial.Start()
     replaced = rundir.prepare(directory, recipe, source=source, resume=resume, overwrite=overwrite)
     leave.callback(replaced.put_back)
+    if jax.process_index() == 0:
+        known.write(directory)
     checkpoints = Checkpoints(directory / "checkpoints", keep=recipe.keep, metric=task.metric)
     restored = checkpoints.restore(state_shape, shardings) if resume else None
     if restored:
@@ -143,7 +147,7 @@ def _train(
         weights = training.copies({**start.weights, **initial.teacher_weights(teacher, inputs)})
         done, state = 0, jax.jit(training.init, out_shardings=shardings)(weights)
 
-    if restored and done >= steps and (result := finished(directory, training, state)):
+    if restored and done >= steps and (result := finished(directory, training, state, known)):
         checkpoints.close()
         return result
 
@@ -278,13 +282,15 @@ def _train(
     if isinstance(training, Replicas) and scored == at and rows[0]:
         summary["replicas"] = training.table(rows)
         best = keep_best(directory, recipe, source, training, state, rows)
+        if show:
+            known.write(directory / "best")
         log.say(replicas_text(summary["replicas"], task.metric, best))
     if show:
         rundir.write_json(directory / "result.json", summary)
         curves.draw(directory, f"{recipe.name}: {scores_text(scores)}")
         log.say(f"{scores_text(scores)} after {summary['seconds']:.0f} s; see {directory}/curves.png" if at == steps
                 else f"stopped at step {at} of {steps} and saved; go on with: {again()}")  # fmt: skip
-    return TrainResult(directory, summary, training, state)
+    return TrainResult(directory, summary, training, state, known)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -44,6 +44,9 @@ FLOORS = [
         "explanation",
         "replicas",
         "packed",
+        "prediction",
+        "evaluation",
+        "facts",
     },
     {
         "recipe",
@@ -59,7 +62,7 @@ FLOORS = [
         "agreement",
         "initial",
     },
-    {"train", "doctor", "route", "routes", "__main__"},
+    {"train", "trained", "evaluate", "doctor", "route", "routes", "__main__"},
 ]
 FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}
 

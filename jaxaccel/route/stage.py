@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,17 @@ import numpy as np
 from jaxaccel.compress import trainable
 from jaxaccel.compress.selected import names_of
 from jaxaccel.data import open_source
-from jaxaccel.data.feed import batch_shape
 from jaxaccel.data.sources import Source
-from jaxaccel.modules import Model, as_model
+from jaxaccel.facts import Facts
+from jaxaccel.modules import Model, as_model, inference
 from jaxaccel.recipe import Recipe
 from jaxaccel.tasks import Task
+from jaxaccel.tasks.batches import batches
+from jaxaccel.tasks.given import shapes
 from jaxaccel.transforms import compressed, retarget
 from jaxaccel.trees import Where, parameter_path, selects
 
 PyTree = Any
-Batch = dict[str, Any]
-"""Arrays of the host."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,16 +78,6 @@ def zeros(params: PyTree, where: Where = "**") -> dict[str, float]:
     return {path: share for path, x in chosen.items() if (share := float(np.mean(np.asarray(x) == 0)))}
 
 
-def inference(model: Model) -> Callable[..., PyTree]:
-    """A model as a function of its variables, ``{"params": ..., "model_state": ...}``, and inputs."""
-
-    def call(variables: PyTree, *inputs: PyTree) -> PyTree:
-        key = jax.random.key(0)  # nothing is drawn in inference, but the signature asks for one
-        return model.apply(variables["params"], variables["model_state"], *inputs, key=key, train=False)[0]
-
-    return call
-
-
 @dataclasses.dataclass(frozen=True)
 class Setting:
     """The task, the data and the place of a route."""
@@ -97,6 +87,8 @@ class Setting:
     directory: Path
     batch: int
     """Examples in a batch of evaluation and of the receipts' throughput."""
+    kept: Facts | None = None
+    """What an earlier run kept of the data, which then need not be there."""
 
     def file(self, number: int, name: str) -> Path:
         """Where the variables after a step are packed."""
@@ -123,14 +115,20 @@ class Setting:
         return self._open(self.training.data.eval_split)
 
     @functools.cached_property
-    def facts(self) -> dict[str, Any]:
+    def known(self) -> Facts:
         """What the data say of themselves."""
-        return self.task.facts(self.train.features)
+        if self.kept is not None:
+            return self.kept
+        return Facts.of(self.task.facts(self.train.features), self.task.element(self.train[0]))
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What a model's factory may ask for of it."""
+        return self.known.values
 
     def inputs(self, size: int) -> tuple[PyTree, ...]:
         """Shapes of a batch's inputs to the model."""
-        example = _element(self.task, self.train[0], 0)
-        return jax.eval_shape(self.task.inputs, batch_shape(example, size))
+        return jax.eval_shape(self.task.inputs, shapes(self.known.example, size))
 
     def model(self, factory: Any) -> Model:
         """The pure functions of what `factory` makes for this data."""
@@ -146,21 +144,3 @@ class Setting:
     def _open(self, split: str) -> Source:
         data = self.training.data
         return open_source(data.name, split, directory=data.dir, downloads=data.downloads)
-
-
-def batches(source: Source, task: Task, size: int, count: int | None = None) -> Iterator[Batch]:
-    """The first `count` examples of a split as a task's batches, all of `size`: the last is filled up, with mask 0."""
-    total = len(source) if count is None else min(count, len(source))
-    for start in range(0, total, size):
-        there = range(start, min(start + size, total))
-        rows = [_element(task, x, i) for i, x in zip(there, source.__getitems__(there), strict=True)]
-        yield stacked([*rows, *[rows[0] | {"mask": np.float32(0)}] * (size - len(rows))])
-
-
-def stacked(rows: Sequence[Mapping[str, Any]]) -> Batch:
-    """Examples as one batch."""
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-
-
-def _element(task: Task, example: Mapping[str, Any], index: int) -> dict[str, Any]:
-    return task.element(example) | {"index": np.int32(index), "epoch": np.int32(0), "mask": np.float32(1)}

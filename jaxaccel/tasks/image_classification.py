@@ -12,6 +12,9 @@ import optax
 from jaxaccel.errors import UserError, option
 from jaxaccel.metrics import Mean
 from jaxaccel.options import CountOrZero, Positive, ShareBelowOne
+from jaxaccel.tasks import pictures
+from jaxaccel.tasks.given import Example, Given
+from jaxaccel.tasks.report import ClassReport
 from jaxaccel.tasks.task import Apply, Batch, PyTree, Task
 
 
@@ -63,11 +66,11 @@ class ImageClassification(Task):
         """``image`` (H, W, C) uint8, ``label`` () int32."""
         image = np.asarray(example["image"])
         if self.image_size and image.shape[:2] != (self.image_size,) * 2:
-            image = _resize(image, self.image_size)
+            image = pictures.resize(image, self.image_size)
         return {"image": image, "label": np.asarray(example["label"], np.int32)}
 
     def inputs(self, batch: Batch) -> tuple[PyTree, ...]:
-        """The images as standardised float32."""
+        """The images as standardised float32: integers are levels from 0 to 255, floats lie in [0, 1]."""
         return (self._standardise(batch["image"]),)
 
     def check(self, outputs: PyTree, facts: Mapping[str, Any]) -> None:
@@ -116,27 +119,59 @@ class ImageClassification(Task):
         correct = logits.argmax(-1) == batch["label"]
         return {"accuracy": Mean.of(correct, batch["mask"]), "loss": Mean.of(losses, batch["mask"])}
 
+    def bring(self, given: Any, example: Example, size: int, *, white: float | None = None) -> Given:
+        """Pictures as the images that the model takes.
+
+        Pixels are levels from 0 to 255 in every dtype, integer or floating point, unless `white` says otherwise.
+        Gray becomes RGB and the other way round, an alpha channel goes, as in data sets. Where the task has an
+        `image_size`, pictures of any size are resized to it.
+
+        Args:
+          given: an array (H, W), (H, W, C), (B, H, W) or (B, H, W, C), a path of an image file, a Pillow image, an
+            iterable of these, or ``{"image": ...}`` of one of them.
+          example: shape and dtype of each array of one example.
+          size: images in a batch at most.
+          white: the number of a white pixel: 1 where arrays lie in [0, 1], 65535 of 16 bits. By default 255, and 1 of
+            booleans; floats that all lie in [0, 1] are refused then, since they may mean either.
+
+        Raises:
+          UserError: a picture cannot be read, or be brought to the size of the model's input, or holds other numbers.
+        """
+        if isinstance(given, Mapping):
+            if "image" not in given:
+                raise UserError(f"a batch of images has an entry image, got {', '.join(given) or 'none'}")
+            given = given["image"]
+        height, width, channels = example["image"].shape
+        return pictures.bring(given, (height, width, channels), self.image_size, size, white)
+
+    def batch_of(self, given: Any, example: Example) -> Batch:
+        """Levels from 0 to 255 of any dtype, (B, H, W, C), or (B, H, W) where the model takes gray images."""
+        image = jnp.asarray(given["image"] if isinstance(given, Mapping) else given)
+        image = image if jnp.issubdtype(image.dtype, jnp.integer) else image.astype(jnp.float32) / 255
+        return {"image": image.reshape(image.shape[0], *example["image"].shape)}
+
+    def judge(self, predictions: jax.Array, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """``label`` and ``predicted`` (B,) int32, ``probability`` of the predicted class and ``of_label`` (B,) float32."""
+        probabilities = np.asarray(jax.nn.softmax(jnp.asarray(predictions, jnp.float32)))
+        label, rows = np.asarray(batch["label"]), np.arange(len(probabilities))
+        predicted = probabilities.argmax(-1).astype(np.int32)
+        return {
+            "label": label, "predicted": predicted, "probability": probabilities[rows, predicted],
+            "of_label": probabilities[rows, label],
+        }  # fmt: skip
+
+    def report(self, judged: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> ClassReport:
+        """The confusion matrix and what follows from it for each class."""
+        return ClassReport.of(judged["label"], judged["predicted"], facts["class_names"])
+
     def _standardise(self, images: jax.Array) -> jax.Array:
         # One multiply-add, which XLA fuses into the first convolution's input.
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
-        scale = 1 / (255 * std) if images.dtype == jnp.uint8 else 1 / std
-        return images.astype(jnp.float32) * scale - mean / std
+        levels = jnp.issubdtype(images.dtype, jnp.integer)  # of any width: they mean the same
+        return images.astype(jnp.float32) * (1 / (255 * std) if levels else 1 / std) - mean / std
 
     def _cross_entropy(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
         targets = jax.nn.one_hot(labels, logits.shape[-1])
         return optax.softmax_cross_entropy(
             logits.astype(jnp.float32), optax.smooth_labels(targets, self.label_smoothing)
         )
-
-
-def _resize(image: np.ndarray, size: int) -> np.ndarray:
-    """(h, w, c) uint8 -> (size, size, c): shorter side to `size` (bilinear with antialiasing), centre crop."""
-    from PIL import Image
-
-    picture = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
-    scale = size / min(picture.size)
-    width, height = (max(size, round(side * scale)) for side in picture.size)
-    left, top = (width - size) // 2, (height - size) // 2
-    picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-    resized = np.asarray(picture.crop((left, top, left + size, top + size)))
-    return resized.reshape(size, size, image.shape[-1])

@@ -12,8 +12,10 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
+from jaxaccel.errors import UserError
 from jaxaccel.metrics import Mean
 from jaxaccel.options import Options
+from jaxaccel.tasks.given import Example, Given, sole_name, split
 
 PyTree = Any
 Batch = Mapping[str, jax.Array]
@@ -72,3 +74,38 @@ class Task(Options, abc.ABC):
     def summarise(self, means: Mapping[str, Mean]) -> dict[str, float]:
         """The numbers to report from the sums over all batches."""
         return {name: float(mean.value()) for name, mean in means.items()}
+
+    def bring(self, given: Any, example: Example, size: int) -> Given:
+        """What a person has, to be predicted, as batches of up to `size` examples; labels may be missing.
+
+        By default ``{name: array}`` of one example or of many, or the array alone where `inputs` reads only one.
+
+        Args:
+          given: of the user.
+          example: shape and dtype of each array of one example, as `element` made them in training.
+          size: examples in a batch at most.
+
+        Raises:
+          UserError: it is no such thing; the message says what the model takes.
+        """
+        return split(self._named(given, example), example, size)
+
+    def batch_of(self, given: Any, example: Example) -> Batch:
+        """What `bring` makes of arrays with a batch axis, inside a program: nothing of their values is checked."""
+        return self._named(given, example)
+
+    def judge(self, predictions: PyTree, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What `report` needs of each example, from one batch of predictions and of the data; by default nothing."""
+        return {}
+
+    def report(self, judged: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> Any:
+        """What there is to say of a whole split besides the metrics, from all that `judge` gave; by default None."""
+        return None
+
+    def _named(self, given: Any, example: Example) -> dict[str, Any]:
+        if isinstance(given, Mapping):
+            return dict(given)
+        name = sole_name(self.inputs, example)
+        if name is None:
+            raise UserError(f"the model reads several arrays: give a dictionary with {', '.join(example)}")
+        return {name: given}

@@ -1,0 +1,106 @@
+"""Predictions for what a person has at hand, in batches of few sizes."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxaccel.errors import UserError
+from jaxaccel.tasks.given import BOOKKEEPING, Example, shapes
+from jaxaccel.tasks.task import Task
+
+PyTree = Any
+BATCH = 256
+"""Examples that are predicted at a time."""
+
+
+class Guess(NamedTuple):
+    """A class and how probable a model finds it."""
+
+    name: str
+    probability: float
+
+
+def predict(
+    task: Task,
+    example: Example,
+    compute: Callable[[Mapping[str, Any]], PyTree],
+    given: Any,
+    *,
+    size: int = BATCH,
+    axis: int = 0,
+    **options: Any,
+) -> PyTree:
+    """What `compute` makes of batches of all that is given, as NumPy arrays.
+
+    Batches hold `size` examples; the last one is filled up to a power of two with copies of its last example, so that
+    any number of examples compiles few programs.
+
+    Args:
+      task: brings what is given to batches.
+      example: shape and dtype of each array of one example.
+      compute: batch -> predictions; compiled.
+      given: as the task's `bring` takes it.
+      size: examples in a batch at most.
+      axis: of the predictions that counts examples.
+      options: of the task's `bring`.
+
+    Raises:
+      UserError: the task cannot bring it to the model's input.
+    """
+    if size < 1:
+        raise UserError(f"the size of a batch must be at least 1, got {size}")
+    brought = task.bring(given, example, size, **options)
+    try:
+        parts = [_cut(compute(_filled(batch, size)), len(_any(batch)), axis) for batch in brought.batches]
+    except KeyError as error:
+        if error.args[:1] == () or error.args[0] not in example:
+            raise
+        raise UserError(f"predictions need {error.args[0]} as well: give a dictionary with it") from error
+    if not parts:
+        one = jax.eval_shape(compute, shapes(example, 1))
+        parts = [_cut(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), one), 0, axis)]
+    joined = jax.tree.map(lambda *x: np.concatenate(x, axis), *parts)
+    return jax.tree.map(lambda x: x.take(0, axis), joined) if brought.single else joined
+
+
+def classify(
+    logits: np.ndarray, class_names: tuple[str, ...] | None, top: int
+) -> list[Guess] | list[list[Guess]]:
+    """The `top` most probable classes, the first one first, by logits (classes,) or (B, classes).
+
+    Raises:
+      UserError: they are no logits of these classes.
+    """
+    if not class_names or np.shape(logits)[-1:] != (len(class_names),) or np.ndim(logits) > 2:
+        raise UserError("only predictions that are logits of classes have class names: use predict")
+    if top < 1:
+        raise UserError(f"top must be at least 1, got {top}")
+    if logits.ndim == 2:
+        return [_guesses(row, class_names, top) for row in logits]
+    return _guesses(logits, class_names, top)
+
+
+def _guesses(logits: np.ndarray, class_names: tuple[str, ...], top: int) -> list[Guess]:
+    powers = np.exp(logits.astype(np.float64) - logits.max())
+    order = np.argsort(-logits, kind="stable")[:top]
+    return [Guess(class_names[i], float(powers[i] / powers.sum())) for i in order]
+
+
+def _filled(batch: Mapping[str, Any], size: int) -> dict[str, Any]:
+    """`batch` with what every batch has, filled up to a power of two or to `size`."""
+    count = len(_any(batch))
+    whole = min(size, 1 << (count - 1).bit_length())
+    own = {"index": np.arange(count), "epoch": np.zeros(count), "mask": np.ones(count)} | dict(batch)
+    filled = {name: np.concatenate([x, np.repeat(x[-1:], whole - count, axis=0)]) for name, x in own.items()}
+    return filled | {name: filled[name].astype(dtype) for name, dtype in BOOKKEEPING.items()}
+
+
+def _cut(predictions: PyTree, count: int, axis: int) -> PyTree:
+    first = (*[slice(None)] * axis, slice(count))
+    return jax.tree.map(lambda x: np.asarray(x)[first], predictions)
+
+
+def _any(batch: Mapping[str, Any]) -> Any:
+    return next(iter(batch.values()))

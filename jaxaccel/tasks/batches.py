@@ -1,0 +1,31 @@
+"""A split of a data set as a task's batches, in its order."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxaccel.data.sources import Source
+from jaxaccel.tasks.task import Task
+
+Batch = dict[str, Any]
+"""Arrays of the host."""
+
+
+def batches(source: Source, task: Task, size: int, count: int | None = None) -> Iterator[Batch]:
+    """The first `count` examples of a split as a task's batches, all of `size`: the last is filled up, with mask 0."""
+    total = len(source) if count is None else min(count, len(source))
+    for start in range(0, total, size):
+        there = range(start, min(start + size, total))
+        rows = [element(task, x, i) for i, x in zip(there, source.__getitems__(there), strict=True)]
+        yield stacked([*rows, *[rows[0] | {"mask": np.float32(0)}] * (size - len(rows))])
+
+
+def stacked(rows: Sequence[Mapping[str, Any]]) -> Batch:
+    """Examples as one batch."""
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def element(task: Task, example: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """One example of the data set as a task's, with what every batch has besides."""
+    return task.element(example) | {"index": np.int32(index), "epoch": np.int32(0), "mask": np.float32(1)}

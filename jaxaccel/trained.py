@@ -1,0 +1,288 @@
+"""A run opened again: its model, ready to predict, to be evaluated, and to be transformed. ``ja.load(run)``."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from jaxaccel import prediction, runtime
+from jaxaccel.checkpoint import Checkpoints, flat
+from jaxaccel.data import Source, open_source
+from jaxaccel.errors import UserError
+from jaxaccel.evaluation import Evaluation, evaluation, metrics
+from jaxaccel.facts import Facts, read_facts
+from jaxaccel.modules import Model, abstract, as_model, inference, takes
+from jaxaccel.prediction import BATCH, Guess
+from jaxaccel.recipe import Recipe, load_recipe
+from jaxaccel.step import TRANSFORMATIONS
+from jaxaccel.tasks import Task
+from jaxaccel.tasks.given import shapes
+from jaxaccel.transforms import retarget
+from jaxaccel.trees import with_leaves
+from jaxaccel.wording import scores_text
+
+PyTree = Any
+Which = Literal["best", "last"] | int | str
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A trained model as a run left it. `load` makes one; the data set is only needed by `evaluate` and `report`."""
+
+    directory: Path
+    """Of the run."""
+    recipe: Recipe
+    """How it was trained."""
+    facts: Facts
+    """What the run kept of its data set."""
+    step: int | str
+    """Training steps that these weights have seen, or the step of a route that they come from."""
+    metrics: Mapping[str, float]
+    """What was measured when these weights were saved; empty where nothing was."""
+    params: PyTree
+    """``{"params": ..., "model_state": ...}``, as `ja.pack` stores them: the first argument of `function`."""
+    call: Callable[..., PyTree]
+    """(params, *inputs of the model) -> outputs, in inference: the model itself."""
+    run: Callable[..., PyTree]
+    """The same as evaluations compute it: in the precision of the recipe, in forms that this device runs fast."""
+    model: Model | None = None
+    """``init`` and ``apply``, with which training could go on; None for the last stages of a route, which cannot."""
+
+    @property
+    def task(self) -> Task:
+        """What the model does."""
+        return self.recipe.task
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names of the classes in the order of the logits; None where there are no classes."""
+        return self.facts.class_names
+
+    def predict(self, given: Any, *, batch: int = BATCH, **options: Any) -> PyTree:
+        """The task's predictions, NumPy arrays: logits (B, classes) for images, (classes,) for a single one.
+
+        Images may be arrays of any dtype with levels from 0 to 255 (`white` says otherwise), Pillow images, paths of
+        files, or lists of these; `ImageClassification.bring` has the rules. Of other tasks they are arrays, by name.
+
+        Args:
+          given: one example or many.
+          batch: how many are computed at a time.
+          options: of the task's `bring`; ``white=1`` of images with pixels in [0, 1].
+
+        Raises:
+          UserError: the model does not take that; the message says what it takes.
+        """
+        compute = functools.partial(self._predict, self.params)
+        return prediction.predict(self.task, self.facts.example, compute, given, size=batch, **options)
+
+    def classify(self, given: Any, *, top: int = 5, **options: Any) -> list[Guess] | list[list[Guess]]:
+        """The most probable classes by name, as ``Guess(name, probability)``, the most probable first.
+
+        Args:
+          given: as `predict` takes it; of a single example the answer is one list.
+          top: how many classes to name.
+          options: of `predict`.
+
+        Raises:
+          UserError: the model does not classify, or does not take that.
+        """
+        return prediction.classify(self.predict(given, **options), self.class_names, top)
+
+    def evaluate(
+        self,
+        split: str | None = None,
+        *,
+        source: Source | None = None,
+        advance: Callable[[], Any] = lambda: None,
+    ) -> dict[str, float]:
+        """The task's metrics over a split, as training computed them for result.json.
+
+        Args:
+          split: of the run's data set, with slices as TFDS writes them; by default the one it was evaluated on.
+          source: examples to evaluate on instead, of the same classes: ``ja.open_source("folder:photos", "test")``.
+          advance: called after each batch.
+
+        Raises:
+          UserError: there is no such split, or the data set is not there or has other classes.
+        """
+        found, size = self.source(split) if source is None else self._checked(source), self.recipe.batch_size
+        return metrics(self.task, self.run, self.params, found, size, advance)
+
+    def report(
+        self,
+        split: str | None = None,
+        *,
+        source: Source | None = None,
+        advance: Callable[[], Any] = lambda: None,
+    ) -> Evaluation:
+        """As `evaluate`, with what the task has to say of each class and of each example."""
+        found, size = self.source(split) if source is None else self._checked(source), self.recipe.batch_size
+        return evaluation(self.task, self.run, self.params, found, size, self.facts.values, advance)
+
+    def source(self, split: str | None = None) -> Source:
+        """A split of the data set that the run was trained on.
+
+        Raises:
+          UserError: it cannot be opened, or is no longer what it was.
+        """
+        data = self.recipe.data
+        return self._checked(
+            open_source(data.name, split or data.eval_split, directory=data.dir, downloads=data.downloads)
+        )
+
+    @functools.cached_property
+    def function(self) -> Callable[[PyTree, Any], PyTree]:
+        """The model as a pure function ``f(params, x)`` of `params` and of arrays as `predict` takes them.
+
+        Of images x is (B, H, W, C), levels from 0 to 255 of any dtype, in the model's size. It computes in float32,
+        whatever the recipe's precision: ``ja.int8(run.function)(ja.quantize(run.params), x)`` changes that.
+        """
+        task, example, call = self.task, self.facts.example, self.call
+
+        def function(params: PyTree, x: Any) -> PyTree:
+            return call(params, *task.inputs(task.batch_of(x, example)))
+
+        return function
+
+    @functools.cached_property
+    def _predict(self) -> Callable[..., PyTree]:
+        task, run = self.task, self.run
+        return jax.jit(lambda params, batch: task.predict(lambda *inputs: run(params, *inputs), batch))
+
+    def _checked(self, source: Source) -> Source:
+        """`source`, whose classes must be those of the model."""
+        names = self.task.facts(source.features).get("class_names")
+        if self.class_names and names and tuple(names) != tuple(self.class_names):
+            odd = sorted({*names} ^ {*self.class_names})
+            raise UserError(
+                f"{source.name} has other classes than {self.directory} was trained on: "
+                + (f"{odd[0]} is only in one of them" if odd else "their order differs")
+            )
+        return source
+
+    def __repr__(self) -> str:
+        name = getattr(self.recipe.model, "func", self.recipe.model)
+        count = sum(x.size for x in jax.tree.leaves(self.params.get("params", self.params)))
+        return (
+            f"Trained({self.directory}: {getattr(name, '__name__', type(name).__name__)}, {count:,} parameters, "
+            f"step {self.step}, {scores_text(self.metrics)})"
+        )
+
+
+def load(run: Path | str, *, which: Which = "best") -> Trained:
+    """The model of a run, ready to predict; nothing in its directory is changed.
+
+    Args:
+      run: directory of a run, also of one that still trains; or of a route of `ja.follow`, or a packed file in it.
+      which: the checkpoint with the best metric, the last one, or that of a step; the name of a step of a route.
+
+    Raises:
+      UserError: there is no such run or checkpoint, or it is damaged.
+    """
+    runtime.setup()
+    place = Path(run)
+    if (place / "route.json").is_file() or (place.is_file() and (place.parent / "route.json").is_file()):
+        return _of_route(place, which)
+    if (place / "best" / "checkpoints").is_dir():
+        raise UserError(f"{place} holds several replicas: take the best of them, {place / 'best'}")
+    if not (place / "recipe.json").is_file():
+        what = "no directory of a run" if place.exists() else "not there"
+        raise UserError(f"{place} is {what}: name one that jaxaccel.train or jaxaccel.compress wrote")
+    recipe = load_recipe(str(place))
+    facts = _facts(place, recipe)
+    inputs = jax.eval_shape(recipe.task.inputs, shapes(facts.example, recipe.batch_size))
+    # Of a sample, from which some models start, only the shape counts: weights are loaded.
+    sample = {"sample": np.zeros(inputs[0].shape, np.float32)} if takes(recipe.model, "sample") else {}
+    model = as_model(recipe.model, {**facts.values, **sample}, inputs)
+    step, weights, scores = _checkpoint(place, which, recipe.task.metric)
+    params = _filled(place, model, weights)
+    return Trained(
+        place, recipe, facts, step, scores, params, inference(model), _evaluated(recipe, model), model
+    )
+
+
+def _of_route(place: Path, which: Which) -> Trained:
+    from jaxaccel.route.opened import opened
+
+    directory = place if place.is_dir() else place.parent
+    name = which if which not in ("best", "last") else None
+    if place.is_file():
+        name = place.stem.partition("-")[2]
+    stage, setting, receipt = opened(directory, name)
+    call = stage.accelerated(stage.call)
+    recipe = dataclasses.replace(setting.training, batch_size=setting.batch)
+    return Trained(
+        directory, recipe, setting.known, receipt.step, receipt.scores, stage.variables, call, stage.run
+    )
+
+
+def _facts(run: Path, recipe: Recipe) -> Facts:
+    kept = read_facts(run)
+    if kept and not any(
+        takes(recipe.model, name) for name in (*kept.missing, *(["facts"] if kept.missing else []))
+    ):
+        return kept
+    data = recipe.data
+    try:
+        source = open_source(data.name, data.train_split, directory=data.dir, downloads=data.downloads)
+    except UserError as error:
+        raise UserError(
+            f"{run} keeps too little of its data set to do without it, and it cannot be opened: {error.message}"
+        ) from error
+    return Facts.of(recipe.task.facts(source.features), recipe.task.element(source[0]))
+
+
+def _checkpoint(run: Path, which: Which, metric: str) -> tuple[int, dict[str, np.ndarray], dict[str, float]]:
+    """(step, weights by path, metrics) of a checkpoint of a run."""
+    if not (run / "checkpoints").is_dir():
+        raise UserError(f"{run} has no checkpoints yet: they are saved after each evaluation")
+    checkpoints = Checkpoints(run / "checkpoints", metric=metric)
+    try:
+        steps = checkpoints.steps()
+        best = checkpoints.best()
+        if which == "best":
+            wanted = [best, *reversed(steps)] if best is not None else [*reversed(steps)]
+        elif which == "last":
+            wanted = [*reversed(steps)]
+        elif isinstance(which, int) and which in steps:
+            wanted = [which]
+        else:
+            there = ", ".join(map(str, steps)) or "none"
+            raise UserError(
+                f"{run} has no checkpoint {which!r}: there are best, last, and of the steps {there}"
+            )
+        step, weights = checkpoints.weights_at(wanted)
+        return step, weights, checkpoints.scores(step)
+    finally:
+        checkpoints.close()
+
+
+def _filled(run: Path, model: Model, weights: Mapping[str, np.ndarray]) -> PyTree:
+    """The variables of `model` with these weights."""
+    params, state = abstract(model)
+    own = {"params": params, "model_state": state}
+    there = {path: x.shape for path, x in weights.items()}
+    expected = {path: x.shape for path, x in flat(own).items()}
+    if odd := sorted(path for path in {*there} | {*expected} if there.get(path) != expected.get(path)):
+        path = odd[0]
+        raise UserError(
+            f"the model in {run}/recipe.json is not the one of its checkpoint any more: {path} has shape "
+            f"{expected.get(path, 'none')} in the model and {there.get(path, 'none')} in the checkpoint"
+        )
+    return jax.device_put(with_leaves(own, weights))
+
+
+def _evaluated(recipe: Recipe, model: Model) -> Callable[..., PyTree]:
+    """As training evaluates: the same numbers."""
+
+    def run(params: PyTree, *inputs: PyTree) -> PyTree:
+        def call(weights: PyTree, *inputs: PyTree) -> PyTree:
+            return inference(model)(params | {"params": weights}, *inputs)
+
+        return TRANSFORMATIONS[recipe.precision](call)(params["params"], *inputs)
+
+    return retarget(run, argnums=()) if recipe.lowering == "auto" and jax.device_count() == 1 else run
