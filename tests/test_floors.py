@@ -61,6 +61,7 @@ FLOORS = [
         "result",
         "agreement",
         "initial",
+        "mistakes",
     },
     {"train", "trained", "evaluate", "doctor", "route", "routes", "__main__"},
 ]

@@ -4,7 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from jaxaccel.errors import UserError
 from jaxaccel.initial import start
 from jaxaccel.modules import abstract
 from jaxaccel.packed import checked
+from jaxaccel.prediction import BATCH, predict
 from jaxaccel.recipe import Recipe, load_recipe, to_json
 from jaxaccel.route import place
 from jaxaccel.route.learning import FineTune
@@ -28,6 +29,7 @@ from jaxaccel.route.stage import Setting, Stage, trained
 from jaxaccel.route.wording import line, notes, tables
 from jaxaccel.rundir import Replaced
 from jaxaccel.trees import with_leaves
+from jaxaccel.wording import scores_text
 
 PyTree = Any
 
@@ -43,9 +45,27 @@ class Followed:
     """The last one."""
     setting: Setting
 
-    def predict(self, batch: dict[str, Any]) -> Any:
-        """The task's predictions for a batch, as the data set gives it: logits (B, classes) for images."""
-        return self._predict(self.stage.variables, batch)
+    def predict(self, given: Any, *, batch: int = BATCH, **options: Any) -> Any:
+        """The task's predictions, NumPy arrays: logits (B, classes) for images, (classes,) for a single one.
+
+        Args:
+          given: as `ja.load(run).predict` takes it: images of any dtype, files, Pillow images, one or many.
+          batch: how many are computed at a time.
+          options: of the task's `bring`; ``white=1`` of images with pixels in [0, 1].
+
+        Raises:
+          UserError: the model does not take that; the message says what it takes.
+        """
+        compute, example = partial(self._predict, self.stage.variables), self.setting.known.example
+        return predict(self.setting.task, example, compute, given, size=batch, **options)
+
+    def __repr__(self) -> str:
+        row = self.receipts[-1]
+        first = self.receipts[0].packed_bytes
+        return (
+            f"Followed({self.directory}: {', '.join(row.step for row in self.receipts[1:])}; "
+            f"{scores_text(row.scores)}, {row.packed_bytes:,} bytes packed, {first / row.packed_bytes:.1f}x smaller)"
+        )
 
     @cached_property
     def _predict(self) -> Callable[..., Any]:
@@ -97,6 +117,7 @@ def follow(
     try:
         if not resume:
             place.begin(directory, record)
+            setting.known.write(directory)
         return _followed(route, stage, setting, rows, record)
     finally:
         (replaced.discard if place.holds_results(directory) else replaced.put_back)()

@@ -13,7 +13,7 @@ from jaxaccel.recipe import MAY_DIFFER_ON_RESUME, differences
 from jaxaccel.route.receipts import Receipt, as_json
 from jaxaccel.rundir import Replaced, command, write_json
 
-BEGINNING = {"route.json", "receipts.json", "0-origin.safetensors"}
+BEGINNING = {"route.json", "receipts.json", "facts.json", "0-origin.safetensors"}
 """What is there before the first step: nothing that would be a loss."""
 MAY_DIFFER = tuple(f"training.{name}" for name in MAY_DIFFER_ON_RESUME)
 """What changes how receipts and fine-tunings are computed, but not what."""

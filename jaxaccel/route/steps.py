@@ -4,6 +4,7 @@ The command line shows their options as ``--NAME.OPTION``.
 """
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import jax
@@ -206,9 +207,8 @@ class Quantize(Step):
                 f"{name}: weights that share the values of a codebook are not quantised: leave out this step, or "
                 "the one that shares"
             )
-        static = self.activations == "static" and self.bits == 8
         variables = quantize(stage.variables, self.where, bits=self.bits)
-        ranges = self._ranges(stage, setting, name) if static else None
+        ranges = self._ranges(stage, setting, name) if self.ranged else None
 
         def accelerated(f: Any) -> Any:
             activations = self.activations if self.bits == 8 else "none"
@@ -216,9 +216,18 @@ class Quantize(Step):
 
         return dataclasses.replace(stage, variables=variables, accelerated=accelerated, file=None)
 
+    @property
+    def ranged(self) -> bool:
+        """Whether activations are rounded by ranges that are kept."""
+        return self.activations == "static" and self.bits == 8
+
+    def ranges_file(self, setting: Setting, name: str) -> Path:
+        """Where those are kept."""
+        return setting.directory / f"{name}-ranges.json"
+
     def _ranges(self, stage: Stage, setting: Setting, name: str) -> Calibration:
         """Those of an earlier attempt where there are any."""
-        file = setting.directory / f"{name}-ranges.json"
+        file = self.ranges_file(setting, name)
         if not file.exists():
             calibrate(stage.call, stage.variables, setting.examples(self.examples), method=self.method).save(
                 file

@@ -151,7 +151,7 @@ class ImageClassification(Task):
         return {"image": image.reshape(image.shape[0], *example["image"].shape)}
 
     def judge(self, predictions: jax.Array, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """``label`` and ``predicted`` (B,) int32, ``probability`` of the predicted class and ``of_label`` (B,) float32."""
+        """``label`` and ``predicted`` (B,) int32, their probabilities ``of_label`` and ``probability`` (B,) float32."""
         probabilities = np.asarray(jax.nn.softmax(jnp.asarray(predictions, jnp.float32)))
         label, rows = np.asarray(batch["label"]), np.arange(len(probabilities))
         predicted = probabilities.argmax(-1).astype(np.int32)

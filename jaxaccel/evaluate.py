@@ -1,0 +1,236 @@
+"""Evaluates a trained model on a whole split: ``python -m jaxaccel.evaluate RUN [--split test] [--which best]``.
+
+RUN is the directory of a run, of its best replica (runs/NAME/best), or of a compressed model (runs/NAME-compressed).
+Into RUN/evaluation/SPLIT it writes
+
+  evaluation.json   the metrics; of a classifier precision, recall, F1 and support of each class, and their means
+  confusion.csv     of a classifier how many examples of each class (row) were taken for which (column)
+  confusion.png     the same as a picture, each row by its share
+  mistakes.json     the mistakes that it is surest of, with the ids of the examples
+  mistakes.png      their pictures
+
+For instance:
+
+  python -m jaxaccel.evaluate runs/digits
+  python -m jaxaccel.evaluate runs/digits --split train --which last --out train-last
+  python -m jaxaccel.evaluate runs/flowers --data folder:new_photos --split train+test
+"""
+
+import csv
+import dataclasses
+import io
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+from rich.table import Table
+
+from jaxaccel import cli, mistakes, rundir
+from jaxaccel.data import Source, open_source
+from jaxaccel.errors import UserError, option
+from jaxaccel.evaluation import Evaluation
+from jaxaccel.files import write_text
+from jaxaccel.mistakes import Mistake
+from jaxaccel.tasks.report import ClassReport
+from jaxaccel.trained import Trained, load
+from jaxaccel.wording import scores_text
+
+MOST_ROWS = 20
+"""Classes up to which the table on the terminal has all of them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to evaluate, and where to write it."""
+
+    split: str = ""
+    """Split of the data, slices as TFDS writes them: train[:90%] [default: the one the run was evaluated on]."""
+    which: str = "best"
+    """Checkpoint: best, last or the number of a step; of a compressed model the name of a step, the last by default."""
+    data: str = ""
+    """Another data set with the same classes: a name, or a folder with one subfolder a class [default: the run's]."""
+    data_dir: Path | None = None
+    """Where prepared data sets lie [default: as the run had it]."""
+    out: Path | None = None
+    """Directory to write to [default: RUN/evaluation/SPLIT]."""
+    mistakes: int = 36
+    """How many of the surest mistakes to write down and to draw; 0 for none."""
+    traceback: bool = False
+    """Show Python's traceback when something goes wrong."""
+
+
+def evaluate(run: Path | str, options: Options = Options()) -> Evaluation:
+    """Evaluates a run and writes all about it, as the command does.
+
+    Raises:
+      UserError: there is no such run, checkpoint, split or data set, or the directory cannot be written.
+    """
+    if options.mistakes < 0:
+        raise UserError(f"{option('mistakes')} must be at least 0, got {options.mistakes}")
+    trained = load(run, which=int(options.which) if options.which.isdecimal() else options.which)
+    source = _source(trained, options)
+    out = options.out or trained.directory / "evaluation" / _folder(source.split)
+    found = _evaluated(trained, source)
+    _write(out, trained, source, found, options.mistakes)
+    console = Console(highlight=False, soft_wrap=True)
+    heading = f"{trained.directory}, step {trained.step}, {found.examples:,} examples of {source.name} {source.split}"
+    console.print(escape(f"{heading}: {scores_text(found.metrics)}"))
+    if isinstance(found.report, ClassReport):
+        for shown in tables(found.report):
+            console.print(shown)
+    console.print(escape(f"see {out}" + ("" if found.report is None else "/confusion.png and mistakes.png")))
+    return found
+
+
+def tables(report: ClassReport) -> list[Table]:
+    """What each class comes to, the worst ones where there are many, and what is confused most, for a terminal."""
+    rows = report.rows()
+    some = sorted(rows, key=lambda row: np.nan_to_num(row["f1"], nan=2.0))[:MOST_ROWS]
+    many = len(rows) > MOST_ROWS
+    shown = Table(
+        title=f"the {len(some)} of {len(rows)} classes with the lowest F1" if many else None,
+        title_justify="left",
+    )
+    shown.add_column("class")
+    for name in ("precision", "recall", "F1", "examples", "predicted"):
+        shown.add_column(name, justify="right")
+    for row in some if many else rows:
+        shares = (_percent(row[name]) for name in ("precision", "recall", "f1"))
+        shown.add_row(escape(row["name"]), *shares, f"{row['support']:,}", f"{row['predictions']:,}")
+    shown.add_section()
+    means = report.means()
+    total = f"{int(report.support.sum()):,}"
+    shown.add_row("mean", *(_percent(means[name]) for name in ("precision", "recall", "f1")), total, total)
+    pairs = report.confused(5)
+    if not pairs:
+        return [shown]
+    confused = Table(title="confused most", title_justify="left")
+    for name, justify in (("true", "left"), ("predicted", "left"), ("examples", "right")):
+        confused.add_column(name, justify=justify)  # pyright: ignore[reportArgumentType]
+    for true, predicted, count in pairs:
+        confused.add_row(escape(true), escape(predicted), f"{count:,}")
+    return [shown, confused]
+
+
+def worst(
+    trained: Trained, source: Source, found: Evaluation, count: int
+) -> tuple[list[Mistake], list[np.ndarray]]:
+    """The wrong predictions that the model is surest of, the surest first, and their images."""
+    judged, names = found.judged, trained.class_names or ()
+    wrong = np.flatnonzero(judged["predicted"] != judged["label"])
+    order = wrong[np.argsort(-judged["probability"][wrong], kind="stable")][:count]
+    listed, images = [], []
+    for index, example in zip(order.tolist(), source.__getitems__(order.tolist()), strict=True):
+        listed.append(
+            Mistake(
+                index,
+                _id(example, index),
+                names[judged["label"][index]],
+                names[judged["predicted"][index]],
+                float(judged["probability"][index]),
+                float(judged["of_label"][index]),
+            )  # fmt: skip
+        )
+        images.append(trained.task.element(example)["image"])
+    return listed, images
+
+
+def _evaluated(trained: Trained, source: Source) -> Evaluation:
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("evaluating", total=-(-len(source) // trained.recipe.batch_size))
+        return trained.report(source=source, advance=lambda: progress.advance(task))
+
+
+def _write(out: Path, trained: Trained, source: Source, found: Evaluation, count: int) -> None:
+    report, about = found.report, {}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if isinstance(report, ClassReport):
+            listed, images = worst(trained, source, found, count)
+            errors = int((found.judged["predicted"] != found.judged["label"]).sum())
+            title = (
+                f"{trained.recipe.name} on {source.split}: {100 * report.accuracy:.2f}% of {found.examples:,}"
+            )
+            mistakes.draw_confusion(out / "confusion.png", report, title)
+            write_text(out / "confusion.csv", _csv(report))
+            rundir.write_json(out / "mistakes.json", [mistake._asdict() for mistake in listed])
+            if listed:
+                of = f"the {len(listed)} surest of {errors:,} mistakes: what it is, what it was taken for"
+                mistakes.draw_mistakes(out / "mistakes.png", listed, images, of)
+            else:
+                (out / "mistakes.png").unlink(missing_ok=True)  # of an evaluation before
+            about = {"mistakes": errors, "means": report.means(), "classes": report.rows(),
+                     "confusion": report.confusion.tolist()}  # fmt: skip
+        written = {
+            "run": str(trained.directory), "step": trained.step, "data": source.name, "split": source.split,
+            "examples": found.examples, "metrics": dict(found.metrics), **about,
+        }  # fmt: skip
+        rundir.write_json(out / "evaluation.json", written)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(
+            f"cannot write in {out} ({reason}): choose another place with {option('out', 'DIR')}"
+        ) from error
+
+
+def _source(trained: Trained, options: Options) -> Source:
+    data = trained.recipe.data
+    if not (options.data or options.data_dir):
+        return trained.source(options.split or None)
+    return trained.checked(
+        open_source(
+            options.data or data.name,
+            options.split or data.eval_split,
+            directory=options.data_dir or data.dir,
+            downloads=data.downloads,
+        )  # fmt: skip
+    )
+
+
+def _csv(report: ClassReport) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["true \\ predicted", *report.class_names])
+    writer.writerows(
+        [name, *row] for name, row in zip(report.class_names, report.confusion.tolist(), strict=True)
+    )
+    return text.getvalue()
+
+
+def _folder(split: str) -> str:
+    """A directory's name for a split: train[:90%] becomes train[-90%]."""
+    return re.sub(r"[^\w\[\]%+.-]", "-", split)
+
+
+def _id(example: Any, index: int) -> str:
+    for name in ("id", "file_name"):
+        if name in example:
+            value = np.asarray(example[name]).item()
+            return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    return str(index)
+
+
+def _percent(share: float) -> str:
+    return "-" if np.isnan(share) else f"{100 * share:.2f}"
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line; returns the exit code."""
+    words = list(argv)
+    run = words.pop(0) if words and not words[0].startswith("-") else None
+    if run is None and not {"-h", "--help"} & set(words):
+        raise UserError("name a run: python -m jaxaccel.evaluate runs/digits (--help shows all)")
+    options = cli.parsed("python -m jaxaccel.evaluate RUN", __doc__ or "", Options(), words)
+    assert run is not None
+    evaluate(run, options)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main, sys.argv[1:])

@@ -1,0 +1,98 @@
+"""A route's directory opened again: the model as one of its steps left it, without the data set."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxaccel.calls import nearest, parse
+from jaxaccel.compress import unpack
+from jaxaccel.errors import UserError
+from jaxaccel.facts import read_facts
+from jaxaccel.flags import NAMES
+from jaxaccel.optim import Sparse
+from jaxaccel.packed import checked
+from jaxaccel.recipe import from_json
+from jaxaccel.route.learning import FineTune, Student
+from jaxaccel.route.receipts import Receipt
+from jaxaccel.route.stage import Setting, Stage, trained
+from jaxaccel.route.step import Step
+from jaxaccel.route.steps import Fold, LowRank, Prune, Quantize, RemoveChannels, Share
+
+KINDS: Mapping[str, type[Step]] = {
+    kind.__name__: kind for kind in (FineTune, Fold, LowRank, Prune, Quantize, RemoveChannels, Share, Student)
+}
+
+
+def opened(directory: Path, step: str | None = None) -> tuple[Stage, Setting, Receipt]:
+    """The stage after `step`, by default the last one that has its receipt; nothing is written.
+
+    Steps that leave the function as it is are read from their packed files. Folding and quantizing are done again, on
+    shapes and on the ranges that were calibrated, and their results are read as well.
+
+    Raises:
+      UserError: the directory holds no such step, or is damaged, or a step of the user's own is in the way.
+    """
+    record, receipts = _read(directory / "route.json"), _read(directory / "receipts.json")
+    try:
+        rows = [Receipt(**row) for row in receipts["receipts"]]
+        steps = {"origin": None} | {name: _step(name, values) for name, values in record["route"].items()}
+        setting = Setting(from_json(record["training"]), directory, record["batch"], read_facts(directory))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{directory} was not written by jaxaccel, or is damaged: {error}") from error
+    done = [row.step for row in rows]
+    if not done or (step or done[-1]) not in done:
+        hint = nearest(str(step), done) if done else ""
+        raise UserError(
+            f"{directory} has no step {step!r} that is done: there is {', '.join(done) or 'none'}{hint}"
+        )
+    last = done.index(step) if step else len(done) - 1
+    factory = setting.training.model
+    model, file = setting.model(factory), setting.origin
+    params, state = checked(unpack(file), model, file)
+    stage = trained(factory, {"params": params, "model_state": state}, model)
+    for number, (name, taken) in enumerate([*steps.items()][: last + 1]):
+        file = setting.file(number, name)
+        if taken is not None and not taken.same_function:
+            stage = _again(taken, stage, setting, name)
+        stage = dataclasses.replace(stage, variables=unpack(file, like=stage.variables), file=file)
+    return stage, setting, rows[last]
+
+
+def _again(step: Step, stage: Stage, setting: Setting, name: str) -> Stage:
+    """The stage after `step`, whose variables are not needed."""
+    if isinstance(step, Student):
+        step = dataclasses.replace(step, init_from=None)
+    if isinstance(step, Quantize) and step.ranged and not step.ranges_file(setting, name).exists():
+        raise UserError(
+            f"{step.ranges_file(setting, name)} is missing, the ranges of {name}: take the route again"
+        )
+    return step.apply(stage, setting, name)
+
+
+def _step(name: str, values: Mapping[str, Any]) -> Step:
+    """The step that `Route.as_json` wrote down."""
+    plain = dict(values)
+    kind = KINDS.get(plain.pop("kind"))
+    if kind is None:
+        raise UserError(f"{name} is a {values['kind']}, which is no step of jaxaccel: take it in Python")
+    for field, value in plain.items():
+        if isinstance(value, list):
+            plain[field] = tuple(value)
+        elif field == "sparse":
+            plain[field] = Sparse(**value)
+        elif field in ("model", "teacher_model") and value is not None:
+            plain[field] = parse(value, NAMES)
+        elif field == "init_from" and value is not None:
+            plain[field] = Path(value)
+    return kind(**plain)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{file} cannot be read or is damaged: take the route again with --overwrite"
+        ) from error
