@@ -98,7 +98,7 @@ def tables(report: ClassReport) -> list[Table]:
         title_justify="left",
     )
     shown.add_column("class")
-    for name in ("precision", "recall", "F1", "examples", "predicted"):
+    for name in ("precision, %", "recall, %", "F1, %", "examples", "predicted"):
         shown.add_column(name, justify="right")
     for row in some if many else rows:
         shares = (_percent(row[name]) for name in ("precision", "recall", "f1"))
@@ -127,16 +127,9 @@ def worst(
     order = wrong[np.argsort(-judged["probability"][wrong], kind="stable")][:count]
     listed, images = [], []
     for index, example in zip(order.tolist(), source.__getitems__(order.tolist()), strict=True):
-        listed.append(
-            Mistake(
-                index,
-                _id(example, index),
-                names[judged["label"][index]],
-                names[judged["predicted"][index]],
-                float(judged["probability"][index]),
-                float(judged["of_label"][index]),
-            )  # fmt: skip
-        )
+        label, predicted = (names[judged[name][index]] for name in ("label", "predicted"))
+        probabilities = (float(judged[name][index]) for name in ("probability", "of_label"))
+        listed.append(Mistake(index, _id(example, index), label, predicted, *probabilities))
         images.append(trained.task.element(example)["image"])
     return listed, images
 
@@ -161,7 +154,7 @@ def _write(out: Path, trained: Trained, source: Source, found: Evaluation, count
             write_text(out / "confusion.csv", _csv(report))
             rundir.write_json(out / "mistakes.json", [mistake._asdict() for mistake in listed])
             if listed:
-                of = f"the {len(listed)} surest of {errors:,} mistakes: what it is, what it was taken for"
+                of = f"{len(listed)} of {errors:,} mistakes, surest first: true class above, taken for below"
                 mistakes.draw_mistakes(out / "mistakes.png", listed, images, of)
             else:
                 (out / "mistakes.png").unlink(missing_ok=True)  # of an evaluation before
@@ -181,15 +174,9 @@ def _write(out: Path, trained: Trained, source: Source, found: Evaluation, count
 
 def _source(trained: Trained, options: Options) -> Source:
     data = trained.recipe.data
-    if not (options.data or options.data_dir):
-        return trained.source(options.split or None)
+    split, directory = options.split or data.eval_split, options.data_dir or data.dir
     return trained.checked(
-        open_source(
-            options.data or data.name,
-            options.split or data.eval_split,
-            directory=options.data_dir or data.dir,
-            downloads=data.downloads,
-        )  # fmt: skip
+        open_source(options.data or data.name, split, directory=directory, downloads=data.downloads)
     )
 
 
