@@ -9,6 +9,7 @@ from jaxaccel.calls import nearest
 
 COMMANDS = {
     "train": "trains a model: a recipe that comes with jaxaccel, or one of your own",
+    "evaluate": "evaluates a trained model: each class, what is confused, the worst mistakes",
     "compress": "makes a trained model smaller and faster, with a receipt for each step",
     "doctor": "shows devices, versions and rates, and what is wrong if something is",
 }

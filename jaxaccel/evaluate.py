@@ -37,6 +37,7 @@ from jaxaccel.errors import UserError, option
 from jaxaccel.evaluation import Evaluation
 from jaxaccel.files import write_text
 from jaxaccel.mistakes import Mistake
+from jaxaccel.options import CountOrZero, Options
 from jaxaccel.tasks.report import ClassReport
 from jaxaccel.trained import Trained, load
 from jaxaccel.wording import scores_text
@@ -46,7 +47,7 @@ MOST_ROWS = 20
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class EvaluateOptions(Options):
     """What to evaluate, and where to write it."""
 
     split: str = ""
@@ -59,20 +60,18 @@ class Options:
     """Where prepared data sets lie [default: as the run had it]."""
     out: Path | None = None
     """Directory to write to [default: RUN/evaluation/SPLIT]."""
-    mistakes: int = 36
+    mistakes: CountOrZero = 36
     """How many of the surest mistakes to write down and to draw; 0 for none."""
     traceback: bool = False
     """Show Python's traceback when something goes wrong."""
 
 
-def evaluate(run: Path | str, options: Options = Options()) -> Evaluation:
+def evaluate(run: Path | str, options: EvaluateOptions = EvaluateOptions()) -> Evaluation:
     """Evaluates a run and writes all about it, as the command does.
 
     Raises:
       UserError: there is no such run, checkpoint, split or data set, or the directory cannot be written.
     """
-    if options.mistakes < 0:
-        raise UserError(f"{option('mistakes')} must be at least 0, got {options.mistakes}")
     trained = load(run, which=int(options.which) if options.which.isdecimal() else options.which)
     source = _source(trained, options)
     out = options.out or trained.directory / "evaluation" / _folder(source.split)
@@ -172,7 +171,7 @@ def _write(out: Path, trained: Trained, source: Source, found: Evaluation, count
         ) from error
 
 
-def _source(trained: Trained, options: Options) -> Source:
+def _source(trained: Trained, options: EvaluateOptions) -> Source:
     data = trained.recipe.data
     split, directory = options.split or data.eval_split, options.data_dir or data.dir
     return trained.checked(
@@ -213,7 +212,7 @@ def main(argv: Sequence[str]) -> int:
     run = words.pop(0) if words and not words[0].startswith("-") else None
     if run is None and not {"-h", "--help"} & set(words):
         raise UserError("name a run: python -m jaxaccel.evaluate runs/digits (--help shows all)")
-    options = cli.parsed("python -m jaxaccel.evaluate RUN", __doc__ or "", Options(), words)
+    options = cli.parsed("python -m jaxaccel.evaluate RUN", __doc__ or "", EvaluateOptions(), words)
     assert run is not None
     evaluate(run, options)
     return 0

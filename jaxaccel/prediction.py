@@ -49,8 +49,6 @@ def predict(
     Raises:
       UserError: the task cannot bring it to the model's input.
     """
-    if size < 1:
-        raise UserError(f"the size of a batch must be at least 1, got {size}")
     brought = task.bring(given, example, size, **options)
     try:
         parts = [_cut(compute(_filled(batch, size)), len(_any(batch)), axis) for batch in brought.batches]
@@ -75,8 +73,6 @@ def classify(
     """
     if not class_names or np.shape(logits)[-1:] != (len(class_names),) or np.ndim(logits) > 2:
         raise UserError("only predictions that are logits of classes have class names: use predict")
-    if top < 1:
-        raise UserError(f"top must be at least 1, got {top}")
     if logits.ndim == 2:
         return [_guesses(row, class_names, top) for row in logits]
     return _guesses(logits, class_names, top)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from jaxaccel.facts import Facts
+from jaxaccel.options import Count, checked
 from jaxaccel.prediction import BATCH, predict
 from jaxaccel.replicas import Replicas, pick
 from jaxaccel.state import TrainState
@@ -35,7 +36,8 @@ class TrainResult:
         """What the model does."""
         return self.training.make({}).task if isinstance(self.training, Replicas) else self.training.task
 
-    def predict(self, given: Any, *, batch: int = BATCH, **options: Any) -> Any:
+    @checked
+    def predict(self, given: Any, *, batch: Count = BATCH, **options: Any) -> Any:
         """The task's predictions, NumPy arrays: logits (B, classes) for images, (classes,) for a single one.
 
         Of several replicas they are stacked, (replicas, B, classes).

@@ -16,6 +16,7 @@ from jaxaccel.errors import UserError
 from jaxaccel.evaluation import Evaluation, evaluation, metrics
 from jaxaccel.facts import Facts, read_facts
 from jaxaccel.modules import Model, abstract, as_model, inference, takes
+from jaxaccel.options import Count, checked
 from jaxaccel.prediction import BATCH, Guess
 from jaxaccel.recipe import Recipe, load_recipe
 from jaxaccel.step import TRANSFORMATIONS
@@ -62,7 +63,8 @@ class Trained:
         """Names of the classes in the order of the logits; None where there are no classes."""
         return self.facts.class_names
 
-    def predict(self, given: Any, *, batch: int = BATCH, **options: Any) -> PyTree:
+    @checked
+    def predict(self, given: Any, *, batch: Count = BATCH, **options: Any) -> PyTree:
         """The task's predictions, NumPy arrays: logits (B, classes) for images, (classes,) for a single one.
 
         Images may be arrays of any dtype with levels from 0 to 255 (`white` says otherwise), Pillow images, paths of
@@ -79,7 +81,8 @@ class Trained:
         compute = functools.partial(self._predict, self.params)
         return prediction.predict(self.task, self.facts.example, compute, given, size=batch, **options)
 
-    def classify(self, given: Any, *, top: int = 5, **options: Any) -> list[Guess] | list[list[Guess]]:
+    @checked
+    def classify(self, given: Any, *, top: Count = 5, **options: Any) -> list[Guess] | list[list[Guess]]:
         """The most probable classes by name, as ``Guess(name, probability)``, the most probable first.
 
         Args:
@@ -173,6 +176,7 @@ class Trained:
         )
 
 
+@checked
 def load(run: Path | str, *, which: Which = "best") -> Trained:
     """The model of a run, ready to predict; nothing in its directory is changed.
 

@@ -78,6 +78,25 @@ def told(tmp_path_factory):
     return tell
 
 
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory):
+    """A small run of digits with two checkpoints, trained once: do not write into it."""
+    import dataclasses
+    from functools import partial
+
+    import jaxaccel as ja
+    from jaxaccel import models
+
+    recipe = dataclasses.replace(
+        ja.load_recipe("digits"),
+        name="small",
+        model=partial(models.ConvNet, widths=(8, 16)),
+        epochs=3,
+        eval_every=1,
+    )
+    return ja.train(recipe, run=tmp_path_factory.mktemp("digits") / "small")
+
+
 def forced(devices):
     """Environment of a process with that many CPU devices."""
     count = f" --xla_force_host_platform_device_count={devices}" if devices > 1 else ""

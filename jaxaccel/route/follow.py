@@ -11,13 +11,13 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from jaxaccel import runtime
+from jaxaccel import packed, runtime
 from jaxaccel.compress import pack, unpack
 from jaxaccel.compress.pack import is_packed
 from jaxaccel.errors import UserError
 from jaxaccel.initial import start
 from jaxaccel.modules import abstract
-from jaxaccel.packed import checked
+from jaxaccel.options import Count, checked
 from jaxaccel.prediction import BATCH, predict
 from jaxaccel.recipe import Recipe, load_recipe, to_json
 from jaxaccel.route import place
@@ -45,7 +45,8 @@ class Followed:
     """The last one."""
     setting: Setting
 
-    def predict(self, given: Any, *, batch: int = BATCH, **options: Any) -> Any:
+    @checked
+    def predict(self, given: Any, *, batch: Count = BATCH, **options: Any) -> Any:
         """The task's predictions, NumPy arrays: logits (B, classes) for images, (classes,) for a single one.
 
         Args:
@@ -175,7 +176,7 @@ def _first(origin: Path, setting: Setting) -> Stage:
     factory = setting.training.model
     model, inputs = setting.model(factory), setting.inputs(setting.batch)
     if origin.is_file() and is_packed(origin):
-        params, state = checked(unpack(origin), model, origin)
+        params, state = packed.checked(unpack(origin), model, origin)
         return trained(factory, {"params": params, "model_state": state}, model)
     found = start(origin, model, inputs, setting.task.metric)
     if found.fresh:

@@ -11,7 +11,7 @@ import optax
 
 from jaxaccel.errors import UserError, option
 from jaxaccel.metrics import Mean
-from jaxaccel.options import CountOrZero, Positive, ShareBelowOne
+from jaxaccel.options import CountOrZero, Positive, ShareBelowOne, checked
 from jaxaccel.tasks import pictures
 from jaxaccel.tasks.given import Example, Given
 from jaxaccel.tasks.report import ClassReport
@@ -119,7 +119,8 @@ class ImageClassification(Task):
         correct = logits.argmax(-1) == batch["label"]
         return {"accuracy": Mean.of(correct, batch["mask"]), "loss": Mean.of(losses, batch["mask"])}
 
-    def bring(self, given: Any, example: Example, size: int, *, white: float | None = None) -> Given:
+    @checked
+    def bring(self, given: Any, example: Example, size: int, *, white: Positive | None = None) -> Given:
         """Pictures as the images that the model takes.
 
         Pixels are levels from 0 to 255 in every dtype, integer or floating point, unless `white` says otherwise.

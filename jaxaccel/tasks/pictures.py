@@ -35,8 +35,6 @@ def bring(given: Any, shape: tuple[int, int, int], image_size: int, size: int, w
     Raises:
       UserError: a picture cannot be read, or brought to that shape, or its numbers are no levels.
     """
-    if white is not None and not (np.isfinite(white) and white > 0):
-        raise UserError(f"white is the number of a white pixel, above 0, got {white}")
     if isinstance(given, (str, os.PathLike)) or _is_pillow(given):
         return Given(iter([{"image": _picture(given, shape, image_size, white)[None]}]), single=True)
     if hasattr(given, "__array__") and (array := np.asarray(given)).dtype != object:
