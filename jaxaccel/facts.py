@@ -13,6 +13,7 @@ import numpy as np
 from jaxaccel.errors import UserError
 from jaxaccel.files import write_text
 from jaxaccel.tasks.given import BOOKKEEPING, Example
+from jaxaccel.tasks.task import Task
 
 FILE = "facts.json"
 FORMAT = 1
@@ -42,11 +43,15 @@ class Facts:
 
     def write(self, directory: Path) -> None:
         """Writes ``facts.json`` into the directory of a run."""
-        plain = {name: _plain(value) for name, value in self.values.items()}
+        plain, fitted = (
+            {name: _plain(value) for name, value in values.items()} for values in (self.values, self.fitted)
+        )
+        named = plain | {f"task.{name}": value for name, value in fitted.items()}
         content = {
             "format": FORMAT,
             "facts": {name: value for name, value in plain.items() if value is not _NOT_PLAIN},
-            "missing": sorted(name for name, value in plain.items() if value is _NOT_PLAIN),
+            "fitted": {name: value for name, value in fitted.items() if value is not _NOT_PLAIN},
+            "missing": sorted(name for name, value in named.items() if value is _NOT_PLAIN),
             "example": {n: {"shape": list(x.shape), "dtype": str(x.dtype)} for n, x in self.example.items()},
         }
         write_text(directory / FILE, json.dumps(content, indent=2) + "\n")
@@ -69,14 +74,22 @@ def read_facts(directory: Path) -> Facts | None:
             name: jax.ShapeDtypeStruct(tuple(map(int, x["shape"])), np.dtype(str(x["dtype"])))
             for name, x in content["example"].items()
         }
-        values = {name: _restored(value) for name, value in content["facts"].items()}
-        return Facts(values, example, tuple(content["missing"]))
+        values, fitted = (
+            {name: _restored(value) for name, value in content[part].items()} for part in ("facts", "fitted")
+        )
+        return Facts(values, example, fitted, tuple(content["missing"]))
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{file} cannot be read or is damaged: delete it, and the data set is asked instead"
         ) from error
+
+
+def fitted_options(before: Task, after: Task) -> dict[str, Any]:
+    """The options in which `after` differs from `before`."""
+    names = [field.name for field in dataclasses.fields(after)] if dataclasses.is_dataclass(after) else []
+    return {name: getattr(after, name) for name in names if getattr(after, name) != getattr(before, name)}
 
 
 _NOT_PLAIN = object()

@@ -34,7 +34,7 @@ class TrainResult:
     @property
     def task(self) -> Task:
         """What the model does."""
-        return self.training.make({}).task if isinstance(self.training, Replicas) else self.training.task
+        return task_of(self.training)
 
     @checked
     def predict(self, given: Any, *, batch: Count = BATCH, **options: Any) -> Any:
@@ -70,6 +70,11 @@ class TrainResult:
             "" if self.summary.get("finished") else ", not finished"
         )
         return f"TrainResult({self.directory}: {at}, {scores_text(self.summary.get('eval', {}))})"
+
+
+def task_of(training: Training | Replicas) -> Task:
+    """What is trained."""
+    return training.make({}).task if isinstance(training, Replicas) else training.task
 
 
 def finished(

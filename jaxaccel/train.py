@@ -25,7 +25,7 @@ from jaxaccel.data import open_source
 from jaxaccel.data.feed import batch_shape, choose, resident_feed, stream_feed
 from jaxaccel.data.order import Phase, Sequential
 from jaxaccel.errors import UserError
-from jaxaccel.facts import Facts
+from jaxaccel.facts import Facts, fitted_options
 from jaxaccel.fuse import gather, several, several_evaluations
 from jaxaccel.metrics import Mean, add
 from jaxaccel.modules import as_model, output_shape, takes
@@ -33,7 +33,7 @@ from jaxaccel.optim.averaging import reestimator
 from jaxaccel.parallel import MeshShape, batch_sharding, check_split, make_mesh, placed
 from jaxaccel.recipe import Recipe, to_json
 from jaxaccel.replicas import Replicas, spread
-from jaxaccel.result import TrainResult, finished
+from jaxaccel.result import TrainResult, finished, task_of
 from jaxaccel.runlog import Meter, RunLog, announce, lag
 from jaxaccel.signals import StopSignal
 from jaxaccel.state import TrainState
@@ -115,9 +115,8 @@ def _train(
         "mask": np.float32(1),
     }
     inputs = jax.eval_shape(task.inputs, batch_shape(example, recipe.batch_size))
-    known = Facts.of(facts, example)
-    facts |= {"sample": task.sample(train_source)} if takes(recipe.model, "sample") else {}
-    model = as_model(recipe.model, facts, inputs)
+    sample = {"sample": task.sample(train_source)} if takes(recipe.model, "sample") else {}
+    model = as_model(recipe.model, {**facts, **sample}, inputs)
     task.check(output_shape(model, inputs), facts)
     directory = Path(run) if run else Path("runs") / recipe.name
     teacher = initial.teacher(recipe, facts, model, inputs, directory if resume else None)
@@ -126,6 +125,7 @@ def _train(
         for p in plan.phases
     }
     training = trainings[plan.phases[-1].image_size]
+    known = Facts.of(facts, example, fitted_options(task, task_of(training)))
     step_shape = {p: training.batch_shape(batch_shape(example, p.batch_size)) for p in plan.phases}
     state_shape = jax.eval_shape(training.init)
     shardings = training.sharding(state_shape, mesh)

@@ -198,6 +198,7 @@ def load(run: Path | str, *, which: Which = "best") -> Trained:
         raise UserError(f"{place} is {what}: name one that jaxaccel.train or jaxaccel.compress wrote")
     recipe = load_recipe(str(place))
     facts = _facts(place, recipe)
+    recipe = dataclasses.replace(recipe, task=dataclasses.replace(recipe.task, **facts.fitted))
     inputs = jax.eval_shape(recipe.task.inputs, shapes(facts.example, recipe.batch_size))
     # Of a sample, from which some models start, only the shape counts: weights are loaded.
     sample = {"sample": np.zeros(inputs[0].shape, np.float32)} if takes(recipe.model, "sample") else {}
@@ -226,9 +227,7 @@ def _of_route(place: Path, which: Which) -> Trained:
 
 def _facts(run: Path, recipe: Recipe) -> Facts:
     kept = read_facts(run)
-    if kept and not any(
-        takes(recipe.model, name) for name in (*kept.missing, *(["facts"] if kept.missing else []))
-    ):
+    if kept and not any(_needs(recipe, name) for name in kept.missing):
         return kept
     data = recipe.data
     try:
@@ -238,6 +237,11 @@ def _facts(run: Path, recipe: Recipe) -> Facts:
             f"{run} keeps too little of its data set to do without it, and it cannot be opened: {error.message}"
         ) from error
     return Facts.of(recipe.task.facts(source.features), recipe.task.element(source[0]))
+
+
+def _needs(recipe: Recipe, name: str) -> bool:
+    """Whether the model cannot be made without the fact of that name, or used without that option of its task."""
+    return name.startswith("task.") or takes(recipe.model, name) or takes(recipe.model, "facts")
 
 
 def _checkpoint(run: Path, which: Which, metric: str) -> tuple[int, dict[str, np.ndarray], dict[str, float]]:

@@ -126,10 +126,14 @@ def test_facts_come_back(tmp_path):
     facts = Facts.of(
         values | {"odd": object(), "infinite": float("inf")}, {"x": np.zeros((2, 3), np.float32)}
     )
-    facts.write(tmp_path)
+    dataclasses.replace(facts, fitted={"a": (1, 2), "b": object()}).write(tmp_path)
     found = read_facts(tmp_path)
-    assert found is not None and found.example == facts.example and found.missing == ("infinite", "odd")
-    assert found.values["classes"] == 3 and found.values["size"] == (2, 3)
+    assert (
+        found is not None
+        and found.example == facts.example
+        and found.missing == ("infinite", "odd", "task.b")
+    )
+    assert found.fitted == {"a": (1, 2)} and found.values["classes"] == 3 and found.values["size"] == (2, 3)
     assert found.values["deep"] == {"a": (1, "x")}
     assert found.values["mean"].dtype == np.float32 and found.values["mean"].tolist() == [0.5, 1]
 

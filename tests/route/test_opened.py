@@ -59,7 +59,9 @@ def test_each_step_opens(followed, digits_run, images):
     )
     thin = ja.load(followed.directory / "1-channels.safetensors")
     assert thin.step == "channels" and thin.evaluate() == pytest.approx(followed.receipts[1].scores, abs=1e-6)
-    with pytest.raises(UserError, match=r"no step 'foldd' that is done: there is origin, .*did you mean fold"):
+    with pytest.raises(
+        UserError, match=r"no step 'foldd' that is done: there is origin, .*did you mean fold"
+    ):
         ja.load(followed.directory, which="foldd")
 
 
