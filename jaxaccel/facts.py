@@ -27,14 +27,19 @@ class Facts:
     """What model factories may ask for: ``classes``, ``class_names``, ``channels``, ``image_size``, ..."""
     example: Example
     """Shape and dtype of each array of one example."""
+    fitted: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Options of the task that followed from the training split, and are not in the recipe."""
     missing: tuple[str, ...] = ()
-    """Values that a file cannot hold, known only where the data is."""
+    """Values that a file cannot hold, known only where the data is; those of `fitted` as ``task.NAME``."""
 
     @classmethod
-    def of(cls, values: Mapping[str, Any], example: Mapping[str, Any]) -> "Facts":
+    def of(
+        cls, values: Mapping[str, Any], example: Mapping[str, Any], fitted: Mapping[str, Any] | None = None
+    ) -> "Facts":
         """The facts of a data set whose first example is `example`, as the task's `element` gives it."""
         arrays = {name: np.asarray(x) for name, x in example.items() if name not in BOOKKEEPING}
-        return cls(dict(values), {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in arrays.items()})
+        shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in arrays.items()}
+        return cls(dict(values), shapes, dict(fitted or {}))
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
