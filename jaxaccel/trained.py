@@ -157,7 +157,11 @@ class Trained:
         return jax.jit(lambda params, batch: task.predict(lambda *inputs: run(params, *inputs), batch))
 
     def checked(self, source: Source) -> Source:
-        """`source`, whose classes must be those of the model."""
+        """`source`, whose classes and shapes must be those of the model.
+
+        Raises:
+          UserError: they are not.
+        """
         names = self.task.facts(source.features).get("class_names")
         if self.class_names and names and tuple(names) != tuple(self.class_names):
             odd = sorted({*names} ^ {*self.class_names})
@@ -165,6 +169,12 @@ class Trained:
                 f"{source.name} has other classes than {self.directory} was trained on: "
                 + (f"{odd[0]} is only in one of them" if odd else "their order differs")
             )
+        here = Facts.of({}, self.task.element(source[0])).example
+        for name, expected in self.facts.example.items():
+            if name in here and here[name].shape != expected.shape:
+                raise UserError(
+                    f"the model takes {name} of shape {expected.shape}, {source.name} has {here[name].shape}"
+                )
         return source
 
     def __repr__(self) -> str:
@@ -198,7 +208,8 @@ def load(run: Path | str, *, which: Which = "best") -> Trained:
         raise UserError(f"{place} is {what}: name one that jaxaccel.train or jaxaccel.compress wrote")
     recipe = load_recipe(str(place))
     facts = _facts(place, recipe)
-    recipe = dataclasses.replace(recipe, task=dataclasses.replace(recipe.task, **facts.fitted))
+    if facts.fitted:
+        recipe = dataclasses.replace(recipe, task=dataclasses.replace(recipe.task, **facts.fitted))
     inputs = jax.eval_shape(recipe.task.inputs, shapes(facts.example, recipe.batch_size))
     # Of a sample, from which some models start, only the shape counts: weights are loaded.
     sample = {"sample": np.zeros(inputs[0].shape, np.float32)} if takes(recipe.model, "sample") else {}

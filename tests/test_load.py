@@ -302,6 +302,18 @@ def test_data_with_other_classes_is_refused(loaded):
     )
     with pytest.raises(UserError, match="letters has other classes than"):
         loaded.evaluate(source=other)
+    large = Large("large", source.features)
+    with pytest.raises(UserError, match=r"takes image of shape \(8, 8, 1\), large has \(9, 9, 1\)"):
+        loaded.evaluate(source=large)
+
+
+@dataclasses.dataclass
+class Large:
+    name: str
+    features: dict
+
+    def __getitem__(self, index):
+        return {"image": np.zeros((9, 9, 1), np.uint8), "label": 0}
 
 
 @dataclasses.dataclass
