@@ -174,7 +174,7 @@ def _write(out: Path, trained: Trained, source: Source, found: Evaluation, count
 def _source(trained: Trained, options: EvaluateOptions) -> Source:
     data = trained.recipe.data
     split, directory = options.split or data.eval_split, options.data_dir or data.dir
-    return trained.checked(
+    return trained.accept(
         open_source(options.data or data.name, split, directory=directory, downloads=data.downloads)
     )
 

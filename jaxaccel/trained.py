@@ -112,7 +112,7 @@ class Trained:
         Raises:
           UserError: there is no such split, or the data set is not there or has other classes.
         """
-        found, size = self.source(split) if source is None else self.checked(source), self.recipe.batch_size
+        found, size = self.source(split) if source is None else self.accept(source), self.recipe.batch_size
         return metrics(self.task, self.run, self.params, found, size, advance)
 
     def report(
@@ -123,7 +123,7 @@ class Trained:
         advance: Callable[[], Any] = lambda: None,
     ) -> Evaluation:
         """As `evaluate`, with what the task has to say of each class and of each example."""
-        found, size = self.source(split) if source is None else self.checked(source), self.recipe.batch_size
+        found, size = self.source(split) if source is None else self.accept(source), self.recipe.batch_size
         return evaluation(self.task, self.run, self.params, found, size, self.facts.values, advance)
 
     def source(self, split: str | None = None) -> Source:
@@ -133,7 +133,7 @@ class Trained:
           UserError: it cannot be opened, or is no longer what it was.
         """
         data = self.recipe.data
-        return self.checked(
+        return self.accept(
             open_source(data.name, split or data.eval_split, directory=data.dir, downloads=data.downloads)
         )
 
@@ -156,7 +156,7 @@ class Trained:
         task, run = self.task, self.run
         return jax.jit(lambda params, batch: task.predict(lambda *inputs: run(params, *inputs), batch))
 
-    def checked(self, source: Source) -> Source:
+    def accept(self, source: Source) -> Source:
         """`source`, whose classes and shapes must be those of the model.
 
         Raises:
