@@ -185,11 +185,13 @@ def _train(
             several(trainings[phase.image_size], constrain), donate_argnums=0,
             out_shardings=(shardings, training.reported(mesh)),
         )  # fmt: skip
-        return call.lower(
-            placed(state_shape, shardings),
-            train_feed.arrays,
-            train_feed.item_shape(step_shape[phase], length),
-        ).compile(training.compiler_options(flops[phase]))
+        with jax.set_mesh(mesh):  # by which loops over layers keep the examples split
+            lowered = call.lower(
+                placed(state_shape, shardings),
+                train_feed.arrays,
+                train_feed.item_shape(step_shape[phase], length),
+            )
+        return lowered.compile(training.compiler_options(flops[phase]))
 
     cuts, calls = pacing.timetable(plan, recipe.eval_every, per_call, done)
     eval_calls = [range(i, i + 1) for i in range(len(sequential))]
