@@ -71,7 +71,7 @@ def _of_checkpoint(path: Path, inside: str | None) -> dict[str, np.ndarray]:
     content = torch_files.read(path)
     weights = _weights_in(content) if inside is None else _under(content, inside)
     # Dictionaries may hold one another twice and twice again, under names as long as a file likes.
-    names = Budget(1 << 26, "names its arrays in too many ways; refused")
+    names = Budget(1 << 24, "names its arrays in too many ways; refused")
     return _cleaned(_flat(weights, names), _hint(content))
 
 
