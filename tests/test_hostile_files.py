@@ -133,7 +133,7 @@ def test_claims_out_of_proportion(tmp_path):
 
 
 QUADRATIC = ("integers of many bits as keys", "colliding keys", "a long key again and again", "two long keys",
-             "long globals", "bytes again and again", "wide arguments", "wide sets", "wide shapes", "memo")  # fmt: skip
+             "long globals", "bytes again and again", "wide arguments", "wide sets", "wide shapes", "memo", "nested lists", "nested tuples as key", "marks")  # fmt: skip
 
 
 @pytest.mark.parametrize(
