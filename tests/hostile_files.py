@@ -228,3 +228,25 @@ def zeros_in_npz(megabytes):
     return zipped(
         {"w.npy": npy("'|u1'", f"({megabytes << 20},)", bytes(megabytes << 20))}, zipfile.ZIP_DEFLATED
     )
+
+
+def pictures():
+    """Pictures of 900 megapixels in a few bytes, and one that Pillow would hand to a program."""
+    wide = struct.pack(">II", 30_000, 30_000)
+
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", wide + b"\x08\x02\0\0\0")
+    bmp = b"BM" + struct.pack("<IIIIiiHHIIIIII", 100, 0, 54, 40, 30_000, 30_000, 1, 24, 0, 0, 0, 0, 0, 0)
+    return {
+        "PNG": png + chunk(b"IDAT", zlib.compress(bytes(1 << 20))) + chunk(b"IEND", b""),
+        "GIF": b"GIF89a"
+        + struct.pack("<HH", 30_000, 30_000)
+        + b"\0\0\0,\0\0\0\0"
+        + struct.pack("<HH", 30_000, 30_000)
+        + b"\0\x02\x02\x44\x01\0;",
+        "BMP": bmp + bytes(100),
+        "PPM": b"P6 30000 30000 255\n" + bytes(100),
+        "EPS": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n(touch canary) system\n%%EOF\n",
+    }

@@ -14,6 +14,7 @@ import pytest
 
 from jaxaccel import torch_files
 from jaxaccel.compress import unpack
+from jaxaccel.data.sources import decode_image
 from jaxaccel.errors import UserError
 from jaxaccel.pretrained.files import read
 from jaxaccel.transforms.calibrate import Calibration
@@ -132,8 +133,26 @@ def test_claims_out_of_proportion(tmp_path):
     )
 
 
-QUADRATIC = ("integers of many bits as keys", "colliding keys", "a long key again and again", "two long keys",
-             "long globals", "bytes again and again", "wide arguments", "wide sets", "wide shapes", "memo", "nested lists", "nested tuples as key", "marks")  # fmt: skip
+def test_pictures(canary, monkeypatch):
+    """None is decoded: of 900 megapixels by the header, and none by a program."""
+    from PIL import EpsImagePlugin, Image
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("started Ghostscript"))
+    for kind, content in hostile.pictures().items():
+        tracemalloc.start()
+        kinds = (ValueError, Image.DecompressionBombError, Image.UnidentifiedImageError)
+        with pytest.raises(kinds, match=r"pixels|identify"):
+            decode_image(content, 3)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 10 << 20, kind
+
+
+QUADRATIC = (
+    *("integers of many bits as keys", "colliding keys", "a long key again and again", "two long keys"),
+    *("long globals", "bytes again and again", "wide arguments", "wide sets", "wide shapes", "memo"),
+    *("nested lists", "nested tuples as key", "marks"),
+)
 
 
 @pytest.mark.parametrize(
