@@ -6,6 +6,7 @@ import lzma
 import os
 import stat
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ _LONGEST_TEXT = 1 << 26  # bytes of a JSON file
 _MALFORMED = (
     *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, EOFError),
     *(RuntimeError, MemoryError, struct.error, zlib.error, lzma.LZMAError, zipfile.BadZipFile),
+    *(SyntaxError, tokenize.TokenError),  # NumPy's headers are literals of Python
 )
 """What parsers raise for content that makes no sense (RecursionError is a RuntimeError)."""
 
