@@ -146,8 +146,10 @@ class _Arrays:
             value = value.entries
         if isinstance(value, dict):
             return {key: self.filled(item, depth) for key, item in value.items()}
-        if type(value) in (list, tuple):
-            return type(value)(self.filled(item, depth) for item in value)
+        if isinstance(value, list):
+            return [self.filled(item, depth) for item in value]
+        if isinstance(value, tuple):
+            return tuple(self.filled(item, depth) for item in value)
         return value  # an Opaque
 
 

@@ -107,13 +107,14 @@ def unread_kind(value: Any) -> str | None:
 
 def _stored(described: Any, storages: dict[str, Storage]) -> Storage | Opaque:
     """The storage of a persistent id: ("storage", type, key, device, size[, None])."""
-    check(isinstance(described, tuple) and len(described) >= 1, "a wrong storage")
-    if described[0] == "module":
+    check(isinstance(described, tuple) and 4 <= len(described) <= 6, "a wrong storage")
+    what, kind, key, *rest = described
+    if what == "module":
         raise Refused("holds a module with its program: save the model's state_dict()")
-    check(len(described) in (5, 6) and described[0] == "storage", "a wrong storage")
-    if len(described) == 6 and described[5] is not None:
+    check(what == "storage" and len(rest) >= 2, "a wrong storage")
+    _, size, *view = rest
+    if view and view[0] is not None:
         raise Refused("shares storages as PyTorch before 0.4 did: save it again with a newer one")
-    kind, key, size = described[1], described[2], described[4]
     check(isinstance(kind, Name), "a storage of a wrong type")
     check(isinstance(key, str) and len(key) <= 100 and is_size(size), "a storage of a wrong size")
     if kind.text not in _STORAGES:  # of a quantized tensor, say

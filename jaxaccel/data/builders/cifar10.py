@@ -49,9 +49,11 @@ def parse_python(content: bytes) -> Batch:
         name.decode("latin1") if isinstance(name, bytes) else name: value for name, value in batch.items()
     }
     data, labels = named["data"], named["labels"]
-    check(isinstance(data, pickle_values.NumpyArray) and data.value is not None, "no array of images")
+    images = data.value if isinstance(data, pickle_values.NumpyArray) else None
+    if images is None:
+        raise ValueError("no array of images")
     check(isinstance(labels, list) and all(type(n) is int for n in labels), "no list of labels")
-    return _images(data.value.astype(np.uint8)), np.asarray(labels, np.uint8)
+    return _images(images.astype(np.uint8)), np.asarray(labels, np.uint8)
 
 
 def parse_tiles(path: Path) -> np.ndarray:
@@ -72,7 +74,8 @@ def read_archive(path: Path, parse: Callable[[bytes], Batch], members: list[str]
             with open_file(path) as file, tarfile.open(fileobj=file, mode="r:gz") as archive:
                 for member in members:
                     stream = archive.extractfile(member)
-                    check(stream is not None, f"{member} is no file")
+                    if stream is None:
+                        raise ValueError(f"{member} is no file")
                     content = stream.read(_MOST_BYTES + 1)
                     if len(content) > _MOST_BYTES:
                         raise Refused(f"has a member of more than {_MOST_BYTES:,} bytes, which no batch has")
