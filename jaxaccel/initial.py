@@ -11,7 +11,7 @@ import numpy as np
 from jaxaccel import rundir
 from jaxaccel.checkpoint import Checkpoints, flat
 from jaxaccel.compress import trainable, unpack
-from jaxaccel.compress.pack import is_packed
+from jaxaccel.compress.unpack import is_packed
 from jaxaccel.errors import UserError
 from jaxaccel.modules import Model, abstract, as_model, output_shape, takes
 from jaxaccel.pretrained import load_pretrained

@@ -24,6 +24,7 @@ FLOORS = [
             "sites",
         ),
         *("hlo", "torch_files", "torch_pickle"),
+        *("bounds", "pickles", "pickle_values", "npz_files", "safetensors_files"),
     },
     {"interpret", "arrays", "lowerings", "roofline"},
     {"augment", "models", "parallel", "data", "transforms", "compress"},

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from jaxaccel.bounds import check_pixels
 from jaxaccel.data.builders import BUILDERS
 from jaxaccel.errors import UserError
 
@@ -25,6 +26,8 @@ Example = dict[str, np.ndarray]
 _NAME = re.compile(r"(?P<name>\w+)(/(?P<config>[\w+\-.]+))?(:(?P<version>(\d+|\*)(\.(\d+|\*)){2}))?")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _INFO_FILE = "dataset_info.json"
+PICTURES = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+"""Formats that are decoded; for one of Pillow's others, EPS, it would run a program."""
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Pillow's mode for the channels of an 8-bit image feature.
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -363,12 +366,19 @@ def _as_array(value: Any, feature: Any) -> Any:
 
 
 def decode_image(content: bytes, channels: int) -> np.ndarray:
-    """Decodes PNG, JPEG, ... bytes to uint8 (H, W, channels), converting the colours if they differ."""
+    """Decodes PNG, JPEG, ... bytes to uint8 (H, W, channels), converting the colors if they differ.
+
+    Raises:
+      ValueError: it has more than `bounds.MOST_PIXELS`.
+      Exception: whatever Pillow raises for a damaged picture, or one of another than the `PICTURES`.
+    """
     from PIL import Image, PngImagePlugin
 
     stream = io.BytesIO(content)
     # Image.open tries one format after the other; most data sets hold PNG.
-    image = PngImagePlugin.PngImageFile(stream) if content.startswith(_PNG_SIGNATURE) else Image.open(stream)
+    is_png = content.startswith(_PNG_SIGNATURE)
+    image = PngImagePlugin.PngImageFile(stream) if is_png else Image.open(stream, formats=PICTURES)
+    check_pixels(image.size)
     mode = _MODES[channels]
     if image.mode != mode:
         image = image.convert(mode)

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from jaxaccel import runtime
 from jaxaccel.compress import pack, unpack
-from jaxaccel.compress.pack import is_packed
+from jaxaccel.compress.unpack import is_packed
 from jaxaccel.errors import UserError
 from jaxaccel.initial import start
 from jaxaccel.modules import abstract

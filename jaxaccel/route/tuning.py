@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxaccel.compress import trainable, with_trained
-from jaxaccel.compress.pack import is_packed
+from jaxaccel.compress.unpack import is_packed
 from jaxaccel.errors import UserError
 from jaxaccel.optim import Schedule, Sparse
 from jaxaccel.packed import packed

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxaccel import files, numerics
+from jaxaccel.bounds import check, read_json, reading
 from jaxaccel.calls import nearest
 from jaxaccel.errors import UserError
 from jaxaccel.interpret import Observation, Transformation, is_compressed, transform
@@ -53,11 +54,12 @@ class Calibration:
         Raises:
           UserError: the file is missing or is none.
         """
-        try:
-            ranges = {str(k): np.float32(v) for k, v in json.loads(Path(path).read_text()).items()}
-        except (OSError, ValueError, AttributeError, TypeError) as error:
-            raise UserError(f"{path} holds no calibration: {error}") from error
-        return cls(ranges)
+        with reading(Path(path), "holds no calibration"):
+            ranges = read_json(Path(path))
+            check(isinstance(ranges, dict), "no ranges by site")
+            numbers = all(type(v) in (int, float) and 0 <= v < float("inf") for v in ranges.values())
+            check(numbers, "a range that is no finite number of at least 0")
+            return cls({name: np.float32(value) for name, value in ranges.items()})
 
 
 def calibrate(
