@@ -57,6 +57,8 @@ class Averaging(Options):
 
     def update(self, average: PyTree, params: PyTree, step: jax.Array) -> PyTree:
         """The average when `step` steps (() int) are done, the last of which led to `params`."""
+        # In the average's own dtype, before anything is multiplied.
+        params = jax.tree.map(lambda p, a: p.astype(a.dtype), params, average)
         if not self.at:
             return optax.incremental_update(params, average, 1 - self.decay)
         at = jnp.asarray(tuple(self.at))

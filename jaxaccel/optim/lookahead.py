@@ -64,10 +64,14 @@ def lookahead(
         synchronizes = count % period == 0
         share = jnp.where(synchronizes, step(count) if callable(step) else step, 0)
         slow = jax.tree.map(
-            lambda s, p, u: s + share.astype(s.dtype) * (p + u - s), state.slow, params, updates
-        )
+            lambda s, p, u: s + share.astype(s.dtype) * (p.astype(s.dtype) + u.astype(s.dtype) - s),
+            state.slow, params, updates,
+        )  # fmt: skip
         updates = jax.tree.map(
-            lambda s, p, u: jnp.where(synchronizes, (s - p).astype(u.dtype), u), slow, params, updates
+            lambda s, p, u: jnp.where(synchronizes, (s - p.astype(s.dtype)).astype(u.dtype), u),
+            slow,
+            params,
+            updates,
         )
         return updates, LookaheadState(count, slow, fast)
 
