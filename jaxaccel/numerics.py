@@ -19,7 +19,7 @@ TINY = float(np.finfo(np.float32).tiny)
 
 def wide(x: jax.Array) -> jax.Array:
     """`x` in float32, or in float64 if it is: the dtype of sums and averages."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 
 def qmax(bits: int) -> int:
@@ -58,8 +58,9 @@ def to_integers(x: jax.Array, scale: jax.Array, bits: int = 8) -> jax.Array:
 def fake(x: jax.Array, scale: jax.Array, bits: int = 8) -> jax.Array:
     """`x` as its integers at `scale` stand for it, differentiable in both.
 
-    The gradient with respect to x passes straight through inside the range and is 0 outside (Bengio et al. 2013,
-    arXiv:1308.3432); that with respect to the scale is the one of LSQ (Esser et al. 2020, arXiv:1902.08153, equation 3), without its normalising factor.
+    The gradient with respect to x passes straight through inside the range (Bengio et al. 2013, arXiv:1308.3432) and is
+    0 outside; that with respect to the scale is the one of LSQ (Esser et al. 2020, arXiv:1902.08153, equation 3),
+    without its normalizing factor.
     """
     q = _in_steps(x, scale, bits)[1]
     return (q * scale.astype(q.dtype)).astype(x.dtype)

@@ -52,9 +52,9 @@ def quantize(
         all integers then count from it to the largest magnitude.
       range: ``absmax``, or ``mse`` to clip where the squared error is least.
       stacked: which leaves hold those of several layers along their first axis, for a loop over it: each layer is
-        quantized as if it stood alone. By default those that `find_stacked` finds: below ``stacked`` (our ``scan=True``),
-        below ``ScanX_0`` (Linen's ``nn.scan``), and any modules whose biases and norms have an axis in front. ``()`` is
-        none.
+        quantized as if it stood alone. By default those that `find_stacked` finds: below ``stacked`` (our
+        ``scan=True``), below ``ScanX_0`` (Linen's ``nn.scan``), and in modules whose biases and norms have an axis in
+        front. ``()`` is none.
 
     Raises:
       UserError: `where` selects no leaf that can be quantised, or `bits`, `block` or `range` cannot be.
@@ -161,9 +161,10 @@ def _least_error(
 
     def error(share: jax.Array) -> jax.Array:
         # In units of the scale, since squares of small weights would vanish.
-        tried = (_integers(x, scale * share, zero, bits) - (0 if zero is None else zero)) * share
+        q = _integers(x, scale * share, zero, bits).astype(jnp.float32)
+        tried = (q if zero is None else q - zero) * share
         return jnp.sum((tried - x * (1 / scale)) ** 2, axis=tuple(shared), keepdims=True)
 
-    shares = jnp.asarray(MSE_SHARES)
+    shares = jnp.asarray(MSE_SHARES, jnp.float32)
     errors = jax.lax.map(error, shares)
     return scale * shares[jnp.argmin(errors, axis=0)]

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxaccel import numerics
 from jaxaccel.errors import UserError
 
 PyTree = Any
@@ -51,7 +52,7 @@ def lookahead(
 
     def init(params: PyTree) -> LookaheadState:
         # A copy: the state may be donated together with the parameters.
-        slow = jax.tree.map(lambda p: jnp.array(p, jnp.promote_types(p.dtype, jnp.float32)), params)
+        slow = jax.tree.map(lambda p: jnp.array(numerics.wide(p)), params)
         return LookaheadState(jnp.int32(0), slow, tx.init(params))
 
     def update(

@@ -113,7 +113,9 @@ class Distillation:
         for i, hint in enumerate(self.hints):
             if hint.kind == "hint":
                 a, b = both[0][hint.student].shape[-1], both[1][hint.teacher].shape[-1]
-                found[hint.student] = jax.random.normal(jax.random.fold_in(key, i), (a, b)) / a**0.5
+                found[hint.student] = (
+                    jax.random.normal(jax.random.fold_in(key, i), (a, b), jnp.float32) / a**0.5
+                )
         return found
 
     def __call__(

@@ -42,9 +42,9 @@ def input_covariances(
     """The mean of x x^T over what each weight of f multiplies, by path; for ``ja.low_rank(covariances=)``.
 
     Of a kernel (H, W, in, out) x is a window of H * W * in numbers, in the order of the kernel, and likewise in one or
-    three dimensions; strides, dilation (of the input too: transposed convolutions) and padding count, so that the mean is
-    over what makes the outputs, zeros included. Left out are weights that are used in a grouped convolution, that are
-    summed over axes which are not their first, or that f transposes or reverses first.
+    three dimensions. There is one for each output pixel: strides, dilation (of the input too, in a transposed
+    convolution) and padding count, zeros included. Left out are weights that are used in a grouped convolution, that
+    are summed over axes which are not their first, or that f transposes or reverses first.
 
     Args:
       f: called as ``f(params, *batch)``.
