@@ -78,7 +78,7 @@ def test_lookahead_keeps_slow_weights_in_float32():
         params = optax.apply_updates(params, updates)
         if step % 2 == 0:
             slow = slow + 0.5 * (fast - slow)
-            np.testing.assert_allclose(np.float64(params["w"]), slow, rtol=2**-7)
+            np.testing.assert_allclose(np.float64(params["w"]), slow, rtol=2**-7, atol=2**-7)
     np.testing.assert_allclose(state.slow["w"], slow, rtol=1e-5)
 
 

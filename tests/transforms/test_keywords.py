@@ -22,7 +22,7 @@ def second(x, p):
 RANGES = ja.calibrate(first, P, [X])
 MAKERS = {
     "bfloat16": (
-        lambda f, n: ja.bfloat16(f, lowering="bfloat16", keep=lambda path: path != "kernel", argnums=n),
+        lambda f, n: ja.bfloat16(f, lowering="bfloat16", argnums=n),
         P,
     ),
     "float16": (lambda f, n: ja.float16(f, lowering="float16", argnums=n), P),
