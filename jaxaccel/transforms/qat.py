@@ -102,9 +102,10 @@ def fake_int8(
 
     @functools.wraps(f)
     def transformed(*args: Any, **kwargs: Any) -> Any:
-        if argnums < len(args):
-            return inner(*args[:argnums], rounded(args[argnums]), *args[argnums + 1 :], **kwargs)
-        name = _parameter_name(f, argnums)
+        number = argnums + len(args) if argnums < 0 else argnums
+        if 0 <= number < len(args):
+            return inner(*args[:number], rounded(args[number]), *args[number + 1 :], **kwargs)
+        name = _parameter_name(f, number)
         if name not in kwargs:
             raise UserError(f"fake_int8 rounds argument {argnums} of f, which this call leaves out")
         return inner(*args, **{**kwargs, name: rounded(kwargs[name])})
@@ -118,7 +119,7 @@ def _parameter_name(f: Callable[..., Any], number: int) -> str:
         names = list(inspect.signature(f).parameters)
     except (TypeError, ValueError):
         names = []
-    return names[number] if number < len(names) else ""
+    return names[number] if 0 <= number < len(names) else ""
 
 
 def _straight_through(quantised: Any, x: Any) -> Any:

@@ -48,6 +48,7 @@ def test_a_call_by_keyword_is_the_call_by_position(name):
         make(first, 0)(x=X, p=params),
         make(first, 0)(params, x=X),
         make(second, 1)(X, params),
+        make(second, -1)(X, params),
         make(second, 1)(X, p=params),
         make(second, 1)(p=params, x=X),
     ]
