@@ -97,7 +97,7 @@ def scales(params, path):
 def test_stacks_of_flax_are_found():
     keys = nnx.Rngs(0)
     ours = nnx.state(Scan([Block(keys) for _ in range(LAYERS)]), nnx.Param)
-    assert scales(ja.quantize(ours), "out/kernel") == (LAYERS, 1, 8)
+    assert scales(ja.quantize(ours), "stacked/out/kernel") == (LAYERS, 1, 8)
     assert scales(ja.quantize(LinenModel().init(jax.random.key(0), X)), "Dense_0/kernel") == (LAYERS, 1, 8)
 
 
