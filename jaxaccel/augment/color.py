@@ -147,7 +147,7 @@ def saturation(key: jax.Array, batch: Batch, *, strength: float) -> Batch:
     """
     channels = color_channels(batch, "saturation", needs_rgb=True)
     factor = _factor(key, batch, strength, "saturation")
-    matrix = blending(factor, gray(channels), jnp.zeros(channels))
+    matrix = blending(factor, gray(channels), np.zeros(channels, np.float32))
     return changed(batch, Recoloring(key, matrix, True, 1 + 2 * strength))
 
 
@@ -206,7 +206,9 @@ def grayscale(key: jax.Array, batch: Batch, *, probability: float = 0.1) -> Batc
     channels = color_channels(batch, "grayscale", needs_rgb=True)
     check_probability(probability, "grayscale")
     factor = (uniforms(key, batch, 1)[:, 0] >= probability).astype(jnp.float32)
-    return changed(batch, Recoloring(key, blending(factor, gray(channels), jnp.zeros(channels)), True, 1.0))
+    return changed(
+        batch, Recoloring(key, blending(factor, gray(channels), np.zeros(channels, np.float32)), True, 1.0)
+    )
 
 
 def invert(key: jax.Array, batch: Batch, *, probability: float = 0.5) -> Batch:
@@ -218,5 +220,7 @@ def invert(key: jax.Array, batch: Batch, *, probability: float = 0.5) -> Batch:
     channels = color_channels(batch, "invert")
     check_probability(probability, "invert")
     inverted = uniforms(key, batch, 1)[:, 0] < probability
-    matrix = jnp.where(inverted[:, None, None], jnp.asarray(negative(channels)), jnp.eye(channels + 1))
+    matrix = jnp.where(
+        inverted[:, None, None], jnp.asarray(negative(channels)), np.eye(channels + 1, dtype=np.float32)
+    )
     return changed(batch, Recoloring(key, matrix, False, 2.0))

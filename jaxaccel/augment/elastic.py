@@ -82,11 +82,14 @@ def elastic(
     points = (2, -(-height // spacing) + 3, -(-width // spacing) + 3)
 
     def one_image(key: jax.Array, image: jax.Array) -> jax.Array:
-        control = fixed_point(jax.random.uniform(key, points, minval=-1) * displacement, DRAW_BITS)
+        control = fixed_point(
+            jax.random.uniform(key, points, jnp.float32, minval=-1) * displacement, DRAW_BITS
+        )
         field = spline(spline(control, weights, height, 1), weights, width, 2)
         field = field >> (DRAW_BITS + 2 * WEIGHT_BITS - bits - 1)
         one = 1 << (bits + 1)
-        row, column = field[0] + jnp.arange(height)[:, None] * one, field[1] + jnp.arange(width) * one
+        row = field[0] + jnp.arange(height, dtype=jnp.int32)[:, None] * one
+        column = field[1] + jnp.arange(width, dtype=jnp.int32) * one
         return sample(image, row, column, bits=bits, fill=fill, method=method).reshape(
             height, width, channels
         )

@@ -83,7 +83,9 @@ def _mixup_weight(key: jax.Array, batch: Batch, alpha: float) -> jax.Array:
         weight = jnp.zeros(batch["label"].shape[:1], jnp.float32)
     else:
         quantiles = beta_quantiles(alpha)
-        place = jax.vmap(lambda key: jax.random.randint(key, (), 0, len(quantiles)))(example_keys(key, batch))
+        place = jax.vmap(lambda key: jax.random.randint(key, (), 0, len(quantiles), jnp.int32))(
+            example_keys(key, batch)
+        )
         weight = look_up(quantiles, place)
     return jnp.where(_both_real(batch), weight, 0)
 

@@ -268,7 +268,7 @@ def three_augment(
     choice = per_image(_below(draws[:, 0], 3))
     weights = drawn_from(gaussian_weights(sigma, math.ceil(3 * sigma[1])), draws[:, 1])
     zero = jnp.zeros(image.shape[0], jnp.float32)
-    grayed = Recoloring(key, blending(zero, gray(3), jnp.zeros(3)), mixing=True).apply(image)
+    grayed = Recoloring(key, blending(zero, gray(3), np.zeros(3, np.float32)), mixing=True).apply(image)
     negated = solarized_image(image, threshold)
     new = jnp.where(choice == 0, grayed, jnp.where(choice == 1, negated, blurred(key, image, weights)))
     return {**batch, "image": new}

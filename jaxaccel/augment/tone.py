@@ -58,7 +58,7 @@ def counted_one_by_one(levels: jax.Array) -> jax.Array:
     channels = levels.shape[-1]
 
     def one_image(levels: jax.Array) -> jax.Array:
-        place = (levels.astype(jnp.int32) * channels + jnp.arange(channels)).ravel()
+        place = (levels.astype(jnp.int32) * channels + jnp.arange(channels, dtype=jnp.int32)).ravel()
         counts = jnp.zeros(256 * channels, jnp.int32).at[place].add(1, mode="promise_in_bounds")
         return counts.reshape(256, channels)
 
@@ -81,7 +81,7 @@ def counted_by_products(levels: jax.Array) -> jax.Array:
 
 def equalizing(counts: jax.Array) -> jax.Array:
     """The curve (B, 256, C) uint8 that spreads levels evenly, from their counts (B, 256, C) (Pillow's rule)."""
-    levels = jnp.arange(256)[:, None]
+    levels = jnp.arange(256, dtype=jnp.int32)[:, None]
     last = jnp.max(jnp.where(counts > 0, levels, 0), axis=1, keepdims=True)
     in_last = jnp.sum(jnp.where(levels == last, counts, 0), axis=1, keepdims=True)
     step = (jnp.sum(counts, axis=1, keepdims=True) - in_last) // 255
@@ -95,7 +95,7 @@ def through(curve: jax.Array, levels: jax.Array) -> jax.Array:
     channels = levels.shape[-1]
 
     def one_image(curve: jax.Array, levels: jax.Array) -> jax.Array:
-        place = levels.astype(jnp.int32) * channels + jnp.arange(channels)
+        place = levels.astype(jnp.int32) * channels + jnp.arange(channels, dtype=jnp.int32)
         return curve.reshape(256 * channels).at[place].get(mode="promise_in_bounds")
 
     return jax.vmap(one_image)(curve, levels)

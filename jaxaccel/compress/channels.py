@@ -124,7 +124,9 @@ def _scores(
     for number, c in enumerate(free):
         if criterion == "random":
             assert key is not None
-            found.append(np.asarray(jax.random.uniform(jax.random.fold_in(key, number), (len(c.sets),))))
+            found.append(
+                np.asarray(jax.random.uniform(jax.random.fold_in(key, number), (len(c.sets),), jnp.float32))
+            )
             continue
         along = {member: _along(tree, member, criterion, slopes) for member in c.members}
         raw = np.array(

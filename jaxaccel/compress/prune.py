@@ -208,7 +208,7 @@ def _score(
             )
         return jnp.abs(x) * _along_inputs(norms[path], x.shape, path)
     if criterion == "random":
-        return jax.random.uniform(jax.random.fold_in(key, number), x.shape)
+        return jax.random.uniform(jax.random.fold_in(key, number), x.shape, jnp.float32)
     return jnp.abs(x)
 
 

@@ -255,7 +255,11 @@ def _regrown(
         count = mask.sum()
         exchanged = jnp.floor(share * count).astype(jnp.int32)
         stay = best(jnp.where(mask, jnp.abs(w), -1.0), count - exchanged)
-        wanted = jnp.abs(g) if key is None else jax.random.uniform(jax.random.fold_in(key, number), w.shape)
+        wanted = (
+            jnp.abs(g)
+            if key is None
+            else jax.random.uniform(jax.random.fold_in(key, number), w.shape, jnp.float32)
+        )
         return stay | best(jnp.where(stay, -1.0, wanted), exchanged)
 
     return _map(layer, masks, numbers, weights, grads)

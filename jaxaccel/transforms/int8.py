@@ -178,7 +178,9 @@ class _Rule:
         site.record("integers as " + str(x.dtype), _dtype(w), "weight-only")
         values = w.integers().astype(x.dtype)
         out = site.bind(*((values, x) if side == 0 else (x, values)))
-        return out * integer.in_output(site.primitive, site.params, side, w.scale, x.ndim)
+        scale = integer.in_output(site.primitive, site.params, side, w.scale, x.ndim)
+        wide = numerics.wide(out)
+        return (wide * scale.astype(wide.dtype)).astype(out.dtype)
 
     def _between_activations(self, site: Site, lhs: Any, rhs: Any) -> Any:
         floating = all(x.dtype == jnp.float32 for x in (lhs, rhs))
