@@ -20,11 +20,13 @@ from jaxaccel.augment.keys import example_index, example_keys, uniforms
 from jaxaccel.augment.moves import Mirroring, Resampling
 from jaxaccel.augment.resample import SMALLEST_SCALE, Fill, Method, check_sampling
 from jaxaccel.errors import UserError
+from jaxaccel.options import checked
 
 ATTEMPTS = 10
 """Boxes drawn for an image; the first that fits into it is taken."""
 
 
+@checked
 def horizontal_flip(key: jax.Array, batch: Batch, *, probability: float = 0.5) -> Batch:
     """Mirrors each image left to right with the given probability (Krizhevsky et al. 2012).
 
@@ -37,6 +39,7 @@ def horizontal_flip(key: jax.Array, batch: Batch, *, probability: float = 0.5) -
     return changed(batch, Mirroring(key, {2: draws < probability}))
 
 
+@checked
 def vertical_flip(key: jax.Array, batch: Batch, *, probability: float = 0.5) -> Batch:
     """Mirrors each image top to bottom with the given probability.
 
@@ -49,6 +52,7 @@ def vertical_flip(key: jax.Array, batch: Batch, *, probability: float = 0.5) -> 
     return changed(batch, Mirroring(key, {1: draws < probability}))
 
 
+@checked
 def alternating_flip(key: jax.Array, batch: Batch, *, seed: int = 0) -> Batch:
     """Mirrors half of the images left to right, and in the next epoch the other half (Jordan 2024, arXiv:2404.00498).
 
@@ -73,6 +77,7 @@ def alternating_flip(key: jax.Array, batch: Batch, *, seed: int = 0) -> Batch:
     return changed(batch, Mirroring(key, {2: mirrored}))
 
 
+@checked
 def pad_and_crop(
     key: jax.Array, batch: Batch, *, padding: int, mode: Literal["constant", "reflect"] = "constant"
 ) -> Batch:
@@ -158,6 +163,7 @@ def first_fitting(
     ]
 
 
+@checked
 def random_resized_crop(
     key: jax.Array,
     batch: Batch,

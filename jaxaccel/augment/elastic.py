@@ -16,6 +16,7 @@ from jaxaccel.augment.exact import fixed_point
 from jaxaccel.augment.keys import example_keys
 from jaxaccel.augment.resample import Fill, Method, check_sampling, fraction_bits, sample
 from jaxaccel.errors import UserError
+from jaxaccel.options import checked
 
 DRAW_BITS = 6
 """Displacements of control points are drawn in 64ths of a pixel."""
@@ -45,6 +46,7 @@ def spline(control: jax.Array, weights: np.ndarray, size: int, axis: int) -> jax
     return jnp.moveaxis(pixels, -1, axis)
 
 
+@checked
 def elastic(
     key: jax.Array,
     batch: Batch,

@@ -17,6 +17,7 @@ from jaxaccel.augment.batch import (
 from jaxaccel.augment.crop import ATTEMPTS, first_fitting
 from jaxaccel.augment.keys import example_keys, uniforms
 from jaxaccel.errors import UserError
+from jaxaccel.options import checked
 
 
 def inside(
@@ -29,6 +30,7 @@ def inside(
     return (rows >= top) & (rows < top + tall) & (columns >= left) & (columns < left + broad)
 
 
+@checked
 def cutout(key: jax.Array, batch: Batch, *, size: int, fill: float = 0) -> Batch:
     """Erases a square around a random pixel (cutout: DeVries & Taylor 2017, arXiv:1708.04552).
 
@@ -55,6 +57,7 @@ def cutout(key: jax.Array, batch: Batch, *, size: int, fill: float = 0) -> Batch
     return {**batch, "image": jnp.where(erased, value, image)}
 
 
+@checked
 def random_erasing(
     key: jax.Array,
     batch: Batch,

@@ -22,6 +22,7 @@ from jaxaccel.augment.batch import (
 )
 from jaxaccel.augment.keys import uniforms
 from jaxaccel.errors import UserError
+from jaxaccel.options import checked
 
 
 def posterized(levels: jax.Array, bits: jax.Array | int) -> jax.Array:
@@ -114,6 +115,7 @@ def _sometimes(
     return {**batch, "image": jnp.where(per_image(chosen), new, image)}
 
 
+@checked
 def posterize(key: jax.Array, batch: Batch, *, bits: int, probability: float = 0.5) -> Batch:
     """Keeps the highest ``bits`` of each 8-bit level, with the given probability.
 
@@ -127,6 +129,7 @@ def posterize(key: jax.Array, batch: Batch, *, bits: int, probability: float = 0
     return _sometimes(key, batch, image, new, probability, "posterize")
 
 
+@checked
 def solarize(key: jax.Array, batch: Batch, *, threshold: float = 0.5, probability: float = 0.5) -> Batch:
     """Makes a negative of all pixels from ``threshold`` upwards, with the given probability.
 
@@ -148,6 +151,7 @@ def solarized_image(image: jax.Array, threshold: float) -> jax.Array:
     return jnp.where(reached, 1 - image, image)
 
 
+@checked
 def equalize(key: jax.Array, batch: Batch, *, probability: float = 0.5) -> Batch:
     """Spreads the levels of each channel evenly over the range, with the given probability.
 
@@ -160,6 +164,7 @@ def equalize(key: jax.Array, batch: Batch, *, probability: float = 0.5) -> Batch
     return _sometimes(key, batch, image, new, probability, "equalize")
 
 
+@checked
 def autocontrast(key: jax.Array, batch: Batch, *, probability: float = 0.5) -> Batch:
     """Stretches each channel so that its lowest value becomes 0 and its highest the largest possible.
 

@@ -13,6 +13,7 @@ import numpy as np
 from jaxaccel.compress.coupled import Coupled, Flat, Kept, coupled, taken, without, working
 from jaxaccel.compress.work import multiply_adds
 from jaxaccel.errors import UserError
+from jaxaccel.options import checked
 from jaxaccel.trees import Where, check_where, path_text, selects
 
 PyTree = Any
@@ -43,6 +44,7 @@ class Removed:
         return "\n".join([*lines, *(f"{name:<{width}}  whole: {why}" for name, why in self.fixed.items())])
 
 
+@checked
 def remove_channels(
     f: Callable[..., Any],
     params: PyTree,

@@ -14,6 +14,7 @@ from jaxaccel.arrays import LowRankArray
 from jaxaccel.compress.selected import selected
 from jaxaccel.compress.svd import truncated_svd
 from jaxaccel.errors import UserError
+from jaxaccel.options import checked
 from jaxaccel.trees import Where
 
 PyTree = Any
@@ -56,6 +57,7 @@ class Spectrum:
         return int(np.ceil(1 / self.cost)) - 1
 
 
+@checked
 def low_rank(
     params: PyTree,
     *,
@@ -115,6 +117,7 @@ def low_rank(
     return chosen.replaced({path: array for path, array in arrays.items() if array is not None})
 
 
+@checked
 def spectra(params: PyTree, where: Where = "**/kernel", form: Form = "auto") -> list[Spectrum]:
     """What truncation would keep of each weight that `where` selects, largest weights first."""
     chosen = selected(params, where, at_least=2)

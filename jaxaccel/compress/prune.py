@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxaccel.compress.selected import Selected, selected
 from jaxaccel.errors import UserError
+from jaxaccel.options import checked
 from jaxaccel.trees import Where
 
 PyTree = Any
@@ -52,6 +53,7 @@ class Pattern:
         )
 
 
+@checked
 def prune(
     params: PyTree,
     sparsity: float | jax.Array | Mapping[str, float | jax.Array] | None = None,

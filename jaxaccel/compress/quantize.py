@@ -12,6 +12,7 @@ from jaxaccel.compress.selected import names_of, whole
 from jaxaccel.compress.stacked import find_stacked
 from jaxaccel.errors import UserError
 from jaxaccel.interpret import is_compressed
+from jaxaccel.options import checked
 from jaxaccel.trees import Where, check_where, parameter_path, selects
 
 PyTree = Any
@@ -21,6 +22,7 @@ MSE_SHARES = tuple(1 - 0.02 * i for i in range(31))
 """Shares of the largest magnitude that `range="mse"` tries: 1.0 down to 0.4."""
 
 
+@checked
 def quantize(
     params: PyTree,
     where: Where = "**/{kernel,embedding}",

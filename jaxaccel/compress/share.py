@@ -10,11 +10,13 @@ from jaxaccel.arrays import CodebookArray
 from jaxaccel.compress.k_means import k_means
 from jaxaccel.compress.selected import selected
 from jaxaccel.errors import UserError
+from jaxaccel.options import checked
 from jaxaccel.trees import Where
 
 PyTree = Any
 
 
+@checked
 def share(params: PyTree, bits: int = 4, where: Where = "**/kernel") -> PyTree:
     """`params` with the weights that `where` selects as `CodebookArray`s of at most ``2 ** bits`` values each.
 

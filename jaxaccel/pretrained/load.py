@@ -14,6 +14,7 @@ from flax import nnx
 from jaxaccel.errors import UserError
 from jaxaccel.interpret import first_uses
 from jaxaccel.modules import Model, abstract
+from jaxaccel.options import checked
 from jaxaccel.pretrained.files import read
 from jaxaccel.pretrained.layouts import Layer, arranged, layers
 from jaxaccel.pretrained.match import Pair, check_head, check_order, pairs
@@ -46,6 +47,7 @@ class Loaded:
         return "\n".join([*lines, *(f"{name} of the file is not used" for name in self.unused)])
 
 
+@checked
 def load_pretrained(
     model: Model | nnx.Module | tuple[PyTree, PyTree],
     file: str | Path,

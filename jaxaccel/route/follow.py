@@ -17,7 +17,8 @@ from jaxaccel.compress.unpack import is_packed
 from jaxaccel.errors import UserError
 from jaxaccel.initial import start
 from jaxaccel.modules import abstract
-from jaxaccel.packed import checked
+from jaxaccel.options import checked
+from jaxaccel.packed import check_stored
 from jaxaccel.recipe import Recipe, load_recipe, to_json
 from jaxaccel.route import place
 from jaxaccel.route.learning import FineTune
@@ -53,6 +54,7 @@ class Followed:
         return jax.jit(lambda variables, batch: task.predict(lambda *inputs: run(variables, *inputs), batch))
 
 
+@checked
 def follow(
     route: Route,
     origin: Path | str,
@@ -154,7 +156,7 @@ def _first(origin: Path, setting: Setting) -> Stage:
     factory = setting.training.model
     model, inputs = setting.model(factory), setting.inputs(setting.batch)
     if origin.is_file() and is_packed(origin):
-        params, state = checked(unpack(origin), model, origin)
+        params, state = check_stored(unpack(origin), model, origin)
         return trained(factory, {"params": params, "model_state": state}, model)
     found = start(origin, model, inputs, setting.task.metric)
     if found.fresh:

@@ -16,6 +16,7 @@ from jaxaccel.bounds import check, read_json, reading
 from jaxaccel.calls import nearest
 from jaxaccel.errors import UserError
 from jaxaccel.interpret import Observation, Transformation, is_compressed, transform
+from jaxaccel.options import checked
 from jaxaccel.sites import BILINEAR, Site
 
 PyTree = Any
@@ -62,6 +63,7 @@ class Calibration:
             return cls({name: np.float32(value) for name, value in ranges.items()})
 
 
+@checked
 def calibrate(
     f: Callable[..., Any],
     params: PyTree,

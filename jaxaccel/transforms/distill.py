@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxaccel.errors import UserError
-from jaxaccel.options import NonNegative, Options
+from jaxaccel.options import NonNegative, Options, checked
 from jaxaccel.transforms.features import features
 
 PyTree = Any
@@ -50,6 +50,7 @@ def soft_targets(student: jax.Array, teacher: jax.Array, temperature: float | ja
     return temperature**2 * jnp.sum(jnp.exp(log_p) * jnp.where(log_p > -jnp.inf, log_p - log_q, 0), -1)
 
 
+@checked
 def distill(
     student: Callable[..., Any],
     teacher: Callable[..., Any],

@@ -8,12 +8,14 @@ import jax.numpy as jnp
 
 from jaxaccel.errors import UserError
 from jaxaccel.interpret import Observation, Transformation, is_compressed, transform
+from jaxaccel.options import checked
 from jaxaccel.sites import BILINEAR, Site
 from jaxaccel.transforms.calibrate import compiled
 
 PyTree = Any
 
 
+@checked
 def input_norms(
     f: Callable[..., Any], params: PyTree, batches: Iterable[Any], *, argnums: int | Sequence[int] = 0
 ) -> dict[str, jax.Array]:
@@ -36,6 +38,7 @@ def input_norms(
     return {path: jnp.sqrt(total / count) for path, (total, count) in found.items()}
 
 
+@checked
 def input_covariances(
     f: Callable[..., Any], params: PyTree, batches: Iterable[Any], *, argnums: int | Sequence[int] = 0
 ) -> dict[str, jax.Array]:

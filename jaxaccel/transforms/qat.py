@@ -13,7 +13,8 @@ from jaxaccel.compress.quantize import Axes, quantize
 from jaxaccel.errors import UserError
 from jaxaccel.interpret import Observation, Transformation, is_compressed, transform
 from jaxaccel.lowerings import menu
-from jaxaccel.sites import BILINEAR, Site, on
+from jaxaccel.options import checked
+from jaxaccel.sites import BILINEAR, Backend, Site, on
 from jaxaccel.transforms import integer
 from jaxaccel.transforms.calibrate import Calibration
 from jaxaccel.transforms.int8 import Activations
@@ -22,6 +23,7 @@ from jaxaccel.trees import Where, selects
 PyTree = Any
 
 
+@checked
 def fake_int8(
     f: Callable[..., Any],
     where: Where = "**/{kernel,embedding}",
@@ -37,7 +39,7 @@ def fake_int8(
     argnums: int = 0,
     strict: bool = False,
     lowering: menu.Choice = "auto",
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Callable[..., Any]:
     """`f` with the rounding of ``int8(f)`` on ``quantize(params)``, in float32 and differentiable.
 
