@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxaccel import cli, curves, initial, pacing, peers, rundir, runtime
 from jaxaccel.agreement import check_same, leaves
-from jaxaccel.checkpoint import Checkpoints, digest
+from jaxaccel.checkpoint import Checkpoints, digest, restore
 from jaxaccel.data import open_source
 from jaxaccel.data.feed import batch_shape, choose, resident_feed, stream_feed
 from jaxaccel.data.order import Phase, Sequential
@@ -136,7 +136,7 @@ def _train(
     replaced = rundir.prepare(directory, recipe, source=source, resume=resume, overwrite=overwrite)
     leave.callback(replaced.put_back)
     checkpoints = Checkpoints(directory / "checkpoints", keep=recipe.keep, metric=task.metric)
-    restored = checkpoints.restore(state_shape, shardings) if resume else None
+    restored = restore(directory / "checkpoints", state_shape, shardings) if resume else None
     if restored:
         done, state = restored
     else:

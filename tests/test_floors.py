@@ -38,6 +38,8 @@ FLOORS = [
         "teacher",
         "fuse",
         "checkpoint",
+        "digests",
+        "saved",
         "runlog",
         "signals",
         "pretrained",

@@ -1,0 +1,260 @@
+"""What a run has saved, read without touching it: nothing is cleaned, sealed or written, while it trains or not."""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jaxaccel import digests
+from jaxaccel.errors import UserError
+from jaxaccel.trees import path_text
+
+PyTree = Any
+Say = Callable[[str], None]
+Better = Literal["higher", "lower"]
+CHECKPOINTS = "checkpoints"
+"""Folder of a run that holds them, a directory a step."""
+WEIGHTS = ("params/", "model_state/", "average/")
+AT_ONCE = 2**30
+"""Bytes that are read before what was read is placed: a state may be larger than the host's memory."""
+PAUSE = 0.3
+"""Seconds after which a checkpoint that could not be read is looked for again: its trainer may have removed it."""
+
+
+class Weights(NamedTuple):
+    """The weights of one checkpoint."""
+
+    step: int
+    arrays: dict[str, np.ndarray]
+    """{path: array} on the host: ``params/...`` and ``model_state/...``. Where the run keeps an average of its
+    parameters, that stands in their place."""
+
+
+class Unreadable(Exception):
+    """A checkpoint is damaged or has gone; the message says why in a few words."""
+
+
+def read_weights(
+    run: Path,
+    metric: str = "accuracy",
+    better: Better = "higher",
+    which: Literal["best", "last"] | int = "best",
+    say: Say = print,
+) -> Weights:
+    """Reads the weights of a run, which may be training at the same time or lie on a read-only file system.
+
+    Args:
+      run: directory of the run.
+      metric: by which the best checkpoint is chosen.
+      better: whether higher or lower is better.
+      which: the best checkpoint, the last one, or that of a step. Where the best or the last one is damaged, the
+        newest whole one takes its place.
+      say: told of each checkpoint that is damaged, or cannot be verified.
+
+    Raises:
+      UserError: there is no such run or checkpoint, or none that is whole.
+    """
+    directory = Path(run) / CHECKPOINTS
+    if not directory.is_dir():
+        raise UserError(f"{run} is no directory of a run with checkpoints")
+    passed: set[int] = set()
+    while True:
+        there = steps(directory)
+        wanted = (step for step in _wanted(directory, there, metric, better, which) if step not in passed)
+        step = next(wanted, None)
+        if step is None:
+            raise UserError(_nothing(directory, there, which))
+        try:
+            arrays = read(directory / str(step), lambda path: path.startswith(WEIGHTS), say=say)
+        except Unreadable as error:
+            if _still_there(directory / str(step)):
+                passed.add(step)
+                say(_damaged(directory / str(step), error))
+        else:
+            averages = {
+                p.replace("average/", "params/", 1): a for p, a in arrays.items() if p.startswith("average/")
+            }
+            kept = {path: array for path, array in arrays.items() if not path.startswith("average/")}
+            return Weights(step, kept | averages)
+
+
+def read_state(
+    directory: Path, shapes: PyTree, shardings: PyTree, say: Say = print
+) -> tuple[int, PyTree] | None:
+    """Reads the newest checkpoint that is whole and places it by `shardings`; None where there is none.
+
+    Args:
+      directory: the checkpoints of a run.
+      shapes: a state of `jax.ShapeDtypeStruct`s, the structure that is expected.
+      shardings: the same structure of shardings; the number of devices may differ from the run that saved.
+      say: told of each checkpoint that is damaged, or cannot be verified.
+
+    Raises:
+      UserError: there are checkpoints and all are damaged.
+    """
+    expected = {
+        path_text(path): (shape, sharding)
+        for (path, shape), sharding in zip(
+            jax.tree_util.tree_leaves_with_path(shapes), jax.tree.leaves(shardings), strict=True
+        )
+    }
+    there = steps(directory)
+    for step in reversed(there):
+        try:
+            arrays = read(
+                directory / str(step),
+                expected.__contains__,
+                lambda path, array: _placed(path, array, *expected[path]),
+                say,
+            )
+            if missing := expected.keys() - arrays.keys():
+                raise Unreadable(f"{min(missing)} is missing")
+        except Unreadable as error:
+            say(_damaged(directory / str(step), error))
+        else:
+            return step, jax.tree.unflatten(jax.tree.structure(shapes), [arrays[path] for path in expected])
+    if there:
+        raise UserError(f"all checkpoints in {directory} are damaged: start again with --overwrite")
+    return None
+
+
+def steps(directory: Path) -> list[int]:
+    """The steps of which `directory` has a checkpoint that is complete, in order."""
+    if not directory.is_dir():
+        return []
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
+
+
+def best(directory: Path, metric: str, better: Better = "higher") -> int | None:
+    """The step with the best metric, of those in `directory`."""
+    scores = {step: _score(directory / str(step), metric) for step in steps(directory)}
+    sign = 1 if better == "higher" else -1
+    known = {
+        step: sign * score for step, score in scores.items() if score is not None and not math.isnan(score)
+    }
+    return max(known, key=lambda step: known[step], default=None)
+
+
+def read(
+    checkpoint: Path,
+    wanted: Callable[[str], bool],
+    place: Callable[[str, np.ndarray], Any] = lambda path, array: array,
+    say: Say = print,
+) -> dict[str, Any]:
+    """The arrays of one checkpoint, {path: what `place` makes of the array}, each compared with its digest.
+
+    Args:
+      checkpoint: directory of the step.
+      wanted: whether to read the array of that path.
+      place: called with the path and the array on the host.
+      say: told where arrays cannot be verified.
+
+    Raises:
+      Unreadable: it is damaged, or has gone.
+    """
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells of each file and each retry
+    placed: dict[str, Any] = {}
+    try:
+        known = digests.stored(checkpoint)
+        verified = known is not None or digests.verify_files(checkpoint)
+        for paths in _portions(checkpoint, wanted):
+            arrays = ocp.PyTreeCheckpointHandler().restore(
+                checkpoint.absolute() / "default",
+                args=ocp.args.PyTreeRestore(
+                    item=dict.fromkeys(paths, 0),
+                    restore_args=dict.fromkeys(paths, ocp.RestoreArgs(restore_type=np.ndarray)),
+                    partial_restore=True,
+                ),
+            )
+            if known:
+                known.verify(arrays)
+            placed |= {path: place(path, array) for path, array in arrays.items()}
+    except Exception as error:  # Orbax and TensorStore raise all sorts for a damaged file
+        raise Unreadable(next(iter(str(error).strip().splitlines()), type(error).__name__)[:160]) from error
+    if not verified:
+        say(f"checkpoint {checkpoint} cannot be verified, it has no digests: it is taken as it is")
+    return placed
+
+
+def _portions(checkpoint: Path, wanted: Callable[[str], bool]) -> Iterator[list[str]]:
+    """Paths of arrays that may be read together."""
+    paths: list[str] = []
+    size = 0
+    tree = ocp.PyTreeCheckpointHandler().metadata(checkpoint.absolute() / "default").tree
+    for path, array in dict(tree).items():
+        if not wanted(path):
+            continue
+        here = math.prod(array.shape) * np.dtype(array.dtype).itemsize
+        if paths and size + here > AT_ONCE:
+            yield paths
+            paths, size = [], 0
+        paths, size = [*paths, path], size + here
+    if paths:
+        yield paths
+
+
+def _placed(
+    path: str, array: np.ndarray, expected: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding
+) -> jax.Array:
+    if jax.dtypes.issubdtype(expected.dtype, jax.dtypes.prng_key):
+        return jax.device_put(jax.random.wrap_key_data(array, impl=_implementation(expected)), sharding)
+    if (array.shape, array.dtype) != (expected.shape, expected.dtype):
+        raise ValueError(f"{path} is {array.dtype}{array.shape}, not {expected.dtype}{expected.shape}")
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def _implementation(keys: jax.ShapeDtypeStruct) -> Any:
+    """Of random keys: JAX tells that of an array, not that of a shape."""
+    found = []
+    jax.eval_shape(lambda keys: found.append(jax.random.key_impl(keys)), keys)
+    return found[0]
+
+
+def _wanted(
+    directory: Path, there: Sequence[int], metric: str, better: Better, which: Literal["best", "last"] | int
+) -> list[int]:
+    """The steps to try, the first one first."""
+    if isinstance(which, int):
+        return [step for step in there if step == which]
+    first = best(directory, metric, better) if which == "best" else None
+    return [*([] if first is None else [first]), *reversed(there)]
+
+
+def _nothing(directory: Path, there: Sequence[int], which: Literal["best", "last"] | int) -> str:
+    if isinstance(which, int):
+        kept = ", ".join(map(str, there)) or "none"
+        return f"{directory} has no whole checkpoint of step {which}: there is {kept}"
+    if there:
+        return f"no whole checkpoint in {directory}, all are damaged: name another run"
+    return f"no checkpoint in {directory} yet: name the directory of a run that has saved one"
+
+
+def _still_there(checkpoint: Path) -> bool:
+    """Whether a checkpoint that could not be read is damaged, not one that its trainer was removing."""
+    time.sleep(PAUSE)
+    return checkpoint.is_dir()
+
+
+def _damaged(checkpoint: Path, error: Exception) -> str:
+    return f"checkpoint {checkpoint} is damaged and passed over: {error}"
+
+
+def _score(checkpoint: Path, metric: str) -> float | None:
+    """The metric that was saved with a checkpoint; None where there is none, or it is not what was saved."""
+    try:
+        metrics: Mapping[str, Any] = json.loads(
+            (checkpoint / "metrics" / "metrics").read_text(encoding="utf-8")
+        )
+        if known := digests.stored(checkpoint):
+            known.verify_metrics(metrics)
+        score = metrics.get(metric)
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+    return float(score) if isinstance(score, (int, float)) else None
