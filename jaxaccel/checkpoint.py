@@ -1,6 +1,5 @@
 """Checkpoints by Orbax: written in the background with their digests, the newest and the best kept."""
 
-import errno
 import hashlib
 import logging
 import math
@@ -17,6 +16,8 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keeping
 
 from jaxaccel import digests
+from jaxaccel.errors import UserError, option
+from jaxaccel.files import disk_error
 from jaxaccel.saved import read_state, steps
 from jaxaccel.trees import path_text
 
@@ -72,22 +73,31 @@ class Checkpoints:
         args = ocp.args.Composite(
             default=ocp.args.StandardSave(arrays), **{digests.ITEM: digests.Save(arrays, scores)}
         )
-        if not self._manager.save(step, args=args, metrics=scores):
+        try:
+            saved = self._manager.save(step, args=args, metrics=scores)
+        except Exception as error:
+            raise disk_error(error, self.directory) or error from error
+        if not saved:
             raise RuntimeError(f"Orbax did not save step {step} into {self.directory}")
 
     def wait(self) -> None:
         """Blocks until all is on the disk.
 
         Raises:
-          OSError: it could not be written.
+          OSError: it could not be written, since the disk is full, for instance.
+          UserError: somebody has removed the directory.
         """
+        run = self.directory.parent
         try:
             self._manager.wait_until_finished()
         except Exception as error:
-            # TensorStore reports a full disk as a plain ValueError.
-            if "No space left" in str(error):
-                raise OSError(errno.ENOSPC, "No space left on device", str(self.directory)) from error
+            if not run.is_dir():
+                raise _gone(run) from error
+            if said := disk_error(error, self.directory):
+                raise said from error
             raise
+        if not run.is_dir():
+            raise _gone(run)
 
     def close(self) -> None:
         """Waits for what is being written and lets go of the directory."""
@@ -116,6 +126,13 @@ def restore(
     if later:
         multihost_utils.sync_global_devices("damaged checkpoints are set aside")
     return found
+
+
+def _gone(run: Path) -> UserError:
+    return UserError(
+        f"{run} has been removed or renamed while it was written to: start again, with another {option('run', 'DIR')} "
+        "if something cleans up there"
+    )
 
 
 def digest(tree: PyTree) -> str:

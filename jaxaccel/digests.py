@@ -1,4 +1,4 @@
-"""SHA-256 digests of what is saved, taken from memory and stored with it, so that no damage goes unnoticed.
+"""The arrays of one checkpoint, with SHA-256 digests that are taken from memory, so that no damage goes unnoticed.
 
 OCDBT, the format below Orbax, notices damage to its own structure, but not to the array data in it. The digests are an
 item of each checkpoint, which becomes visible whole or not at all: no checkpoint is without them for a moment. They
@@ -7,9 +7,12 @@ those of the pieces that its devices hold.
 """
 
 import dataclasses
+import errno
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +21,17 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.future import CommitFutureAwaitingContractedSignals, Future
 
+from jaxaccel.files import disk_error
+
 ITEM = "digests"
 """Folder in each checkpoint that holds them."""
 OLD_SEAL = "sha256.json"
 """File in checkpoints of earlier versions: digests of their files."""
+
+
+Say = Callable[[str], None]
+AT_ONCE = 2**30
+"""Bytes that are read before what was read is placed: a state may be larger than the host's memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +100,72 @@ def verify_files(checkpoint: Path) -> bool:
             if hashlib.file_digest(file, "sha256").hexdigest() != digest:
                 raise ValueError(f"{name} is not what was written")
     return True
+
+
+class Unreadable(Exception):
+    """A checkpoint is damaged or has gone; the message says why in a few words."""
+
+
+def read(
+    checkpoint: Path,
+    wanted: Callable[[str], bool],
+    place: Callable[[str, np.ndarray], Any] = lambda path, array: array,
+    say: Say = print,
+) -> dict[str, Any]:
+    """The arrays of one checkpoint, {path: what `place` makes of the array}, each compared with its digest.
+
+    Args:
+      checkpoint: directory of the step.
+      wanted: whether to read the array of that path.
+      place: called with the path and the array on the host.
+      say: told where arrays cannot be verified.
+
+    Raises:
+      Unreadable: it is damaged, or has gone.
+      OSError: there is no permission to read it, or the file system is out of reach.
+    """
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells of each file and each retry
+    placed: dict[str, Any] = {}
+    try:
+        known = stored(checkpoint)
+        verified = known is not None or verify_files(checkpoint)
+        for paths in _portions(checkpoint, wanted):
+            arrays = ocp.PyTreeCheckpointHandler().restore(
+                checkpoint.absolute() / "default",
+                args=ocp.args.PyTreeRestore(
+                    item=dict.fromkeys(paths, 0),
+                    restore_args=dict.fromkeys(paths, ocp.RestoreArgs(restore_type=np.ndarray)),
+                    partial_restore=True,
+                ),
+            )
+            if known:
+                known.verify(arrays)
+            placed |= {path: place(path, array) for path, array in arrays.items()}
+    except Exception as error:  # Orbax and TensorStore raise all sorts for a damaged file
+        said = disk_error(error, checkpoint)
+        if said and said.errno not in (errno.EIO, errno.ENOSPC):
+            raise said from error  # the checkpoint may be whole
+        raise Unreadable(next(iter(str(error).strip().splitlines()), type(error).__name__)[:160]) from error
+    if not verified:
+        say(f"checkpoint {checkpoint} cannot be verified, it has no digests: it is taken as it is")
+    return placed
+
+
+def _portions(checkpoint: Path, wanted: Callable[[str], bool]) -> Iterator[list[str]]:
+    """Paths of arrays that may be read together."""
+    paths: list[str] = []
+    size = 0
+    tree = ocp.PyTreeCheckpointHandler().metadata(checkpoint.absolute() / "default").tree
+    for path, array in dict(tree).items():
+        if not wanted(path):
+            continue
+        here = math.prod(array.shape) * np.dtype(array.dtype).itemsize
+        if paths and size + here > AT_ONCE:
+            yield paths
+            paths, size = [], 0
+        paths, size = [*paths, path], size + here
+    if paths:
+        yield paths
 
 
 class Handler(ocp.AsyncCheckpointHandler):

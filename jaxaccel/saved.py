@@ -1,29 +1,25 @@
 """What a run has saved, read without touching it: nothing is cleaned, sealed or written, while it trains or not."""
 
 import json
-import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from jaxaccel import digests
-from jaxaccel.errors import UserError
+from jaxaccel.digests import Say, Unreadable, read
+from jaxaccel.errors import UserError, option
 from jaxaccel.trees import path_text
 
 PyTree = Any
-Say = Callable[[str], None]
 Better = Literal["higher", "lower"]
 CHECKPOINTS = "checkpoints"
 """Folder of a run that holds them, a directory a step."""
 WEIGHTS = ("params/", "model_state/", "average/")
-AT_ONCE = 2**30
-"""Bytes that are read before what was read is placed: a state may be larger than the host's memory."""
 PAUSE = 0.3
 """Seconds after which a checkpoint that could not be read is looked for again: its trainer may have removed it."""
 
@@ -35,10 +31,6 @@ class Weights(NamedTuple):
     arrays: dict[str, np.ndarray]
     """{path: array} on the host: ``params/...`` and ``model_state/...``. Where the run keeps an average of its
     parameters, that stands in their place."""
-
-
-class Unreadable(Exception):
-    """A checkpoint is damaged or has gone; the message says why in a few words."""
 
 
 def read_weights(
@@ -121,7 +113,9 @@ def read_state(
         else:
             return step, jax.tree.unflatten(jax.tree.structure(shapes), [arrays[path] for path in expected])
     if there:
-        raise UserError(f"all checkpoints in {directory} are damaged: start again with --overwrite")
+        raise UserError(
+            f"all checkpoints in {directory} are damaged: start again with {option('overwrite', True)}"
+        )
     return None
 
 
@@ -140,64 +134,6 @@ def best(directory: Path, metric: str, better: Better = "higher") -> int | None:
         step: sign * score for step, score in scores.items() if score is not None and not math.isnan(score)
     }
     return max(known, key=lambda step: known[step], default=None)
-
-
-def read(
-    checkpoint: Path,
-    wanted: Callable[[str], bool],
-    place: Callable[[str, np.ndarray], Any] = lambda path, array: array,
-    say: Say = print,
-) -> dict[str, Any]:
-    """The arrays of one checkpoint, {path: what `place` makes of the array}, each compared with its digest.
-
-    Args:
-      checkpoint: directory of the step.
-      wanted: whether to read the array of that path.
-      place: called with the path and the array on the host.
-      say: told where arrays cannot be verified.
-
-    Raises:
-      Unreadable: it is damaged, or has gone.
-    """
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells of each file and each retry
-    placed: dict[str, Any] = {}
-    try:
-        known = digests.stored(checkpoint)
-        verified = known is not None or digests.verify_files(checkpoint)
-        for paths in _portions(checkpoint, wanted):
-            arrays = ocp.PyTreeCheckpointHandler().restore(
-                checkpoint.absolute() / "default",
-                args=ocp.args.PyTreeRestore(
-                    item=dict.fromkeys(paths, 0),
-                    restore_args=dict.fromkeys(paths, ocp.RestoreArgs(restore_type=np.ndarray)),
-                    partial_restore=True,
-                ),
-            )
-            if known:
-                known.verify(arrays)
-            placed |= {path: place(path, array) for path, array in arrays.items()}
-    except Exception as error:  # Orbax and TensorStore raise all sorts for a damaged file
-        raise Unreadable(next(iter(str(error).strip().splitlines()), type(error).__name__)[:160]) from error
-    if not verified:
-        say(f"checkpoint {checkpoint} cannot be verified, it has no digests: it is taken as it is")
-    return placed
-
-
-def _portions(checkpoint: Path, wanted: Callable[[str], bool]) -> Iterator[list[str]]:
-    """Paths of arrays that may be read together."""
-    paths: list[str] = []
-    size = 0
-    tree = ocp.PyTreeCheckpointHandler().metadata(checkpoint.absolute() / "default").tree
-    for path, array in dict(tree).items():
-        if not wanted(path):
-            continue
-        here = math.prod(array.shape) * np.dtype(array.dtype).itemsize
-        if paths and size + here > AT_ONCE:
-            yield paths
-            paths, size = [], 0
-        paths, size = [*paths, path], size + here
-    if paths:
-        yield paths
 
 
 def _placed(

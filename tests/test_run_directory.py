@@ -1,15 +1,23 @@
 """What a run directory promises: reading never harms it, no damage goes unnoticed, one trainer at a time."""
 
+import errno
+import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from jaxaccel import saved
+from jaxaccel import lock, rundir, runlog, saved
 from jaxaccel.checkpoint import Checkpoints, restore
 from jaxaccel.errors import UserError
+from jaxaccel.files import disk_error, read_json
+from jaxaccel.recipe import load_recipe
 from jaxaccel.saved import read_state, read_weights
 
 
@@ -170,3 +178,212 @@ def test_nothing_to_read_is_one_line(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match=r"no checkpoint in .* yet"):
         read_weights(tmp_path)
+
+
+# ---- one writer ----------------------------------------------------------------------------------------------
+
+
+def python(program, *words, **how):
+    command = [sys.executable, "-c", program, *map(str, words)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **how)
+
+
+HOLD = "import sys, time; from pathlib import Path; from jaxaccel import lock\n"
+HOLD += "with lock.held(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+
+
+def test_a_second_writer_is_told_who_the_first_one_is(tmp_path):
+    directory = tmp_path / "new" / "run"
+    with python(HOLD, directory) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(
+            UserError, match=f"run is in use, process {other.pid} on .* writes to it"
+        ) as error:
+            lock.held(directory).__enter__()
+        assert "\n" not in str(error.value) and "run=DIR" in str(error.value)
+        assert error.value.as_flags().endswith("--run DIR")
+        other.kill()
+        other.wait()
+        with lock.held(directory), pytest.raises(UserError, match=f"process {os.getpid()} on"):
+            lock.held(directory).__enter__()
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_the_lock_stays_where_the_directory_was(tmp_path):
+    directory = tmp_path / "run"
+    directory.mkdir()
+    (tmp_path / "link").symlink_to(directory)
+    with lock.held(directory):
+        directory.rename(tmp_path / "elsewhere")
+        with pytest.raises(UserError, match="in use"):
+            lock.held(tmp_path / "link").__enter__()
+
+
+def test_a_system_without_locks_is_said_to_be_one(tmp_path, monkeypatch, caplog):
+    def none(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(lock.fcntl, "flock", none)
+    with lock.held(tmp_path / "run"):
+        assert "has no locks: take care that nothing else writes to" in caplog.text
+
+
+# ---- what is replaced ------------------------------------------------------------------------------------------
+
+
+RECIPE = load_recipe("digits")
+
+
+def finished(directory):
+    with rundir.claimed(directory, RECIPE) as claim:
+        claim.begin()
+        checkpoint(directory)
+        (directory / "result.json").write_text("{}")
+    return contents(directory)
+
+
+def checkpoint(directory):
+    (directory / "checkpoints" / "7").mkdir(parents=True)
+
+
+def test_nothing_changes_before_the_replacement_begins(tmp_path):
+    directory = tmp_path / "run"
+    before = finished(directory)
+    with pytest.raises(
+        UserError, match="holds a run already: go on with resume=True, replace it with overwrite=True"
+    ):
+        rundir.claimed(directory, RECIPE).__enter__()
+    with pytest.raises(ZeroDivisionError), rundir.claimed(directory, RECIPE, overwrite=True):
+        assert contents(directory) == before
+        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError), rundir.claimed(directory, RECIPE, overwrite=True) as claim:
+        claim.begin()
+        assert not (directory / "result.json").exists()
+        raise ZeroDivisionError  # before its first checkpoint
+    assert contents(directory) == before
+    with rundir.claimed(directory, RECIPE, overwrite=True) as claim:
+        claim.begin()
+        claim.settle()
+        assert (tmp_path / ".run.replaced").is_dir()
+        checkpoint(directory)
+        claim.settle()
+        assert not (tmp_path / ".run.replaced").exists()
+    assert not (directory / "result.json").exists()
+    assert list(tmp_path.iterdir()) == [directory]
+
+
+KILLED = """
+import os, shutil, sys
+from pathlib import Path
+from jaxaccel.swap import Swap
+calls = int(sys.argv[2])
+def counted(change):
+    def call(*words, **how):
+        global calls
+        calls -= 1
+        if calls < 0:
+            os.kill(os.getpid(), 9)
+        return change(*words, **how)
+    return call
+Path.rename, Path.mkdir, shutil.rmtree = map(counted, (Path.rename, Path.mkdir, shutil.rmtree))
+swap = Swap(Path(sys.argv[1]), "recipe.json", lambda directory: (directory / "checkpoints" / "7").exists())
+swap.end()
+swap.begin(lambda directory: (directory / "recipe.json").write_text("new"))
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_run_stands_again_after_a_replacement_that_was_killed(tmp_path):
+    """Wherever it was killed, before each change of the file system in turn, and killed again while it is brought back."""
+    directory = tmp_path / "run"
+    before = finished(directory)
+    for calls in (1, 2, 3, 4, 99, 1, 99, 2, 99, 3):
+        with python(KILLED, directory, calls) as process:
+            process.wait()
+        assert process.returncode == -signal.SIGKILL
+    for again in range(3):  # tries that do not replace it, the first of which brings it back
+        with pytest.raises(UserError, match="holds a run already"):
+            rundir.claimed(directory, RECIPE).__enter__()
+        assert contents(directory) == before, again
+    assert list(tmp_path.iterdir()) == [directory]
+
+
+def test_nothing_of_others_is_deleted(tmp_path):
+    directory, aside = tmp_path / "run", tmp_path / ".run.replaced"
+    before = finished(directory)
+    directory.rename(aside)
+    directory.mkdir()
+    (directory / "thesis.txt").write_text("three years of work")
+    with pytest.raises(UserError, match="is no run of jaxaccel and will not be deleted"):
+        rundir.claimed(directory, RECIPE, overwrite=True).__enter__()
+    assert (directory / "thesis.txt").exists()
+    assert contents(aside).values() and len(contents(aside)) == len(before)
+
+
+# ---- damage ----------------------------------------------------------------------------------------------------
+
+
+def test_a_damaged_line_loses_itself_alone(tmp_path):
+    row = {"kind": "train", "step": 1, "epoch": 0.5, "loss": None}
+    bad = [
+        b"{",
+        b"[1]",
+        b"null",
+        b'{"kind": "eval"}',
+        b'{"kind": "train", "step": "2", "epoch": 1}',
+        b"\xff\xfe",
+        b"",
+    ]
+    bad += [b'{"kind": "train", "step": 2, "epoch": 1, "loss": NaN}', b"[" * 100_000, b'{"kind": "tr\x00']
+    good = [row | {"step": step} for step in range(len(bad) + 1)]
+    lines = [json.dumps(good[0]).encode()]
+    for broken, whole in zip(bad, good[1:], strict=True):
+        lines += [broken, json.dumps(whole).encode()]
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines))
+    assert runlog.read(tmp_path) == good
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 100_000])
+def test_a_damaged_recipe_is_one_line(tmp_path, content):
+    (tmp_path / "recipe.json").write_bytes(content)
+    for reads in (lambda: read_json(tmp_path / "recipe.json"), lambda: rundir.check_same(tmp_path, RECIPE)):
+        with pytest.raises(UserError, match=r"recipe.json is damaged, or was not written by jaxaccel"):
+            reads()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE])
+def test_what_a_disk_answers_is_known_by_number_and_by_text(code):
+    there = Path("run")
+    assert disk_error(OSError(code, "so"), there).errno == code
+    assert (
+        disk_error(
+            ValueError(f'INTERNAL: Error writing "d/a": {os.strerror(code)} [OS error {code}]'), there
+        ).errno
+        == code
+    )
+    wrapped = RuntimeError("could not save")
+    wrapped.__cause__ = ValueError(f"... {os.strerror(code)}")
+    assert disk_error(wrapped, there).filename == "run"
+    assert disk_error(ValueError("shapes do not match"), there) is None
+
+
+def test_a_directory_that_goes_while_it_is_written_to_is_told(run):
+    checkpoints = Checkpoints(run / "checkpoints")
+    shutil.rmtree(run)
+    with pytest.raises(UserError, match="has been removed or renamed while it was written to"):
+        checkpoints.save(4, state(4))
+    assert not run.exists()
+
+
+# ---- processes -------------------------------------------------------------------------------------------------
+
+CHILD = "import sys, time; from jaxaccel import parent; parent.SECONDS = 0.05; parent.end_with(int(sys.argv[1]))\n"
+CHILD += "print('watching', flush=True); time.sleep(60)"
+PARENT = "import os, subprocess, sys\nsubprocess.Popen([sys.executable, '-c', sys.argv[1], str(os.getpid())]).wait()"
+
+
+def test_a_worker_ends_with_a_trainer_that_is_killed():
+    with python(PARENT, CHILD) as process:
+        assert process.stdout.readline() == "watching\n"
+        process.kill()
+        assert process.stdout.read() == ""  # the worker held it open, and has gone

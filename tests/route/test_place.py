@@ -17,6 +17,7 @@ from jaxaccel.recipe import Data, to_json
 from jaxaccel.route import FineTune, LowRank, Prune, Route, place
 from jaxaccel.route.receipts import Receipt
 from jaxaccel.route.tuning import renamed
+from jaxaccel.swap import Swap
 
 PRUNED = Route({"prune": Prune(0.5)})
 
@@ -88,7 +89,7 @@ def test_what_failed_early_is_not_in_the_way(follow, tmp_path):
 def test_what_is_a_loss(tmp_path):
     there = tmp_path / "r"
     assert not place.holds_results(there)
-    place.begin(there, {})
+    place.begin(Swap(there, place.RECORD, place.holds_results), {})
     (there / "tune").mkdir()
     (there / "tune" / "recipe.json").touch()  # of a fine-tuning that failed before its first checkpoint
     assert not place.holds_results(there)
@@ -113,7 +114,7 @@ def test_what_is_a_loss(tmp_path):
     ],
 )
 def test_going_on_is_with_the_same(origin, tmp_path, change, said):
-    place.begin(tmp_path / "r", {"training": to_json(origin[1])})
+    place.begin(Swap(tmp_path / "r", place.RECORD, place.holds_results), {"training": to_json(origin[1])})
     now = {"training": to_json(dataclasses.replace(origin[1], **change))}
     if said is None:
         assert place.resumed(tmp_path / "r", now) == []
