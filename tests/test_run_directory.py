@@ -294,7 +294,7 @@ os.kill(os.getpid(), 9)
 
 
 def test_a_run_stands_again_after_a_replacement_that_was_killed(tmp_path):
-    """Wherever it was killed, before each change of the file system in turn, and killed again while it is brought back."""
+    """Wherever it was killed: before each change of the file system in turn, also while it was brought back."""
     directory = tmp_path / "run"
     before = finished(directory)
     for calls in (1, 2, 3, 4, 99, 1, 99, 2, 99, 3):
