@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
 import math
 import shutil
@@ -131,7 +132,7 @@ def keep_teacher(run: Path, directory: Path) -> None:
 
 def _in_first_process(action: Callable[[], None], directory: Path) -> None:
     """Calls `action` in the first process; all processes raise the mistake that it raises."""
-    trouble = ""
+    trouble, disk = "", None
     if jax.process_index() == 0:
         try:
             action()
@@ -140,8 +141,9 @@ def _in_first_process(action: Callable[[], None], directory: Path) -> None:
         except OSError as error:
             why = error.strerror or error
             trouble = f"cannot write in {directory} ({why}): choose another place with {option('run', 'DIR')}"
+            disk = error if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO) else None
     if trouble := _from_first_process(trouble):
-        raise UserError(trouble)
+        raise disk or UserError(trouble)
 
 
 def _from_first_process(text: str) -> str:
@@ -178,6 +180,8 @@ def _finite(value: Any) -> Any:
 
 
 def _check_free(directory: Path, overwrite: bool) -> None:
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"{directory} is a file: choose another {option('run', 'DIR')}")
     if not _holds_something(directory):
         return
     if not overwrite:

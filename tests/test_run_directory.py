@@ -320,6 +320,26 @@ def test_nothing_of_others_is_deleted(tmp_path):
     assert contents(aside).values() and len(contents(aside)) == len(before)
 
 
+@pytest.mark.parametrize("place", ["file", "file/run", "/proc/nowhere"])
+def test_where_no_run_can_be_is_told_at_once(tmp_path, place):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"is a file|cannot write in .*: choose another place with run=DIR"):
+        rundir.claimed(tmp_path / place, RECIPE).__enter__()
+
+
+def test_a_full_disk_is_told_as_what_it_is(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "recipe.json")
+
+    before = finished(tmp_path / "run")
+    monkeypatch.setattr(rundir, "write_json", full)
+    directory = tmp_path / "run"
+    with pytest.raises(OSError, match="No space"), rundir.claimed(directory, RECIPE, overwrite=True) as claim:
+        claim.begin()
+    assert contents(directory) == before
+    assert list(tmp_path.iterdir()) == [tmp_path / "run"]
+
+
 # ---- damage ----------------------------------------------------------------------------------------------------
 
 
