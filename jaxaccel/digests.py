@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.future import CommitFutureAwaitingContractedSignals, Future
@@ -207,7 +208,7 @@ def _pieces(array: Any) -> Iterator[tuple[str, np.ndarray]]:
         if jax.process_index() == 0:
             yield "", np.array(array)
         return
-    if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         array = jax.random.key_data(array)
     for shard in array.addressable_shards:
         if shard.replica_id == 0:

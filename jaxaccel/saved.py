@@ -3,11 +3,12 @@
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxaccel import digests
@@ -126,21 +127,30 @@ def steps(directory: Path) -> list[int]:
     return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
 
 
+def scores(checkpoint: Path) -> dict[str, float]:
+    """The metrics that were saved with a checkpoint; none where there are none, or they are not what was saved."""
+    try:
+        found: Any = json.loads((checkpoint / "metrics" / "metrics").read_text(encoding="utf-8"))
+        if known := digests.stored(checkpoint):
+            known.verify_metrics(found)
+        return {name: float(value) for name, value in found.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
 def best(directory: Path, metric: str, better: Better = "higher") -> int | None:
-    """The step with the best metric, of those in `directory`."""
-    scores = {step: _score(directory / str(step), metric) for step in steps(directory)}
+    """The step with the best metric, of those in `directory`; of equal ones the latest, which is always kept."""
     sign = 1 if better == "higher" else -1
-    known = {
-        step: sign * score for step, score in scores.items() if score is not None and not math.isnan(score)
-    }
-    return max(known, key=lambda step: known[step], default=None)
+    found = {step: sign * scores(directory / str(step)).get(metric, math.nan) for step in steps(directory)}
+    known = {step: score for step, score in found.items() if not math.isnan(score)}
+    return max(known, key=lambda step: (known[step], step), default=None)
 
 
 def _placed(
     path: str, array: np.ndarray, expected: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding
 ) -> jax.Array:
-    if jax.dtypes.issubdtype(expected.dtype, jax.dtypes.prng_key):
-        return jax.device_put(jax.random.wrap_key_data(array, impl=_implementation(expected)), sharding)
+    if jnp.issubdtype(expected.dtype, jax.dtypes.prng_key):
+        return jax.device_put(jax.random.wrap_key_data(jnp.asarray(array), impl=_implementation(expected)), sharding)
     if (array.shape, array.dtype) != (expected.shape, expected.dtype):
         raise ValueError(f"{path} is {array.dtype}{array.shape}, not {expected.dtype}{expected.shape}")
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
@@ -180,17 +190,3 @@ def _still_there(checkpoint: Path) -> bool:
 
 def _damaged(checkpoint: Path, error: Exception) -> str:
     return f"checkpoint {checkpoint} is damaged and passed over: {error}"
-
-
-def _score(checkpoint: Path, metric: str) -> float | None:
-    """The metric that was saved with a checkpoint; None where there is none, or it is not what was saved."""
-    try:
-        metrics: Mapping[str, Any] = json.loads(
-            (checkpoint / "metrics" / "metrics").read_text(encoding="utf-8")
-        )
-        if known := digests.stored(checkpoint):
-            known.verify_metrics(metrics)
-        score = metrics.get(metric)
-    except (OSError, ValueError, TypeError, AttributeError):
-        return None
-    return float(score) if isinstance(score, (int, float)) else None
