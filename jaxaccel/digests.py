@@ -132,7 +132,7 @@ def read(
         verified = known is not None or verify_files(checkpoint)
         for paths in _portions(checkpoint, wanted):
             arrays = ocp.PyTreeCheckpointHandler().restore(
-                checkpoint.absolute() / "default",
+                _item(checkpoint),
                 args=ocp.args.PyTreeRestore(
                     item=dict.fromkeys(paths, 0),
                     restore_args=dict.fromkeys(paths, ocp.RestoreArgs(restore_type=np.ndarray)),
@@ -152,11 +152,16 @@ def read(
     return placed
 
 
+def _item(checkpoint: Path) -> Any:
+    """Where Orbax keeps the arrays, as its types want to have it."""
+    return checkpoint.absolute() / "default"
+
+
 def _portions(checkpoint: Path, wanted: Callable[[str], bool]) -> Iterator[list[str]]:
     """Paths of arrays that may be read together."""
     paths: list[str] = []
     size = 0
-    tree = ocp.PyTreeCheckpointHandler().metadata(checkpoint.absolute() / "default").tree
+    tree = ocp.PyTreeCheckpointHandler().metadata(_item(checkpoint)).tree
     for path, array in dict(tree).items():
         if not wanted(path):
             continue

@@ -150,7 +150,9 @@ def _placed(
     path: str, array: np.ndarray, expected: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding
 ) -> jax.Array:
     if jnp.issubdtype(expected.dtype, jax.dtypes.prng_key):
-        return jax.device_put(jax.random.wrap_key_data(jnp.asarray(array), impl=_implementation(expected)), sharding)
+        return jax.device_put(
+            jax.random.wrap_key_data(jnp.asarray(array), impl=_implementation(expected)), sharding
+        )
     if (array.shape, array.dtype) != (expected.shape, expected.dtype):
         raise ValueError(f"{path} is {array.dtype}{array.shape}, not {expected.dtype}{expected.shape}")
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
