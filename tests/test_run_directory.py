@@ -402,8 +402,27 @@ CHILD += "print('watching', flush=True); time.sleep(60)"
 PARENT = "import os, subprocess, sys\nsubprocess.Popen([sys.executable, '-c', sys.argv[1], str(os.getpid())]).wait()"
 
 
-def test_a_worker_ends_with_a_trainer_that_is_killed():
-    with python(PARENT, CHILD) as process:
-        assert process.stdout.readline() == "watching\n"
+STREAMS = """
+import time
+import numpy as np
+from jaxaccel.data.stream import Batches, stream
+class Source:
+    def __getitems__(self, indices):
+        return [{"x": np.float32(i)} for i in indices]
+def order(step):
+    return {"index": np.arange(4) + 4 * step}
+batches = stream(Batches(Source(), lambda example: example, order, range(100_000)), workers=1)
+next(batches)
+print("streaming", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [([PARENT, CHILD], "watching\n"), ([STREAMS], "streaming\n")], ids=["any", "streaming"]
+)
+def test_a_worker_ends_with_a_trainer_that_is_killed(words, said):
+    with python(*words) as process:
+        assert process.stdout.readline() == said
         process.kill()
-        assert process.stdout.read() == ""  # the worker held it open, and has gone
+        assert process.communicate(timeout=100)[0] == ""  # the worker held it open, and has gone
