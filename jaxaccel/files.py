@@ -30,6 +30,12 @@ def write_bytes(path: Path, content: bytes) -> None:
     draft.replace(path)
 
 
+def is_left_over(path: Path) -> bool:
+    """Whether that is what a process leaves that was killed while it wrote: nobody's loss."""
+    hidden = path.name.startswith(".") and path.name.endswith((".lock", ".replaced"))
+    return hidden or path.name.endswith(".draft")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 

@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 
 from jaxaccel import runtime
 from jaxaccel.errors import UserError, option
-from jaxaccel.files import read_json, write_text
+from jaxaccel.files import is_left_over, read_json, write_text
 from jaxaccel.lock import held
 from jaxaccel.recipe import MAY_DIFFER_ON_RESUME, Recipe, differences, to_json
 from jaxaccel.saved import CHECKPOINTS, steps
@@ -200,7 +200,7 @@ def _holds_something(directory: Path) -> bool:
     metrics = directory / "metrics.jsonl"
     if (directory / RECORD).exists():
         return any(directory.glob(f"{CHECKPOINTS}/*")) or (metrics.exists() and metrics.stat().st_size > 0)
-    return directory.is_dir() and any(path.suffix not in (".draft", ".lock") for path in directory.iterdir())
+    return directory.is_dir() and not all(is_left_over(path) for path in directory.iterdir())
 
 
 def check_same(directory: Path, recipe: Recipe) -> None:

@@ -10,7 +10,7 @@ import jax
 
 from jaxaccel import runtime
 from jaxaccel.errors import UserError, option
-from jaxaccel.files import read_json
+from jaxaccel.files import is_left_over, read_json
 from jaxaccel.lock import held
 from jaxaccel.recipe import MAY_DIFFER_ON_RESUME, differences
 from jaxaccel.route.receipts import Receipt, as_json
@@ -137,4 +137,4 @@ def write_receipts(directory: Path, rows: list[Receipt], record: dict[str, Any])
 def _names(directory: Path) -> set[str]:
     """What is in `directory`, but for locks and drafts, which a process that was killed may leave."""
     paths = directory.iterdir() if directory.is_dir() else ()
-    return {path.name for path in paths if path.suffix not in (".draft", ".lock", ".replaced")}
+    return {path.name for path in paths if not is_left_over(path)}
