@@ -1,10 +1,12 @@
 """Checkpoints by Orbax: written in the background with their digests, the newest and the best kept."""
 
+import contextlib
 import hashlib
 import logging
 import math
+import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,6 +61,8 @@ class Checkpoints:
         )
         handlers = {"default": ocp.StandardCheckpointHandler(), digests.ITEM: digests.Handler()}
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
+        # Held open, its number goes to no other directory.
+        self._run = os.open(self.directory.parent, os.O_RDONLY) if os.name == "posix" else None
 
     def save(self, step: int, state: PyTree, metrics: Mapping[str, float] | None = None) -> None:
         """Starts to save `state`; returns once it may be changed, before it is written.
@@ -73,10 +77,8 @@ class Checkpoints:
         args = ocp.args.Composite(
             default=ocp.args.StandardSave(arrays), **{digests.ITEM: digests.Save(arrays, scores)}
         )
-        try:
+        with self._told():
             saved = self._manager.save(step, args=args, metrics=scores)
-        except Exception as error:
-            raise disk_error(error, self.directory) or error from error
         if not saved:
             raise RuntimeError(f"Orbax did not save step {step} into {self.directory}")
 
@@ -87,22 +89,42 @@ class Checkpoints:
           OSError: it could not be written, since the disk is full, for instance.
           UserError: somebody has removed the directory.
         """
-        run = self.directory.parent
-        try:
+        with self._told():
             self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Tells why the disk does not do what Orbax asks of it, which it does in many ways."""
+        try:
+            yield
         except Exception as error:
-            if not run.is_dir():
-                raise _gone(run) from error
+            self._check_there()
             if said := disk_error(error, self.directory):
                 raise said from error
             raise
-        if not run.is_dir():
-            raise _gone(run)
+        self._check_there()
+
+    def _check_there(self) -> None:
+        """Checks that the run's directory is the one that it was; Orbax would make another one, with little in it."""
+        run = self.directory.parent
+        with contextlib.suppress(FileNotFoundError):
+            if self._run is None or os.path.samestat(run.stat(), os.fstat(self._run)):
+                return
+        if jax.process_index() == 0 and not (run / "recipe.json").exists():
+            shutil.rmtree(self.directory, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                run.rmdir()
+        raise UserError(
+            f"{run} has been removed or renamed while it was written to: start again, with another "
+            f"{option('run', 'DIR')} if something cleans up there"
+        )
 
     def close(self) -> None:
         """Waits for what is being written and lets go of the directory."""
         self.wait()
         self._manager.close()
+        if self._run is not None:
+            os.close(self._run)
 
 
 def restore(
@@ -126,13 +148,6 @@ def restore(
     if later:
         multihost_utils.sync_global_devices("damaged checkpoints are set aside")
     return found
-
-
-def _gone(run: Path) -> UserError:
-    return UserError(
-        f"{run} has been removed or renamed while it was written to: start again, with another {option('run', 'DIR')} "
-        "if something cleans up there"
-    )
 
 
 def digest(tree: PyTree) -> str:

@@ -59,7 +59,9 @@ def disk_error(error: BaseException | None, path: Path) -> OSError | None:
       error: what was raised, with its causes.
       path: where that was, for an error that does not say so.
     """
-    while error is not None:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         if isinstance(error, OSError) and error.errno in DISK:
             return OSError(error.errno, os.strerror(error.errno), str(error.filename or path))
         numbers = {int(number) for number in re.findall(r"OS error (\d+)", str(error))}

@@ -1,6 +1,8 @@
 """What a run directory promises: reading never harms it, no damage goes unnoticed, one trainer at a time."""
 
+import dataclasses
 import errno
+import functools
 import json
 import os
 import shutil
@@ -13,8 +15,9 @@ import jax
 import numpy as np
 import pytest
 
-from jaxaccel import lock, rundir, runlog, saved
-from jaxaccel.checkpoint import Checkpoints, restore
+import jaxaccel as ja
+from jaxaccel import lock, models, rundir, runlog, saved
+from jaxaccel.checkpoint import Checkpoints, flat, restore
 from jaxaccel.errors import UserError
 from jaxaccel.files import disk_error, read_json
 from jaxaccel.recipe import load_recipe
@@ -387,9 +390,12 @@ def test_what_a_disk_answers_is_known_by_number_and_by_text(code):
     assert disk_error(ValueError("shapes do not match"), there) is None
 
 
-def test_a_directory_that_goes_while_it_is_written_to_is_told(run):
+@pytest.mark.parametrize("by_another", [False, True])
+def test_a_directory_that_goes_while_it_is_written_to_is_told(run, by_another):
     checkpoints = Checkpoints(run / "checkpoints")
     shutil.rmtree(run)
+    if by_another:
+        (run / "checkpoints" / "4.orbax-checkpoint-tmp").mkdir(parents=True)
     with pytest.raises(UserError, match="has been removed or renamed while it was written to"):
         checkpoints.save(4, state(4))
     assert not run.exists()
@@ -426,3 +432,34 @@ def test_a_worker_ends_with_a_trainer_that_is_killed(words, said):
         assert process.stdout.readline() == said
         process.kill()
         assert process.communicate(timeout=100)[0] == ""  # the worker held it open, and has gone
+
+
+# ---- a whole run -----------------------------------------------------------------------------------------------
+
+
+def test_a_run_holds_its_lock_and_is_read_without_it(tmp_path):
+    directory = tmp_path / "run"
+    recipe = dataclasses.replace(
+        RECIPE, model=functools.partial(models.ConvNet, widths=(4,), hidden=0), epochs=0.2, eval_every=0.1
+    )
+    with lock.held(directory), pytest.raises(UserError, match="run is in use"):
+        ja.train(recipe, run=directory)
+    first = ja.train(recipe, run=directory)
+    before = contents(directory)
+    with lock.held(directory):  # as if it trained still
+        again = ja.train(recipe, run=directory, resume=True)
+        assert ja.train(recipe, run=tmp_path / "other", init_from=directory).summary["finished"]
+    assert again.summary == json.loads((directory / "result.json").read_text())
+    assert contents(directory) == before
+    for path, array in read_weights(directory, which="last").arrays.items():
+        if path.startswith("params/"):
+            np.testing.assert_array_equal(array, flat({"params": again.state.params})[path])
+    # What can be computed anew is, from the newest whole checkpoint.
+    (directory / "result.json").write_text("{")
+    (directory / "curves.png").unlink()
+    flip(largest(directory / "checkpoints" / str(first.summary["steps"])))
+    third = ja.train(recipe, run=directory, resume=True)
+    assert third.summary["state_sha256"] == first.summary["state_sha256"]
+    assert third.summary["eval"] == first.summary["eval"]
+    assert (directory / "curves.png").is_file() and (directory / "damaged").is_dir()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "run"]
