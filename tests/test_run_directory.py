@@ -454,12 +454,11 @@ def test_a_run_holds_its_lock_and_is_read_without_it(tmp_path):
     for path, array in read_weights(directory, which="last").arrays.items():
         if path.startswith("params/"):
             np.testing.assert_array_equal(array, flat({"params": again.state.params})[path])
-    # What can be computed anew is, from the newest whole checkpoint.
+    # What can be computed anew is.
     (directory / "result.json").write_text("{")
     (directory / "curves.png").unlink()
-    flip(largest(directory / "checkpoints" / str(first.summary["steps"])))
     third = ja.train(recipe, run=directory, resume=True)
     assert third.summary["state_sha256"] == first.summary["state_sha256"]
     assert third.summary["eval"] == first.summary["eval"]
-    assert (directory / "curves.png").is_file() and (directory / "damaged").is_dir()
+    assert (directory / "curves.png").is_file()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "run"]
