@@ -21,6 +21,7 @@ from jaxaccel import peers
 from jaxaccel import recipe as recipes
 from jaxaccel.calls import nearest
 from jaxaccel.errors import UserError
+from jaxaccel.files import disk_error
 from jaxaccel.options import Options
 from jaxaccel.recipe import Recipe
 
@@ -83,11 +84,11 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> NoReturn:
         os._exit(0)
     except UserError as error:
         fail(error.as_flags(), "--traceback" in argv)
-    except OSError as error:
-        if error.errno not in _SAID:
-            raise
-        fail(f"{error.filename or 'the run directory'}: {_SAID[error.errno]}", "--traceback" in argv)
-    except Exception:
+    except Exception as error:
+        found = disk_error(error, Path("the run directory")) or error
+        if isinstance(found, OSError) and found.errno is not None:
+            said = _SAID.get(found.errno, os.strerror(found.errno))
+            fail(f"{found.filename or 'the run directory'}: {said}", "--traceback" in argv)
         if jax.process_count() == 1:
             raise
         peers.wait_for_the_cause()  # a collective operation fails in many ways where another process has gone
@@ -116,6 +117,9 @@ def fail(message: str, trace: bool = False) -> NoReturn:
 _SAID = {
     errno.ENOSPC: "the disk is full: make room, then go on with --resume",
     errno.EDQUOT: "the disk quota is used up: make room, then go on with --resume",
+    errno.EFBIG: "no file may become so large here: raise the limit (ulimit -f), then go on with --resume",
+    errno.EIO: "the disk does not answer as it should: see what is wrong with it, then go on with --resume",
+    errno.ESTALE: "its network file system has lost it: mount that again, then go on with --resume",
     errno.EACCES: "no permission to write there: choose another place with --run DIR",
     errno.EPERM: "no permission to write there: choose another place with --run DIR",
     errno.EROFS: "that file system is read-only: choose another place with --run DIR",

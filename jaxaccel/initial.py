@@ -9,13 +9,14 @@ import jax
 import numpy as np
 
 from jaxaccel import rundir
-from jaxaccel.checkpoint import Checkpoints, flat
+from jaxaccel.checkpoint import flat
 from jaxaccel.compress import trainable, unpack
 from jaxaccel.compress.unpack import is_packed
 from jaxaccel.errors import UserError
 from jaxaccel.modules import Model, abstract, as_model, output_shape, takes
 from jaxaccel.pretrained import load_pretrained
 from jaxaccel.recipe import Recipe, load_recipe
+from jaxaccel.saved import read_weights
 from jaxaccel.teacher import Teacher
 
 PyTree = Any
@@ -128,7 +129,7 @@ def _weights_in(
     if origin.is_dir():
         if (origin / "best" / "checkpoints").is_dir():
             raise UserError(f"{origin} holds several replicas: take the best of them, {origin / 'best'}")
-        found = Checkpoints.weights_of(origin, metric)
+        found = read_weights(origin, metric).arrays
         left = found.keys() - _named(*abstract(model)).keys()
     elif not origin.is_file():
         raise UserError(f"{origin} is no directory of a run and no file with weights")

@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxaccel import cli, curves, initial, pacing, peers, rundir, runtime
 from jaxaccel.agreement import check_same, leaves
-from jaxaccel.checkpoint import Checkpoints, digest
+from jaxaccel.checkpoint import Checkpoints, digest, restore
 from jaxaccel.data import open_source
 from jaxaccel.data.feed import batch_shape, choose, resident_feed, stream_feed
 from jaxaccel.data.order import Phase, Sequential
@@ -34,6 +34,7 @@ from jaxaccel.recipe import Recipe, to_json
 from jaxaccel.replicas import Replicas, spread
 from jaxaccel.result import TrainResult, finished
 from jaxaccel.runlog import Meter, RunLog, announce, lag
+from jaxaccel.saved import CHECKPOINTS
 from jaxaccel.signals import StopSignal
 from jaxaccel.state import TrainState
 from jaxaccel.sweep import keep_best, points, training_of
@@ -133,19 +134,20 @@ def _train(
     # ---- state: new, resumed or from others --------------------------------------------------------------
     origin = Path(init_from) if init_from else None
     start = initial.start(origin, model, inputs, task.metric) if origin else initial.Start()
-    replaced = rundir.prepare(directory, recipe, source=source, resume=resume, overwrite=overwrite)
-    leave.callback(replaced.put_back)
-    checkpoints = Checkpoints(directory / "checkpoints", keep=recipe.keep, metric=task.metric)
-    restored = checkpoints.restore(state_shape, shardings) if resume else None
+    whole = (directory, recipe, training, state_shape, shardings, steps)
+    if resume and (result := finished(*whole)):
+        return result
+    claim = leave.enter_context(
+        rundir.claimed(directory, recipe, source=source, resume=resume, overwrite=overwrite)
+    )
+    if resume and (result := finished(*whole)):  # it had been replaced by one that came to nothing
+        return result
+    restored = restore(directory / CHECKPOINTS, state_shape, shardings) if resume else None
     if restored:
         done, state = restored
     else:
         weights = training.copies({**start.weights, **initial.teacher_weights(teacher, inputs)})
         done, state = 0, jax.jit(training.init, out_shardings=shardings)(weights)
-
-    if restored and done >= steps and (result := finished(directory, training, state)):
-        checkpoints.close()
-        return result
 
     # ---- data to the device ---------------------------------------------------------------------------
     show = jax.process_index() == 0
@@ -221,7 +223,8 @@ def _train(
         return dataclasses.replace(state, model_state=jax.device_put(statistics, shardings.model_state))
 
     # ---- train ----------------------------------------------------------------------------------------
-    replaced.discard()
+    claim.begin()
+    checkpoints = Checkpoints(directory / CHECKPOINTS, keep=recipe.keep, metric=task.metric)
     stop = leave.enter_context(StopSignal())
     meter = Meter(
         log, examples=lambda step: plan.examples(step) * training.count, done=done, every=max(1, steps // 400),
@@ -246,6 +249,7 @@ def _train(
                 scores = spread(rows, task.metric)
                 log.evaluated(call.stop, scores, rows)
                 checkpoints.save(call.stop, state, scores)
+            claim.settle()
         elif stopping:
             checkpoints.save(call.stop, state)
         if stopping:

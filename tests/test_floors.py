@@ -10,19 +10,8 @@ ROOT = Path(jaxaccel.__file__).parent
 # Each floor may import itself and what lies below. A new module needs its place here.
 FLOORS = [
     {
-        *(
-            "errors",
-            "options",
-            "files",
-            "calls",
-            "metrics",
-            "trees",
-            "runtime",
-            "launch",
-            "peers",
-            "numerics",
-            "sites",
-        ),
+        *("errors", "options", "files", "calls", "metrics", "trees", "runtime", "launch", "peers"),
+        *("numerics", "sites", "lock", "swap", "parent"),
         *("hlo", "torch_files", "torch_pickle"),
         *("bounds", "pickles", "pickle_values", "npz_files", "safetensors_files"),
     },
@@ -38,6 +27,8 @@ FLOORS = [
         "teacher",
         "fuse",
         "checkpoint",
+        "digests",
+        "saved",
         "runlog",
         "signals",
         "pretrained",

@@ -91,6 +91,7 @@ def prepare_in_child(dataset: DatasetName, directory: Path, downloads: Path | No
     log_file = directory / "downloads" / dataset.name / "prepare.log"
     log_file.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "jaxaccel.data.prepare", str(dataset), "--directory", str(directory)]
+    command += ["--parent", str(os.getpid())]
     if downloads is not None:
         command += ["--downloads", str(downloads)]
     log.info("preparing %s in %s with TFDS (log: %s)", dataset, directory, log_file)

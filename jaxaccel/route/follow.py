@@ -27,7 +27,7 @@ from jaxaccel.route.receipts import Receipt, receipt
 from jaxaccel.route.route import Route
 from jaxaccel.route.stage import Setting, Stage, trained
 from jaxaccel.route.wording import line, notes, tables
-from jaxaccel.rundir import Replaced
+from jaxaccel.swap import Swap
 from jaxaccel.trees import with_leaves
 
 PyTree = Any
@@ -90,22 +90,17 @@ def follow(
         raise UserError(f"batch must be at least 1, got {batch}")
     directory = Path(run) if run else place.default(origin)
     record = {"origin": str(origin), "route": route.as_json(), "training": to_json(training), "batch": batch}
-    rows = place.resumed(directory, record) if resume else []
-    if not resume:
-        place.check_free(directory, origin, overwrite)
-    setting = Setting(training, directory, batch)
-    stage = _first(origin, setting)
-    replaced = Replaced(directory) if resume else place.set_aside(directory)
-    try:
+    with place.claimed(directory, origin, resume=resume, overwrite=overwrite) as swap:
+        rows = place.resumed(directory, record) if resume else []
+        setting = Setting(training, directory, batch)
+        stage = _first(origin, setting)
         if not resume:
-            place.begin(directory, record)
-        return _followed(route, stage, setting, rows, record)
-    finally:
-        (replaced.discard if place.holds_results(directory) else replaced.put_back)()
+            place.begin(swap, record)
+        return _followed(route, stage, setting, rows, record, swap)
 
 
 def _followed(
-    route: Route, stage: Stage, setting: Setting, rows: list[Receipt], record: dict[str, Any]
+    route: Route, stage: Stage, setting: Setting, rows: list[Receipt], record: dict[str, Any], swap: Swap
 ) -> Followed:
     """From the origin's stage to the end, whereby `rows` has the receipts of what is done."""
     directory, console = setting.directory, Console(highlight=False, soft_wrap=True)
@@ -129,6 +124,7 @@ def _followed(
             seconds = time.perf_counter() - started
             rows.append(receipt(name, stage, setting, before, seconds))
             place.write_receipts(directory, rows, record)
+            swap.settle()
             console.print(line(rows[-1], rows))
         before = stage
     pareto(directory / "pareto.png", rows, setting.task.metric)

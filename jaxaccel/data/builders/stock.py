@@ -14,6 +14,7 @@ from urllib.parse import urlparse
 from jaxaccel.data.builders.original import sha256
 from jaxaccel.data.prepare import ERROR
 from jaxaccel.errors import UserError
+from jaxaccel.parent import end_with
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,7 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("name", help="data set as TFDS writes it, NAME[/CONFIG][:VERSION]")
     parser.add_argument("--directory", type=Path, required=True, help="where prepared data sets lie")
     parser.add_argument("--downloads", type=Path, help="folder with files downloaded before")
+    parser.add_argument("--parent", type=int, help="process with which this one is to end")
     options = parser.parse_args(arguments)
+    if options.parent:
+        end_with(options.parent)
     try:
         prepare_with_tfds(options.name, options.directory, options.downloads)
     except UserError as error:
