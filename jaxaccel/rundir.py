@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxaccel import runtime
+from jaxaccel import runtime, trust
 from jaxaccel.errors import UserError
 from jaxaccel.files import write_text
-from jaxaccel.recipe import MAY_DIFFER_ON_RESUME, Recipe, differences, to_json
-from jaxaccel.teacher import Distill
+from jaxaccel.recipe import Recipe
+from jaxaccel.recipe_file import FORMAT, changes, read_record, write
+from jaxaccel.user_code import content_at
 
 TEACHER = "teacher"
 """Folder of a run that holds the recipe of the run that was its teacher, with which it goes on when that has gone."""
@@ -90,15 +92,18 @@ def _make(directory: Path, recipe: Recipe, source: Path | None, overwrite: bool)
         replaced = Replaced(directory, aside)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        if source is not None:
-            shutil.copyfile(source, directory / source.name)
         if recipe.distill.teacher is not None:
             keep_teacher(recipe.distill.teacher, directory)
+        written = write(recipe)
+        code = written.code | ({source.stem: content_at(source)} if source else {})
+        for name, content in code.items():
+            (directory / f"{name}.py").write_bytes(content)
         write_json(
             directory / "recipe.json",
             {
-                "recipe": to_json(recipe),
-                "module": source.stem if source else None,
+                "format": FORMAT,
+                "recipe": written.values,
+                "modules": list(code),
                 "command": command(),
                 "versions": runtime.versions(),
                 "git_commit": runtime.git_commit(source.parent if source else Path(__file__).parent),
@@ -106,6 +111,7 @@ def _make(directory: Path, recipe: Recipe, source: Path | None, overwrite: bool)
                 "device_count": jax.device_count(),
             },
         )
+        _sign(directory, list(code))
     except OSError as error:
         replaced.put_back()
         reason = error.strerror or error
@@ -118,9 +124,18 @@ def _make(directory: Path, recipe: Recipe, source: Path | None, overwrite: bool)
 def keep_teacher(run: Path, directory: Path) -> None:
     """Copies into `directory` what tells how the model of `run` is made, where that is a run: not its weights."""
     if (run / "recipe.json").is_file():
-        (directory / TEACHER).mkdir(exist_ok=True)
-        for path in (run / "recipe.json", *run.glob("*.py")):
-            shutil.copyfile(path, directory / TEACHER / path.name)
+        modules = [x for x in read_record(run / "recipe.json")[0]["modules"] if (run / f"{x}.py").is_file()]
+        there = directory / TEACHER
+        there.mkdir(exist_ok=True)
+        for name in ("recipe.json", *(f"{module}.py" for module in modules)):
+            shutil.copyfile(run / name, there / name)
+        _sign(there, modules)
+
+
+def _sign(directory: Path, modules: Sequence[str]) -> None:
+    """Marks a run that this process wrote as the user's own, with the code beside it."""
+    names = ["recipe.json", *(f"{name}.py" for name in modules)]
+    trust.sign(directory, {name: (directory / name).read_bytes() for name in names})
 
 
 def _from_first_process(text: str) -> str:
@@ -167,11 +182,9 @@ def _holds_something(directory: Path) -> bool:
 def _check_same(record: Path, recipe: Recipe) -> None:
     if not record.exists():
         raise UserError(f"nothing to resume in {record.parent}: there is no recipe.json; leave out --resume")
-    before = {"distill": to_json(Distill())} | json.loads(record.read_text(encoding="utf-8"))["recipe"]
-    now = json.loads(json.dumps(to_json(recipe)))
-    for path, value, old in differences(now, before):
-        if not path.startswith(MAY_DIFFER_ON_RESUME):
-            raise UserError(
-                f"{record.parent} was trained with {path} = {old}, this recipe has {value}: resume with the "
-                "same recipe, or start a new run from its weights with --init-from"
-            )
+    known, _ = read_record(record)
+    for path, value, old in changes(recipe, known["recipe"], known.get("format", 0)):
+        raise UserError(
+            f"{record.parent} was trained with {path} = {old}, this recipe has {value}: resume with the "
+            "same recipe, or start a new run from its weights with --init-from"
+        )

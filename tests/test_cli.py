@@ -172,7 +172,7 @@ def test_the_function_and_the_module_share_a_name():
 
 def test_a_run_that_cannot_begin_leaves_what_it_would_replace(tmp_path):
     from jaxaccel import rundir
-    from jaxaccel.recipe import load_recipe
+    from jaxaccel.recipe_file import load_recipe
 
     recipe = load_recipe("digits")
     directory = tmp_path / "run"

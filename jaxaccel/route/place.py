@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,13 @@ import jax
 
 from jaxaccel import runtime
 from jaxaccel.errors import UserError
-from jaxaccel.recipe import MAY_DIFFER_ON_RESUME, differences
+from jaxaccel.recipe import Recipe
+from jaxaccel.recipe_file import changes, differences, upgraded, with_defaults
 from jaxaccel.route.receipts import Receipt, as_json
 from jaxaccel.rundir import Replaced, command, write_json
 
 BEGINNING = {"route.json", "receipts.json", "0-origin.safetensors"}
 """What is there before the first step: nothing that would be a loss."""
-MAY_DIFFER = tuple(f"training.{name}" for name in MAY_DIFFER_ON_RESUME)
-"""What changes how receipts and fine-tunings are computed, but not what."""
 
 
 def default(origin: Path) -> Path:
@@ -24,8 +24,16 @@ def default(origin: Path) -> Path:
     return Path("runs") / f"{origin.name if origin.is_dir() else origin.stem}-compressed"
 
 
-def resumed(directory: Path, record: dict[str, Any]) -> list[Receipt]:
-    """The receipts that are there already, of the same route.
+def resumed(
+    directory: Path, record: dict[str, Any], training: Recipe, steps: Mapping[str, Any]
+) -> list[Receipt]:
+    """The receipts that are there already, of the same route; options that an older version lacked have their defaults.
+
+    Args:
+      directory: of the route.
+      record: what its route.json would hold now.
+      training: how the model was trained.
+      steps: of the route, by name.
 
     Raises:
       UserError: there is none, or it is another one.
@@ -34,13 +42,18 @@ def resumed(directory: Path, record: dict[str, Any]) -> list[Receipt]:
     if not file.exists():
         raise UserError(f"nothing to resume in {directory}: there is no route.json; leave out --resume")
     before = json.loads(file.read_text(encoding="utf-8"))
-    now = json.loads(json.dumps(record))
-    for path, value, old in differences(now, {name: before.get(name) for name in now}):
-        if not path.startswith(MAY_DIFFER):
-            raise UserError(
-                f"{directory} was begun with {path} = {old}, now it is {value}: resume with the same, or choose "
-                "another --run"
-            )
+    now = json.loads(json.dumps({name: value for name, value in record.items() if name != "training"}))
+    taken = before.get("route")
+    if isinstance(taken, dict):
+        before["route"] = {name: with_defaults(step, steps.get(name)) for name, step in taken.items()}
+    found = differences(now, {name: before.get(name) for name in now})
+    trained = changes(training, upgraded(before.get("training", {})))
+    found += [(f"training.{path}", value, old) for path, value, old in trained]
+    for path, value, old in found:
+        raise UserError(
+            f"{directory} was begun with {path} = {old}, now it is {value}: resume with the same, or choose "
+            "another --run"
+        )
     receipts = directory / "receipts.json"
     rows = json.loads(receipts.read_text(encoding="utf-8"))["receipts"] if receipts.exists() else []
     return [Receipt(**row) for row in rows]
