@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from jaxaccel.parallel import MeshShape
     from jaxaccel.pretrained import load_pretrained
     from jaxaccel.probe import linear_probe
-    from jaxaccel.recipe import Data, Recipe, load_recipe
+    from jaxaccel.recipe import Data, Recipe
+    from jaxaccel.recipe_file import load_recipe
     from jaxaccel.result import TrainResult
     from jaxaccel.route import Route, follow, load_route
     from jaxaccel.tasks import ImageClassification, Task
@@ -95,7 +96,7 @@ _HOMES = {
     "int8": "transforms",
     "linear_probe": "probe",
     "load_pretrained": "pretrained",
-    "load_recipe": "recipe",
+    "load_recipe": "recipe_file",
     "load_route": "route",
     "low_rank": "compress",
     "masked": "compress",

@@ -17,8 +17,7 @@ from typing import Annotated, Any, NoReturn, get_type_hints
 import jax
 import tyro
 
-from jaxaccel import peers
-from jaxaccel import recipe as recipes
+from jaxaccel import peers, recipe_file
 from jaxaccel.calls import nearest
 from jaxaccel.errors import UserError
 from jaxaccel.files import disk_error
@@ -39,6 +38,8 @@ class RunOptions(Options):
     init_from: Path | None = None
     """Start from the weights of another run (its directory) or of a file (safetensors, npz, PyTorch), everything else
     anew; also a head for other classes."""
+    trust: bool = False
+    """Execute code that a run brings along, or a teacher's, also where somebody else wrote it."""
     traceback: bool = False
     """Show Python's traceback when something goes wrong."""
 
@@ -49,8 +50,10 @@ class _Command:
     options: Annotated[RunOptions, tyro.conf.arg(name="")]
 
 
-def read(program: str, description: str, argv: Sequence[str]) -> tuple[Recipe, RunOptions, Any] | None:
-    """The recipe, the options and the recipe's module that `argv` asks for.
+def read(
+    program: str, description: str, argv: Sequence[str]
+) -> tuple[Recipe, RunOptions, Path | None] | None:
+    """The recipe and the options that `argv` asks for, and the recipe file of the user's own that it names.
 
     None when the command line asked for ``--list`` and has its answer.
 
@@ -60,14 +63,14 @@ def read(program: str, description: str, argv: Sequence[str]) -> tuple[Recipe, R
     """
     words = list(argv)
     if "--list" in words:
-        for name, line in recipes.names().items():
+        for name, line in recipe_file.names().items():
             print(f"{name:18} {line}")
         return None
     named = words.pop(0) if words and not words[0].startswith("-") else "digits"
-    recipe, module = recipes.load(named)
-    default = _Command(recipe, RunOptions())
-    command = parsed(program, f"{description}\n\nRecipe {named}: {_paragraph(module)}", default, words)
-    return command.recipe, command.options, module
+    loaded = recipe_file.load(named, trust="--trust" in words)
+    default = _Command(loaded.recipe, RunOptions())
+    command = parsed(program, f"{description}\n\nRecipe {named}: {loaded.about}", default, words)
+    return command.recipe, command.options, loaded.source
 
 
 def run(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> NoReturn:
@@ -206,7 +209,3 @@ def _flags(value: Any, prefix: str) -> list[str]:
         nested = dataclasses.is_dataclass(inner) and not callable(inner)
         found += _flags(inner, prefix if field.name in unnamed else f"{name}.") if nested else [name]
     return found
-
-
-def _paragraph(module: Any) -> str:
-    return (module.__doc__ or "").strip()

@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,15 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxaccel import runtime
+from jaxaccel import runtime, trust
 from jaxaccel.errors import UserError, option
-from jaxaccel.files import is_left_over, read_json, write_text
+from jaxaccel.files import is_left_over, write_text
 from jaxaccel.lock import held
-from jaxaccel.recipe import MAY_DIFFER_ON_RESUME, Recipe, differences, to_json
+from jaxaccel.recipe import Recipe
+from jaxaccel.recipe_file import FORMAT, changes, read_record, write
 from jaxaccel.saved import CHECKPOINTS, steps
 from jaxaccel.swap import Swap
-from jaxaccel.teacher import Distill
+from jaxaccel.user_code import content_at
 
 RECORD = "recipe.json"
 TEACHER = "teacher"
@@ -104,15 +105,18 @@ def claimed(
 
 
 def _write(directory: Path, recipe: Recipe, source: Path | None) -> None:
-    if source is not None:
-        shutil.copyfile(source, directory / source.name)
     if recipe.distill.teacher is not None:
         keep_teacher(recipe.distill.teacher, directory)
+    written = write(recipe)
+    code = written.code | ({source.stem: content_at(source)} if source else {})
+    for name, content in code.items():
+        (directory / f"{name}.py").write_bytes(content)
     write_json(
         directory / RECORD,
         {
-            "recipe": to_json(recipe),
-            "module": source.stem if source else None,
+            "format": FORMAT,
+            "recipe": written.values,
+            "modules": list(code),
             "command": command(),
             "versions": runtime.versions(),
             "git_commit": runtime.git_commit(source.parent if source else Path(__file__).parent),
@@ -120,14 +124,24 @@ def _write(directory: Path, recipe: Recipe, source: Path | None) -> None:
             "device_count": jax.device_count(),
         },
     )
+    _sign(directory, list(code))
 
 
 def keep_teacher(run: Path, directory: Path) -> None:
     """Copies into `directory` what tells how the model of `run` is made, where that is a run: not its weights."""
     if (run / RECORD).is_file():
-        (directory / TEACHER).mkdir(exist_ok=True)
-        for path in (run / RECORD, *run.glob("*.py")):
-            shutil.copyfile(path, directory / TEACHER / path.name)
+        modules = [x for x in read_record(run / RECORD)[0]["modules"] if (run / f"{x}.py").is_file()]
+        there = directory / TEACHER
+        there.mkdir(exist_ok=True)
+        for name in (RECORD, *(f"{module}.py" for module in modules)):
+            shutil.copyfile(run / name, there / name)
+        _sign(there, modules)
+
+
+def _sign(directory: Path, modules: Sequence[str]) -> None:
+    """Marks a run that this process wrote as the user's own, with the code beside it."""
+    names = [RECORD, *(f"{name}.py" for name in modules)]
+    trust.sign(directory, {name: (directory / name).read_bytes() for name in names})
 
 
 def _in_first_process(action: Callable[[], None], directory: Path) -> None:
@@ -214,13 +228,9 @@ def check_same(directory: Path, recipe: Recipe) -> None:
         raise UserError(
             f"nothing to resume in {directory}: there is no {RECORD}; leave out {option('resume', True)}"
         )
-    before = read_json(record).get("recipe")
-    if not isinstance(before, dict):
-        raise UserError(f"{record} is damaged, or was not written by jaxaccel")
-    now = json.loads(json.dumps(to_json(recipe)))
-    for path, value, old in differences(now, {"distill": to_json(Distill())} | before):
-        if not path.startswith(MAY_DIFFER_ON_RESUME):
-            raise UserError(
-                f"{directory} was trained with {path} = {old}, this recipe has {value}: resume with the "
-                f"same recipe, or start a new run from its weights with {option('init_from', 'RUN')}"
-            )
+    known, _ = read_record(record)
+    for path, value, old in changes(recipe, known["recipe"], known.get("format", 0)):
+        raise UserError(
+            f"{directory} was trained with {path} = {old}, this recipe has {value}: resume with the "
+            f"same recipe, or start a new run from its weights with {option('init_from', 'RUN')}"
+        )

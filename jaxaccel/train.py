@@ -30,7 +30,8 @@ from jaxaccel.metrics import Mean, add
 from jaxaccel.modules import as_model, output_shape, takes
 from jaxaccel.optim.averaging import reestimator
 from jaxaccel.parallel import MeshShape, batch_sharding, check_split, make_mesh, placed
-from jaxaccel.recipe import Recipe, to_json
+from jaxaccel.recipe import Recipe
+from jaxaccel.recipe_file import said_of, to_json
 from jaxaccel.replicas import Replicas, spread
 from jaxaccel.result import TrainResult, finished
 from jaxaccel.runlog import Meter, RunLog, announce, lag
@@ -50,6 +51,7 @@ def train(
     overwrite: bool = False,
     init_from: Path | str | None = None,
     source: Path | None = None,
+    trust: bool = False,
 ) -> TrainResult:
     """Trains `recipe` and writes all about it to `run`.
 
@@ -60,13 +62,14 @@ def train(
       overwrite: replace what is there.
       init_from: another run's directory (its best weights count) or a file with weights, which this one starts from.
       source: the Python file that defines the recipe, to be kept with the run.
+      trust: execute code that a teacher's run brings along, also where somebody else wrote it.
 
     Raises:
       UserError: the recipe asks for what cannot be; the message is one line that says what to do.
       OSError: the disk is full, or fails.
     """
     with contextlib.ExitStack() as leave:
-        return _train(recipe, run, resume, overwrite, init_from, source, leave)
+        return _train(recipe, run, resume, overwrite, init_from, source, trust, leave)
 
 
 def _train(
@@ -76,6 +79,7 @@ def _train(
     overwrite: bool,
     init_from: Path | str | None,
     source: Path | None,
+    trust: bool,
     leave: contextlib.ExitStack,
 ) -> TrainResult:
     started = time.perf_counter()
@@ -119,7 +123,7 @@ def _train(
     model = as_model(recipe.model, facts, inputs)
     task.check(output_shape(model, inputs), facts)
     directory = Path(run) if run else Path("runs") / recipe.name
-    teacher = initial.teacher(recipe, facts, model, inputs, directory if resume else None)
+    teacher = initial.teacher(recipe, facts, model, inputs, directory if resume else None, trust)
     trainings = {
         p.image_size: training_of(recipe, model, plan.ends(), mesh, p.image_size, teacher)
         for p in plan.phases
@@ -154,10 +158,8 @@ def _train(
     log = RunLog(directory, steps=steps, epoch=plan.epoch, done=done, show=show)
     leave.callback(log.close)
     log.say(heading(recipe, mesh, directory, len(train_source), state_shape.params, training.count, done))
-    for line in left_whole:
-        log.say(line)
-    if origin:
-        log.say(start.said(origin))
+    for said in filter(None, (*left_whole, start.said(origin) if origin else "", said_of(recipe))):
+        log.say(said)
     shuffled = training.order(len(train_source), plan.phases)
     mode = choose(data.feed, data.resident_share, (train_source, eval_source), task.element)
     if mode == "resident":
@@ -298,13 +300,12 @@ def main(argv: Sequence[str]) -> int:
     read = cli.read("python -m jaxaccel.train", __doc__ or "", argv)
     if read is None:
         return 0
-    recipe, options, module = read
-    source = Path(module.__file__) if not module.__name__.startswith("jaxaccel.") else None
+    recipe, options, source = read
     if recipe.mesh == MeshShape():
         runtime.divide_cpu(len(points(recipe).get("seed", (recipe.seed,))))
     train(
         recipe, run=options.run, resume=options.resume, overwrite=options.overwrite,
-        init_from=options.init_from, source=source,
+        init_from=options.init_from, source=source, trust=options.trust,
     )  # fmt: skip
     return 0
 

@@ -11,7 +11,7 @@ ROOT = Path(jaxaccel.__file__).parent
 FLOORS = [
     {
         *("errors", "options", "files", "calls", "metrics", "trees", "runtime", "launch", "peers"),
-        *("numerics", "sites", "lock", "swap", "parent"),
+        *("numerics", "sites", "lock", "swap", "parent", "user_code", "trust", "plain"),
         *("hlo", "torch_files", "torch_pickle"),
         *("bounds", "pickles", "pickle_values", "npz_files", "safetensors_files"),
     },
@@ -22,6 +22,7 @@ FLOORS = [
         "modules",
         "optim",
         "flags",
+        "file_names",
         "state",
         "step",
         "teacher",
@@ -39,6 +40,7 @@ FLOORS = [
     },
     {
         "recipe",
+        "recipe_file",
         "recipes",
         "sweep",
         "rundir",

@@ -20,7 +20,7 @@ from jaxaccel import lock, models, rundir, runlog, saved
 from jaxaccel.checkpoint import Checkpoints, flat, restore
 from jaxaccel.errors import UserError
 from jaxaccel.files import disk_error, read_json
-from jaxaccel.recipe import load_recipe
+from jaxaccel.recipe_file import load_recipe
 from jaxaccel.saved import read_state, read_weights
 
 

@@ -25,7 +25,8 @@ from jaxaccel.modules import abstract, as_model
 from jaxaccel.optim import Optimizer
 from jaxaccel.parallel import MeshShape, make_mesh
 from jaxaccel.parallel.sharding import partition_spec
-from jaxaccel.recipe import Recipe, differences, from_json, to_json
+from jaxaccel.recipe import Recipe
+from jaxaccel.recipe_file import differences, from_json, to_json
 from jaxaccel.replicas import Replicas, pick
 from jaxaccel.saved import read_weights
 from jaxaccel.step import Training

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from jaxaccel.data.builders import BUILDERS, builder_class
+from jaxaccel.data.features_file import check_features
 from jaxaccel.data.sources import DatasetName, find_prepared, known_names, quiet_tfds
 from jaxaccel.errors import UserError
 
@@ -88,6 +89,8 @@ def prepare_in_child(dataset: DatasetName, directory: Path, downloads: Path | No
         raise UserError(
             f"preparing data set '{dataset}' needs TensorFlow, once: pip install 'jaxaccel[tfds-prepare]'"
         )
+    for file in (directory / dataset.name).rglob("features.json"):
+        check_features(file.parent)  # TFDS's builder may read what is there already
     log_file = directory / "downloads" / dataset.name / "prepare.log"
     log_file.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "jaxaccel.data.prepare", str(dataset), "--directory", str(directory)]

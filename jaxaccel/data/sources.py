@@ -19,6 +19,7 @@ import numpy as np
 
 from jaxaccel.bounds import check_pixels
 from jaxaccel.data.builders import BUILDERS
+from jaxaccel.data.features_file import check_features
 from jaxaccel.errors import UserError
 
 Example = dict[str, np.ndarray]
@@ -253,6 +254,7 @@ def _open_records(name: str, split: str, directory: Path) -> tuple[Any, Any]:
     import tensorflow_datasets as tfds
     from array_record.python.array_record_module import ArrayRecordReader
 
+    check_features(directory)
     try:
         with quiet_tfds():
             builder: Any = tfds.builder_from_directory(str(directory))

@@ -19,7 +19,8 @@ from jaxaccel.initial import start
 from jaxaccel.modules import abstract
 from jaxaccel.options import checked
 from jaxaccel.packed import check_stored
-from jaxaccel.recipe import Recipe, load_recipe, to_json
+from jaxaccel.recipe import Recipe
+from jaxaccel.recipe_file import load_recipe, to_json
 from jaxaccel.route import place
 from jaxaccel.route.learning import FineTune
 from jaxaccel.route.picture import pareto
@@ -64,6 +65,7 @@ def follow(
     resume: bool = False,
     overwrite: bool = False,
     batch: int = 128,
+    trust: bool = False,
 ) -> Followed:
     """Takes a trained model along `route` and writes all about it to `run`.
 
@@ -79,20 +81,21 @@ def follow(
       resume: go on after the last step that has its receipt; a run of fine-tuning goes on from its newest checkpoint.
       overwrite: replace what is there, which stands again where no step of the new route could be taken.
       batch: examples in a batch of evaluation and of the receipts' throughput.
+      trust: execute code that the run, or a teacher's, brings along, also where somebody else wrote it.
 
     Raises:
       UserError: a step cannot be taken with this model, or a file is none of a model; the message says what to do.
     """
     runtime.setup()
     origin = Path(origin)
-    training = training or _training(origin)
+    training = training or _training(origin, trust)
     if batch < 1:
         raise UserError(f"batch must be at least 1, got {batch}")
     directory = Path(run) if run else place.default(origin)
     record = {"origin": str(origin), "route": route.as_json(), "training": to_json(training), "batch": batch}
     with place.claimed(directory, origin, resume=resume, overwrite=overwrite) as swap:
-        rows = place.resumed(directory, record) if resume else []
-        setting = Setting(training, directory, batch)
+        rows = place.resumed(directory, record, training, route.steps) if resume else []
+        setting = Setting(training, directory, batch, trust)
         stage = _first(origin, setting)
         if not resume:
             place.begin(swap, record)
@@ -136,9 +139,9 @@ def _followed(
     return Followed(directory, tuple(rows), stage, setting)
 
 
-def _training(origin: Path) -> Recipe:
+def _training(origin: Path, trust: bool) -> Recipe:
     if (origin / "recipe.json").is_file():
-        return load_recipe(str(origin))
+        return load_recipe(origin, trust=trust)
     if not origin.exists():
         raise UserError(f"there is no run and no file {origin}")
     raise UserError(

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from jaxaccel import runtime
 from jaxaccel.errors import UserError, option
 from jaxaccel.files import is_left_over, read_json
 from jaxaccel.lock import held
-from jaxaccel.recipe import MAY_DIFFER_ON_RESUME, differences
+from jaxaccel.recipe import Recipe
+from jaxaccel.recipe_file import changes, differences, upgraded, with_defaults
 from jaxaccel.route.receipts import Receipt, as_json
 from jaxaccel.rundir import command, write_json
 from jaxaccel.swap import Swap
@@ -20,8 +21,6 @@ from jaxaccel.swap import Swap
 RECORD, RECEIPTS = "route.json", "receipts.json"
 BEGINNING = {RECORD, RECEIPTS, "0-origin.safetensors"}
 """What is there before the first step: nothing that would be a loss."""
-MAY_DIFFER = tuple(f"training.{name}" for name in MAY_DIFFER_ON_RESUME)
-"""What changes how receipts and fine-tunings are computed, but not what."""
 
 
 def default(origin: Path) -> Path:
@@ -29,8 +28,16 @@ def default(origin: Path) -> Path:
     return Path("runs") / f"{origin.name if origin.is_dir() else origin.stem}-compressed"
 
 
-def resumed(directory: Path, record: dict[str, Any]) -> list[Receipt]:
-    """The receipts that are there already, of the same route.
+def resumed(
+    directory: Path, record: dict[str, Any], training: Recipe, steps: Mapping[str, Any]
+) -> list[Receipt]:
+    """The receipts that are there already, of the same route; options that an older version lacked have their defaults.
+
+    Args:
+      directory: of the route.
+      record: what its route.json would hold now.
+      training: how the model was trained.
+      steps: of the route, by name.
 
     Raises:
       UserError: there is none, or it is another one.
@@ -40,13 +47,18 @@ def resumed(directory: Path, record: dict[str, Any]) -> list[Receipt]:
             f"nothing to resume in {directory}: there is no {RECORD}; leave out {option('resume', True)}"
         )
     before = read_json(directory / RECORD)
-    now = json.loads(json.dumps(record))
-    for path, value, old in differences(now, {name: before.get(name) for name in now}):
-        if not path.startswith(MAY_DIFFER):
-            raise UserError(
-                f"{directory} was begun with {path} = {old}, now it is {value}: resume with the same, or choose "
-                f"another {option('run', 'DIR')}"
-            )
+    now = json.loads(json.dumps({name: value for name, value in record.items() if name != "training"}))
+    taken = before.get("route")
+    if isinstance(taken, dict):
+        before["route"] = {name: with_defaults(step, steps.get(name)) for name, step in taken.items()}
+    found = differences(now, {name: before.get(name) for name in now})
+    trained = changes(training, upgraded(before.get("training", {})))
+    found += [(f"training.{path}", value, old) for path, value, old in trained]
+    for path, value, old in found:
+        raise UserError(
+            f"{directory} was begun with {path} = {old}, now it is {value}: resume with the same, or choose "
+            f"another {option('run', 'DIR')}"
+        )
     try:
         return [Receipt(**row) for row in read_json(directory / RECEIPTS)["receipts"]]
     except FileNotFoundError:

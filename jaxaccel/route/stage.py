@@ -97,6 +97,8 @@ class Setting:
     directory: Path
     batch: int
     """Examples in a batch of evaluation and of the receipts' throughput."""
+    trust: bool = False
+    """Whether to execute code that runs bring along, also where somebody else wrote it."""
 
     def file(self, number: int, name: str) -> Path:
         """Where the variables after a step are packed."""

@@ -1,5 +1,6 @@
 """Opening data sets by name: reading, slicing, pickling, and what goes wrong."""
 
+import json
 import pickle
 import shutil
 import subprocess
@@ -161,6 +162,54 @@ def test_damaged_set_is_named(directory, tmp_path, harm):
         source = open_source("digits", "train", directory=copy)
         source.__getitems__(range(len(source)))
     assert len(open_source("digits", "test", directory=directory)) == 450
+
+
+EVIL = "evil_feature.Feature"
+LABEL = {"pythonClassName": "tensorflow_datasets.core.features.class_label_feature.ClassLabel"}
+DICT = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
+
+
+def of_dict(**features):
+    return {"pythonClassName": DICT, "featuresDict": {"features": features}}
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        {"pythonClassName": EVIL, "jsonFeature": {"json": "{}"}},
+        of_dict(label={"pythonClassName": EVIL, "jsonFeature": {"json": "{}"}}),
+        of_dict(label={"python_class_name": EVIL, "jsonFeature": {"json": "{}"}}),
+        of_dict(inner=of_dict(label={"pythonClassName": EVIL, "jsonFeature": {"json": "{}"}})),
+        {"type": EVIL, "content": {}},
+        {"type": DICT, "content": {"label": {"type": EVIL, "content": {}}}},
+        {"type": DICT, "content": {"type": {"type": EVIL, "content": {}}, "content": LABEL}},
+        # A feature's own JSON, as text.
+        {"pythonClassName": DICT, "jsonFeature": {"json": json.dumps({"a": {"type": EVIL, "content": {}}})}},
+        {"pythonClassName": "tensorflow_datasets.evil-.X"},
+        {"pythonClassName": "tensorflow_datasets_evil.X"},
+        {"pythonClassName": "tensorflow_datasets.__main__.X"},
+        {"pythonClassName": ["evil_feature"]},
+    ],
+    ids=lambda features: json.dumps(features)[:60],
+)
+def test_classes_of_others_are_not_imported(directory, tmp_path, monkeypatch, features):
+    copy = tmp_path / "tfds"
+    shutil.copytree(directory, copy)
+    (shard(copy).parent / "features.json").write_text(json.dumps(features))
+    (tmp_path / "evil_feature.py").write_text("from pathlib import Path; Path('canary').touch()")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"only those of tensorflow_datasets are imported"):
+        open_source("digits", "train", directory=copy)
+    assert not (tmp_path / "canary").exists() and "evil_feature" not in sys.modules
+
+
+def test_features_may_have_any_names_and_descriptions(tmp_path):
+    from jaxaccel.data.features_file import check_features
+
+    features = of_dict(type=LABEL | {"description": "[1] {of"}, content=LABEL, pythonClassName=LABEL)
+    (tmp_path / "features.json").write_text(json.dumps(features))
+    check_features(tmp_path)
 
 
 def test_unwritable_directory(tmp_path):

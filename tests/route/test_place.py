@@ -13,7 +13,8 @@ import jaxaccel as ja
 from jaxaccel import models
 from jaxaccel.errors import UserError, option
 from jaxaccel.modules import as_model
-from jaxaccel.recipe import Data, to_json
+from jaxaccel.recipe import Data
+from jaxaccel.recipe_file import to_json
 from jaxaccel.route import FineTune, LowRank, Prune, Route, place
 from jaxaccel.route.receipts import Receipt
 from jaxaccel.route.tuning import renamed
@@ -115,12 +116,27 @@ def test_what_is_a_loss(tmp_path):
 )
 def test_going_on_is_with_the_same(origin, tmp_path, change, said):
     place.begin(Swap(tmp_path / "r", place.RECORD, place.holds_results), {"training": to_json(origin[1])})
-    now = {"training": to_json(dataclasses.replace(origin[1], **change))}
+    training = dataclasses.replace(origin[1], **change)
+    now = {"training": to_json(training)}
     if said is None:
-        assert place.resumed(tmp_path / "r", now) == []
+        assert place.resumed(tmp_path / "r", now, training, {}) == []
         return
     with pytest.raises(UserError, match=said):
-        place.resumed(tmp_path / "r", now)
+        place.resumed(tmp_path / "r", now, training, {})
+
+
+def test_a_route_of_an_older_version_goes_on(origin, tmp_path):
+    """Its tasks had another form, and it lacked options that have defaults."""
+    route = Route({"prune": Prune(0.5), "thin": LowRank(rank=4)})
+    now = json.loads(json.dumps({"route": route.as_json(), "training": to_json(origin[1])}))
+    old = json.loads(json.dumps(now))
+    del old["route"]["prune"]["scope"], old["training"]["keep"], old["training"]["optimizer"]["ema"]
+    old["training"]["task"]["kind"] = old["training"]["task"].pop("class")
+    place.begin(Swap(tmp_path / "r", place.RECORD, place.holds_results), old)
+    assert place.resumed(tmp_path / "r", now, origin[1], route.steps) == []
+    other = Route({"prune": Prune(0.5, scope="global"), "thin": LowRank(rank=4)})
+    with pytest.raises(UserError, match=r"begun with route\.prune\.scope = layer, now it is global"):
+        place.resumed(tmp_path / "r", now | {"route": other.as_json()}, origin[1], other.steps)
 
 
 def test_a_fine_tuning_that_fails_says_what_works_in_a_route(follow, tmp_path, monkeypatch):
