@@ -10,8 +10,8 @@ from jax.sharding import Mesh, NamedSharding
 
 from jaxaccel import runtime
 from jaxaccel.data import resident
-from jaxaccel.data.order import Item, Order
-from jaxaccel.data.resident import Element
+from jaxaccel.data.elements import Element, Item
+from jaxaccel.data.order import Order
 from jaxaccel.data.sources import Source
 from jaxaccel.data.stream import Batches, local_part, prefetch, stream
 from jaxaccel.parallel import batch_sharding, replicated
