@@ -225,5 +225,12 @@ def _verify(directory: Path) -> None:
                 raise ValueError(f"{name} is not what was written")
 
 
+def placed_like(tree: PyTree, arrays: Mapping[str, np.ndarray], root: str) -> PyTree:
+    """`tree` with the arrays of `Checkpoints.weights` whose paths begin with `root`, on the devices where it is."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: jax.device_put(arrays[f"{root}/{path_text(path)}"].astype(x.dtype), x.sharding), tree
+    )
+
+
 def _unflat(leaves: Mapping[str, Any], like: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(lambda path, _: leaves[path_text(path)], like)

@@ -106,6 +106,11 @@ class Splits:
     test: Source | None
     """Evaluated once, at the end, with the best checkpoint; None where evaluation has the test split itself."""
 
+    @property
+    def held_out(self) -> tuple[Source, ...]:
+        """What is not trained on: `evaluation`, and `test` if there is one."""
+        return (self.evaluation,) if self.test is None else (self.evaluation, self.test)
+
 
 def open_splits(
     name: str,
@@ -152,7 +157,7 @@ def set_aside(source: Source, share: float) -> tuple[Source, Source]:
     Raises:
       UserError: nothing is left on one side.
     """
-    count = round(share * len(source))
+    count = round(share * len(source)) if 0 < share < 1 else 0
     if not 0 < count < len(source):
         raise UserError(
             f"{option('data.validation')} must leave examples on both sides, and {share:g} of the {len(source)} "

@@ -35,10 +35,14 @@ class ImageClassification(Task):
         """``classes``, ``class_names``, ``channels`` and ``image_size`` (an int, or (H, W) where they differ)."""
         known = dict(features.items())
         image, label = known.get("image"), known.get("label")
-        if image is None or label is None or not hasattr(label, "num_classes"):
+        if image is None or label is None:
             raise UserError(
                 f"image classification needs the features image and label; the data set has {', '.join(features)}"
             )
+        if not getattr(label, "num_classes", None):
+            raise UserError(f"image classification needs labels that are numbers of classes, not {label}")
+        if len(image.shape) != 3:
+            raise UserError(f"image classification needs images (H, W, C), not {image}")
         height, width, channels = image.shape
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, channels or 3):
@@ -60,7 +64,7 @@ class ImageClassification(Task):
         }
 
     def element(self, example: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """``image`` (H, W, C) uint8, ``label`` () int32."""
+        """``image`` (H, W, C), uint8 or float32 from 0 to 1, and ``label`` () int32."""
         image = np.asarray(example["image"])
         if self.image_size and image.shape[:2] != (self.image_size,) * 2:
             image = _resize(image, self.image_size)
@@ -130,9 +134,11 @@ class ImageClassification(Task):
 
 
 def _resize(image: np.ndarray, size: int) -> np.ndarray:
-    """(h, w, c) uint8 -> (size, size, c): shorter side to `size` (bilinear with antialiasing), centre crop."""
+    """(h, w, c) uint8 or float32 -> (size, size, c): shorter side to `size` (bilinear, antialiased), center crop."""
     from PIL import Image
 
+    if image.dtype == np.float32 and image.shape[-1] > 1:  # Pillow has floats of one channel only
+        return np.concatenate([_resize(image[..., i : i + 1], size) for i in range(image.shape[-1])], -1)
     picture = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
     scale = size / min(picture.size)
     width, height = (max(size, round(side * scale)) for side in picture.size)
