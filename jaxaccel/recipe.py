@@ -14,7 +14,7 @@ from jaxaccel.calls import nearest, parse, render
 from jaxaccel.errors import UserError, option
 from jaxaccel.flags import NAMES, Call, Values
 from jaxaccel.optim import Optimizer, Schedule, Sparse
-from jaxaccel.options import Count, CountOrZero, Options, Positive
+from jaxaccel.options import Count, CountOrZero, Options, Positive, ShareBelowOne
 from jaxaccel.parallel import MeshShape
 from jaxaccel.step import Precision, Remat
 from jaxaccel.tasks import ImageClassification, Task
@@ -36,7 +36,7 @@ class Data(Options):
     """Split to train on, slices as TFDS writes them: train[:90%]."""
     eval_split: str = "test"
     """Split to evaluate on. Where there are validation examples, it is evaluated once, at the end."""
-    validation: float = 0.0
+    validation: ShareBelowOne = 0.0
     """Share of the training split, in [0, 1), to set aside: by it the best checkpoint is chosen. With 0 that is done by
     the data set's split validation, where it has one beside test, else by eval_split itself."""
     feed: Literal["auto", "resident", "stream"] = "auto"
