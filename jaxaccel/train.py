@@ -31,6 +31,7 @@ from jaxaccel.metrics import Mean, add
 from jaxaccel.modules import as_model, output_shape, takes
 from jaxaccel.optim.averaging import reestimator
 from jaxaccel.parallel import MeshShape, batch_sharding, check_split, make_mesh, placed
+from jaxaccel.provenance import record_data
 from jaxaccel.recipe import Recipe, to_json
 from jaxaccel.replicas import Replicas, spread
 from jaxaccel.result import TrainResult, finished
@@ -138,6 +139,7 @@ def _train(
     start = initial.start(origin, model, inputs, task.metric) if origin else initial.Start()
     replaced = rundir.prepare(directory, recipe, source=source, resume=resume, overwrite=overwrite)
     leave.callback(replaced.put_back)
+    record_data(directory, data.name, splits.digest, resume=resume)
     checkpoints = Checkpoints(directory / "checkpoints", keep=recipe.keep, metric=task.metric)
     restored = checkpoints.restore(state_shape, shardings) if resume else None
     if restored:

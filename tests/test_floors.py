@@ -51,6 +51,7 @@ FLOORS = [
         "recipes",
         "sweep",
         "rundir",
+        "provenance",
         "curves",
         "cli",
         "pacing",

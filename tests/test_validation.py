@@ -108,3 +108,29 @@ def test_a_route_is_measured_on_the_test_split():
     name = ja.data.from_arrays(TRAIN, test=TEST)
     setting = Setting(dataclasses.replace(recipe(name, validation=0.25)), None, 8)
     assert (len(setting.train), len(setting.test)) == (36, 40)
+
+
+def test_a_file_that_has_changed_is_noticed(tmp_path):
+    path = tmp_path / "my.npz"
+    np.savez(path, **TRAIN)
+    short = dataclasses.replace(recipe(str(path)), epochs=1)
+    result = ja.train(short, run=tmp_path / "run")
+    assert ja.train(short, run=tmp_path / "run", resume=True).summary == result.summary
+    np.savez(path, **pictures(48, 3))
+    with pytest.raises(UserError, match=r"the data set .*my.npz has changed since .*run was trained on it"):
+        ja.train(short, run=tmp_path / "run", resume=True)
+
+
+def test_the_digest_sees_files_come_and_go(tmp_path):
+    from PIL import Image
+
+    from jaxaccel.data.opening import open_set
+
+    digests = set()
+    for name, size in (("a/1.png", 2), ("a/2.png", 2), ("b/1.png", 2), ("a/1.png", 9)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (size, size), np.uint8)).save(
+            tmp_path / name
+        )
+        digests.add(open_set(str(tmp_path)).digest())
+    assert len(digests) == 4 and open_set(str(tmp_path)).digest() in digests

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -58,6 +59,13 @@ class FolderSet:
         """
         files = [self._files[i] for i in take(self.name, split, self._positions)]
         return FolderSource(self.name, split, self.path, files, self.classes, self.shape)
+
+    def digest(self) -> str:
+        """SHA-256 of the names and sizes of all files."""
+        total = hashlib.sha256()
+        for file in self._files:
+            total.update(os.fsencode(file.path) + f" {(self.path / file.path).stat().st_size}\n".encode())
+        return total.hexdigest()
 
 
 class FolderSource:

@@ -36,6 +36,10 @@ class DataSet(Protocol):
         """The split, with TFDS's slicing: ``train[:90%]``, ``train+test``."""
         ...
 
+    def digest(self) -> str:
+        """SHA-256 by which it is seen that the data set has changed: of arrays' content, of files' names and sizes."""
+        ...
+
 
 def open_source(
     name: str,
@@ -103,6 +107,8 @@ class Splits:
     train: Source
     evaluation: Source
     """Evaluated while training: the best checkpoint is chosen by it."""
+    digest: str
+    """Of the data set that they are splits of."""
     test: Source | None
     """Evaluated once, at the end, with the best checkpoint; None where evaluation has the test split itself."""
 
@@ -144,11 +150,11 @@ def open_splits(
     own = evaluation == "test" and there.get("validation") and "validation" not in train  # for validation
     whole = data.open(train)
     if not (own or validation):
-        return Splits(whole, data.open(evaluation), None)
+        return Splits(whole, data.open(evaluation), data.digest(), None)
     test = None if evaluation == "test" and not there.get("test") else data.open(evaluation)
     if validation:
-        return Splits(*set_aside(whole, validation), test)
-    return Splits(whole, data.open("validation"), test)
+        return Splits(*set_aside(whole, validation), data.digest(), test)
+    return Splits(whole, data.open("validation"), data.digest(), test)
 
 
 def set_aside(source: Source, share: float) -> tuple[Source, Source]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -34,6 +35,10 @@ class PreparedSet:
           UserError: there is no such split, it is empty, or its files are damaged.
         """
         return PreparedSource(self.name, split, self.directory, self._builder)
+
+    def digest(self) -> str:
+        """SHA-256 of the version and the sizes of the splits."""
+        return hashlib.sha256(f"{self.directory.name} {sorted(self.splits.items())}".encode()).hexdigest()
 
 
 class PreparedSource:
