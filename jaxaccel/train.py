@@ -281,6 +281,7 @@ def _train(
         )
     test: dict[str, Any] = {}
     if splits.test and at == steps:
+        checkpoints.wait()
         best, weights = checkpoints.best(), checkpoints.weights()
         best_state = [
             placed_like(x, weights, root)
