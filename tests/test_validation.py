@@ -94,6 +94,25 @@ def test_floats_train_and_are_resized(tmp_path):
     assert task.facts(ja.open_source(name, "train").features)["image_size"] == 4
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (np.uint16([0, 256, 65535]), [0, 1, 255]),
+        (np.int64([0, 7, 255]), [0, 7, 255]),
+        (np.float64([0, 1]), [0, 1]),
+    ],
+)
+def test_pixels_of_other_dtypes(given, expected):
+    element = ja.ImageClassification().element({"image": given.reshape(1, -1, 1), "label": 0})
+    assert element["image"].ravel().tolist() == expected
+    assert element["image"].dtype == (np.float32 if given.dtype.kind == "f" else np.uint8)
+
+
+def test_whole_numbers_beyond_255_are_refused():
+    with pytest.raises(UserError, match="needs pixels from 0 to 255"):
+        ja.ImageClassification().element({"image": np.full((2, 2, 1), 300, np.int32), "label": 0})
+
+
 def test_a_number_is_no_class():
     features = ja.open_source(
         ja.data.from_arrays({"image": TRAIN["image"], "label": np.linspace(0, 1, 48)}), "train"

@@ -65,7 +65,7 @@ class ImageClassification(Task):
 
     def element(self, example: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """``image`` (H, W, C), uint8 or float32 from 0 to 1, and ``label`` () int32."""
-        image = np.asarray(example["image"])
+        image = _as_pixels(np.asarray(example["image"]))
         if self.image_size and image.shape[:2] != (self.image_size,) * 2:
             image = _resize(image, self.image_size)
         return {"image": image, "label": np.asarray(example["label"], np.int32)}
@@ -131,6 +131,21 @@ class ImageClassification(Task):
         return optax.softmax_cross_entropy(
             logits.astype(jnp.float32), optax.smooth_labels(targets, self.label_smoothing)
         )
+
+
+def _as_pixels(image: np.ndarray) -> np.ndarray:
+    """uint8, where the dtype or the values say what is white, or float32 as it is."""
+    if image.dtype == np.uint8:
+        return image
+    if image.dtype.kind == "f":
+        return image.astype(np.float32)
+    if image.dtype == np.uint16:  # a feature of 16-bit images
+        return (image >> 8).astype(np.uint8)
+    if image.dtype.kind not in "iu" or image.min() < 0 or image.max() > 255:
+        raise UserError(
+            f"image classification needs pixels from 0 to 255, or floats, not {image.dtype} {image.shape}"
+        )
+    return image.astype(np.uint8)
 
 
 def _resize(image: np.ndarray, size: int) -> np.ndarray:
