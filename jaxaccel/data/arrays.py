@@ -6,13 +6,13 @@ import dataclasses
 import functools
 import hashlib
 import logging
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxaccel import npz_files
 from jaxaccel.data.columns import Column, class_column, to_columns
 from jaxaccel.data.sources import Example
 from jaxaccel.data.splits import NAMES, divide, take
@@ -22,8 +22,6 @@ log = logging.getLogger(__name__)
 _PREFIX = "arrays:"
 _SESSION: dict[str, ArraySet] = {}
 """What `from_arrays` was given in this process, by the name that it returned."""
-_MOST_ZIPPED, _SMALL = 200, 1 << 28
-"""An npz that unpacks to more than that many times its size is refused, unless that is few bytes."""
 
 
 def from_arrays(
@@ -106,20 +104,9 @@ def load_npz(name: str, path: Path) -> ArraySet:
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        raise UserError(f"there is no file {path}")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-        if size > max(_SMALL, _MOST_ZIPPED * path.stat().st_size):
-            raise ValueError(f"it would unpack to {size:,} bytes")
-        with np.load(path, allow_pickle=False) as arrays:
-            return {key: arrays[key] for key in arrays.files}
-    except Exception as error:  # zipfile, zlib and NumPy raise many kinds for what is damaged
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"cannot read {path} ({reason}): write it with numpy.savez, without objects"
-        ) from error
+    arrays = npz_files.read(path)  # bounds what the file may hold
+    with np.load(path, allow_pickle=False) as archive:
+        return arrays | {key: archive[key] for key in archive.files if key not in arrays}  # texts
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxaccel.bounds import check_pixels
+
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 """What is read, by Pillow's names; others may start programs (EPS starts Ghostscript)."""
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -56,7 +58,9 @@ def decode_image(content: bytes, channels: int, *, upright: bool = False) -> np.
       channels: 1, 3 or 4; see `to_pixels` for what becomes of a picture that has others.
       upright: turn the picture as its EXIF data say. Data sets of TFDS are taken as they are stored.
 
-    Raises whatever Pillow raises for damaged content; ValueError for pixels of which nobody knows what is white.
+    Raises:
+      ValueError: it has more than `bounds.MOST_PIXELS`, or nobody knows which of its pixels are white.
+      Exception: whatever Pillow raises for a damaged picture, or one of another format.
     """
     from PIL import Image, ImageOps, PngImagePlugin
 
@@ -64,6 +68,7 @@ def decode_image(content: bytes, channels: int, *, upright: bool = False) -> np.
     # Image.open tries one format after the other; most data sets hold PNG.
     png = content.startswith(_PNG_SIGNATURE)
     image: Any = PngImagePlugin.PngImageFile(stream) if png else Image.open(stream, formats=FORMATS)
+    check_pixels(image.size)
     if upright and _orientation(image) != 1:
         image.load()
         image = ImageOps.exif_transpose(image)

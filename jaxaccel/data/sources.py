@@ -13,10 +13,15 @@ Example = dict[str, np.ndarray]
 class Source(Protocol):
     """One split of a data set with random access; it can be pickled and sent to worker processes."""
 
-    name: str
-    """The data set as it was asked for, e.g. ``mnist`` or ``mnist:3.0.1``."""
-    split: str
-    """The split as it was asked for, e.g. ``train[:90%]``."""
+    @property
+    def name(self) -> str:
+        """The data set as it was asked for, e.g. ``mnist`` or ``mnist:3.0.1``."""
+        ...
+
+    @property
+    def split(self) -> str:
+        """The split as it was asked for, e.g. ``train[:90%]``."""
+        ...
 
     @property
     def features(self) -> Mapping[str, Any]:

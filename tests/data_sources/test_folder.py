@@ -102,6 +102,7 @@ def test_three_split_folders_are_three_splits(tmp_path):
             write(tmp_path / split / "a" / f"{i}.png", i)
             write(tmp_path / split / "b" / f"{i}.png", 100 + i)
     splits = open_splits(str(tmp_path))
+    assert splits.test is not None
     assert [len(source) for source in (splits.train, *splits.held_out)] == [12, 6, 4]
     assert (
         splits.evaluation[0]["id"].item() == b"val/a/0.png" and splits.test[0]["id"].item() == b"test/a/0.png"

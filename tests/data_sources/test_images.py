@@ -34,7 +34,8 @@ def test_floats_are_shares_of_white():
 
 
 @pytest.mark.parametrize(
-    "values", [np.float32([[0, 200]]), np.float32([[np.nan, 0]]), np.int32([[0, 70000]])]
+    "values",
+    [np.array([[0, 200]], np.float32), np.array([[np.nan, 0]], np.float32), np.array([[0, 70000]], np.int32)],
 )
 def test_what_has_no_white_is_refused(values):
     with pytest.raises(ValueError, match=r"its pixels are (floats from|32-bit integers)"):
