@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
@@ -189,7 +188,7 @@ class ArraySource:
     positions: np.ndarray
     """Rows of the columns that belong to the split."""
 
-    @functools.cached_property
+    @property
     def features(self) -> Mapping[str, Any]:
         """TFDS feature of each key of an example."""
         return {key: column.feature() for key, column in self.columns.items()}
@@ -202,6 +201,3 @@ class ArraySource:
 
     def __getitems__(self, indices: Sequence[int], /) -> list[Example]:
         return [self[int(i)] for i in indices]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

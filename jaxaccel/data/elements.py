@@ -32,8 +32,7 @@ def read_elements(source: Source, element: Element, indices: Sequence[int]) -> l
 
 def class_counts(source: Source) -> Mapping[str, int]:
     """{key: number of classes} of each class label in an example."""
-    features = {key: source.features[key] for key in source.features}
-    return {key: f.num_classes for key, f in features.items() if getattr(f, "num_classes", None)}
+    return {key: f.num_classes for key, f in source.features.items() if getattr(f, "num_classes", None)}
 
 
 def _wrong_label(source: Source, index: int, example: Example, key: str, classes: int) -> str:

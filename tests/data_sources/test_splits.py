@@ -1,5 +1,7 @@
 """Which examples a run trains on, chooses its checkpoint by, and is tested on."""
 
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+
 import numpy as np
 import pytest
 
