@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -88,7 +88,8 @@ def _row(value: Any) -> Any:
 class Column:
     """One key of all examples."""
 
-    kind: Literal["class", "image", "text", "numbers"]
+    kind: str
+    """class, image, text or numbers."""
     values: np.ndarray
     """One row an example; of objects where these are texts or differ in shape."""
     names: tuple[str, ...] = ()
