@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from jaxaccel import augment, models, optim
+    from jaxaccel import augment, data, models, optim
     from jaxaccel.arrays import CodebookArray, LowRankArray, QuantArray
     from jaxaccel.compress import (
         dequantize,
@@ -111,7 +111,7 @@ _HOMES = {
     "train": "train",
     "unpack": "compress",
 }
-_MODULES = ("augment", "models", "optim")
+_MODULES = ("augment", "data", "models", "optim")
 
 __all__ = [
     "Calibration",
@@ -135,6 +135,7 @@ __all__ = [
     "bfloat16",
     "calibrate",
     "compressed",
+    "data",
     "dequantize",
     "distill",
     "explain",

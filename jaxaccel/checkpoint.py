@@ -164,3 +164,10 @@ def digest(tree: PyTree) -> str:
 def flat(tree: PyTree) -> dict[str, Any]:
     """{path: leaf}."""
     return {path_text(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def placed_like(tree: PyTree, arrays: Mapping[str, np.ndarray], root: str) -> PyTree:
+    """`tree` with the arrays of `saved.read_weights` whose paths begin with `root`, on the devices where it is."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: jax.device_put(arrays[f"{root}/{path_text(path)}"].astype(x.dtype), x.sharding), tree
+    )

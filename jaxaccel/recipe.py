@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from jaxaccel.errors import UserError, option
 from jaxaccel.flags import Call, Values
 from jaxaccel.optim import Optimizer, Schedule, Sparse
-from jaxaccel.options import Count, CountOrZero, Options, Positive
+from jaxaccel.options import Count, CountOrZero, Options, Positive, ShareBelowOne
 from jaxaccel.parallel import MeshShape
 from jaxaccel.step import Precision, Remat
 from jaxaccel.tasks import ImageClassification, Task
@@ -24,7 +24,8 @@ class Data(Options):
     """Which data set, from where, and how it reaches the device."""
 
     name: str = "digits"
-    """A TFDS name (mnist, cifar10, cmaterdb/bangla:1.0.0, ...) or a folder with one subfolder a class."""
+    """A TFDS name (mnist, cifar10, cmaterdb/bangla:1.0.0, ...), a folder with one subfolder a class, a file.npz of
+    arrays, or what ja.data.from_arrays returned."""
     dir: Annotated[Path | None, MAY_DIFFER] = None
     """Where TFDS keeps its data sets; by default $TFDS_DATA_DIR or ~/tensorflow_datasets."""
     downloads: Annotated[Path | None, MAY_DIFFER] = None
@@ -32,7 +33,10 @@ class Data(Options):
     train_split: str = "train"
     """Split to train on, slices as TFDS writes them: train[:90%]."""
     eval_split: str = "test"
-    """Split to evaluate on."""
+    """Split to evaluate on. Where there are validation examples, it is evaluated once, at the end."""
+    validation: ShareBelowOne = 0.0
+    """Share of the training split, in [0, 1), to set aside: by it the best checkpoint is chosen. With 0 that is done by
+    the data set's split validation, where it has one beside test, else by eval_split itself."""
     feed: Annotated[Literal["auto", "resident", "stream"], MAY_DIFFER] = "auto"
     """resident: the split lives on the device; stream: batches are read while training."""
     resident_share: Annotated[Positive, MAY_DIFFER] = 0.25

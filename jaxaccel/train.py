@@ -20,9 +20,10 @@ import numpy as np
 
 from jaxaccel import cli, curves, initial, pacing, peers, rundir, runtime
 from jaxaccel.agreement import check_same, leaves
-from jaxaccel.checkpoint import Checkpoints, digest, restore
-from jaxaccel.data import open_source
+from jaxaccel.checkpoint import Checkpoints, digest, placed_like, restore
+from jaxaccel.data.elements import read_elements
 from jaxaccel.data.feed import batch_shape, choose, resident_feed, stream_feed
+from jaxaccel.data.opening import open_splits
 from jaxaccel.data.order import Phase, Sequential
 from jaxaccel.errors import UserError
 from jaxaccel.fuse import gather, several, several_evaluations
@@ -30,12 +31,13 @@ from jaxaccel.metrics import Mean, add
 from jaxaccel.modules import as_model, output_shape, takes
 from jaxaccel.optim.averaging import reestimator
 from jaxaccel.parallel import MeshShape, batch_sharding, check_split, make_mesh, placed
+from jaxaccel.provenance import record_data
 from jaxaccel.recipe import Recipe
 from jaxaccel.recipe_file import said_of, to_json
 from jaxaccel.replicas import Replicas, spread
 from jaxaccel.result import TrainResult, finished
 from jaxaccel.runlog import Meter, RunLog, announce, lag
-from jaxaccel.saved import CHECKPOINTS
+from jaxaccel.saved import CHECKPOINTS, read_weights
 from jaxaccel.signals import StopSignal
 from jaxaccel.state import TrainState
 from jaxaccel.sweep import keep_best, points, training_of
@@ -100,20 +102,22 @@ def _train(
     mesh = make_mesh(recipe.mesh)
     # Replicas are spread over the devices whole, and have nothing to tell each other; else batches are split.
     split = not points(recipe)
-    pacing.check_batches(recipe, mesh.shape["data"] * mesh.shape["fsdp"] if split else 1)
+    shared_by = mesh.shape["data"] * mesh.shape["fsdp"] if split else 1
+    pacing.check_batches(recipe, shared_by)
 
     # ---- data -----------------------------------------------------------------------------------------
     task, data = recipe.task, recipe.data
-    where = {"directory": data.dir, "downloads": data.downloads}
-    train_source = open_source(data.name, data.train_split, **where)
-    eval_source = open_source(data.name, data.eval_split, **where)
+    splits = open_splits(
+        data.name, train=data.train_split, evaluation=data.eval_split, validation=data.validation,
+        directory=data.dir, downloads=data.downloads,
+    )  # fmt: skip
+    train_source, held_out = splits.train, splits.held_out
     facts = task.facts(train_source.features)
-    sequential = Sequential(len(eval_source), recipe.batch_size)
 
     # ---- model, optimizer, step -----------------------------------------------------------------------
-    plan = pacing.plan(recipe, len(train_source))
+    plan = pacing.plan(recipe, len(train_source), shared_by)
     steps = plan.steps
-    example = task.element(train_source[0]) | {
+    example = read_elements(train_source, task.element, range(1))[0] | {
         "index": np.int32(0),
         "epoch": np.int32(0),
         "mask": np.float32(1),
@@ -146,6 +150,8 @@ def _train(
     )
     if resume and (result := finished(*whole)):  # it had been replaced by one that came to nothing
         return result
+    if resume:
+        record_data(directory, data.name, splits.digest, resume=True)
     restored = restore(directory / CHECKPOINTS, state_shape, shardings) if resume else None
     if restored:
         done, state = restored
@@ -158,19 +164,27 @@ def _train(
     log = RunLog(directory, steps=steps, epoch=plan.epoch, done=done, show=show)
     leave.callback(log.close)
     log.say(heading(recipe, mesh, directory, len(train_source), state_shape.params, training.count, done))
-    for said in filter(None, (*left_whole, start.said(origin) if origin else "", said_of(recipe))):
+    told = (*left_whole, plan.note(recipe), start.said(origin) if origin else "", said_of(recipe))
+    for said in filter(None, told):
         log.say(said)
     shuffled = training.order(len(train_source), plan.phases)
-    mode = choose(data.feed, data.resident_share, (train_source, eval_source), task.element)
+    in_order = [Sequential(len(source), recipe.batch_size) for source in held_out]
+    mode = choose(data.feed, data.resident_share, (train_source, *held_out), task.element)
     if mode == "resident":
-        with log.reading(len(train_source) + len(eval_source)) as advance:
+        with log.reading(len(train_source) + sum(map(len, held_out))) as advance:
             train_feed = resident_feed(train_source, task.element, shuffled, mesh, advance)
-            eval_feed = resident_feed(eval_source, task.element, sequential, mesh, advance, split=split)
+            eval_feeds = [
+                resident_feed(source, task.element, order, mesh, advance, split=split)
+                for source, order in zip(held_out, in_order, strict=True)
+            ]
     else:
         if not split:
             raise UserError("replicas need the data on the device: --data.feed resident, or fewer examples")
         train_feed = stream_feed(train_source, task.element, shuffled, mesh, data.workers)
-        eval_feed = stream_feed(eval_source, task.element, sequential, mesh, data.workers)
+        eval_feeds = [
+            stream_feed(source, task.element, order, mesh, data.workers)
+            for source, order in zip(held_out, in_order, strict=True)
+        ]
 
     # ---- compile --------------------------------------------------------------------------------------
     def constrain(batch: Batch) -> Batch:
@@ -198,17 +212,17 @@ def _train(
         return lowered.compile(training.compiler_options(flops[phase]))
 
     cuts, calls = pacing.timetable(plan, recipe.eval_every, per_call, done)
-    eval_calls = [range(i, i + 1) for i in range(len(sequential))]
     compiling = time.perf_counter()
     evaluations = several_evaluations(training, constrain if split else lambda batch: batch)
     eval_call = jax.jit(evaluations, out_shardings=training.reported(mesh))
     compiled = program(plan.phase(done), len(calls[0])) if calls else None
     compile_seconds = time.perf_counter() - compiling
 
-    def evaluate(state: TrainState) -> list[dict[str, float]]:
+    def evaluate(weights: Any, model_state: Any, which: int = 0) -> list[dict[str, float]]:
         sums: list[dict[str, Mean]] = []
-        for item in eval_feed.items(eval_calls):
-            sums.append(eval_call(state.weights(), state.model_state, eval_feed.arrays, item))
+        feed, calls = eval_feeds[which], [range(i, i + 1) for i in range(len(in_order[which]))]
+        for item in feed.items(calls):
+            sums.append(eval_call(weights, model_state, feed.arrays, item))
             jax.block_until_ready(sums[max(0, len(sums) - 1 - lag())])
         return training.scores(jax.device_get(add(sums)))
 
@@ -226,6 +240,8 @@ def _train(
 
     # ---- train ----------------------------------------------------------------------------------------
     claim.begin()
+    if not resume:
+        record_data(directory, data.name, splits.digest, resume=False)
     checkpoints = Checkpoints(directory / CHECKPOINTS, keep=recipe.keep, metric=task.metric)
     stop = leave.enter_context(StopSignal())
     meter = Meter(
@@ -247,7 +263,7 @@ def _train(
         if call.stop in cuts:
             with meter.paused():
                 state = settled(state)
-                rows, scored = evaluate(state), call.stop
+                rows, scored = evaluate(state.weights(), state.model_state), call.stop
                 scores = spread(rows, task.metric)
                 log.evaluated(call.stop, scores, rows)
                 checkpoints.save(call.stop, state, scores)
@@ -261,7 +277,7 @@ def _train(
     log.close()
     at = int(state.step.max())
     if at == steps and not calls:  # killed after its last checkpoint, before it wrote its result
-        rows, scored = evaluate(state), at
+        rows, scored = evaluate(state.weights(), state.model_state), at
     scores = spread(rows, task.metric)
     if meter.failed is not None:
         checkpoints.save(at, dataclasses.replace(state, halted=jnp.zeros_like(state.halted)))
@@ -271,10 +287,20 @@ def _train(
             "go on with --resume --non-finite skip, or start again with a lower --optimizer.learning-rate or "
             "with --optimizer.clip-norm"
         )
+    test: dict[str, Any] = {}
+    if splits.test and at == steps:
+        checkpoints.wait()
+        best, weights = read_weights(directory, task.metric)
+        best_state = [
+            placed_like(x, weights, root)
+            for x, root in ((state.weights(), "params"), (state.model_state, "model_state"))
+        ]
+        test = {"test": spread(evaluate(*best_state, which=1), task.metric), "test_step": best}
+        log.say(f"test split, best checkpoint (step {best}): {scores_text(test['test'])}")
     checkpoints.close()
     summary = {
         "recipe": recipe.name, "seed": recipe.seed, "steps": at, "epochs": plan.epoch(at), "eval": scores,
-        "eval_step": scored, "finished": at == steps, "examples_per_second": meter.examples_per_second,
+        "eval_step": scored, **test, "finished": at == steps, "examples_per_second": meter.examples_per_second,
         "seconds": time.perf_counter() - started, "compile_seconds": compile_seconds,
         "parameters": sum(x.size for x in jax.tree.leaves(state.params)) // training.count,
         "flops_per_step": flops[plan.phases[-1]],

@@ -44,6 +44,7 @@ FLOORS = [
         "recipes",
         "sweep",
         "rundir",
+        "provenance",
         "curves",
         "cli",
         "pacing",
@@ -105,3 +106,24 @@ def test_only_interpret_touches_jax_internals():
         and ("jax._src" in path.read_text() or "jax.extend" in path.read_text())
     ]
     assert not inside
+
+
+def modules_imported(path):
+    """Full names of our modules that a file imports, inside of functions too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jaxaccel"):
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def test_data_has_no_import_circles():
+    names = {
+        path: ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__")
+        for path in (ROOT / "data").rglob("*.py")
+    }
+    graph = {name: set(modules_imported(path)) & set(names.values()) for path, name in names.items()}
+    while free := [name for name, needs in graph.items() if not needs & graph.keys()]:
+        graph = {name: needs for name, needs in graph.items() if name not in free}
+    assert not graph, f"these import each other in circles: {sorted(graph)}"

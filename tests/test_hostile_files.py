@@ -14,7 +14,7 @@ import pytest
 
 from jaxaccel import torch_files
 from jaxaccel.compress import unpack
-from jaxaccel.data.sources import decode_image
+from jaxaccel.data.images import decode_image
 from jaxaccel.errors import UserError
 from jaxaccel.pretrained.files import read
 from jaxaccel.transforms.calibrate import Calibration

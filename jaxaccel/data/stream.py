@@ -16,8 +16,7 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from jaxaccel.data.order import Item
-from jaxaccel.data.resident import Element
+from jaxaccel.data.elements import Element, Item, read_elements
 from jaxaccel.data.sources import Source
 from jaxaccel.errors import UserError
 from jaxaccel.parent import end_with
@@ -44,7 +43,7 @@ class Batches:
         whole = self.order(self.steps[i])
         part = self.parts.get(len(whole["index"]), slice(None))
         item = {name: array[part] for name, array in whole.items()}
-        elements = [self.element(example) for example in self.source.__getitems__(item["index"].tolist())]
+        elements = read_elements(self.source, self.element, item["index"].tolist())
         return item | {name: np.stack([e[name] for e in elements]) for name in elements[0]}
 
 

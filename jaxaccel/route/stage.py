@@ -11,8 +11,9 @@ import numpy as np
 
 from jaxaccel.compress import trainable
 from jaxaccel.compress.selected import names_of
-from jaxaccel.data import open_source
+from jaxaccel.data.elements import read_elements
 from jaxaccel.data.feed import batch_shape
+from jaxaccel.data.opening import Splits, open_splits
 from jaxaccel.data.sources import Source
 from jaxaccel.modules import Model, as_model
 from jaxaccel.recipe import Recipe
@@ -116,13 +117,13 @@ class Setting:
 
     @functools.cached_property
     def train(self) -> Source:
-        """The split that was trained on."""
-        return self._open(self.training.data.train_split)
+        """The split that was trained on, without what was set aside for validation."""
+        return self._splits.train
 
     @functools.cached_property
     def test(self) -> Source:
         """The split that decides."""
-        return self._open(self.training.data.eval_split)
+        return self._splits.test or self._splits.evaluation
 
     @functools.cached_property
     def facts(self) -> dict[str, Any]:
@@ -131,7 +132,7 @@ class Setting:
 
     def inputs(self, size: int) -> tuple[PyTree, ...]:
         """Shapes of a batch's inputs to the model."""
-        example = _element(self.task, self.train[0], 0)
+        example = _elements(self.task, self.train, range(1))[0]
         return jax.eval_shape(self.task.inputs, batch_shape(example, size))
 
     def model(self, factory: Any) -> Model:
@@ -145,9 +146,13 @@ class Setting:
             self.task.inputs(batch) for batch in batches(self.train, self.task, size, count // size * size)
         ]
 
-    def _open(self, split: str) -> Source:
+    @functools.cached_property
+    def _splits(self) -> Splits:
         data = self.training.data
-        return open_source(data.name, split, directory=data.dir, downloads=data.downloads)
+        return open_splits(
+            data.name, train=data.train_split, evaluation=data.eval_split, validation=data.validation,
+            directory=data.dir, downloads=data.downloads,
+        )  # fmt: skip
 
 
 def batches(source: Source, task: Task, size: int, count: int | None = None) -> Iterator[Batch]:
@@ -155,7 +160,7 @@ def batches(source: Source, task: Task, size: int, count: int | None = None) -> 
     total = len(source) if count is None else min(count, len(source))
     for start in range(0, total, size):
         there = range(start, min(start + size, total))
-        rows = [_element(task, x, i) for i, x in zip(there, source.__getitems__(there), strict=True)]
+        rows = _elements(task, source, there)
         yield stacked([*rows, *[rows[0] | {"mask": np.float32(0)}] * (size - len(rows))])
 
 
@@ -164,5 +169,6 @@ def stacked(rows: Sequence[Mapping[str, Any]]) -> Batch:
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def _element(task: Task, example: Mapping[str, Any], index: int) -> dict[str, Any]:
-    return task.element(example) | {"index": np.int32(index), "epoch": np.int32(0), "mask": np.float32(1)}
+def _elements(task: Task, source: Source, indices: range) -> list[dict[str, Any]]:
+    rows = zip(indices, read_elements(source, task.element, indices), strict=True)
+    return [row | {"index": np.int32(i), "epoch": np.int32(0), "mask": np.float32(1)} for i, row in rows]

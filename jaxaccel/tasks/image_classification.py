@@ -35,10 +35,14 @@ class ImageClassification(Task):
         """``classes``, ``class_names``, ``channels`` and ``image_size`` (an int, or (H, W) where they differ)."""
         known = dict(features.items())
         image, label = known.get("image"), known.get("label")
-        if image is None or label is None or not hasattr(label, "num_classes"):
+        if image is None or label is None:
             raise UserError(
                 f"image classification needs the features image and label; the data set has {', '.join(features)}"
             )
+        if not getattr(label, "num_classes", None):
+            raise UserError(f"image classification needs labels that are numbers of classes, not {label}")
+        if len(image.shape) != 3:
+            raise UserError(f"image classification needs images (H, W, C), not {image}")
         height, width, channels = image.shape
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, channels or 3):
@@ -60,8 +64,8 @@ class ImageClassification(Task):
         }
 
     def element(self, example: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """``image`` (H, W, C) uint8, ``label`` () int32."""
-        image = np.asarray(example["image"])
+        """``image`` (H, W, C), uint8 or float32 from 0 to 1, and ``label`` () int32."""
+        image = _as_pixels(np.asarray(example["image"]))
         if self.image_size and image.shape[:2] != (self.image_size,) * 2:
             image = _resize(image, self.image_size)
         return {"image": image, "label": np.asarray(example["label"], np.int32)}
@@ -129,10 +133,27 @@ class ImageClassification(Task):
         )
 
 
+def _as_pixels(image: np.ndarray) -> np.ndarray:
+    """uint8, where the dtype or the values say what is white, or float32 as it is."""
+    if image.dtype == np.uint8:
+        return image
+    if image.dtype.kind == "f":
+        return image.astype(np.float32)
+    if image.dtype == np.uint16:  # a feature of 16-bit images
+        return (image >> 8).astype(np.uint8)
+    if image.dtype.kind not in "iu" or image.min() < 0 or image.max() > 255:
+        raise UserError(
+            f"image classification needs pixels from 0 to 255, or floats, not {image.dtype} {image.shape}"
+        )
+    return image.astype(np.uint8)
+
+
 def _resize(image: np.ndarray, size: int) -> np.ndarray:
-    """(h, w, c) uint8 -> (size, size, c): shorter side to `size` (bilinear with antialiasing), centre crop."""
+    """(h, w, c) uint8 or float32 -> (size, size, c): shorter side to `size` (bilinear, antialiased), center crop."""
     from PIL import Image
 
+    if image.dtype == np.float32 and image.shape[-1] > 1:  # Pillow has floats of one channel only
+        return np.concatenate([_resize(image[..., i : i + 1], size) for i in range(image.shape[-1])], -1)
     picture = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
     scale = size / min(picture.size)
     width, height = (max(size, round(side * scale)) for side in picture.size)

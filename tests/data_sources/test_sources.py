@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from jaxaccel.data import open_source
-from jaxaccel.data.sources import decode_image, find_prepared, parse_name
+from jaxaccel.data.catalog import find_prepared, parse_name
+from jaxaccel.data.images import decode_image
 from jaxaccel.errors import UserError
 
 
@@ -41,7 +42,10 @@ assert not bad, bad
 
 def test_sources_do_not_import_jax():
     package = Path(sys.modules["jaxaccel"].__file__ or "").parent / "data"
-    files = [package / f for f in ("__init__.py", "sources.py", "folder.py", "prepare.py")]
+    files = [
+        package / f
+        for f in ("__init__.py", "opening.py", "sources.py", "folder.py", "arrays.py", "prepare.py")
+    ]
     for file in [*files, *(package / "builders").rglob("*.py")]:
         assert "import jax\n" not in file.read_text() and "from jax " not in file.read_text()
 
@@ -259,7 +263,7 @@ def test_other_features_are_left_to_tfds():
     import tensorflow_datasets as tfds
 
     from jaxaccel.data.builders.png import encode_png
-    from jaxaccel.data.sources import example_decoder
+    from jaxaccel.data.decode import example_decoder
 
     features = tfds.features.FeaturesDict(
         {
