@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from jaxaccel import augment, models, optim
+    from jaxaccel import augment, data, models, optim
     from jaxaccel.arrays import CodebookArray, LowRankArray, QuantArray
     from jaxaccel.compress import (
         dequantize,
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from jaxaccel.parallel import MeshShape
     from jaxaccel.pretrained import load_pretrained
     from jaxaccel.probe import linear_probe
-    from jaxaccel.recipe import Data, Recipe, load_recipe
+    from jaxaccel.recipe import Data, Recipe
+    from jaxaccel.recipe_file import load_recipe
     from jaxaccel.result import TrainResult
     from jaxaccel.route import Route, follow, load_route
     from jaxaccel.tasks import ImageClassification, Task
@@ -98,7 +99,7 @@ _HOMES = {
     "linear_probe": "probe",
     "load": "trained",
     "load_pretrained": "pretrained",
-    "load_recipe": "recipe",
+    "load_recipe": "recipe_file",
     "load_route": "route",
     "low_rank": "compress",
     "masked": "compress",
@@ -113,7 +114,7 @@ _HOMES = {
     "train": "train",
     "unpack": "compress",
 }
-_MODULES = ("augment", "models", "optim")
+_MODULES = ("augment", "data", "models", "optim")
 
 __all__ = [
     "Calibration",
@@ -138,6 +139,7 @@ __all__ = [
     "bfloat16",
     "calibrate",
     "compressed",
+    "data",
     "dequantize",
     "distill",
     "explain",

@@ -1,14 +1,14 @@
-"""Checkpoints by Orbax: written in the background, the newest and the best kept, damaged ones passed over."""
+"""Checkpoints by Orbax: written in the background with their digests, the newest and the best kept."""
 
-import errno
+import contextlib
 import hashlib
-import json
 import logging
 import math
+import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,32 +17,38 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keeping
 
-from jaxaccel.errors import UserError
-from jaxaccel.files import write_text
-from jaxaccel.parallel import placed
+from jaxaccel import digests
+from jaxaccel.errors import UserError, option
+from jaxaccel.files import disk_error
+from jaxaccel.saved import read_state, steps
 from jaxaccel.trees import path_text
 
 PyTree = Any
 Say = Callable[[str], None]
-WEIGHTS = ("params/", "model_state/")
-SEAL = "sha256.json"
-"""File in each checkpoint that holds the digests of the others."""
 
 
 class Checkpoints:
-    """The checkpoints of one run, a directory a step.
+    """Saves the checkpoints of one run, a directory a step, and alone decides which are kept. `saved` reads them.
 
     A state is saved as a flat dictionary from path to array, so that a checkpoint can be read without the
     code that wrote it, onto any number of devices.
     """
 
-    def __init__(self, directory: Path, *, keep: int = 2, metric: str = "accuracy") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        keep: int = 2,
+        metric: str = "accuracy",
+        better: Literal["higher", "lower"] = "higher",
+    ) -> None:
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells of each file and each retry
         self.directory = Path(directory).absolute()
-        self.metric = metric
+        sign = 1 if better == "higher" else -1
 
         def score(metrics: Mapping[str, float]) -> float:
-            return metrics.get(metric, -math.inf)  # a run that was stopped saves without evaluating
+            value = sign * metrics.get(metric, math.nan)  # a run that was stopped saves without evaluating
+            return -math.inf if math.isnan(value) else value
 
         policies: list[Any] = [
             keeping.LatestN(keep),
@@ -53,146 +59,95 @@ class Checkpoints:
             preservation_policy=keeping.AnyPreservationPolicy(policies),
             cleanup_tmp_directories=True,  # what a killed process left half-written
         )
-        self._manager = ocp.CheckpointManager(
-            self.directory, options=options, item_handlers=ocp.StandardCheckpointHandler()
-        )
-
-    @classmethod
-    def weights_of(cls, run: Path, metric: str) -> dict[str, np.ndarray]:
-        """`weights` of the run in that directory."""
-        if not (run / "checkpoints").is_dir():
-            raise UserError(f"{run} is no directory of a run with checkpoints")
-        checkpoints = cls(run / "checkpoints", metric=metric)
-        try:
-            return checkpoints.weights()
-        finally:
-            checkpoints.close()
+        handlers = {"default": ocp.StandardCheckpointHandler(), digests.ITEM: digests.Handler()}
+        self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
+        # Held open, its number goes to no other directory.
+        self._run = os.open(self.directory.parent, os.O_RDONLY) if os.name == "posix" else None
 
     def save(self, step: int, state: PyTree, metrics: Mapping[str, float] | None = None) -> None:
-        """Starts to save `state`; returns once it may be changed, before it is written."""
+        """Starts to save `state`; returns once it may be changed, before it is written.
+
+        Raises:
+          OSError: an earlier one could not be written.
+        """
         self.wait()
         if step in self._manager.all_steps():
             return
-        if not self._manager.save(step, args=ocp.args.StandardSave(flat(state)), metrics=dict(metrics or {})):
+        arrays, scores = flat(state), dict(metrics or {})
+        args = ocp.args.Composite(
+            default=ocp.args.StandardSave(arrays), **{digests.ITEM: digests.Save(arrays, scores)}
+        )
+        with self._told():
+            saved = self._manager.save(step, args=args, metrics=scores)
+        if not saved:
             raise RuntimeError(f"Orbax did not save step {step} into {self.directory}")
 
     def wait(self) -> None:
         """Blocks until all is on the disk.
 
         Raises:
-          OSError: it could not be written.
+          OSError: it could not be written, since the disk is full, for instance.
+          UserError: somebody has removed the directory.
         """
-        try:
+        with self._told():
             self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Tells why the disk does not do what Orbax asks of it, which it does in many ways."""
+        try:
+            yield
         except Exception as error:
-            # TensorStore reports a full disk as a plain ValueError.
-            if "No space left" in str(error):
-                raise OSError(errno.ENOSPC, "No space left on device", str(self.directory)) from error
+            self._check_there()
+            if said := disk_error(error, self.directory):
+                raise said from error
             raise
-        self._seal()
+        self._check_there()
 
-    def steps(self) -> list[int]:
-        """The steps of which there is a checkpoint, in order."""
-        return sorted(self._manager.all_steps())
-
-    def best(self) -> int | None:
-        """The step with the best metric, of those that are kept."""
-        scores = {step: self._manager.metrics(step) for step in self.steps()}
-        known = {step: score[self.metric] for step, score in scores.items() if score and self.metric in score}
-        return max(known, key=lambda step: known[step], default=None)
-
-    def restore(self, shapes: PyTree, shardings: PyTree, say: Say = print) -> tuple[int, PyTree] | None:
-        """The newest checkpoint that is whole, placed by `shardings`; None where there is none.
-
-        Damaged ones behind it are moved to ``damaged/`` beside the checkpoints, so that the run can save those
-        steps again.
-
-        Args:
-          shapes: a state of `jax.ShapeDtypeStruct`s, the structure that is expected.
-          shardings: the same structure of shardings; the number of devices may differ from the run that saved.
-          say: told of each damaged checkpoint that is passed over.
-
-        Raises:
-          UserError: there are checkpoints and all are damaged.
-        """
-        target = placed(shapes, shardings)
-        steps = self.steps()
-        for step in reversed(steps):
-            try:
-                _verify(self.directory / str(step))
-                arrays = self._manager.restore(step, args=ocp.args.StandardRestore(flat(target)))
-            except Exception as error:  # Orbax and TensorStore raise all sorts for a damaged file
-                say(f"checkpoint {self.directory / str(step)} is damaged and passed over: {_reason(error)}")
-            else:
-                self._set_aside([later for later in steps if later > step])
-                return step, _unflat(arrays, shapes)
-        if steps:
-            raise UserError(f"all checkpoints in {self.directory} are damaged: start again with --overwrite")
-        return None
-
-    def weights(self, say: Say = print) -> dict[str, np.ndarray]:
-        """Parameters and model state of the best checkpoint, {path: array} on the host.
-
-        The moving average of the parameters takes their place where there is one.
-
-        Raises:
-          UserError: there is no checkpoint, or none that is whole.
-        """
-        best = self.best()
-        return self.weights_at([s for s in [best, *reversed(self.steps())] if s is not None], say)[1]
-
-    def scores(self, step: int) -> dict[str, float]:
-        """The metrics that were saved with a checkpoint."""
-        return dict(self._manager.metrics(step) or {})
-
-    def weights_at(self, steps: Sequence[int], say: Say = print) -> tuple[int, dict[str, np.ndarray]]:
-        """As `weights`, of the first of these steps whose checkpoint is whole, and which one that is."""
-        for step in steps:
-            try:
-                _verify(self.directory / str(step))
-                arrays = self._manager.restore(step, args=ocp.args.StandardRestore(self._on_host(step)))
-                weights = {path: np.asarray(a) for path, a in arrays.items() if path.startswith(WEIGHTS)}
-                averages = {p: np.asarray(a) for p, a in arrays.items() if p.startswith("average/")}
-                return step, weights | {p.replace("average/", "params/", 1): a for p, a in averages.items()}
-            except Exception as error:  # see restore
-                say(f"checkpoint {self.directory / str(step)} is damaged and passed over: {_reason(error)}")
-        raise UserError(f"no whole checkpoint in {self.directory}: name the directory of a finished run")
-
-    def _on_host(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
-        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        shapes = self._manager.item_metadata(step)
-        return {
-            path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-            for path, x in dict(shapes).items()
-        }
+    def _check_there(self) -> None:
+        """Checks that the run's directory is the one that it was; Orbax would make another one, with little in it."""
+        run = self.directory.parent
+        with contextlib.suppress(FileNotFoundError):
+            if self._run is None or os.path.samestat(run.stat(), os.fstat(self._run)):
+                return
+        if jax.process_index() == 0 and not (run / "recipe.json").exists():
+            shutil.rmtree(self.directory, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                run.rmdir()
+        raise UserError(
+            f"{run} has been removed or renamed while it was written to: start again, with another "
+            f"{option('run', 'DIR')} if something cleans up there"
+        )
 
     def close(self) -> None:
         """Waits for what is being written and lets go of the directory."""
         self.wait()
         self._manager.close()
+        if self._run is not None:
+            os.close(self._run)
 
-    def _set_aside(self, steps: Sequence[int]) -> None:
-        if jax.process_index() == 0:
-            for step in steps:
-                aside = self.directory.parent / "damaged" / str(step)
-                shutil.rmtree(aside, ignore_errors=True)
-                aside.parent.mkdir(exist_ok=True)
-                (self.directory / str(step)).rename(aside)
-        if steps:
-            multihost_utils.sync_global_devices("damaged checkpoints are set aside")
-            self._manager.reload()
 
-    def _seal(self) -> None:
-        """Writes down the digest of each file of the checkpoints that are complete.
+def restore(
+    directory: Path, shapes: PyTree, shardings: PyTree, say: Say = print
+) -> tuple[int, PyTree] | None:
+    """`saved.read_state`, for a run that goes on from there: damaged checkpoints behind it are moved away.
 
-        TensorStore's OCDBT format notices damage to its own structure, but not to the array data in it.
-        """
-        if jax.process_index():
-            return
-        for step in self.steps():
-            directory = self.directory / str(step)
-            if not (directory / SEAL).exists():
-                write_text(directory / SEAL, json.dumps(_digests(directory), indent=1))
+    They go to ``damaged/`` beside the checkpoints, so that the run can save those steps again.
+
+    Raises:
+      UserError: there are checkpoints and all are damaged.
+    """
+    found = read_state(directory, shapes, shardings, say)
+    later = [step for step in steps(directory) if found and step > found[0]]
+    if jax.process_index() == 0:
+        for step in later:
+            aside = directory.parent / "damaged" / str(step)
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.parent.mkdir(exist_ok=True)
+            (directory / str(step)).rename(aside)
+    if later:
+        multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+    return found
 
 
 def digest(tree: PyTree) -> str:
@@ -211,27 +166,8 @@ def flat(tree: PyTree) -> dict[str, Any]:
     return {path_text(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def _reason(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:160]
-
-
-def _digests(directory: Path) -> dict[str, str]:
-    found = {}
-    for path in sorted(directory.rglob("*")):
-        if path.is_file() and path.name != SEAL:
-            with path.open("rb") as file:
-                found[str(path.relative_to(directory))] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
-
-
-def _verify(directory: Path) -> None:
-    if not (directory / SEAL).exists():  # the process was killed between Orbax's commit and the seal
-        return
-    for name, digest in json.loads((directory / SEAL).read_text()).items():
-        with (directory / name).open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                raise ValueError(f"{name} is not what was written")
-
-
-def _unflat(leaves: Mapping[str, Any], like: PyTree) -> PyTree:
-    return jax.tree_util.tree_map_with_path(lambda path, _: leaves[path_text(path)], like)
+def placed_like(tree: PyTree, arrays: Mapping[str, np.ndarray], root: str) -> PyTree:
+    """`tree` with the arrays of `saved.read_weights` whose paths begin with `root`, on the devices where it is."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: jax.device_put(arrays[f"{root}/{path_text(path)}"].astype(x.dtype), x.sharding), tree
+    )

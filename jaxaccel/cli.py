@@ -17,10 +17,10 @@ from typing import Annotated, Any, NoReturn, get_type_hints
 import jax
 import tyro
 
-from jaxaccel import peers
-from jaxaccel import recipe as recipes
+from jaxaccel import peers, recipe_file
 from jaxaccel.calls import nearest
 from jaxaccel.errors import UserError
+from jaxaccel.files import disk_error
 from jaxaccel.options import Options
 from jaxaccel.recipe import Recipe
 
@@ -38,6 +38,8 @@ class RunOptions(Options):
     init_from: Path | None = None
     """Start from the weights of another run (its directory) or of a file (safetensors, npz, PyTorch), everything else
     anew; also a head for other classes."""
+    trust: bool = False
+    """Execute code that a run brings along, or a teacher's, also where somebody else wrote it."""
     traceback: bool = False
     """Show Python's traceback when something goes wrong."""
 
@@ -48,8 +50,10 @@ class _Command:
     options: Annotated[RunOptions, tyro.conf.arg(name="")]
 
 
-def read(program: str, description: str, argv: Sequence[str]) -> tuple[Recipe, RunOptions, Any] | None:
-    """The recipe, the options and the recipe's module that `argv` asks for.
+def read(
+    program: str, description: str, argv: Sequence[str]
+) -> tuple[Recipe, RunOptions, Path | None] | None:
+    """The recipe and the options that `argv` asks for, and the recipe file of the user's own that it names.
 
     None when the command line asked for ``--list`` and has its answer.
 
@@ -59,14 +63,14 @@ def read(program: str, description: str, argv: Sequence[str]) -> tuple[Recipe, R
     """
     words = list(argv)
     if "--list" in words:
-        for name, line in recipes.names().items():
+        for name, line in recipe_file.names().items():
             print(f"{name:18} {line}")
         return None
     named = words.pop(0) if words and not words[0].startswith("-") else "digits"
-    recipe, module = recipes.load(named)
-    default = _Command(recipe, RunOptions())
-    command = parsed(program, f"{description}\n\nRecipe {named}: {_paragraph(module)}", default, words)
-    return command.recipe, command.options, module
+    loaded = recipe_file.load(named, trust="--trust" in words)
+    default = _Command(loaded.recipe, RunOptions())
+    command = parsed(program, f"{description}\n\nRecipe {named}: {loaded.about}", default, words)
+    return command.recipe, command.options, loaded.source
 
 
 def run(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> NoReturn:
@@ -83,11 +87,11 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> NoReturn:
         os._exit(0)
     except UserError as error:
         fail(error.as_flags(), "--traceback" in argv)
-    except OSError as error:
-        if error.errno not in _SAID:
-            raise
-        fail(f"{error.filename or 'the run directory'}: {_SAID[error.errno]}", "--traceback" in argv)
-    except Exception:
+    except Exception as error:
+        found = disk_error(error, Path("the run directory")) or error
+        if isinstance(found, OSError) and found.errno is not None:
+            said = _SAID.get(found.errno, os.strerror(found.errno))
+            fail(f"{found.filename or 'the run directory'}: {said}", "--traceback" in argv)
         if jax.process_count() == 1:
             raise
         peers.wait_for_the_cause()  # a collective operation fails in many ways where another process has gone
@@ -116,6 +120,9 @@ def fail(message: str, trace: bool = False) -> NoReturn:
 _SAID = {
     errno.ENOSPC: "the disk is full: make room, then go on with --resume",
     errno.EDQUOT: "the disk quota is used up: make room, then go on with --resume",
+    errno.EFBIG: "no file may become so large here: raise the limit (ulimit -f), then go on with --resume",
+    errno.EIO: "the disk does not answer as it should: see what is wrong with it, then go on with --resume",
+    errno.ESTALE: "its network file system has lost it: mount that again, then go on with --resume",
     errno.EACCES: "no permission to write there: choose another place with --run DIR",
     errno.EPERM: "no permission to write there: choose another place with --run DIR",
     errno.EROFS: "that file system is read-only: choose another place with --run DIR",
@@ -202,7 +209,3 @@ def _flags(value: Any, prefix: str) -> list[str]:
         nested = dataclasses.is_dataclass(inner) and not callable(inner)
         found += _flags(inner, prefix if field.name in unnamed else f"{name}.") if nested else [name]
     return found
-
-
-def _paragraph(module: Any) -> str:
-    return (module.__doc__ or "").strip()

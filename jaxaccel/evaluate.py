@@ -62,6 +62,8 @@ class EvaluateOptions(Options):
     """Directory to write to [default: RUN/evaluation/SPLIT]."""
     mistakes: CountOrZero = 36
     """How many of the surest mistakes to write down and to draw; 0 for none."""
+    trust: bool = False
+    """Execute code that the run brings along, also where somebody else wrote it."""
     traceback: bool = False
     """Show Python's traceback when something goes wrong."""
 
@@ -72,7 +74,9 @@ def evaluate(run: Path | str, options: EvaluateOptions = EvaluateOptions()) -> E
     Raises:
       UserError: there is no such run, checkpoint, split or data set, or the directory cannot be written.
     """
-    trained = load(run, which=int(options.which) if options.which.isdecimal() else options.which)
+    trained = load(
+        run, which=int(options.which) if options.which.isdecimal() else options.which, trust=options.trust
+    )
     source = _source(trained, options)
     out = options.out or trained.directory / "evaluation" / _folder(source.split)
     found = _evaluated(trained, source)

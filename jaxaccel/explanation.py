@@ -16,6 +16,7 @@ from rich.table import Table
 from jaxaccel import hlo, sites
 from jaxaccel.errors import UserError
 from jaxaccel.interpret import is_compressed
+from jaxaccel.options import checked
 
 COLUMNS = (
     *("transformation", "site", "operation", "path", "shapes", "flops", "share", "before", "after"),
@@ -78,6 +79,7 @@ class Explanation:
             yield _table(name, [row for row in self.rows if row["transformation"] == name])
 
 
+@checked
 def explain(f: Callable[..., Any], *args: Any, compiled: bool = False, **kwargs: Any) -> Explanation:
     """What the transformations in `f` do to its matrix products and convolutions, and why not more.
 

@@ -9,13 +9,15 @@ import jax
 import numpy as np
 
 from jaxaccel import rundir
-from jaxaccel.checkpoint import Checkpoints, flat
+from jaxaccel.checkpoint import flat
 from jaxaccel.compress import trainable, unpack
-from jaxaccel.compress.pack import is_packed
+from jaxaccel.compress.unpack import is_packed
 from jaxaccel.errors import UserError
 from jaxaccel.modules import Model, abstract, as_model, output_shape, takes
 from jaxaccel.pretrained import load_pretrained
-from jaxaccel.recipe import Recipe, load_recipe
+from jaxaccel.recipe import Recipe
+from jaxaccel.recipe_file import load_recipe
+from jaxaccel.saved import read_weights
 from jaxaccel.teacher import Teacher
 
 PyTree = Any
@@ -62,6 +64,7 @@ def teacher(
     student: Model,
     inputs: tuple[PyTree, ...],
     resumed: Path | None = None,
+    trust: bool = False,
 ) -> Teacher | None:
     """The model that `recipe` learns from, without its weights; None where there is none.
 
@@ -71,6 +74,7 @@ def teacher(
       student: the model that is to be trained.
       inputs: one batch's inputs to both, as `jax.ShapeDtypeStruct`s.
       resumed: directory of the student's run where it goes on; the teacher's own is not needed then.
+      trust: execute code that the teacher's run brings along, also where somebody else wrote it.
 
     Raises:
       UserError: the model cannot be made, does not take the data, or has other outputs than the student.
@@ -79,7 +83,7 @@ def teacher(
     if options.teacher is None:
         return None
     kept = resumed / rundir.TEACHER if resumed else options.teacher
-    own = load_recipe(str(kept)) if (kept / "recipe.json").is_file() else None
+    own = load_recipe(kept, trust=trust) if (kept / "recipe.json").is_file() else None
     if own and options.model:
         raise UserError(f"{options.teacher} is a run and knows its model: leave out --distill.model")
     factory = own.model if own else options.model or recipe.model
@@ -128,7 +132,7 @@ def _weights_in(
     if origin.is_dir():
         if (origin / "best" / "checkpoints").is_dir():
             raise UserError(f"{origin} holds several replicas: take the best of them, {origin / 'best'}")
-        found = Checkpoints.weights_of(origin, metric)
+        found = read_weights(origin, metric).arrays
         left = found.keys() - _named(*abstract(model)).keys()
     elif not origin.is_file():
         raise UserError(f"{origin} is no directory of a run and no file with weights")

@@ -5,13 +5,21 @@ for 8 bits, so that negation is exact and zero is zero (Jacob et al. 2018, arXiv
 2020, arXiv:2004.09602, section 3). Rounding is to nearest, ties to even.
 """
 
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-TINY = 1e-12
-"""The smallest range: an array of zeros gets a scale that divides."""
+TINY = float(np.finfo(np.float32).tiny)
+"""The smallest scale, that of an array of zeros: the smallest normal number of float32, whose reciprocal is finite."""
+
+
+def wide(x: jax.Array) -> jax.Array:
+    """`x` in float32, or in float64 if it is: the dtype of sums and averages."""
+    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 
 def qmax(bits: int) -> int:
@@ -27,8 +35,8 @@ def absmax(x: jax.Array, axes: Sequence[int]) -> jax.Array:
 
 
 def scale_of(largest: jax.Array, bits: int = 8) -> jax.Array:
-    """The scale at which a magnitude of `largest` becomes the largest integer."""
-    return jnp.maximum(largest, TINY) / qmax(bits)
+    """The scale at which a magnitude of `largest` becomes the largest integer; never less than `TINY`."""
+    return jnp.maximum(largest / qmax(bits), TINY)
 
 
 _MAGIC = 1.5 * 2**23
@@ -46,29 +54,33 @@ def to_integers(x: jax.Array, scale: jax.Array, bits: int = 8) -> jax.Array:
     return jax.lax.bitcast_convert_type(shifted, jnp.int32).astype(jnp.int8)
 
 
-@jax.custom_jvp
-def round_straight_through(x: jax.Array) -> jax.Array:
-    """Nearest integer with the derivative of the identity (Bengio et al. 2013, arXiv:1308.3432)."""
-    return jnp.round(x)
-
-
-@round_straight_through.defjvp
-def _round_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    return jnp.round(primals[0]), tangents[0]
-
-
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def fake(x: jax.Array, scale: jax.Array, bits: int = 8) -> jax.Array:
     """`x` as its integers at `scale` stand for it, differentiable in both.
 
-    The gradient with respect to x passes straight through inside the range and is 0 outside; that with respect to
-    the scale is the one of LSQ (Esser et al. 2020, arXiv:1902.08153, equation 3), without its normalising factor.
+    The gradient with respect to x passes straight through inside the range (Bengio et al. 2013, arXiv:1308.3432) and is
+    0 outside; that with respect to the scale is the one of LSQ (Esser et al. 2020, arXiv:1902.08153, equation 3),
+    without its normalizing factor.
     """
-    top = qmax(bits)
-    # Rounded before it is clipped: at a scale of its own values the largest one lies on the bound, where a clip halves
-    # the gradient.
-    q = round_straight_through(x * (1 / scale))
-    q = jnp.where(jnp.abs(q) <= top, q, jnp.sign(q) * top)
-    return (q * scale).astype(x.dtype)
+    q = _in_steps(x, scale, bits)[1]
+    return (q * scale.astype(q.dtype)).astype(x.dtype)
+
+
+def _in_steps(x: jax.Array, scale: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
+    """`x` in units of `scale`, and the integers that stand for it, both in float32 at least."""
+    x = wide(x)
+    steps, top = x * (1 / scale.astype(x.dtype)), qmax(bits)
+    return steps, jnp.clip(jnp.round(steps), -top, top)
+
+
+@fake.defjvp
+def _fake_jvp(bits: int, primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
+    (x, scale), (dx, dscale) = primals, tangents
+    steps, q = _in_steps(x, scale, bits)
+    # Rounded before it is compared: at a scale of its own values the largest one lies on the bound, and is inside.
+    inside = jnp.abs(jnp.round(steps)) <= qmax(bits)
+    tangent = jnp.where(inside, wide(dx), 0) + jnp.where(inside, q - steps, q) * dscale.astype(q.dtype)
+    return fake(x, scale, bits), tangent.astype(x.dtype)
 
 
 def round_stochastic(key: jax.Array, x: jax.Array) -> jax.Array:

@@ -11,6 +11,9 @@ from jaxaccel.data.order import Phase
 from jaxaccel.errors import UserError
 from jaxaccel.recipe import Recipe
 
+FEW_STEPS = 10
+"""A run of fewer is told: it learns next to nothing."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -48,6 +51,23 @@ class Plan:
             over.add(phase.start - (phase.before - epoch * self.size) // phase.batch_size)
         return sorted(over)
 
+    def note(self, recipe: Recipe) -> str:
+        """What to tell of a run that takes few steps, or smaller batches than asked for; empty for others."""
+        wanted = recipe.phases.batch_size or (recipe.batch_size,)
+        smaller = [p.batch_size for p in self.phases if p.batch_size < max(wanted)]
+        if self.size < max(wanted) and smaller:
+            return (
+                f"{self.size} training examples are fewer than a batch of {max(wanted)}: steps take {max(smaller)} "
+                f"at a time, {self.steps} steps in all"
+            )
+        if self.steps < FEW_STEPS:
+            each = self.phases[-1].batch_size
+            return (
+                f"{recipe.epochs:g} epochs of {self.size} training examples are {self.steps} "
+                f"step{'s' * (self.steps > 1)} of {each}: more epochs or a smaller batch make more of them"
+            )
+        return ""
+
 
 def check_batches(recipe: Recipe, devices: int) -> None:
     """Checks that every batch divides over `devices` and the parts to accumulate.
@@ -64,8 +84,11 @@ def check_batches(recipe: Recipe, devices: int) -> None:
             )
 
 
-def plan(recipe: Recipe, size: int) -> Plan:
+def plan(recipe: Recipe, size: int, parts: int = 1) -> Plan:
     """The phases of `recipe` on a data set of `size` examples.
+
+    A batch holds no example twice: one larger than the data set becomes the largest that fits and divides over `parts`
+    devices and the parts to accumulate, so that an epoch is a pass over the data here, too.
 
     Raises:
       UserError: the boundaries do not increase from 0 to 1, or the lists are not one longer than they.
@@ -81,9 +104,12 @@ def plan(recipe: Recipe, size: int) -> Plan:
             raise UserError(
                 f"phases.{name} needs {len(wanted.at) + 1} numbers, one a phase, got {len(values)}"
             )
+    multiple = parts * recipe.optimizer.accumulate
+    largest = max(multiple, size // multiple * multiple)
     phases: list[Phase] = []
     start = before = 0
     for stop, batch_size, image_size in zip(edges[1:], lists["batch_size"], lists["image_size"], strict=True):
+        batch_size = min(batch_size, largest)
         steps = max(1, round((stop * recipe.epochs * size - before) / batch_size))
         phases.append(Phase(start, start + steps, before, batch_size, image_size))
         start, before = start + steps, before + steps * batch_size

@@ -33,7 +33,7 @@ def packed(file: str | Path, model: Any, facts: Mapping[str, Any], inputs: tuple
       UserError: the file is none, or was packed from another model.
     """
     base, stored = as_model(model, facts, inputs), unpack(file)
-    params, state = checked(stored, base, file)
+    params, state = check_stored(stored, base, file)
 
     def init(key: jax.Array) -> tuple[PyTree, PyTree]:
         # XLA would compute at compile time, and slowly, all that an optimizer makes of constants.
@@ -50,7 +50,7 @@ def packed(file: str | Path, model: Any, facts: Mapping[str, Any], inputs: tuple
     return Model(init, apply)
 
 
-def checked(stored: PyTree, model: Model, file: str | Path) -> tuple[PyTree, PyTree]:
+def check_stored(stored: PyTree, model: Model, file: str | Path) -> tuple[PyTree, PyTree]:
     """(params, state) of a packed file, whose paths must be those of `model`; shapes may differ.
 
     Raises:

@@ -6,8 +6,10 @@ import numpy as np
 import optax
 
 from jaxaccel.errors import UserError
+from jaxaccel.options import checked
 
 
+@checked
 def linear_probe(
     features: np.ndarray | jax.Array,
     labels: np.ndarray | jax.Array,

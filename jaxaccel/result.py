@@ -1,18 +1,24 @@
 """What a run returns."""
 
+import contextlib
 import dataclasses
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from jaxaccel import curves
+from jaxaccel.errors import UserError
 from jaxaccel.facts import Facts
+from jaxaccel.files import read_json
 from jaxaccel.options import Count, checked
 from jaxaccel.prediction import BATCH, predict
+from jaxaccel.recipe import Recipe
 from jaxaccel.replicas import Replicas, pick
+from jaxaccel.rundir import check_same
+from jaxaccel.saved import CHECKPOINTS, read_state
 from jaxaccel.state import TrainState
 from jaxaccel.step import Training
 from jaxaccel.tasks import Task
@@ -78,13 +84,42 @@ def task_of(training: Training | Replicas) -> Task:
 
 
 def finished(
-    directory: Path, training: Training | Replicas, state: TrainState, facts: Facts
+    directory: Path,
+    recipe: Recipe,
+    training: Training | Replicas,
+    shapes: TrainState,
+    shardings: TrainState,
+    steps: int,
+    facts: Facts,
 ) -> TrainResult | None:
-    """The result of a run that is resumed at its end, if it wrote one: nothing is done again."""
-    path = directory / "result.json"
-    summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if not summary.get("finished"):
+    """The result of a run that has come to its end, which is only read; None where there is something left to do.
+
+    Args:
+      directory: of the run.
+      recipe: of it.
+      training: that of the recipe.
+      shapes: of its state.
+      shardings: where the state goes.
+      steps: of the whole run.
+      facts: of its data set.
+
+    Raises:
+      UserError: the run there is of another recipe.
+    """
+    try:
+        summary = read_json(directory / "result.json")
+    except (UserError, FileNotFoundError):  # it is computed anew
+        return None
+    if not summary.get("finished") or not isinstance(summary.get("eval"), dict):
+        return None
+    check_same(directory, recipe)
+    found = read_state(directory / CHECKPOINTS, shapes, shardings)
+    if found is None or found[0] < steps:
         return None
     if jax.process_index() == 0:
-        print(f"{directory} is finished: {scores_text(summary['eval'])}; see {directory}/curves.png")
-    return TrainResult(directory, summary, training, state, facts)
+        scores = scores_text(summary["eval"])
+        if not (directory / "curves.png").is_file():
+            with contextlib.suppress(OSError):
+                curves.draw(directory, f"{recipe.name}: {scores}")
+        print(f"{directory} is finished: {scores}; see {directory}/curves.png")
+    return TrainResult(directory, summary, training, found[1], facts)

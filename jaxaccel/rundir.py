@@ -1,10 +1,13 @@
 """The directory of a run: made once, never overwritten silently, enough to repeat the run."""
 
+import contextlib
 import dataclasses
+import errno
 import json
 import math
 import shutil
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,115 +15,149 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxaccel import runtime
-from jaxaccel.errors import UserError
-from jaxaccel.files import write_text
-from jaxaccel.recipe import MAY_DIFFER_ON_RESUME, Recipe, differences, to_json
-from jaxaccel.teacher import Distill
+from jaxaccel import runtime, trust
+from jaxaccel.errors import UserError, option
+from jaxaccel.files import is_left_over, write_text
+from jaxaccel.lock import held
+from jaxaccel.recipe import Recipe
+from jaxaccel.recipe_file import FORMAT, changes, read_record, write
+from jaxaccel.saved import CHECKPOINTS, steps
+from jaxaccel.swap import Swap
+from jaxaccel.user_code import content_at
 
+RECORD = "recipe.json"
 TEACHER = "teacher"
 """Folder of a run that holds the recipe of the run that was its teacher, with which it goes on when that has gone."""
 
 
-def prepare(
-    directory: Path, recipe: Recipe, *, source: Path | None, resume: bool, overwrite: bool
-) -> "Replaced":
-    """Makes `directory` and its recipe.json, or checks that what is there belongs to `recipe`.
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """The directory of a run that trains, which nobody else writes to."""
 
-    With several processes the first one decides, and all raise what it raises.
+    swap: Swap
+    write: Callable[[Path], None] | None
+    """Fills a new directory; None where the run goes on."""
+
+    def begin(self) -> None:
+        """Makes the directory and its recipe.json; what was there is set aside.
+
+        Raises:
+          UserError: it cannot be written.
+        """
+
+        def make() -> None:
+            if self.write is None:
+                return
+            if _holds_something(self.swap.directory):
+                self.swap.begin(self.write)
+            else:
+                self.swap.directory.mkdir(parents=True, exist_ok=True)
+                self.write(self.swap.directory)
+
+        _in_first_process(make, self.swap.directory)
+
+    def settle(self) -> None:
+        """Deletes what was replaced, once there is a checkpoint."""
+        if jax.process_index() == 0:
+            self.swap.settle()
+
+
+@contextlib.contextmanager
+def claimed(
+    directory: Path,
+    recipe: Recipe,
+    *,
+    source: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Iterator[Claim]:
+    """Holds `directory` for a run of `recipe`, once it is clear that nothing would be lost.
+
+    Nothing in it changes before `Claim.begin`. What that replaces is deleted when the new run has a checkpoint, and
+    stands there again if it comes to none; if this process is killed, then at the next start. With several processes
+    the first one decides, and all raise what it raises.
 
     Args:
       directory: of the run.
       recipe: the experiment.
       source: the Python file of a recipe of the user's own, of which a copy is kept; None for a shipped one.
       resume: the directory must exist and hold the same recipe.
-      overwrite: what is there is set aside, until it is discarded.
+      overwrite: what is there may be replaced.
 
     Raises:
-      UserError: the directory exists and neither is asked for, its recipe differs, or it cannot be written.
+      UserError: the directory exists and neither is asked for, its recipe differs, it cannot be written, or another
+        process writes there.
     """
-    replaced, trouble = Replaced(directory), ""
-    if jax.process_index() == 0:
-        try:
+    swap = Swap(directory, RECORD, lambda there: bool(steps(there / CHECKPOINTS)))
+    with contextlib.ExitStack() as leave:
+
+        def claim() -> None:
+            leave.enter_context(held(directory))
+            leave.callback(swap.end)
+            swap.end()  # what was left by one that was killed
             if resume:
-                _check_same(directory / "recipe.json", recipe)
+                check_same(directory, recipe)
             else:
-                replaced = _make(directory, recipe, source, overwrite)
-        except UserError as error:
-            trouble = str(error)
-    if trouble := _from_first_process(trouble):
-        raise UserError(trouble)
-    return replaced
+                _check_free(directory, overwrite)
+
+        _in_first_process(claim, directory)
+        yield Claim(swap, None if resume else lambda there: _write(there, recipe, source))
 
 
-@dataclasses.dataclass(frozen=True)
-class Replaced:
-    """What stood where a run is being made, until the new one has begun."""
-
-    directory: Path
-    aside: Path | None = None
-
-    def discard(self) -> None:
-        """The new run has begun: what it replaces goes."""
-        if self.aside and self.aside.exists():
-            shutil.rmtree(self.aside)
-
-    def put_back(self) -> None:
-        """The new run could not begin: what was there stands again. Nothing happens after `discard`."""
-        if self.aside and self.aside.exists():
-            shutil.rmtree(self.directory, ignore_errors=True)
-            self.aside.rename(self.directory)
-
-
-def _make(directory: Path, recipe: Recipe, source: Path | None, overwrite: bool) -> Replaced:
-    replaced = Replaced(directory)
-    if _holds_something(directory):
-        if not overwrite:
-            raise UserError(
-                f"{directory} holds a run already: go on with --resume, replace it with --overwrite, "
-                "or choose another --name or --run DIR"
-            )
-        if not (directory / "recipe.json").exists():  # a wrong --run must not delete somebody's files
-            raise UserError(
-                f"{directory} is no run of jaxaccel and will not be deleted: choose another --run"
-            )
-        aside = directory.with_name(f".{directory.name}.replaced")
-        shutil.rmtree(aside, ignore_errors=True)
-        directory.rename(aside)
-        replaced = Replaced(directory, aside)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        if source is not None:
-            shutil.copyfile(source, directory / source.name)
-        if recipe.distill.teacher is not None:
-            keep_teacher(recipe.distill.teacher, directory)
-        write_json(
-            directory / "recipe.json",
-            {
-                "recipe": to_json(recipe),
-                "module": source.stem if source else None,
-                "command": command(),
-                "versions": runtime.versions(),
-                "git_commit": runtime.git_commit(source.parent if source else Path(__file__).parent),
-                "device_kind": jax.devices()[0].device_kind,
-                "device_count": jax.device_count(),
-            },
-        )
-    except OSError as error:
-        replaced.put_back()
-        reason = error.strerror or error
-        raise UserError(
-            f"cannot write in {directory} ({reason}): choose another place with --run DIR"
-        ) from error
-    return replaced
+def _write(directory: Path, recipe: Recipe, source: Path | None) -> None:
+    if recipe.distill.teacher is not None:
+        keep_teacher(recipe.distill.teacher, directory)
+    written = write(recipe)
+    code = written.code | ({source.stem: content_at(source)} if source else {})
+    for name, content in code.items():
+        (directory / f"{name}.py").write_bytes(content)
+    write_json(
+        directory / RECORD,
+        {
+            "format": FORMAT,
+            "recipe": written.values,
+            "modules": list(code),
+            "command": command(),
+            "versions": runtime.versions(),
+            "git_commit": runtime.git_commit(source.parent if source else Path(__file__).parent),
+            "device_kind": jax.devices()[0].device_kind,
+            "device_count": jax.device_count(),
+        },
+    )
+    _sign(directory, list(code))
 
 
 def keep_teacher(run: Path, directory: Path) -> None:
     """Copies into `directory` what tells how the model of `run` is made, where that is a run: not its weights."""
-    if (run / "recipe.json").is_file():
-        (directory / TEACHER).mkdir(exist_ok=True)
-        for path in (run / "recipe.json", *run.glob("*.py")):
-            shutil.copyfile(path, directory / TEACHER / path.name)
+    if (run / RECORD).is_file():
+        modules = [x for x in read_record(run / RECORD)[0]["modules"] if (run / f"{x}.py").is_file()]
+        there = directory / TEACHER
+        there.mkdir(exist_ok=True)
+        for name in (RECORD, *(f"{module}.py" for module in modules)):
+            shutil.copyfile(run / name, there / name)
+        _sign(there, modules)
+
+
+def _sign(directory: Path, modules: Sequence[str]) -> None:
+    """Marks a run that this process wrote as the user's own, with the code beside it."""
+    names = [RECORD, *(f"{name}.py" for name in modules)]
+    trust.sign(directory, {name: (directory / name).read_bytes() for name in names})
+
+
+def _in_first_process(action: Callable[[], None], directory: Path) -> None:
+    """Calls `action` in the first process; all processes raise the mistake that it raises."""
+    trouble, disk = "", None
+    if jax.process_index() == 0:
+        try:
+            action()
+        except UserError as error:
+            trouble = error.message
+        except OSError as error:
+            why = error.strerror or error
+            trouble = f"cannot write in {directory} ({why}): choose another place with {option('run', 'DIR')}"
+            disk = error if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO) else None
+    if trouble := _from_first_process(trouble):
+        raise disk or UserError(trouble)
 
 
 def _from_first_process(text: str) -> str:
@@ -156,22 +193,44 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _check_free(directory: Path, overwrite: bool) -> None:
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"{directory} is a file: choose another {option('run', 'DIR')}")
+    if not _holds_something(directory):
+        return
+    if not overwrite:
+        raise UserError(
+            f"{directory} holds a run already: go on with {option('resume', True)}, replace it with "
+            f"{option('overwrite', True)}, or choose another {option('name')} or {option('run', 'DIR')}"
+        )
+    if not (directory / RECORD).is_file():  # a wrong run must not delete somebody's files
+        raise UserError(
+            f"{directory} is no run of jaxaccel and will not be deleted: choose another {option('run', 'DIR')}"
+        )
+
+
 def _holds_something(directory: Path) -> bool:
     """Whether there is anything to lose: a run that failed before its first metrics leaves nothing."""
     metrics = directory / "metrics.jsonl"
-    if (directory / "recipe.json").exists():
-        return any(directory.glob("checkpoints/*")) or (metrics.exists() and metrics.stat().st_size > 0)
-    return directory.is_dir() and any(not path.name.endswith(".draft") for path in directory.iterdir())
+    if (directory / RECORD).exists():
+        return any(directory.glob(f"{CHECKPOINTS}/*")) or (metrics.exists() and metrics.stat().st_size > 0)
+    return directory.is_dir() and not all(is_left_over(path) for path in directory.iterdir())
 
 
-def _check_same(record: Path, recipe: Recipe) -> None:
-    if not record.exists():
-        raise UserError(f"nothing to resume in {record.parent}: there is no recipe.json; leave out --resume")
-    before = {"distill": to_json(Distill())} | json.loads(record.read_text(encoding="utf-8"))["recipe"]
-    now = json.loads(json.dumps(to_json(recipe)))
-    for path, value, old in differences(now, before):
-        if not path.startswith(MAY_DIFFER_ON_RESUME):
-            raise UserError(
-                f"{record.parent} was trained with {path} = {old}, this recipe has {value}: resume with the "
-                "same recipe, or start a new run from its weights with --init-from"
-            )
+def check_same(directory: Path, recipe: Recipe) -> None:
+    """Checks that the run in `directory` was trained by `recipe`, but for what may differ.
+
+    Raises:
+      UserError: it was not, or there is no run, or it does not say.
+    """
+    record = directory / RECORD
+    if not record.is_file():
+        raise UserError(
+            f"nothing to resume in {directory}: there is no {RECORD}; leave out {option('resume', True)}"
+        )
+    known, _ = read_record(record)
+    for path, value, old in changes(recipe, known["recipe"], known.get("format", 0)):
+        raise UserError(
+            f"{directory} was trained with {path} = {old}, this recipe has {value}: resume with the "
+            f"same recipe, or start a new run from its weights with {option('init_from', 'RUN')}"
+        )

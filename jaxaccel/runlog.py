@@ -47,12 +47,8 @@ class RunLog:
         self._console = _console(quiet=not show)
         self._terminal = show and self._console.is_terminal
         self._last_line = time.monotonic()
+        self._directory, self._done = directory, done
         self._file = self._events = None
-        if show:
-            from tensorboardX import SummaryWriter
-
-            self._file = _truncated(directory / "metrics.jsonl", done).open("a", encoding="utf-8")
-            self._events = SummaryWriter(str(directory / "tensorboard"), flush_secs=30, purge_step=done)
         self._bar = Progress(
             TextColumn("{task.fields[epoch]}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
             TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[text]}"),
@@ -105,8 +101,15 @@ class RunLog:
         return f"{self.epoch(step):.1f}"
 
     def _write(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
-        if self._file is None or self._events is None:
+        if not self._show:
             return
+        if self._file is None or self._events is None:  # the directory is made when training begins
+            from tensorboardX import SummaryWriter
+
+            self._file = _truncated(self._directory / "metrics.jsonl", self._done).open("a", encoding="utf-8")
+            self._events = SummaryWriter(
+                str(self._directory / "tensorboard"), flush_secs=30, purge_step=self._done
+            )
         # JSON has no NaN, and TensorBoard warns of it.
         values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         row = {"kind": kind, "step": step, "epoch": round(self.epoch(step), 4), **values}
@@ -234,15 +237,24 @@ def _console(quiet: bool) -> Console:
 
 
 def read(directory: Path) -> list[dict[str, Any]]:
-    """The rows of a run's metrics.jsonl; a last line that was cut off is left out."""
+    """The rows of a run's metrics.jsonl; lines that are damaged or cut off are left out, and no others."""
     path = directory / "metrics.jsonl"
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    return [row for line in text.split("\n") if (row := _row(line)) is not None]
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    """What `RunLog` wrote as a line; None where it did not."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or not isinstance(row.get("kind"), str):
+        return None
+    numbers = [value for name, value in row.items() if name != "kind"]
+    if not all(value is None or (type(value) in (int, float) and math.isfinite(value)) for value in numbers):
+        return None
+    return row if type(row.get("step")) is int and row.get("epoch") is not None else None
 
 
 def _truncated(path: Path, done: int) -> Path:

@@ -5,10 +5,11 @@ import contextvars
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
+Backend = Literal["cpu", "gpu", "tpu"]
 BILINEAR: tuple[str, ...] = ("dot_general", "conv_general_dilated")
 """The primitives that do nearly all the arithmetic, each linear in both of its operands."""
 SITES: tuple[str, ...] = (*BILINEAR, "gather")
@@ -134,6 +135,6 @@ def flops(site: Site) -> int:
     return 0
 
 
-def on(backend: str | None) -> str:
+def on(backend: Backend | None) -> str:
     """The backend to lower for: ``cpu``, ``gpu`` or ``tpu``."""
     return backend or jax.default_backend()

@@ -31,8 +31,10 @@ class TrainState:
     """{"params": ..., "model_state": ...} of the model that this one learns from, which never change, or None."""
 
     def weights(self) -> PyTree:
-        """The parameters that evaluation uses: the moving average where there is one."""
-        return self.params if self.average is None else self.average
+        """The parameters that evaluation uses: the moving average where there is one, in their dtypes."""
+        if self.average is None:
+            return self.params
+        return jax.tree.map(lambda a, p: a.astype(p.dtype), self.average, self.params)
 
 
 class StepMetrics(NamedTuple):

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
+from jaxaccel import numerics
 from jaxaccel.data.order import Order, Phase, Shuffled
 from jaxaccel.metrics import Mean
 from jaxaccel.modules import Model
@@ -180,12 +181,14 @@ class Training(Options):
             total, model_state = carry
             key, batch = item
             (loss, (means, model_state)), grads = grad_fn(state.params, model_state, batch, key)
-            return (jax.tree.map(jnp.add, total, grads), model_state), (loss, means)
+            return (jax.tree.map(jnp.add, total, _wide(grads)), model_state), (loss, means)
 
         if self.accumulate == 1:
             (loss, (means, model_state)), grads = grad_fn(state.params, state.model_state, batch, key)
+            grads = _wide(grads)
         else:
-            zeros = jax.tree.map(jnp.zeros_like, state.params)
+            # In float32: a sum in bfloat16 would lose its last terms, one in float16 overflow.
+            zeros = jax.tree.map(jnp.zeros_like, _wide(state.params))
             (total, model_state), (losses, means) = loop(
                 part, (zeros, state.model_state), self._parts(batch, key)
             )
@@ -276,6 +279,11 @@ def loop(body: Callable, carry: PyTree, items: PyTree) -> tuple[PyTree, PyTree]:
         carry, row = body(carry, jax.tree.map(lambda x, i=i: x[i], items))
         rows.append(row)
     return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
+
+
+def _wide(tree: PyTree) -> PyTree:
+    """The arrays of `tree` in float32 at least."""
+    return jax.tree.map(numerics.wide, tree)
 
 
 def _dealt(x: jax.Array, parts: int) -> jax.Array:

@@ -23,6 +23,7 @@ from jaxaccel.optim.optimizer import LINE_SEARCH
 from jaxaccel.options import annotations_of, plain_type
 from jaxaccel.recipe import Recipe
 from jaxaccel.replicas import Replicas, numbers_of, pick
+from jaxaccel.saved import CHECKPOINTS
 from jaxaccel.state import TrainState
 from jaxaccel.step import Training
 from jaxaccel.teacher import Teacher
@@ -175,17 +176,18 @@ def keep_best(
     """Writes the best replica to ``directory/best`` as a run of its own, which all commands take; which one it is."""
     best = replicas.best(scores, state, recipe.task.metric)
     alone = with_values(recipe, numbers_of(replicas.values, best))
-    rundir.prepare(directory / "best", alone, source=source, resume=False, overwrite=True).discard()
-    rundir.keep_teacher(directory / rundir.TEACHER, directory / "best")
-    checkpoints = Checkpoints(directory / "best" / "checkpoints", keep=1, metric=recipe.task.metric)
     # From the host, where it is split over devices: no small program for each array.
     own = pick(jax.device_get(state) if jax.process_count() == 1 else state, best)
     # Its recipe alone leaves out what is 0 there: an average, and parts of the optimizer that have no arrays.
     shape = jax.eval_shape(replicas.alone(best).init)
     own = dataclasses.replace(own, average=None) if shape.average is None else own
     own = jax.tree.unflatten(jax.tree.structure(shape), jax.tree.leaves(own))
-    checkpoints.save(int(own.step), own, scores[best])
-    checkpoints.close()
+    with rundir.claimed(directory / "best", alone, source=source, overwrite=True) as claim:
+        claim.begin()
+        rundir.keep_teacher(directory / rundir.TEACHER, directory / "best")
+        checkpoints = Checkpoints(directory / "best" / CHECKPOINTS, keep=1, metric=recipe.task.metric)
+        checkpoints.save(int(own.step), own, scores[best])
+        checkpoints.close()
     return best
 
 

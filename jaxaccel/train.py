@@ -20,9 +20,10 @@ import numpy as np
 
 from jaxaccel import cli, curves, initial, pacing, peers, rundir, runtime
 from jaxaccel.agreement import check_same, leaves
-from jaxaccel.checkpoint import Checkpoints, digest
-from jaxaccel.data import open_source
+from jaxaccel.checkpoint import Checkpoints, digest, placed_like, restore
+from jaxaccel.data.elements import read_elements
 from jaxaccel.data.feed import batch_shape, choose, resident_feed, stream_feed
+from jaxaccel.data.opening import open_splits
 from jaxaccel.data.order import Phase, Sequential
 from jaxaccel.errors import UserError
 from jaxaccel.facts import Facts, fitted_options
@@ -31,10 +32,13 @@ from jaxaccel.metrics import Mean, add
 from jaxaccel.modules import as_model, output_shape, takes
 from jaxaccel.optim.averaging import reestimator
 from jaxaccel.parallel import MeshShape, batch_sharding, check_split, make_mesh, placed
-from jaxaccel.recipe import Recipe, to_json
+from jaxaccel.provenance import record_data
+from jaxaccel.recipe import Recipe
+from jaxaccel.recipe_file import said_of, to_json
 from jaxaccel.replicas import Replicas, spread
 from jaxaccel.result import TrainResult, finished, task_of
 from jaxaccel.runlog import Meter, RunLog, announce, lag
+from jaxaccel.saved import CHECKPOINTS, read_weights
 from jaxaccel.signals import StopSignal
 from jaxaccel.state import TrainState
 from jaxaccel.sweep import keep_best, points, training_of
@@ -50,6 +54,7 @@ def train(
     overwrite: bool = False,
     init_from: Path | str | None = None,
     source: Path | None = None,
+    trust: bool = False,
 ) -> TrainResult:
     """Trains `recipe` and writes all about it to `run`.
 
@@ -60,13 +65,14 @@ def train(
       overwrite: replace what is there.
       init_from: another run's directory (its best weights count) or a file with weights, which this one starts from.
       source: the Python file that defines the recipe, to be kept with the run.
+      trust: execute code that a teacher's run brings along, also where somebody else wrote it.
 
     Raises:
       UserError: the recipe asks for what cannot be; the message is one line that says what to do.
       OSError: the disk is full, or fails.
     """
     with contextlib.ExitStack() as leave:
-        return _train(recipe, run, resume, overwrite, init_from, source, leave)
+        return _train(recipe, run, resume, overwrite, init_from, source, trust, leave)
 
 
 def _train(
@@ -76,6 +82,7 @@ def _train(
     overwrite: bool,
     init_from: Path | str | None,
     source: Path | None,
+    trust: bool,
     leave: contextlib.ExitStack,
 ) -> TrainResult:
     started = time.perf_counter()
@@ -96,20 +103,22 @@ def _train(
     mesh = make_mesh(recipe.mesh)
     # Replicas are spread over the devices whole, and have nothing to tell each other; else batches are split.
     split = not points(recipe)
-    pacing.check_batches(recipe, mesh.shape["data"] * mesh.shape["fsdp"] if split else 1)
+    shared_by = mesh.shape["data"] * mesh.shape["fsdp"] if split else 1
+    pacing.check_batches(recipe, shared_by)
 
     # ---- data -----------------------------------------------------------------------------------------
     task, data = recipe.task, recipe.data
-    where = {"directory": data.dir, "downloads": data.downloads}
-    train_source = open_source(data.name, data.train_split, **where)
-    eval_source = open_source(data.name, data.eval_split, **where)
+    splits = open_splits(
+        data.name, train=data.train_split, evaluation=data.eval_split, validation=data.validation,
+        directory=data.dir, downloads=data.downloads,
+    )  # fmt: skip
+    train_source, held_out = splits.train, splits.held_out
     facts = task.facts(train_source.features)
-    sequential = Sequential(len(eval_source), recipe.batch_size)
 
     # ---- model, optimizer, step -----------------------------------------------------------------------
-    plan = pacing.plan(recipe, len(train_source))
+    plan = pacing.plan(recipe, len(train_source), shared_by)
     steps = plan.steps
-    example = task.element(train_source[0]) | {
+    example = read_elements(train_source, task.element, range(1))[0] | {
         "index": np.int32(0),
         "epoch": np.int32(0),
         "mask": np.float32(1),
@@ -119,7 +128,7 @@ def _train(
     model = as_model(recipe.model, {**facts, **sample}, inputs)
     task.check(output_shape(model, inputs), facts)
     directory = Path(run) if run else Path("runs") / recipe.name
-    teacher = initial.teacher(recipe, facts, model, inputs, directory if resume else None)
+    teacher = initial.teacher(recipe, facts, model, inputs, directory if resume else None, trust)
     trainings = {
         p.image_size: training_of(recipe, model, plan.ends(), mesh, p.image_size, teacher)
         for p in plan.phases
@@ -135,42 +144,49 @@ def _train(
     # ---- state: new, resumed or from others --------------------------------------------------------------
     origin = Path(init_from) if init_from else None
     start = initial.start(origin, model, inputs, task.metric) if origin else initial.Start()
-    replaced = rundir.prepare(directory, recipe, source=source, resume=resume, overwrite=overwrite)
-    leave.callback(replaced.put_back)
-    if jax.process_index() == 0:
-        known.write(directory)
-    checkpoints = Checkpoints(directory / "checkpoints", keep=recipe.keep, metric=task.metric)
-    restored = checkpoints.restore(state_shape, shardings) if resume else None
+    whole = (directory, recipe, training, state_shape, shardings, steps, known)
+    if resume and (result := finished(*whole)):
+        return result
+    claim = leave.enter_context(
+        rundir.claimed(directory, recipe, source=source, resume=resume, overwrite=overwrite)
+    )
+    if resume and (result := finished(*whole)):  # it had been replaced by one that came to nothing
+        return result
+    if resume:
+        record_data(directory, data.name, splits.digest, resume=True)
+    restored = restore(directory / CHECKPOINTS, state_shape, shardings) if resume else None
     if restored:
         done, state = restored
     else:
         weights = training.copies({**start.weights, **initial.teacher_weights(teacher, inputs)})
         done, state = 0, jax.jit(training.init, out_shardings=shardings)(weights)
 
-    if restored and done >= steps and (result := finished(directory, training, state, known)):
-        checkpoints.close()
-        return result
-
     # ---- data to the device ---------------------------------------------------------------------------
     show = jax.process_index() == 0
     log = RunLog(directory, steps=steps, epoch=plan.epoch, done=done, show=show)
     leave.callback(log.close)
     log.say(heading(recipe, mesh, directory, len(train_source), state_shape.params, training.count, done))
-    for line in left_whole:
-        log.say(line)
-    if origin:
-        log.say(start.said(origin))
+    told = (*left_whole, plan.note(recipe), start.said(origin) if origin else "", said_of(recipe))
+    for said in filter(None, told):
+        log.say(said)
     shuffled = training.order(len(train_source), plan.phases)
-    mode = choose(data.feed, data.resident_share, (train_source, eval_source), task.element)
+    in_order = [Sequential(len(source), recipe.batch_size) for source in held_out]
+    mode = choose(data.feed, data.resident_share, (train_source, *held_out), task.element)
     if mode == "resident":
-        with log.reading(len(train_source) + len(eval_source)) as advance:
+        with log.reading(len(train_source) + sum(map(len, held_out))) as advance:
             train_feed = resident_feed(train_source, task.element, shuffled, mesh, advance)
-            eval_feed = resident_feed(eval_source, task.element, sequential, mesh, advance, split=split)
+            eval_feeds = [
+                resident_feed(source, task.element, order, mesh, advance, split=split)
+                for source, order in zip(held_out, in_order, strict=True)
+            ]
     else:
         if not split:
             raise UserError("replicas need the data on the device: --data.feed resident, or fewer examples")
         train_feed = stream_feed(train_source, task.element, shuffled, mesh, data.workers)
-        eval_feed = stream_feed(eval_source, task.element, sequential, mesh, data.workers)
+        eval_feeds = [
+            stream_feed(source, task.element, order, mesh, data.workers)
+            for source, order in zip(held_out, in_order, strict=True)
+        ]
 
     # ---- compile --------------------------------------------------------------------------------------
     def constrain(batch: Batch) -> Batch:
@@ -189,24 +205,26 @@ def _train(
             several(trainings[phase.image_size], constrain), donate_argnums=0,
             out_shardings=(shardings, training.reported(mesh)),
         )  # fmt: skip
-        return call.lower(
-            placed(state_shape, shardings),
-            train_feed.arrays,
-            train_feed.item_shape(step_shape[phase], length),
-        ).compile(training.compiler_options(flops[phase]))
+        with jax.set_mesh(mesh):  # by which loops over layers keep the examples split
+            lowered = call.lower(
+                placed(state_shape, shardings),
+                train_feed.arrays,
+                train_feed.item_shape(step_shape[phase], length),
+            )
+        return lowered.compile(training.compiler_options(flops[phase]))
 
     cuts, calls = pacing.timetable(plan, recipe.eval_every, per_call, done)
-    eval_calls = [range(i, i + 1) for i in range(len(sequential))]
     compiling = time.perf_counter()
     evaluations = several_evaluations(training, constrain if split else lambda batch: batch)
     eval_call = jax.jit(evaluations, out_shardings=training.reported(mesh))
     compiled = program(plan.phase(done), len(calls[0])) if calls else None
     compile_seconds = time.perf_counter() - compiling
 
-    def evaluate(state: TrainState) -> list[dict[str, float]]:
+    def evaluate(weights: Any, model_state: Any, which: int = 0) -> list[dict[str, float]]:
         sums: list[dict[str, Mean]] = []
-        for item in eval_feed.items(eval_calls):
-            sums.append(eval_call(state.weights(), state.model_state, eval_feed.arrays, item))
+        feed, calls = eval_feeds[which], [range(i, i + 1) for i in range(len(in_order[which]))]
+        for item in feed.items(calls):
+            sums.append(eval_call(weights, model_state, feed.arrays, item))
             jax.block_until_ready(sums[max(0, len(sums) - 1 - lag())])
         return training.scores(jax.device_get(add(sums)))
 
@@ -223,7 +241,12 @@ def _train(
         return dataclasses.replace(state, model_state=jax.device_put(statistics, shardings.model_state))
 
     # ---- train ----------------------------------------------------------------------------------------
-    replaced.discard()
+    claim.begin()
+    if show:
+        known.write(directory)
+    if not resume:
+        record_data(directory, data.name, splits.digest, resume=False)
+    checkpoints = Checkpoints(directory / CHECKPOINTS, keep=recipe.keep, metric=task.metric)
     stop = leave.enter_context(StopSignal())
     meter = Meter(
         log, examples=lambda step: plan.examples(step) * training.count, done=done, every=max(1, steps // 400),
@@ -244,10 +267,11 @@ def _train(
         if call.stop in cuts:
             with meter.paused():
                 state = settled(state)
-                rows, scored = evaluate(state), call.stop
+                rows, scored = evaluate(state.weights(), state.model_state), call.stop
                 scores = spread(rows, task.metric)
                 log.evaluated(call.stop, scores, rows)
                 checkpoints.save(call.stop, state, scores)
+            claim.settle()
         elif stopping:
             checkpoints.save(call.stop, state)
         if stopping:
@@ -257,7 +281,7 @@ def _train(
     log.close()
     at = int(state.step.max())
     if at == steps and not calls:  # killed after its last checkpoint, before it wrote its result
-        rows, scored = evaluate(state), at
+        rows, scored = evaluate(state.weights(), state.model_state), at
     scores = spread(rows, task.metric)
     if meter.failed is not None:
         checkpoints.save(at, dataclasses.replace(state, halted=jnp.zeros_like(state.halted)))
@@ -267,10 +291,20 @@ def _train(
             "go on with --resume --non-finite skip, or start again with a lower --optimizer.learning-rate or "
             "with --optimizer.clip-norm"
         )
+    test: dict[str, Any] = {}
+    if splits.test and at == steps:
+        checkpoints.wait()
+        best, weights = read_weights(directory, task.metric)
+        best_state = [
+            placed_like(x, weights, root)
+            for x, root in ((state.weights(), "params"), (state.model_state, "model_state"))
+        ]
+        test = {"test": spread(evaluate(*best_state, which=1), task.metric), "test_step": best}
+        log.say(f"test split, best checkpoint (step {best}): {scores_text(test['test'])}")
     checkpoints.close()
     summary = {
         "recipe": recipe.name, "seed": recipe.seed, "steps": at, "epochs": plan.epoch(at), "eval": scores,
-        "eval_step": scored, "finished": at == steps, "examples_per_second": meter.examples_per_second,
+        "eval_step": scored, **test, "finished": at == steps, "examples_per_second": meter.examples_per_second,
         "seconds": time.perf_counter() - started, "compile_seconds": compile_seconds,
         "parameters": sum(x.size for x in jax.tree.leaves(state.params)) // training.count,
         "flops_per_step": flops[plan.phases[-1]],
@@ -298,13 +332,12 @@ def main(argv: Sequence[str]) -> int:
     read = cli.read("python -m jaxaccel.train", __doc__ or "", argv)
     if read is None:
         return 0
-    recipe, options, module = read
-    source = Path(module.__file__) if not module.__name__.startswith("jaxaccel.") else None
+    recipe, options, source = read
     if recipe.mesh == MeshShape():
         runtime.divide_cpu(len(points(recipe).get("seed", (recipe.seed,))))
     train(
         recipe, run=options.run, resume=options.resume, overwrite=options.overwrite,
-        init_from=options.init_from, source=source,
+        init_from=options.init_from, source=source, trust=options.trust,
     )  # fmt: skip
     return 0
 

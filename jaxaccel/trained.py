@@ -10,15 +10,18 @@ import jax
 import numpy as np
 
 from jaxaccel import prediction, runtime
-from jaxaccel.checkpoint import Checkpoints, flat
+from jaxaccel.checkpoint import flat
 from jaxaccel.data import Source, open_source
+from jaxaccel.data.elements import read_elements
 from jaxaccel.errors import UserError
 from jaxaccel.evaluation import Evaluation, evaluation, metrics
 from jaxaccel.facts import Facts, read_facts
 from jaxaccel.modules import Model, abstract, as_model, inference, takes
 from jaxaccel.options import Count, checked
 from jaxaccel.prediction import BATCH, Guess
-from jaxaccel.recipe import Recipe, load_recipe
+from jaxaccel.recipe import Recipe
+from jaxaccel.recipe_file import load_recipe
+from jaxaccel.saved import CHECKPOINTS, read_weights, scores
 from jaxaccel.step import TRANSFORMATIONS
 from jaxaccel.tasks import Task
 from jaxaccel.tasks.given import shapes
@@ -169,7 +172,7 @@ class Trained:
                 f"{source.name} has other classes than {self.directory} was trained on: "
                 + (f"{odd[0]} is only in one of them" if odd else "their order differs")
             )
-        here = Facts.of({}, self.task.element(source[0])).example
+        here = Facts.of({}, read_elements(source, self.task.element, range(1))[0]).example
         for name, expected in self.facts.example.items():
             if name in here and here[name].shape != expected.shape:
                 raise UserError(
@@ -187,12 +190,13 @@ class Trained:
 
 
 @checked
-def load(run: Path | str, *, which: Which = "best") -> Trained:
+def load(run: Path | str, *, which: Which = "best", trust: bool = False) -> Trained:
     """The model of a run, ready to predict; nothing in its directory is changed.
 
     Args:
       run: directory of a run, also of one that still trains; or of a route of `ja.follow`, or a packed file in it.
       which: the checkpoint with the best metric, the last one, or that of a step; the name of a step of a route.
+      trust: execute code that the run brings along, also where somebody else wrote it.
 
     Raises:
       UserError: there is no such run or checkpoint, or it is damaged.
@@ -200,35 +204,41 @@ def load(run: Path | str, *, which: Which = "best") -> Trained:
     runtime.setup()
     place = Path(run)
     if (place / "route.json").is_file() or (place.is_file() and (place.parent / "route.json").is_file()):
-        return _of_route(place, which)
+        return _of_route(place, which, trust)
     if (place / "best" / "checkpoints").is_dir():
         raise UserError(f"{place} holds several replicas: take the best of them, {place / 'best'}")
     if not (place / "recipe.json").is_file():
         what = "no directory of a run" if place.exists() else "not there"
         raise UserError(f"{place} is {what}: name one that jaxaccel.train or jaxaccel.compress wrote")
-    recipe = load_recipe(str(place))
+    recipe = load_recipe(place, trust=trust)
     facts = _facts(place, recipe)
     if facts.fitted:
-        recipe = dataclasses.replace(recipe, task=dataclasses.replace(recipe.task, **facts.fitted))
+        task: Any = recipe.task
+        recipe = dataclasses.replace(recipe, task=dataclasses.replace(task, **facts.fitted))
     inputs = jax.eval_shape(recipe.task.inputs, shapes(facts.example, recipe.batch_size))
     # Of a sample, from which some models start, only the shape counts: weights are loaded.
     sample = {"sample": np.zeros(inputs[0].shape, np.float32)} if takes(recipe.model, "sample") else {}
     model = as_model(recipe.model, {**facts.values, **sample}, inputs)
-    step, weights, scores = _checkpoint(place, which, recipe.task.metric)
+    if not (isinstance(which, int) or which in ("best", "last")):
+        raise UserError(
+            f"{place} has no checkpoint {which!r}: there are best, last, and the numbers of steps"
+        )
+    step, weights = read_weights(place, recipe.task.metric, which=which)
+    measured = scores(place / CHECKPOINTS / str(step))
     params = _filled(place, model, weights)
     return Trained(
-        place, recipe, facts, step, scores, params, inference(model), _evaluated(recipe, model), model
+        place, recipe, facts, step, measured, params, inference(model), _evaluated(recipe, model), model
     )
 
 
-def _of_route(place: Path, which: Which) -> Trained:
+def _of_route(place: Path, which: Which, trust: bool) -> Trained:
     from jaxaccel.route.opened import opened
 
     directory = place if place.is_dir() else place.parent
-    name = which if which not in ("best", "last") else None
+    name = str(which) if which not in ("best", "last") else None
     if place.is_file():
         name = place.stem.partition("-")[2]
-    stage, setting, receipt = opened(directory, name)
+    stage, setting, receipt = opened(directory, name, trust)
     call = stage.accelerated(stage.call)
     recipe = dataclasses.replace(setting.training, batch_size=setting.batch)
     return Trained(
@@ -247,37 +257,14 @@ def _facts(run: Path, recipe: Recipe) -> Facts:
         raise UserError(
             f"{run} keeps too little of its data set to do without it, and it cannot be opened: {error.message}"
         ) from error
-    return Facts.of(recipe.task.facts(source.features), recipe.task.element(source[0]))
+    return Facts.of(
+        recipe.task.facts(source.features), read_elements(source, recipe.task.element, range(1))[0]
+    )
 
 
 def _needs(recipe: Recipe, name: str) -> bool:
     """Whether the model cannot be made without the fact of that name, or used without that option of its task."""
     return name.startswith("task.") or takes(recipe.model, name) or takes(recipe.model, "facts")
-
-
-def _checkpoint(run: Path, which: Which, metric: str) -> tuple[int, dict[str, np.ndarray], dict[str, float]]:
-    """(step, weights by path, metrics) of a checkpoint of a run."""
-    if not (run / "checkpoints").is_dir():
-        raise UserError(f"{run} has no checkpoints yet: they are saved after each evaluation")
-    checkpoints = Checkpoints(run / "checkpoints", metric=metric)
-    try:
-        steps = checkpoints.steps()
-        best = checkpoints.best()
-        if which == "best":
-            wanted = [best, *reversed(steps)] if best is not None else [*reversed(steps)]
-        elif which == "last":
-            wanted = [*reversed(steps)]
-        elif isinstance(which, int) and which in steps:
-            wanted = [which]
-        else:
-            there = ", ".join(map(str, steps)) or "none"
-            raise UserError(
-                f"{run} has no checkpoint {which!r}: there are best, last, and of the steps {there}"
-            )
-        step, weights = checkpoints.weights_at(wanted)
-        return step, weights, checkpoints.scores(step)
-    finally:
-        checkpoints.close()
 
 
 def _filled(run: Path, model: Model, weights: Mapping[str, np.ndarray]) -> PyTree:

@@ -20,6 +20,7 @@ def pytest_configure(config):
     os.environ["JAXACCEL_TEST_HOME"] = str(base)
     os.environ["JAXACCEL_CACHE"] = str(base / "xla")
     os.environ["TFDS_DATA_DIR"] = str(base / "tfds")
+    os.environ["XDG_CONFIG_HOME"] = str(base / "config")
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["XLA_FLAGS"] = QUICKLY
 

@@ -8,8 +8,8 @@ import pytest
 from jaxaccel import augment, models, pacing
 from jaxaccel.calls import parse, render
 from jaxaccel.errors import UserError
+from jaxaccel.flags import NAMES
 from jaxaccel.metrics import Mean, add
-from jaxaccel.recipe import NAMES
 from jaxaccel.trees import matches
 
 

@@ -168,22 +168,3 @@ def test_the_function_and_the_module_share_a_name():
 
         recipe = ja.load_recipe("digits")
         ja.train(dataclasses.replace(recipe, mesh=ja.MeshShape(data=64)))
-
-
-def test_a_run_that_cannot_begin_leaves_what_it_would_replace(tmp_path):
-    from jaxaccel import rundir
-    from jaxaccel.recipe import load_recipe
-
-    recipe = load_recipe("digits")
-    directory = tmp_path / "run"
-    rundir.prepare(directory, recipe, source=None, resume=False, overwrite=False)
-    (directory / "metrics.jsonl").write_text("{}")
-    replaced = rundir.prepare(directory, recipe, source=None, resume=False, overwrite=True)
-    assert not (directory / "metrics.jsonl").exists()
-    replaced.put_back()
-    assert (directory / "metrics.jsonl").read_text() == "{}"
-    replaced = rundir.prepare(directory, recipe, source=None, resume=False, overwrite=True)
-    replaced.discard()
-    replaced.put_back()
-    assert not (directory / "metrics.jsonl").exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]

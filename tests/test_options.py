@@ -3,9 +3,10 @@
 import dataclasses
 import inspect
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from annotated_types import Gt, Interval
 
 import jaxaccel as ja
-from jaxaccel import cli
+from jaxaccel import cli, compress, pretrained, route, transforms
 from jaxaccel.errors import UserError, option
 from jaxaccel.options import Options, Share, annotations_of, check_value, checked, plain_type
 from jaxaccel.route import Fold, Step
@@ -246,3 +247,63 @@ def test_every_field_refuses_nonsense(kind):
         with pytest.raises(UserError) as caught:
             kind(**{**required, name: value})
         assert name in str(caught.value), (name, value)
+
+
+def is_checkable(annotation):
+    """Whether it is a number, a flag or a choice, or has one in it."""
+    plain = plain_type(annotation)
+    if get_origin(plain) in (Union, types.UnionType, tuple):
+        return any(is_checkable(kind) for kind in get_args(plain) if kind is not ...)
+    return get_origin(plain) is Literal or plain in (bool, int, float)
+
+
+def public_functions():
+    for place in (ja, ja.augment, ja.optim, transforms, compress, pretrained, route):
+        for name in place.__all__:
+            thing = getattr(place, name)
+            if inspect.isfunction(thing) and thing.__module__.startswith("jaxaccel."):
+                own = [name for name, kind in annotations_of(thing).items() if is_checkable(kind)]
+                if own:
+                    yield thing.__qualname__, (thing, own)
+
+
+def sample(annotation):
+    """A value that may be given."""
+    plain = plain_type(annotation)
+    inner, origin = get_args(plain), get_origin(plain)
+    if origin is Literal:
+        return inner[0]
+    if origin in (Union, types.UnionType):
+        return sample(inner[0])
+    if origin is tuple:
+        return tuple(sample(kind) for kind in inner if kind is not ...)
+    if isinstance(plain, type) and issubclass(plain, Options):
+        return plain()
+    if origin in (Mapping, Sequence, Iterable):
+        return {} if origin is Mapping else ()
+    return {int: 1, float: 0.5, bool: True, str: "x", Path: Path("x")}.get(plain, len)
+
+
+FUNCTIONS = dict(public_functions())
+
+
+def test_public_functions_check_their_options():
+    unchecked = sorted(
+        name for name, (function, _) in FUNCTIONS.items() if not hasattr(function, "__wrapped__")
+    )
+    assert not unchecked, f"give @checked to {unchecked}"
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_function_refuses_nonsense(name):
+    function, own = FUNCTIONS[name]
+    known, parameters = annotations_of(function), inspect.signature(function).parameters
+    needed = {p.name: sample(known.get(p.name)) for p in parameters.values() if p.default is p.empty}
+    required = {n: x for n, x in needed.items() if "VAR" not in parameters[n].kind.name}
+    for option_name in own:
+        if "VAR" in parameters[option_name].kind.name:
+            continue
+        for value in nonsense(known[option_name]):
+            with pytest.raises(UserError) as caught:
+                function(**{**required, option_name: value})
+            assert option_name in str(caught.value), (option_name, value)

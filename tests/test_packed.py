@@ -12,7 +12,7 @@ from jaxaccel import models
 from jaxaccel.arrays import CodebookArray, LowRankArray
 from jaxaccel.calls import parse, render
 from jaxaccel.compress import trainable, with_trained
-from jaxaccel.compress.pack import is_packed
+from jaxaccel.compress.unpack import is_packed
 from jaxaccel.errors import UserError
 from jaxaccel.flags import NAMES
 from jaxaccel.initial import start

@@ -59,6 +59,28 @@ def test_evaluations_and_calls_keep_to_the_phases():
     assert left == calls[9:]
 
 
+def test_a_batch_is_no_larger_than_the_data_set():
+    thirty = pacing.plan(dataclasses.replace(RECIPE, epochs=2, batch_size=128), 30)
+    assert [(p.stop, p.batch_size) for p in thirty.phases] == [(2, 30)]
+    assert thirty.epoch(2) == 2 and thirty.ends() == [1, 2]
+    assert (
+        "30 training examples are fewer than a batch of 128: steps take 30 at a time, 2 steps"
+        in thirty.note(dataclasses.replace(RECIPE, epochs=2, batch_size=128))
+    )
+    over_four = pacing.plan(dataclasses.replace(RECIPE, epochs=2, batch_size=128), 30, 4)
+    assert [(p.stop, p.batch_size) for p in over_four.phases] == [(2, 28)]
+    few = pacing.plan(dataclasses.replace(RECIPE, epochs=2, batch_size=128), 3, 4)
+    assert few.phases[0].batch_size == 4  # each device needs one
+    parts = pacing.plan(dataclasses.replace(RECIPE, phases=Phases((0.5,), batch_size=(10, 100))), 40)
+    assert [p.batch_size for p in parts.phases] == [10, 40]
+
+
+def test_few_steps_are_told():
+    recipe = dataclasses.replace(RECIPE, epochs=2, batch_size=28)
+    assert "2 epochs of 30 training examples are 2 steps of 28" in pacing.plan(recipe, 30).note(recipe)
+    assert pacing.plan(RECIPE, 100).note(RECIPE) == ""
+
+
 @pytest.mark.parametrize(
     "phases, says",
     [

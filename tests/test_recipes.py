@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from grids import slow_but
 
-from jaxaccel import augment, models, recipe
+from jaxaccel import augment, models
+from jaxaccel import recipe_file as recipe
 from jaxaccel.augment import chain
 from jaxaccel.errors import UserError
 from jaxaccel.modules import as_model, output_shape
-from jaxaccel.recipe import Recipe, differences, to_json
+from jaxaccel.recipe import Recipe
+from jaxaccel.recipe_file import differences, to_json
 from jaxaccel.step import Training
 
 # The shipped model with less of it: (model, image shape, classes).
@@ -110,15 +112,15 @@ def test_a_recipe_comes_back_from_json(name):
     assert differences(json.loads(json.dumps(to_json(back))), written) == []
     for part in ("task", "data", "optimizer", "schedule", "mesh"):
         assert getattr(back, part) == getattr(shipped, part)
-    with pytest.raises(UserError, match="not of this version"):
+    with pytest.raises(UserError, match="there is no warp in this version"):
         recipe.from_json(written | {"warp": 9})
 
 
 def test_every_recipe_documents_itself():
     for name in SHRUNKEN:
-        module = recipe.load(name)[1]
-        assert f"python -m jaxaccel.train {name}" in module.__doc__
-        assert "Data:" in module.__doc__ and "Hardware:" in module.__doc__
+        about = recipe.load(name).about
+        assert f"python -m jaxaccel.train {name}" in about
+        assert "Data:" in about and "Hardware:" in about
         assert recipe.load_recipe(name).name == name
 
 

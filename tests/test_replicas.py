@@ -14,7 +14,6 @@ import pytest
 from flax import nnx
 
 from jaxaccel import augment, runtime
-from jaxaccel.checkpoint import Checkpoints
 from jaxaccel.data.order import Phase
 from jaxaccel.errors import UserError
 from jaxaccel.fuse import gather, several, several_evaluations
@@ -24,6 +23,7 @@ from jaxaccel.optim import Optimizer, Schedule, Sparse
 from jaxaccel.parallel import MeshShape, make_mesh
 from jaxaccel.recipe import Recipe
 from jaxaccel.replicas import Replicas, pick, spread
+from jaxaccel.saved import read_state
 from jaxaccel.sweep import keep_best, points, training_of, with_values
 
 B = 16
@@ -140,9 +140,9 @@ def test_the_best_goes_on_alone_where_its_numbers_are_0(tmp_path):
     assert keep_best(tmp_path, recipe, None, replicas, state, [{"accuracy": -i} for i in range(4)]) == 0
     alone = small(optimizer=dataclasses.replace(recipe.optimizer, clip_norm=0.0, ema=0.0))[1]
     shape = jax.eval_shape(alone.init)
-    checkpoints = Checkpoints(tmp_path / "best" / "checkpoints", keep=1, metric="accuracy")
-    _, restored = checkpoints.restore(shape, alone.sharding(shape, make_mesh(MeshShape())))
-    checkpoints.close()
+    _, restored = read_state(
+        tmp_path / "best" / "checkpoints", shape, alone.sharding(shape, make_mesh(MeshShape()))
+    )
     assert restored.average is None
     np.testing.assert_array_equal(restored.params["dense"]["kernel"], state.params["dense"]["kernel"][0])
 

@@ -148,30 +148,6 @@ def test_resume_needs_the_same_recipe(run_train, tmp_path, whole):
     assert result(directory)["state_sha256"] == whole.summary["state_sha256"]  # nothing was lost
 
 
-def test_the_best_checkpoint_is_kept_and_started_from(tmp_path):
-    import numpy as np
-
-    from jaxaccel.checkpoint import Checkpoints
-
-    def state(value):
-        return {"params": {"w": np.full(3, value, np.float32)}, "average": None, "step": np.int32(0)}
-
-    first = Checkpoints(tmp_path / "checkpoints", keep=2)
-    for step, accuracy in ((1, 0.5), (2, 0.9), (3, 0.6), (4, 0.7)):
-        first.save(step, state(step), {"accuracy": accuracy})
-    first.close()
-    second = Checkpoints(tmp_path / "checkpoints", keep=2)  # as another process finds it
-    assert second.steps() == [2, 3, 4]
-    assert second.best() == 2
-    second.save(5, state(5))  # stopped: no evaluation
-    second.save(6, state(6), {"accuracy": 0.8})
-    second.close()
-    third = Checkpoints(tmp_path / "checkpoints", keep=2)
-    assert third.steps() == [2, 5, 6]
-    np.testing.assert_array_equal(third.weights()["params/w"], np.full(3, 2.0))
-    third.close()
-
-
 @pytest.mark.slow
 def test_a_run_killed_before_its_result_writes_it_on_resume(run_train, tmp_path, whole):
     directory = tmp_path / "runs" / "digits"

@@ -79,6 +79,44 @@ def test_accumulation_gives_the_same_update():
     assert float(metrics.means["loss"].count) == B
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_gradients_of_narrow_weights_are_summed_in_float32(dtype):
+    """Sixteen parts, whose sum in float16 would overflow, and so would the square of its norm."""
+
+    class Narrow(nnx.Module):
+        def __init__(self, *, classes, rngs):
+            self.head = nnx.Linear(16, classes, param_dtype=dtype, dtype=jnp.float32, rngs=rngs)
+
+        def __call__(self, x):
+            return 4000 * self.head(x.reshape(x.shape[0], -1))
+
+    task = ImageClassification()
+    model = as_model(Narrow, {"classes": 3}, jax.eval_shape(task.inputs, jax.eval_shape(batch)))
+    t = training(accumulate=16)
+    t = dataclasses.replace(t, model=model, averaging=Averaging(decay=0.5))
+    state = t.init()
+    found = jax.jit(lambda s, b: t._gradients(s, b, jax.random.key(0)).grads)(state, batch())
+    single = dataclasses.replace(t, accumulate=1)
+    each = [
+        jax.jit(lambda s, b: single._gradients(s, b, jax.random.key(0)).grads)(
+            state, {k: v[i : i + 1] for k, v in batch().items()}
+        )
+        for i in range(B)
+    ]
+    want = jax.tree.map(lambda *g: np.mean([np.float64(x) for x in g], 0), *each)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
+        assert a.dtype == jnp.float32
+        np.testing.assert_allclose(a, b, atol=2**-7 * np.abs(b).max())
+    after, metrics = jax.jit(t.step)(state, batch())
+    norm = np.sqrt(sum((x**2).sum() for x in jax.tree.leaves(want)))
+    np.testing.assert_allclose(
+        metrics.gradient_norm, norm, rtol=2**-7
+    )  # its square is more than float16 holds
+    assert bool(metrics.finite) and norm > 256
+    assert {x.dtype for x in jax.tree.leaves(after.average)} == {jnp.dtype(jnp.float32)}
+    assert {x.dtype for x in jax.tree.leaves(after.weights())} == {jnp.dtype(dtype)}
+
+
 @pytest.mark.parametrize("policy", ["nothing_saveable", "dots_saveable"])
 def test_remat_changes_memory_and_not_values(policy):
     plain, _ = training().step(training().init(), batch())

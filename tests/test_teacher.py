@@ -25,8 +25,10 @@ from jaxaccel.modules import abstract, as_model
 from jaxaccel.optim import Optimizer
 from jaxaccel.parallel import MeshShape, make_mesh
 from jaxaccel.parallel.sharding import partition_spec
-from jaxaccel.recipe import Recipe, differences, from_json, to_json
+from jaxaccel.recipe import Recipe
+from jaxaccel.recipe_file import differences, from_json, to_json
 from jaxaccel.replicas import Replicas, pick
+from jaxaccel.saved import read_weights
 from jaxaccel.step import Training
 from jaxaccel.sweep import training_of
 from jaxaccel.tasks import ImageClassification
@@ -413,7 +415,7 @@ def test_a_file_of_weights(tmp_path):
 
 
 def weights(run):
-    return Checkpoints.weights_of(Path(run), "accuracy")
+    return read_weights(Path(run)).arrays
 
 
 def other_classes(directory):

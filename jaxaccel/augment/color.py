@@ -25,6 +25,7 @@ from jaxaccel.augment.deferred import Deferred, changed, image_like
 from jaxaccel.augment.exact import drawn_from, exact_sum, fixed_point, on_grid, product, unit_fixed_point
 from jaxaccel.augment.keys import uniforms
 from jaxaccel.errors import UserError
+from jaxaccel.options import checked
 
 COLOR_BITS = 16
 """Fraction bits of a matrix that multiplies uint8 pixels, as in Pillow's conversion to "L"."""
@@ -116,6 +117,7 @@ def _factor(key: jax.Array, batch: Batch, strength: float, operation: str) -> ja
     return on_grid(low, 1 + strength - low, uniforms(key, batch, 1)[:, 0])
 
 
+@checked
 def brightness(key: jax.Array, batch: Batch, *, strength: float) -> Batch:
     """Multiplies each image by a factor uniform in [max(0, 1 - strength), 1 + strength]; 0 would be black.
 
@@ -127,6 +129,7 @@ def brightness(key: jax.Array, batch: Batch, *, strength: float) -> Batch:
     return changed(batch, Recoloring(key, scaling(factor, channels), False, 1 + strength))
 
 
+@checked
 def contrast(key: jax.Array, batch: Batch, *, strength: float) -> Batch:
     """Moves each image away from its mean luma, or towards it, by a factor drawn as in `brightness`.
 
@@ -139,6 +142,7 @@ def contrast(key: jax.Array, batch: Batch, *, strength: float) -> Batch:
     return changed(batch, Recoloring(key, matrix, False, 1 + 2 * strength))
 
 
+@checked
 def saturation(key: jax.Array, batch: Batch, *, strength: float) -> Batch:
     """Moves each pixel away from its own luma, or towards it, by a factor drawn as in `brightness`; 0 would be gray.
 
@@ -147,10 +151,11 @@ def saturation(key: jax.Array, batch: Batch, *, strength: float) -> Batch:
     """
     channels = color_channels(batch, "saturation", needs_rgb=True)
     factor = _factor(key, batch, strength, "saturation")
-    matrix = blending(factor, gray(channels), jnp.zeros(channels))
+    matrix = blending(factor, gray(channels), np.zeros(channels, np.float32))
     return changed(batch, Recoloring(key, matrix, True, 1 + 2 * strength))
 
 
+@checked
 def hue(key: jax.Array, batch: Batch, *, strength: float) -> Batch:
     """Turns each image's colors about the gray axis, in YIQ, by up to ``strength`` of the circle each way.
 
@@ -164,6 +169,7 @@ def hue(key: jax.Array, batch: Batch, *, strength: float) -> Batch:
     return changed(batch, Recoloring(key, matrix, True, float(np.abs(turns).sum(-1).max())))
 
 
+@checked
 def color_jitter(
     key: jax.Array,
     batch: Batch,
@@ -197,6 +203,7 @@ _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = (
 )  # not color_jitter's numbers
 
 
+@checked
 def grayscale(key: jax.Array, batch: Batch, *, probability: float = 0.1) -> Batch:
     """Replaces each image by its luma in all channels, with the given probability.
 
@@ -206,9 +213,12 @@ def grayscale(key: jax.Array, batch: Batch, *, probability: float = 0.1) -> Batc
     channels = color_channels(batch, "grayscale", needs_rgb=True)
     check_probability(probability, "grayscale")
     factor = (uniforms(key, batch, 1)[:, 0] >= probability).astype(jnp.float32)
-    return changed(batch, Recoloring(key, blending(factor, gray(channels), jnp.zeros(channels)), True, 1.0))
+    return changed(
+        batch, Recoloring(key, blending(factor, gray(channels), np.zeros(channels, np.float32)), True, 1.0)
+    )
 
 
+@checked
 def invert(key: jax.Array, batch: Batch, *, probability: float = 0.5) -> Batch:
     """Makes a negative of each image with the given probability.
 
@@ -218,5 +228,7 @@ def invert(key: jax.Array, batch: Batch, *, probability: float = 0.5) -> Batch:
     channels = color_channels(batch, "invert")
     check_probability(probability, "invert")
     inverted = uniforms(key, batch, 1)[:, 0] < probability
-    matrix = jnp.where(inverted[:, None, None], jnp.asarray(negative(channels)), jnp.eye(channels + 1))
+    matrix = jnp.where(
+        inverted[:, None, None], jnp.asarray(negative(channels)), np.eye(channels + 1, dtype=np.float32)
+    )
     return changed(batch, Recoloring(key, matrix, False, 2.0))

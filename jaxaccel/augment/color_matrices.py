@@ -12,10 +12,10 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 def scaling(factor: jax.Array, channels: int) -> jax.Array:
     """Matrices (B, C + 1, C + 1) that multiply colors by ``factor`` (B,)."""
-    return blending(factor, jnp.zeros((channels, channels)), jnp.zeros((channels,)))
+    return blending(factor, np.zeros((channels, channels), np.float32), np.zeros(channels, np.float32))
 
 
-def blending(factor: jax.Array, linear: jax.Array | np.ndarray, offset: jax.Array) -> jax.Array:
+def blending(factor: jax.Array, linear: jax.Array | np.ndarray, offset: jax.Array | np.ndarray) -> jax.Array:
     """Matrices (B, C + 1, C + 1) of ``factor * color + (1 - factor) * (linear @ color + offset)``.
 
     Args:
@@ -25,7 +25,7 @@ def blending(factor: jax.Array, linear: jax.Array | np.ndarray, offset: jax.Arra
     """
     channels = linear.shape[-1]
     factor = factor[:, None, None]
-    square = exact_sum(factor * jnp.eye(channels), (1 - factor) * linear)
+    square = exact_sum(factor * np.eye(channels, dtype=np.float32), (1 - factor) * linear)
     column = (1 - factor) * jnp.broadcast_to(offset, (factor.shape[0], channels))[..., None]
     return bordered(square, column)
 
@@ -34,7 +34,7 @@ def bordered(square: jax.Array, column: jax.Array) -> jax.Array:
     """(B, C, C) and (B, C, 1) as (B, C + 1, C + 1)."""
     channels = square.shape[-1]
     above = jnp.concatenate([square, column], axis=-1)
-    last = jnp.zeros_like(above[:, :1]) + jnp.eye(channels + 1)[-1:]
+    last = jnp.zeros_like(above[:, :1]) + np.eye(channels + 1, dtype=np.float32)[-1:]
     return jnp.concatenate([above, last], axis=1)
 
 
@@ -62,7 +62,7 @@ def hue_matrices(turn: float) -> np.ndarray:
 def contrasting(factor: jax.Array, mean: jax.Array) -> jax.Array:
     """Matrices (B, C + 1, C + 1) of a contrast by ``factor`` (B,), for images of mean color ``mean`` (B, C)."""
     channels = mean.shape[1]
-    return blending(factor, jnp.zeros((channels, channels)), luma(mean)[:, None])
+    return blending(factor, np.zeros((channels, channels), np.float32), luma(mean)[:, None])
 
 
 def luma(color: jax.Array) -> jax.Array:

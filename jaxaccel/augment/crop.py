@@ -20,11 +20,13 @@ from jaxaccel.augment.keys import example_index, example_keys, uniforms
 from jaxaccel.augment.moves import Mirroring, Resampling
 from jaxaccel.augment.resample import SMALLEST_SCALE, Fill, Method, check_sampling
 from jaxaccel.errors import UserError
+from jaxaccel.options import checked
 
 ATTEMPTS = 10
 """Boxes drawn for an image; the first that fits into it is taken."""
 
 
+@checked
 def horizontal_flip(key: jax.Array, batch: Batch, *, probability: float = 0.5) -> Batch:
     """Mirrors each image left to right with the given probability (Krizhevsky et al. 2012).
 
@@ -33,10 +35,11 @@ def horizontal_flip(key: jax.Array, batch: Batch, *, probability: float = 0.5) -
     """
     image_like(batch, "horizontal_flip")
     check_probability(probability, "horizontal_flip")
-    draws = jax.vmap(jax.random.uniform)(example_keys(key, batch))
+    draws = jax.vmap(lambda key: jax.random.uniform(key, (), jnp.float32))(example_keys(key, batch))
     return changed(batch, Mirroring(key, {2: draws < probability}))
 
 
+@checked
 def vertical_flip(key: jax.Array, batch: Batch, *, probability: float = 0.5) -> Batch:
     """Mirrors each image top to bottom with the given probability.
 
@@ -45,10 +48,11 @@ def vertical_flip(key: jax.Array, batch: Batch, *, probability: float = 0.5) -> 
     """
     image_like(batch, "vertical_flip")
     check_probability(probability, "vertical_flip")
-    draws = jax.vmap(jax.random.uniform)(example_keys(key, batch))
+    draws = jax.vmap(lambda key: jax.random.uniform(key, (), jnp.float32))(example_keys(key, batch))
     return changed(batch, Mirroring(key, {1: draws < probability}))
 
 
+@checked
 def alternating_flip(key: jax.Array, batch: Batch, *, seed: int = 0) -> Batch:
     """Mirrors half of the images left to right, and in the next epoch the other half (Jordan 2024, arXiv:2404.00498).
 
@@ -66,11 +70,14 @@ def alternating_flip(key: jax.Array, batch: Batch, *, seed: int = 0) -> Batch:
     if not isinstance(seed, Integral) or not 0 <= seed < 2**32:
         raise UserError(f"alternating_flip: seed must be a whole number in [0, 2**32), not {seed!r}")
     first = jax.random.key(int(seed), impl="threefry2x32")
-    draws = jax.vmap(lambda index: jax.random.bits(jax.random.fold_in(first, index)))(example_index(batch))
+    draws = jax.vmap(lambda index: jax.random.bits(jax.random.fold_in(first, index), dtype=jnp.uint32))(
+        example_index(batch)
+    )
     mirrored = ((draws & 1).astype(jnp.int32) + batch["epoch"]) % 2 == 1
     return changed(batch, Mirroring(key, {2: mirrored}))
 
 
+@checked
 def pad_and_crop(
     key: jax.Array, batch: Batch, *, padding: int, mode: Literal["constant", "reflect"] = "constant"
 ) -> Batch:
@@ -99,7 +106,7 @@ def pad_and_crop(
         return batch
 
     def crop(padded: jax.Array, key: jax.Array) -> jax.Array:
-        top, left = jax.random.randint(key, (2,), 0, 2 * padding + 1)
+        top, left = jax.random.randint(key, (2,), 0, 2 * padding + 1, jnp.int32)
         return jax.lax.dynamic_slice(padded, (top, left, jnp.zeros_like(top)), (height, width, channels))
 
     padded = jnp.pad(image, ((0, 0), (padding, padding), (padding, padding), (0, 0)), mode=mode)
@@ -156,6 +163,7 @@ def first_fitting(
     ]
 
 
+@checked
 def random_resized_crop(
     key: jax.Array,
     batch: Batch,

@@ -16,6 +16,7 @@ from jaxaccel.augment.exact import fixed_point
 from jaxaccel.augment.keys import example_keys
 from jaxaccel.augment.resample import Fill, Method, check_sampling, fraction_bits, sample
 from jaxaccel.errors import UserError
+from jaxaccel.options import checked
 
 DRAW_BITS = 6
 """Displacements of control points are drawn in 64ths of a pixel."""
@@ -45,6 +46,7 @@ def spline(control: jax.Array, weights: np.ndarray, size: int, axis: int) -> jax
     return jnp.moveaxis(pixels, -1, axis)
 
 
+@checked
 def elastic(
     key: jax.Array,
     batch: Batch,
@@ -82,11 +84,14 @@ def elastic(
     points = (2, -(-height // spacing) + 3, -(-width // spacing) + 3)
 
     def one_image(key: jax.Array, image: jax.Array) -> jax.Array:
-        control = fixed_point(jax.random.uniform(key, points, minval=-1) * displacement, DRAW_BITS)
+        control = fixed_point(
+            jax.random.uniform(key, points, jnp.float32, minval=-1) * displacement, DRAW_BITS
+        )
         field = spline(spline(control, weights, height, 1), weights, width, 2)
         field = field >> (DRAW_BITS + 2 * WEIGHT_BITS - bits - 1)
         one = 1 << (bits + 1)
-        row, column = field[0] + jnp.arange(height)[:, None] * one, field[1] + jnp.arange(width) * one
+        row = field[0] + jnp.arange(height, dtype=jnp.int32)[:, None] * one
+        column = field[1] + jnp.arange(width, dtype=jnp.int32) * one
         return sample(image, row, column, bits=bits, fill=fill, method=method).reshape(
             height, width, channels
         )

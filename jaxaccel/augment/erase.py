@@ -17,18 +17,20 @@ from jaxaccel.augment.batch import (
 from jaxaccel.augment.crop import ATTEMPTS, first_fitting
 from jaxaccel.augment.keys import example_keys, uniforms
 from jaxaccel.errors import UserError
+from jaxaccel.options import checked
 
 
 def inside(
     top: jax.Array, left: jax.Array, tall: jax.Array | int, broad: jax.Array | int, height: int, width: int
 ) -> jax.Array:
     """Which pixels lie in a box: (height, width) bool, or (B, height, width, 1) for boxes of shape (B, 1, 1, 1)."""
-    rows, columns = jnp.arange(height)[:, None], jnp.arange(width)
+    rows, columns = jnp.arange(height, dtype=jnp.int32)[:, None], jnp.arange(width, dtype=jnp.int32)
     if top.ndim:
         rows, columns = rows[..., None], columns[:, None]
     return (rows >= top) & (rows < top + tall) & (columns >= left) & (columns < left + broad)
 
 
+@checked
 def cutout(key: jax.Array, batch: Batch, *, size: int, fill: float = 0) -> Batch:
     """Erases a square around a random pixel (cutout: DeVries & Taylor 2017, arXiv:1708.04552).
 
@@ -47,7 +49,7 @@ def cutout(key: jax.Array, batch: Batch, *, size: int, fill: float = 0) -> Batch
     _, height, width, _ = image.shape
 
     def square(key: jax.Array) -> jax.Array:
-        centre = jax.random.randint(key, (2,), 0, jnp.array([height, width]))
+        centre = jax.random.randint(key, (2,), 0, jnp.array([height, width], jnp.int32), jnp.int32)
         top, left = centre - size // 2
         return inside(top, left, size, size, height, width)
 
@@ -55,6 +57,7 @@ def cutout(key: jax.Array, batch: Batch, *, size: int, fill: float = 0) -> Batch
     return {**batch, "image": jnp.where(erased, value, image)}
 
 
+@checked
 def random_erasing(
     key: jax.Array,
     batch: Batch,

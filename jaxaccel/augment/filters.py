@@ -20,6 +20,7 @@ from jaxaccel.augment.batch import (
 )
 from jaxaccel.augment.exact import STEPS, drawn_from, on_grid
 from jaxaccel.augment.keys import example_keys, uniforms
+from jaxaccel.options import checked
 
 
 def smoothed(image: jax.Array) -> jax.Array:
@@ -61,6 +62,7 @@ def sharpened(image: jax.Array, factor: jax.Array) -> jax.Array:
     return jnp.clip(result, 0, 1).astype(image.dtype)
 
 
+@checked
 def sharpness(key: jax.Array, batch: Batch, *, strength: float) -> Batch:
     """Moves each image away from a smoothed one, or towards it, by a factor in [max(0, 1 - strength), 1 + strength].
 
@@ -114,6 +116,7 @@ def blurred(key: jax.Array, image: jax.Array, weights: jax.Array) -> jax.Array:
     return to_dtype(result, image.dtype)
 
 
+@checked
 def gaussian_blur(
     key: jax.Array, batch: Batch, *, sigma: tuple[float, float] = (0.1, 2.0), probability: float = 1.0
 ) -> Batch:
@@ -140,6 +143,7 @@ def gaussian_blur(
     return {**batch, "image": jnp.where(per_image(draws[:, 1] < probability), new, image)}
 
 
+@checked
 def gaussian_noise(key: jax.Array, batch: Batch, *, strength: float, probability: float = 1.0) -> Batch:
     """Adds normal noise of standard deviation ``strength`` to each value, with the given probability.
 

@@ -20,6 +20,7 @@ from jaxaccel.augment.exact import directions, drawn_from, exact_sum, on_grid, s
 from jaxaccel.augment.keys import uniforms
 from jaxaccel.augment.moves import Resampling, composed
 from jaxaccel.augment.resample import SMALLEST_SCALE, Fill, Method, check_sampling
+from jaxaccel.options import checked
 
 
 def rotation_and_scale(direction: jax.Array, scale: jax.Array) -> jax.Array:
@@ -76,6 +77,7 @@ def perspective_matrix(corners: jax.Array, height: int, width: int) -> jax.Array
     return matrix * half[:, None] / half[None, :]
 
 
+@checked
 def affine(
     key: jax.Array,
     batch: Batch,
@@ -118,6 +120,7 @@ def affine(
     return changed(batch, Resampling(key, matrix, (height, width), fill, method))
 
 
+@checked
 def rotate(
     key: jax.Array, batch: Batch, *, rotation: float, fill: Fill = 0, method: Method = "bilinear"
 ) -> Batch:
@@ -125,6 +128,7 @@ def rotate(
     return affine(key, batch, rotation=rotation, fill=fill, method=method)
 
 
+@checked
 def scale(
     key: jax.Array, batch: Batch, *, scale: tuple[float, float], fill: Fill = 0, method: Method = "bilinear"
 ) -> Batch:
@@ -132,6 +136,7 @@ def scale(
     return affine(key, batch, scale=scale, fill=fill, method=method)
 
 
+@checked
 def translate(
     key: jax.Array, batch: Batch, *, translation: float, fill: Fill = 0, method: Method = "bilinear"
 ) -> Batch:
@@ -139,6 +144,7 @@ def translate(
     return affine(key, batch, translation=translation, fill=fill, method=method)
 
 
+@checked
 def shear(
     key: jax.Array, batch: Batch, *, shear: float, fill: Fill = 0, method: Method = "bilinear"
 ) -> Batch:
@@ -166,6 +172,7 @@ def shear(
     return changed(batch, Resampling(key, matrix, (height, width), fill, method))
 
 
+@checked
 def perspective(
     key: jax.Array,
     batch: Batch,

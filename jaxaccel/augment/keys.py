@@ -25,12 +25,12 @@ def example_index(batch: Batch) -> jax.Array:
     if "index" in batch:
         return batch["index"]
     if "image" in batch:
-        return jnp.arange(image_like(batch, "augmentation").shape[0])
+        return jnp.arange(image_like(batch, "augmentation").shape[0], dtype=jnp.int32)
     if not batch:
         raise UserError("the batch is empty: it has neither an 'index' nor anything to count")
-    return jnp.arange(next(iter(batch.values())).shape[0])
+    return jnp.arange(next(iter(batch.values())).shape[0], dtype=jnp.int32)
 
 
 def uniforms(key: jax.Array, batch: Batch, count: int) -> jax.Array:
     """``count`` draws for each example, (B, count) float32 in [0, 1)."""
-    return jax.vmap(lambda key: jax.random.uniform(key, (count,)))(example_keys(key, batch))
+    return jax.vmap(lambda key: jax.random.uniform(key, (count,), jnp.float32))(example_keys(key, batch))

@@ -27,6 +27,7 @@ from jaxaccel.augment.erase import inside
 from jaxaccel.augment.exact import STEPS, drawn_from
 from jaxaccel.augment.keys import example_keys, uniforms
 from jaxaccel.errors import UserError
+from jaxaccel.options import checked
 
 
 def beta_quantiles(alpha: float) -> np.ndarray:
@@ -64,6 +65,7 @@ def _mixed(batch: Batch, image: jax.Array, weight: jax.Array) -> Batch:
     return {**batch, "image": image, "mix_label": neighbour(batch["label"]), "mix_weight": weight}
 
 
+@checked
 def mixup(key: jax.Array, batch: Batch, *, alpha: float) -> Batch:
     """Mixes each image with its neighbour's (mixup: Zhang et al. 2018, arXiv:1710.09412).
 
@@ -83,7 +85,9 @@ def _mixup_weight(key: jax.Array, batch: Batch, alpha: float) -> jax.Array:
         weight = jnp.zeros(batch["label"].shape[:1], jnp.float32)
     else:
         quantiles = beta_quantiles(alpha)
-        place = jax.vmap(lambda key: jax.random.randint(key, (), 0, len(quantiles)))(example_keys(key, batch))
+        place = jax.vmap(lambda key: jax.random.randint(key, (), 0, len(quantiles), jnp.int32))(
+            example_keys(key, batch)
+        )
         weight = look_up(quantiles, place)
     return jnp.where(_both_real(batch), weight, 0)
 
@@ -94,6 +98,7 @@ def _blended(image: jax.Array, weight: jax.Array) -> jax.Array:
     return to_dtype(mixed, image.dtype)
 
 
+@checked
 def cutmix(key: jax.Array, batch: Batch, *, alpha: float = 1.0) -> Batch:
     """Pastes a box of the neighbour's image into each (CutMix: Yun et al. 2019, arXiv:1905.04899).
 
@@ -129,6 +134,7 @@ def _box(key: jax.Array, batch: Batch, image: jax.Array, alpha: float) -> tuple[
     return pasted, (tall * broad).astype(jnp.float32) / (height * width)
 
 
+@checked
 def mixup_or_cutmix(
     key: jax.Array,
     batch: Batch,

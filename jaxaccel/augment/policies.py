@@ -52,6 +52,7 @@ from jaxaccel.augment.tone import (
     solarized_image,
 )
 from jaxaccel.errors import UserError
+from jaxaccel.options import checked
 
 DRAWN = len(OPERATIONS) - 1
 """The last operation, invert, is AutoAugment's alone."""
@@ -75,6 +76,7 @@ def _below(draws: jax.Array, count: int) -> jax.Array:
     return jnp.minimum((draws * count).astype(jnp.int32), count - 1)
 
 
+@checked
 def auto_augment(
     key: jax.Array,
     batch: Batch,
@@ -112,6 +114,7 @@ def auto_augment(
     return {**batch, "image": from_levels(levels, image.dtype)}
 
 
+@checked
 def rand_augment(
     key: jax.Array,
     batch: Batch,
@@ -149,6 +152,7 @@ def rand_augment(
     return {**batch, "image": from_levels(levels, image.dtype)}
 
 
+@checked
 def trivial_augment(key: jax.Array, batch: Batch, *, fill: Fill = 0, method: Method = "bilinear") -> Batch:
     """One operation of any magnitude for each image (TrivialAugment, wide: Müller & Hutter 2021, arXiv:2103.10158).
 
@@ -176,6 +180,7 @@ def gamma_quantiles(alpha: float) -> np.ndarray:
     return np.maximum(quantiles, np.finfo(np.float32).tiny).astype(np.float32)
 
 
+@checked
 def augmix(
     key: jax.Array,
     batch: Batch,
@@ -244,6 +249,7 @@ def augmix(
     return {**batch, "image": from_levels(to_dtype(mixed, levels.dtype), image.dtype)}
 
 
+@checked
 def three_augment(
     key: jax.Array, batch: Batch, *, sigma: tuple[float, float] = (0.1, 2.0), threshold: float = 0.5
 ) -> Batch:
@@ -268,7 +274,7 @@ def three_augment(
     choice = per_image(_below(draws[:, 0], 3))
     weights = drawn_from(gaussian_weights(sigma, math.ceil(3 * sigma[1])), draws[:, 1])
     zero = jnp.zeros(image.shape[0], jnp.float32)
-    grayed = Recoloring(key, blending(zero, gray(3), jnp.zeros(3)), mixing=True).apply(image)
+    grayed = Recoloring(key, blending(zero, gray(3), np.zeros(3, np.float32)), mixing=True).apply(image)
     negated = solarized_image(image, threshold)
     new = jnp.where(choice == 0, grayed, jnp.where(choice == 1, negated, blurred(key, image, weights)))
     return {**batch, "image": new}

@@ -70,8 +70,8 @@ def places(
       Rows (h, 1) or (h, w), and columns (1, w) or (h, w), int32 in units of ``2 ** -(bits + 1)`` pixels from the
       centre of the first pixel, clipped to one and a half sizes of the input around it.
     """
-    rows = (2 * jnp.arange(shape[0]) - (shape[0] - 1))[:, None]  # half pixels
-    columns = (2 * jnp.arange(shape[1]) - (shape[1] - 1))[None, :]
+    rows = (2 * jnp.arange(shape[0], dtype=jnp.int32) - (shape[0] - 1))[:, None]  # half pixels
+    columns = (2 * jnp.arange(shape[1], dtype=jnp.int32) - (shape[1] - 1))[None, :]
     linear = fixed_point(jnp.clip(matrix[:2, :2], -1 / SMALLEST_SCALE, 1 / SMALLEST_SCALE), bits)
     far = sum(source) / SMALLEST_SCALE
     shift = fixed_point(jnp.clip(matrix[:2, 2], -far, far), bits)

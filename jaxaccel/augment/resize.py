@@ -6,8 +6,10 @@ import jax
 
 from jaxaccel.augment.batch import Batch, compute_dtype, image_of, to_dtype
 from jaxaccel.errors import UserError
+from jaxaccel.options import checked
 
 
+@checked
 def resize(key: jax.Array, batch: Batch, *, size: int) -> Batch:
     """Resizes each image to ``size`` x ``size``, bilinearly; what shrinks is smoothed before (antialiased).
 

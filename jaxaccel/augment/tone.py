@@ -22,6 +22,7 @@ from jaxaccel.augment.batch import (
 )
 from jaxaccel.augment.keys import uniforms
 from jaxaccel.errors import UserError
+from jaxaccel.options import checked
 
 
 def posterized(levels: jax.Array, bits: jax.Array | int) -> jax.Array:
@@ -58,7 +59,7 @@ def counted_one_by_one(levels: jax.Array) -> jax.Array:
     channels = levels.shape[-1]
 
     def one_image(levels: jax.Array) -> jax.Array:
-        place = (levels.astype(jnp.int32) * channels + jnp.arange(channels)).ravel()
+        place = (levels.astype(jnp.int32) * channels + jnp.arange(channels, dtype=jnp.int32)).ravel()
         counts = jnp.zeros(256 * channels, jnp.int32).at[place].add(1, mode="promise_in_bounds")
         return counts.reshape(256, channels)
 
@@ -81,7 +82,7 @@ def counted_by_products(levels: jax.Array) -> jax.Array:
 
 def equalizing(counts: jax.Array) -> jax.Array:
     """The curve (B, 256, C) uint8 that spreads levels evenly, from their counts (B, 256, C) (Pillow's rule)."""
-    levels = jnp.arange(256)[:, None]
+    levels = jnp.arange(256, dtype=jnp.int32)[:, None]
     last = jnp.max(jnp.where(counts > 0, levels, 0), axis=1, keepdims=True)
     in_last = jnp.sum(jnp.where(levels == last, counts, 0), axis=1, keepdims=True)
     step = (jnp.sum(counts, axis=1, keepdims=True) - in_last) // 255
@@ -95,7 +96,7 @@ def through(curve: jax.Array, levels: jax.Array) -> jax.Array:
     channels = levels.shape[-1]
 
     def one_image(curve: jax.Array, levels: jax.Array) -> jax.Array:
-        place = levels.astype(jnp.int32) * channels + jnp.arange(channels)
+        place = levels.astype(jnp.int32) * channels + jnp.arange(channels, dtype=jnp.int32)
         return curve.reshape(256 * channels).at[place].get(mode="promise_in_bounds")
 
     return jax.vmap(one_image)(curve, levels)
@@ -114,6 +115,7 @@ def _sometimes(
     return {**batch, "image": jnp.where(per_image(chosen), new, image)}
 
 
+@checked
 def posterize(key: jax.Array, batch: Batch, *, bits: int, probability: float = 0.5) -> Batch:
     """Keeps the highest ``bits`` of each 8-bit level, with the given probability.
 
@@ -127,6 +129,7 @@ def posterize(key: jax.Array, batch: Batch, *, bits: int, probability: float = 0
     return _sometimes(key, batch, image, new, probability, "posterize")
 
 
+@checked
 def solarize(key: jax.Array, batch: Batch, *, threshold: float = 0.5, probability: float = 0.5) -> Batch:
     """Makes a negative of all pixels from ``threshold`` upwards, with the given probability.
 
@@ -148,6 +151,7 @@ def solarized_image(image: jax.Array, threshold: float) -> jax.Array:
     return jnp.where(reached, 1 - image, image)
 
 
+@checked
 def equalize(key: jax.Array, batch: Batch, *, probability: float = 0.5) -> Batch:
     """Spreads the levels of each channel evenly over the range, with the given probability.
 
@@ -160,6 +164,7 @@ def equalize(key: jax.Array, batch: Batch, *, probability: float = 0.5) -> Batch
     return _sometimes(key, batch, image, new, probability, "equalize")
 
 
+@checked
 def autocontrast(key: jax.Array, batch: Batch, *, probability: float = 0.5) -> Batch:
     """Stretches each channel so that its lowest value becomes 0 and its highest the largest possible.
 

@@ -2,11 +2,12 @@
 
 from jaxaccel.compress.channels import Removed, remove_channels
 from jaxaccel.compress.low_rank import low_rank, spectra
-from jaxaccel.compress.pack import pack, unpack
+from jaxaccel.compress.pack import pack
 from jaxaccel.compress.prune import masked, prune
 from jaxaccel.compress.quantize import dequantize, quantize
 from jaxaccel.compress.share import share
 from jaxaccel.compress.trainable import trainable, with_trained
+from jaxaccel.compress.unpack import unpack
 from jaxaccel.compress.work import multiply_adds
 
 __all__ = [

@@ -13,6 +13,7 @@ import numpy as np
 from jaxaccel.compress.coupled import Coupled, Flat, Kept, coupled, taken, without, working
 from jaxaccel.compress.work import multiply_adds
 from jaxaccel.errors import UserError
+from jaxaccel.options import checked
 from jaxaccel.trees import Where, check_where, path_text, selects
 
 PyTree = Any
@@ -43,6 +44,7 @@ class Removed:
         return "\n".join([*lines, *(f"{name:<{width}}  whole: {why}" for name, why in self.fixed.items())])
 
 
+@checked
 def remove_channels(
     f: Callable[..., Any],
     params: PyTree,
@@ -124,7 +126,9 @@ def _scores(
     for number, c in enumerate(free):
         if criterion == "random":
             assert key is not None
-            found.append(np.asarray(jax.random.uniform(jax.random.fold_in(key, number), (len(c.sets),))))
+            found.append(
+                np.asarray(jax.random.uniform(jax.random.fold_in(key, number), (len(c.sets),), jnp.float32))
+            )
             continue
         along = {member: _along(tree, member, criterion, slopes) for member in c.members}
         raw = np.array(

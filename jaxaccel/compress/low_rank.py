@@ -14,6 +14,7 @@ from jaxaccel.arrays import LowRankArray
 from jaxaccel.compress.selected import selected
 from jaxaccel.compress.svd import truncated_svd
 from jaxaccel.errors import UserError
+from jaxaccel.options import checked
 from jaxaccel.trees import Where
 
 PyTree = Any
@@ -56,6 +57,7 @@ class Spectrum:
         return int(np.ceil(1 / self.cost)) - 1
 
 
+@checked
 def low_rank(
     params: PyTree,
     *,
@@ -115,6 +117,7 @@ def low_rank(
     return chosen.replaced({path: array for path, array in arrays.items() if array is not None})
 
 
+@checked
 def spectra(params: PyTree, where: Where = "**/kernel", form: Form = "auto") -> list[Spectrum]:
     """What truncation would keep of each weight that `where` selects, largest weights first."""
     chosen = selected(params, where, at_least=2)
@@ -149,7 +152,9 @@ def _decomposed(
 def _channel(path: str, w: np.ndarray, x: jax.Array, covariance: Any, svd: Svd) -> _Decomposition:
     # (D, heads, width) has its inputs first, (heads, width, D) its outputs last: the more even cut is the right one.
     at = w.ndim - 1
-    if w.ndim == 3:
+    if covariance is not None:  # it says which axes are inputs
+        at = next((i for i in range(1, w.ndim) if np.prod(w.shape[:i]) == len(covariance)), at)
+    elif w.ndim == 3:
         at = min((1, 2), key=lambda i: abs(np.log(np.prod(w.shape[:i]) / np.prod(w.shape[i:]))))
     lead, trail = w.shape[:at], w.shape[at:]
     matrix = w.reshape(int(np.prod(lead)), int(np.prod(trail)))
@@ -192,7 +197,7 @@ def _root(covariance: np.ndarray, path: str, inputs: int) -> np.ndarray:
     """An upper triangle R with R^T R = C, which a little of the mean variance keeps regular."""
     if covariance.shape != (inputs, inputs):
         raise UserError(f"the covariance of {path} must be {(inputs, inputs)}, got {covariance.shape}")
-    jitter = 1e-6 * max(np.trace(covariance) / inputs, 1e-12)
+    jitter = 1e-6 * (np.trace(covariance) / inputs or 1.0)
     return np.linalg.cholesky(covariance + jitter * np.eye(inputs)).T
 
 

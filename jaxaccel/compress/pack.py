@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import lzma
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxaccel import files
-from jaxaccel.arrays import CodebookArray, LowRankArray, QuantArray
+from jaxaccel.bounds import FLOOR
 from jaxaccel.errors import UserError
 from jaxaccel.interpret import is_compressed
 
@@ -29,8 +28,7 @@ VERSION = 2
 """Of the format; 1 left out what is empty."""
 TABLE = "table"
 """Name of the stream that says what belongs where, as JSON."""
-_TYPES: dict[str, type] = {kind.__name__: kind for kind in (QuantArray, LowRankArray, CodebookArray)}
-_CODERS: dict[str, list[dict[str, Any]]] = {
+CODERS: dict[str, list[dict[str, Any]]] = {
     # Bytes without a grain of text: no context of the byte before, nor of the position.
     "lzma": [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0, "lp": 0, "pb": 0}],
     "lzma, context": [
@@ -38,6 +36,8 @@ _CODERS: dict[str, list[dict[str, Any]]] = {
     ],
 }
 """By name: filters of Python's lzma module. ``raw`` leaves bytes as they are."""
+LONGEST_TABLE = 1 << 24
+"""Bytes of the table, enough for a hundred thousand arrays."""
 _SPARSE = 0.2
 """Share of zeros above which an array is stored as bits and the rest."""
 
@@ -56,63 +56,27 @@ def pack(params: PyTree, file: str | Path) -> int:
     """
     streams: dict[str, list[bytes]] = {}
     leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda x: is_compressed(x) or _is_empty(x))
-    table = [{"path": _parts(path), **_described(x, streams)} for path, x in leaves]
+    table = [{"path": parts(path), **_described(x, streams)} for path, x in leaves]
     streams[TABLE] = [json.dumps(table).encode()]
-    coded, index = {}, {}
-    for name, pieces in streams.items():
-        plain = b"".join(pieces)
-        coder, data = _coded(plain)
-        coded[name] = np.frombuffer(data, np.uint8)
-        index[name] = {"coder": coder, "size": len(plain), "sha256": hashlib.sha256(plain).hexdigest()}
-    from safetensors.numpy import save
-
-    metadata = {"jaxaccel": json.dumps({"version": VERSION, "streams": index})}
-    content = save(coded, metadata)
+    plain = {name: b"".join(pieces) for name, pieces in streams.items()}
+    if len(plain[TABLE]) > LONGEST_TABLE:
+        raise UserError(f"{len(leaves):,} arrays are more than a packed file names: pack parts of them")
+    content = _content({name: _coded(name, data) for name, data in plain.items()}, plain)
+    if sum(leaf.nbytes for leaf in jax.tree.leaves(params)) > allowed(len(content)):
+        # Next to nothing but zeros: no reader could tell it from a bomb, and so the bits that say where are not coded.
+        content = _content({name: ("raw", data) for name, data in plain.items()}, plain)
     files.write_bytes(Path(file), content)
     return len(content)
 
 
-def unpack(file: str | Path, like: PyTree = None) -> PyTree:
-    """What `pack` wrote: arrays bit for bit, as nested dictionaries and lists.
-
-    Of dtypes that JAX does not have as it is set up, those of 64 bits for instance, they are NumPy's arrays.
-
-    Args:
-      file: its path.
-      like: a pytree of the same paths, whose containers (tuples, classes) the result then has.
-
-    Raises:
-      UserError: the file is missing, damaged or of another kind, or its paths are not those of `like`.
-    """
-    coded, header = _read(Path(file))
-    try:
-        streams = {name: _decoded(coded[name], fact) for name, fact in header["streams"].items()}
-        table = json.loads(streams.pop(TABLE))
-        readers = {name: _Reader(data) for name, data in streams.items()}
-        leaves = [(entry["path"], _restored(entry, readers)) for entry in table]
-    except UserError:
-        raise
-    except (KeyError, TypeError, ValueError, lzma.LZMAError, EOFError) as error:
-        raise UserError(f"{file} is damaged ({error}): get it again") from error
-    if like is None:
-        return _nested(leaves)
-    paths, treedef = jax.tree_util.tree_flatten_with_path(like, is_leaf=is_compressed)
-    by_path = {json.dumps(path): x for path, x in leaves}
-    wanted = [json.dumps(_parts(path)) for path, _ in paths]
-    if missing := [path for path in wanted if path not in by_path]:
-        raise UserError(f"{file} has no {missing[0]}: it was packed from other parameters")
-    return jax.tree.unflatten(treedef, [by_path[path] for path in wanted])
+def allowed(size: int) -> int:
+    """How many bytes of arrays a file of `size` bytes may hold: without coding, zeros take a bit of 32 or 64."""
+    return 256 * size + FLOOR
 
 
-def is_packed(file: str | Path) -> bool:
-    """Whether `pack` wrote that file, as far as its beginning says."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="numpy") as opened:
-            return "jaxaccel" in (opened.metadata() or {})
-    except (OSError, SafetensorError):
-        return False
+def allowed_table(size: int) -> int:
+    """How long the table may be that takes `size` bytes when coded; real ones are 15 to 50 times as long."""
+    return min(64 * size + (1 << 16), LONGEST_TABLE)
 
 
 def transfer_seconds(size: int, bits_per_second: float) -> float:
@@ -120,17 +84,17 @@ def transfer_seconds(size: int, bits_per_second: float) -> float:
     return 8 * size / bits_per_second
 
 
-def _parts(path: tuple[Any, ...]) -> list[str | int]:
+def parts(path: tuple[Any, ...]) -> list[str | int]:
     """A key path as JSON: numbers for places in a list, texts for names, ``[text]`` marks a number that is a name."""
-    parts: list[Any] = []
+    found: list[Any] = []
     for key in path:
         if isinstance(key, jax.tree_util.SequenceKey):
-            parts.append(key.idx)
+            found.append(key.idx)
         elif isinstance(key, jax.tree_util.DictKey) and isinstance(key.key, (str, int)):
-            parts.append(key.key if isinstance(key.key, str) else [key.key])
+            found.append(key.key if isinstance(key.key, str) else [key.key])
         else:
             raise UserError(f"pack takes dictionaries, lists and tuples of arrays, not {key!r}")
-    return parts
+    return found
 
 
 def _is_empty(x: Any) -> bool:
@@ -160,9 +124,7 @@ def _described(x: Any, streams: dict[str, list[bytes]]) -> dict[str, Any]:
 def _stored(x: Any, streams: dict[str, list[bytes]]) -> dict[str, Any]:
     array = np.asarray(x)
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
-    if array.dtype.kind not in "fiubV" or (
-        array.dtype.kind == "V" and not jnp.issubdtype(array.dtype, jnp.floating)
-    ):
+    if not is_number(array.dtype):
         raise UserError(f"pack takes arrays of numbers, not of {array.dtype}")
     flat = np.ascontiguousarray(array).reshape(-1)
     kept = _bits(flat)
@@ -181,96 +143,32 @@ def _stored(x: Any, streams: dict[str, list[bytes]]) -> dict[str, Any]:
     }
 
 
+def is_number(dtype: np.dtype) -> bool:
+    """Whether arrays of it can be packed: bools, integers and floats, those of ``ml_dtypes`` too."""
+    return dtype.kind in "fiub" or (dtype.kind == "V" and bool(jnp.issubdtype(dtype, jnp.floating)))
+
+
 def _bits(flat: np.ndarray) -> np.ndarray:
     """Where a bit is set: a negative zero is stored too."""
     return np.asarray(flat.view(np.uint8).reshape(flat.size, flat.dtype.itemsize).any(axis=1))
 
 
-def _coded(plain: bytes) -> tuple[str, bytes]:
-    """The shortest of what the coders make of it."""
-    made = {name: lzma.compress(plain, lzma.FORMAT_RAW, filters=filters) for name, filters in _CODERS.items()}
-    return min([("raw", plain), *made.items()], key=lambda item: len(item[1]))
+def _coded(name: str, plain: bytes) -> tuple[str, bytes]:
+    """The shortest of what the coders make of a stream, within what readers allow."""
+    made = {
+        coder: lzma.compress(plain, lzma.FORMAT_RAW, filters=filters) for coder, filters in CODERS.items()
+    }
+    fit = [item for item in made.items() if name != TABLE or len(plain) <= allowed_table(len(item[1]))]
+    return min([("raw", plain), *fit], key=lambda item: len(item[1]))
 
 
-def _read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    from safetensors import SafetensorError, safe_open
+def _content(coded: Mapping[str, tuple[str, bytes]], plain: Mapping[str, bytes]) -> bytes:
+    """The bytes of the file of those streams."""
+    from safetensors.numpy import save
 
-    try:
-        with safe_open(file, framework="numpy") as opened:
-            header = json.loads((opened.metadata() or {})["jaxaccel"])
-            coded = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{file} is no whole file of ja.pack: get it again, or load it with ja.load_pretrained"
-        ) from error
-    if header.get("version") not in range(1, VERSION + 1):
-        raise UserError(
-            f"{file} is of version {header.get('version')} of the format, this jaxaccel reads up to {VERSION}"
-        )
-    return coded, header
-
-
-def _decoded(data: np.ndarray, fact: Mapping[str, Any]) -> bytes:
-    if fact["coder"] == "raw":
-        plain = data.tobytes()
-    else:
-        decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_CODERS[fact["coder"]])
-        plain = decoder.decompress(data.tobytes(), max_length=fact["size"] + 1)
-    if len(plain) != fact["size"] or hashlib.sha256(plain).hexdigest() != fact["sha256"]:
-        raise ValueError("a stream is not what was written")
-    return plain
-
-
-class _Reader:
-    """A stream of bytes from its start."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data, self._at = data, 0
-
-    def take(self, count: int) -> np.ndarray:
-        """The next `count` bytes."""
-        if not 0 <= count <= len(self._data) - self._at:
-            raise ValueError("a stream ends too soon")
-        self._at += count
-        return np.frombuffer(self._data, np.uint8, count, self._at - count)
-
-
-def _restored(entry: Mapping[str, Any], readers: Mapping[str, _Reader]) -> Any:
-    if "empty" in entry:
-        return entry["empty"]
-    if "type" in entry:
-        parts = {
-            name: None if part is None else _restored(part, readers) for name, part in entry["parts"].items()
-        }
-        static = {k: tuple(v) if isinstance(v, list) else v for k, v in entry["static"].items()}
-        return _TYPES[entry["type"]](**parts, **static)
-    dtype, shape, size = jnp.dtype(entry["dtype"]), tuple(entry["shape"]), math.prod(entry["shape"])
-    count = size if entry["nonzero"] is None else entry["nonzero"]
-    kept = None
-    if entry["nonzero"] is not None:
-        kept = np.unpackbits(readers["nonzero"].take(-(-size // 8)), count=size).astype(bool)
-    planes = [readers[f"{dtype.name}.{i}"].take(count) for i in range(dtype.itemsize)]
-    flat = np.ascontiguousarray(np.stack(planes, 1)).view(dtype).reshape(count)
-    if kept is not None:
-        whole = np.zeros(size, dtype)
-        whole[kept] = flat
-        flat = whole
-    array = flat.reshape(shape)
-    in_jax = jnp.asarray(array)
-    return in_jax if in_jax.dtype == dtype else array
-
-
-def _nested(leaves: list[tuple[list[Any], Any]]) -> PyTree:
-    """Leaves by path as dictionaries, and lists where the path counts."""
-    if len(leaves) == 1 and not leaves[0][0]:
-        return leaves[0][1]
-    groups: dict[str, list[tuple[list[Any], Any]]] = {}
-    for (first, *rest), x in leaves:
-        groups.setdefault(json.dumps(first), []).append((rest, x))
-    keys = [json.loads(text) for text in groups]
-    inner = [_nested(group) for group in groups.values()]
-    if keys and all(isinstance(key, int) for key in keys):
-        return inner
-    return {key[0] if isinstance(key, list) else key: value for key, value in zip(keys, inner, strict=True)}
+    index = {
+        name: {"coder": coder, "size": len(plain[name]), "sha256": hashlib.sha256(plain[name]).hexdigest()}
+        for name, (coder, _) in coded.items()
+    }
+    metadata = {"jaxaccel": json.dumps({"version": VERSION, "streams": index})}
+    return save({name: np.frombuffer(data, np.uint8) for name, (_, data) in coded.items()}, metadata)

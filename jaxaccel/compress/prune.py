@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxaccel.compress.selected import Selected, selected
 from jaxaccel.errors import UserError
+from jaxaccel.options import checked
 from jaxaccel.trees import Where
 
 PyTree = Any
@@ -52,6 +53,7 @@ class Pattern:
         )
 
 
+@checked
 def prune(
     params: PyTree,
     sparsity: float | jax.Array | Mapping[str, float | jax.Array] | None = None,
@@ -208,7 +210,7 @@ def _score(
             )
         return jnp.abs(x) * _along_inputs(norms[path], x.shape, path)
     if criterion == "random":
-        return jax.random.uniform(jax.random.fold_in(key, number), x.shape)
+        return jax.random.uniform(jax.random.fold_in(key, number), x.shape, jnp.float32)
     return jnp.abs(x)
 
 

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 from jaxaccel import numerics
 from jaxaccel.arrays import QuantArray
 from jaxaccel.compress.selected import names_of, whole
+from jaxaccel.compress.stacked import find_stacked
 from jaxaccel.errors import UserError
 from jaxaccel.interpret import is_compressed
+from jaxaccel.options import checked
 from jaxaccel.trees import Where, check_where, parameter_path, selects
 
 PyTree = Any
@@ -20,6 +22,7 @@ MSE_SHARES = tuple(1 - 0.02 * i for i in range(31))
 """Shares of the largest magnitude that `range="mse"` tries: 1.0 down to 0.4."""
 
 
+@checked
 def quantize(
     params: PyTree,
     where: Where = "**/{kernel,embedding}",
@@ -29,6 +32,7 @@ def quantize(
     block: int | None = None,
     symmetric: bool = True,
     range: str = "absmax",
+    stacked: Where | None = None,
 ) -> PyTree:
     """`params` with the leaves that `where` selects as `QuantArray`s.
 
@@ -43,12 +47,16 @@ def quantize(
       bits: 8, or 4, which is stored two to a byte.
       channels: axes along which each index has a scale of its own; ``()`` is one scale for the whole array. By default
         the last axis, where Flax has the output features, and the first one of a leaf named ``embedding``. May be a
-        function of (path, shape).
+        function of (path, shape). Of a stacked leaf they are those of one layer, whose shape lacks the first axis.
       block: so many consecutive values along the last axis that is not in `channels` (the input features) share a
         scale; 32 is usual with 4 bits.
       symmetric: False gives each scale a zero point, for weights that lie to one side of 0, which stays in the range:
         all integers then count from it to the largest magnitude.
       range: ``absmax``, or ``mse`` to clip where the squared error is least.
+      stacked: which leaves hold those of several layers along their first axis, for a loop over it: each layer is
+        quantized as if it stood alone. By default those that `find_stacked` finds: below ``stacked`` (our
+        ``scan=True``), below ``ScanX_0`` (Linen's ``nn.scan``), and in modules whose biases and norms have an axis in
+        front. ``()`` is none.
 
     Raises:
       UserError: `where` selects no leaf that can be quantised, or `bits`, `block` or `range` cannot be.
@@ -59,14 +67,21 @@ def quantize(
         raise UserError(f"range must be absmax or mse, got {range!r}")
     leaves, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=whole)
     paths = [parameter_path(path) for path, _ in leaves]
-    able = [path for path, (_, x) in zip(paths, leaves, strict=True) if _can(x)]
-    check_where(where, [name for path in able for name in names_of(path)])
+    floats = {path: tuple(x.shape) for path, (_, x) in zip(paths, leaves, strict=True) if _is_float(x)}
+    if stacked is None:
+        found = find_stacked(floats)
+        stacked = found.__contains__
+    able = {path: int(selects(stacked, path)) for path in floats}
+    able = {
+        path: lead for path, lead in able.items() if len(floats[path]) - lead >= 2 and 0 not in floats[path]
+    }
+    compressed = [path for path, (_, x) in zip(paths, leaves, strict=True) if is_compressed(x)]
+    check_where(where, [name for path in (*able, *compressed) for name in names_of(path)])
 
     def one(path: str, x: Any) -> Any:
-        chosen = any(selects(where, name) for name in names_of(path))
-        if not (_can(x) and chosen) or is_compressed(x):
+        if path not in able or not any(selects(where, name) for name in names_of(path)):
             return x
-        axes = _channels(channels, path, x.shape)
+        axes = _channels(channels, path, x.shape, able[path])
         size = x.shape[_block_axis(axes, x.ndim)]
         if block is not None and size % block:
             raise UserError(f"{path} has {size} input features, which block={block} does not divide")
@@ -81,18 +96,18 @@ def dequantize(params: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x.materialise() if is_compressed(x) else x, params, is_leaf=is_compressed)
 
 
-def _can(x: Any) -> bool:
-    return is_compressed(x) or (
-        hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating) and len(x.shape) >= 2 and x.size > 0
-    )
+def _is_float(x: Any) -> bool:
+    return not is_compressed(x) and hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)
 
 
-def _channels(channels: Axes | None, path: str, shape: tuple[int, ...]) -> set[int]:
+def _channels(channels: Axes | None, path: str, shape: tuple[int, ...], lead: int) -> set[int]:
+    """Axes with scales of their own: the first `lead`, and those of one layer."""
+    layer = shape[lead:]
     if channels is None:
         channels = 0 if path.rsplit("/", 1)[-1] == "embedding" else -1
-    axes = channels(path, shape) if callable(channels) else channels
+    axes = channels(path, layer) if callable(channels) else channels
     axes = (axes,) if isinstance(axes, int) else axes
-    return {axis % len(shape) for axis in axes}
+    return {*range(lead), *(axis % len(layer) + lead for axis in axes)}
 
 
 def _block_axis(channels: set[int], ndim: int) -> int:
@@ -123,7 +138,7 @@ def _quantized(
         # 2018, arXiv:1712.05877, section 2.1).
         low, high = jnp.min(x, shared, keepdims=True, initial=0), jnp.max(x, shared, keepdims=True, initial=0)
         least = -numerics.qmax(bits) - 1
-        scale = jnp.maximum(high - low, numerics.TINY) / (2**bits - 1)
+        scale = jnp.maximum((high - low) / (2**bits - 1), numerics.TINY)
         zero = least + jnp.round(-low / scale)
     if by == "mse":
         scale = _least_error(x, scale, zero, shared, bits)
@@ -147,9 +162,11 @@ def _least_error(
     """
 
     def error(share: jax.Array) -> jax.Array:
-        tried = (_integers(x, scale * share, zero, bits) - (0 if zero is None else zero)) * (scale * share)
-        return jnp.sum((tried - x) ** 2, axis=tuple(shared), keepdims=True)
+        # In units of the scale, since squares of small weights would vanish.
+        q = _integers(x, scale * share, zero, bits).astype(jnp.float32)
+        tried = (q if zero is None else q - zero) * share
+        return jnp.sum((tried - x * (1 / scale)) ** 2, axis=tuple(shared), keepdims=True)
 
-    shares = jnp.asarray(MSE_SHARES)
+    shares = jnp.asarray(MSE_SHARES, jnp.float32)
     errors = jax.lax.map(error, shares)
     return scale * shares[jnp.argmin(errors, axis=0)]

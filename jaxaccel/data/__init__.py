@@ -1,9 +1,11 @@
 """Data sets with random access, the order of their examples, and the two ways to feed them.
 
-Only `sources` is re-exported: it imports neither JAX nor TFDS until a data set is opened, so that worker
-processes which read examples stay light. Import `jaxaccel.data.order`, `.resident` and `.stream` by name.
+Only what imports neither JAX nor TFDS until a data set is opened is re-exported, so that worker processes which
+read examples stay light. Import `jaxaccel.data.order`, `.resident` and `.stream` by name.
 """
 
-from jaxaccel.data.sources import Source, open_source
+from jaxaccel.data.arrays import from_arrays
+from jaxaccel.data.opening import open_source
+from jaxaccel.data.sources import Source
 
-__all__ = ["Source", "open_source"]
+__all__ = ["Source", "from_arrays", "open_source"]

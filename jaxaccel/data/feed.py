@@ -10,8 +10,8 @@ from jax.sharding import Mesh, NamedSharding
 
 from jaxaccel import runtime
 from jaxaccel.data import resident
-from jaxaccel.data.order import Item, Order
-from jaxaccel.data.resident import Element
+from jaxaccel.data.elements import Element, Item, read_elements
+from jaxaccel.data.order import Order
 from jaxaccel.data.sources import Source
 from jaxaccel.data.stream import Batches, local_part, prefetch, stream
 from jaxaccel.parallel import batch_sharding, replicated
@@ -81,7 +81,12 @@ def resident_feed(
 
 
 def stream_feed(source: Source, element: Element, order: Order, mesh: Mesh, workers: int = 0) -> Feed:
-    """`source` read while training; each call is one step."""
+    """`source` read while training; each call is one step.
+
+    Raises:
+      UserError: the first example has a label that is no class: a split without labels is found here.
+    """
+    read_elements(source, element, range(1))
     sharding = batch_sharding(mesh, leading=1)
 
     def items(calls: Sequence[range]) -> Iterator[Item]:

@@ -1,51 +1,96 @@
-"""A folder of images, one subfolder a class, as a data source."""
+"""A folder of images, one subfolder a class, as a data set."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from jaxaccel.data.sources import Example, decode_image, split_ranges
+from jaxaccel.data.images import decode_image, read_header
+from jaxaccel.data.listing import ImageFile, list_images
+from jaxaccel.data.sources import Example
+from jaxaccel.data.splits import divide, take
 from jaxaccel.errors import UserError
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
-TRAIN_FOLDERS = ("train", "training")
-TEST_FOLDERS = ("test", "val", "validation")
-TEST_SHARE = 0.2
+log = logging.getLogger(__name__)
+_MANY = 20_000
 
 
-class ImageFile(NamedTuple):
-    """An image below `FolderSource.path`: its relative path and the name of its class."""
+class FolderSet:
+    """A folder of images, of which any split can be opened.
 
-    path: str
-    class_name: str
+    Either ``FOLDER/CLASS/**/*.png`` (and .jpg, ...), of which a fifth of each class is the split ``test``, chosen by
+    hash of the file names; or ``FOLDER/train/CLASS/**`` with ``test`` or ``validation`` or both beside ``train``
+    (or other `splits.NAMES`). Classes are numbered and examples ordered alphabetically.
+
+    Raises UserError when there are no images, or one that cannot be read.
+    """
+
+    def __init__(self, name: str, path: Path) -> None:
+        self.name = name
+        self.path = path
+        listing = list_images(path)
+        self.classes = listing.classes
+        self._files = [file for files in listing.splits.values() for file in files]
+        self.shape = common_shape(path, self._files)
+        if "" in listing.splits:
+            names = [os.fsencode(file.path) for file in self._files]
+            self._positions = divide([file.class_name for file in self._files], names)
+        else:
+            ends = np.cumsum([0, *(len(files) for files in listing.splits.values())]).tolist()
+            parts = zip(listing.splits, ends[:-1], ends[1:], strict=True)
+            self._positions = {split: list(range(start, stop)) for split, start, stop in parts}
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """{split: number of its examples}."""
+        return {split: len(positions) for split, positions in self._positions.items()}
+
+    def open(self, split: str) -> FolderSource:
+        """The split, written as TFDS does.
+
+        Raises:
+          UserError: there is no such split, or it is empty.
+        """
+        files = [self._files[i] for i in take(self.name, split, self._positions)]
+        return FolderSource(self.name, split, self.path, files, self.classes, self.shape)
+
+    def digest(self) -> str:
+        """SHA-256 of the names and sizes of all files."""
+        total = hashlib.sha256()
+        for file in self._files:
+            total.update(os.fsencode(file.path) + f" {(self.path / file.path).stat().st_size}\n".encode())
+        return total.hexdigest()
 
 
 class FolderSource:
     """A split of a folder of images, as examples ``image`` uint8 (H, W, C), ``label`` int64 and ``id``.
 
-    Either ``FOLDER/CLASS/**/*.png`` (and .jpg, ...), of which a fifth of each class is the split ``test``,
-    chosen by hash of the file names; or ``FOLDER/train/CLASS/**`` with ``test``, ``val`` or ``validation``
-    beside ``train``, the first of which is the split ``test``. Classes are numbered and examples ordered
-    alphabetically. Images are RGB, or grey when all are; sizes may differ. ``id`` is the relative path.
+    Images are upright (EXIF), and RGB, or grey when all are; sizes may differ. ``id`` is the relative path.
 
-    Raises UserError when there are no images, no such split, or when an image cannot be read.
+    Raises UserError when an image cannot be read.
     """
 
-    def __init__(self, name: str, split: str, path: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        path: Path,
+        files: Sequence[ImageFile],
+        classes: Sequence[str],
+        shape: tuple[int | None, int | None, int],
+    ) -> None:
         self.name = name
         self.split = split
         self.path = path
-        splits = find_images(path)
-        everything = [file for files in splits.values() for file in files]
-        self._classes = sorted({file.class_name for file in everything})
-        self._files = _take(name, split, splits)
-        self._shape = common_shape(path, everything)
+        self._files = files
+        self._labels = {class_name: i for i, class_name in enumerate(classes)}
+        self._shape = shape
 
     @property
     def features(self) -> Mapping[str, Any]:
@@ -55,7 +100,7 @@ class FolderSource:
         return {
             "id": tfds.features.Text(),
             "image": tfds.features.Image(shape=self._shape),
-            "label": tfds.features.ClassLabel(names=self._classes),
+            "label": tfds.features.ClassLabel(names=list(self._labels)),
         }
 
     def __len__(self) -> int:
@@ -64,13 +109,15 @@ class FolderSource:
     def __getitem__(self, index: int, /) -> Example:
         file = self._files[index]
         try:
-            image = decode_image((self.path / file.path).read_bytes(), self._shape[-1])
+            image = decode_image((self.path / file.path).read_bytes(), self._shape[-1], upright=True)
+            if self._shape[0] is not None and image.shape != self._shape:
+                raise ValueError(f"it is {image.shape}, by its header {self._shape}")
         except Exception as error:  # Pillow raises many kinds for damaged files
             raise _unreadable(self.path / file.path, error) from error
         return {
-            "id": np.array(file.path.encode(), object),
+            "id": np.array(os.fsencode(file.path), object),
             "image": image,
-            "label": np.array(self._classes.index(file.class_name), np.int64),
+            "label": np.array(self._labels[file.class_name], np.int64),
         }
 
     def __getitems__(self, indices: Sequence[int], /) -> list[Example]:
@@ -80,90 +127,23 @@ class FolderSource:
         return f"FolderSource({self.name!r}, {self.split!r}, {str(self.path)!r})"
 
 
-def find_images(path: Path) -> dict[str, list[ImageFile]]:
-    """The image files of each split of the folder `path`, sorted by path."""
-    if not path.is_dir():
-        raise UserError(f"there is no folder {path}; a data set may be NAME or a folder of images")
-    subfolders = {entry.name: entry for entry in _visible_folders(path)}
-    train = next((name for name in TRAIN_FOLDERS if name in subfolders), None)
-    tests = [name for name in TEST_FOLDERS if name in subfolders]
-    if train is None or not tests:
-        base = path if train is None else path / train
-        return divide(_images_of_classes(path, base))
-    splits = {"train": train, "test": tests[0]} | {name: name for name in tests[1:]}
-    return {split: _images_of_classes(path, path / folder) for split, folder in splits.items()}
-
-
-def divide(files: list[ImageFile]) -> dict[str, list[ImageFile]]:
-    """Splits ``train`` and ``test``: of each class, `TEST_SHARE` of the files go to ``test``.
-
-    Chosen are those whose path below the class folder has the smallest sha256: a pure function of the file
-    names. A class of two files or more has at least one on each side.
-    """
-    test: set[ImageFile] = set()
-    for class_name in sorted({file.class_name for file in files}):
-        members = [file for file in files if file.class_name == class_name]
-        count = min(max(round(TEST_SHARE * len(members)), 1), len(members) - 1)
-        test.update(sorted(members, key=_hash)[:count])
-    return {"train": [f for f in files if f not in test], "test": [f for f in files if f in test]}
-
-
-def common_shape(path: Path, files: list[ImageFile]) -> tuple[int | None, int | None, int]:
+def common_shape(path: Path, files: Sequence[ImageFile]) -> tuple[int | None, int | None, int]:
     """(H, W, C) of all images, by their headers: C is 1 if all are grey, else 3; H and W None if mixed."""
-    from PIL import Image
-
+    if len(files) > _MANY:
+        log.info("reading the headers of %s pictures", f"{len(files):,}")
     grey = True
-    size: tuple[int, int] | None = None
-    mixed = False
+    sizes: set[tuple[int, int]] = set()
     for file in files:
         try:
-            with Image.open(path / file.path) as image:
-                grey = grey and image.mode in ("1", "L")
-                mixed = mixed or size not in (None, image.size)
-                size = image.size
+            header = read_header(path / file.path)
         except Exception as error:  # Pillow raises many kinds for damaged files
             raise _unreadable(path / file.path, error) from error
-        if mixed and not grey:  # nothing more to learn
-            break
-    width, height = (None, None) if mixed or size is None else size
+        grey = grey and header.grey
+        sizes.add((header.height, header.width))
+    height, width = sizes.pop() if len(sizes) == 1 else (None, None)
     return height, width, 1 if grey else 3
 
 
-def _take(name: str, split: str, splits: dict[str, list[ImageFile]]) -> list[ImageFile]:
-    """The files of `split`, in TFDS's slicing syntax."""
-    import tensorflow_datasets as tfds
-
-    infos = {
-        key: tfds.core.SplitInfo(name=key, shard_lengths=[len(files)], num_bytes=0)
-        for key, files in splits.items()
-    }
-    return [file for key, start, stop in split_ranges(name, split, infos) for file in splits[key][start:stop]]
-
-
-def _images_of_classes(root: Path, base: Path) -> list[ImageFile]:
-    """Images in the class folders of `base`, sorted; raises UserError when there are none."""
-    files = sorted(
-        ImageFile((Path(folder) / name).relative_to(root).as_posix(), class_folder.name)
-        for class_folder in _visible_folders(base)
-        for folder, _, names in os.walk(class_folder, followlinks=True)
-        for name in names
-        if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
-    )
-    if not files:
-        raise UserError(
-            f"no images found in {base}: it must hold one subfolder a class with "
-            f"{', '.join(sorted(SUFFIXES))} files"
-        )
-    return files
-
-
-def _visible_folders(path: Path) -> list[Path]:
-    return sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _hash(file: ImageFile) -> bytes:
-    return hashlib.sha256(file.path.encode()).digest()
-
-
 def _unreadable(path: Path, error: Exception) -> UserError:
-    return UserError(f"cannot read the image {path} ({error}): repair or remove it")
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return UserError(f"cannot read the image {path} ({reason}): repair or remove it")

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-Item = dict[str, np.ndarray]
+from jaxaccel.data.elements import Item
 
 
 class Order(Protocol):

@@ -1,7 +1,7 @@
 """Prepares a data set as ArrayRecord files: without TensorFlow if a builder of ours can, else in a child.
 
-``python -m jaxaccel.data.prepare NAME --directory DIR [--downloads DIR]`` is that child: it runs TFDS's own
-builder, with TensorFlow, which so never enters the process that trains.
+The child is `jaxaccel.data.builders.stock`: it runs TFDS's own builder, with TensorFlow, which so never enters
+the process that trains.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from jaxaccel.data.builders import BUILDERS, builder_class
-from jaxaccel.data.sources import DatasetName, find_prepared, known_names, quiet_tfds
+from jaxaccel.data.builders import BUILDERS, ERROR, builder_class
+from jaxaccel.data.catalog import DatasetName, find_prepared, known_names, quiet_tfds
+from jaxaccel.data.features_file import check_features
 from jaxaccel.errors import UserError
 
 log = logging.getLogger(__name__)
 
 _FORMAT = "array_record"
-ERROR = "error: "  # begins the line by which the child says what went wrong
+CHILD = "jaxaccel.data.builders.stock"
 
 
 def prepare(dataset: DatasetName, directory: Path, downloads: Path | None = None) -> Path:
@@ -88,9 +89,12 @@ def prepare_in_child(dataset: DatasetName, directory: Path, downloads: Path | No
         raise UserError(
             f"preparing data set '{dataset}' needs TensorFlow, once: pip install 'jaxaccel[tfds-prepare]'"
         )
+    for file in (directory / dataset.name).rglob("features.json"):
+        check_features(file.parent)  # TFDS's builder may read what is there already
     log_file = directory / "downloads" / dataset.name / "prepare.log"
     log_file.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "jaxaccel.data.prepare", str(dataset), "--directory", str(directory)]
+    command = [sys.executable, "-m", CHILD, str(dataset), "--directory", str(directory)]
+    command += ["--parent", str(os.getpid())]
     if downloads is not None:
         command += ["--downloads", str(downloads)]
     log.info("preparing %s in %s with TFDS (log: %s)", dataset, directory, log_file)
@@ -147,9 +151,3 @@ def _disk_message(directory: Path, error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"no space left in {directory} to prepare the data set: free some, or give another --data.dir"
     return f"cannot prepare the data set in {directory} ({error}): give another --data.dir"
-
-
-if __name__ == "__main__":
-    from jaxaccel.data.builders.stock import main
-
-    sys.exit(main())

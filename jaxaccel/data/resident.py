@@ -5,10 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxaccel.data.order import Item
+from jaxaccel.data.elements import Element, Item, read_elements
 from jaxaccel.data.sources import Source
 
-Element = Callable[[Any], Item]
 CHUNK = 512
 
 
@@ -18,12 +17,16 @@ def size_in_bytes(source: Source, element: Element) -> int:
 
 
 def load(source: Source, element: Element, advance: Callable[[int], Any] = lambda n: None) -> Item:
-    """All examples, stacked: arrays of shape (len(source), ...). `advance(n)` is told of every n read."""
+    """All examples, stacked: arrays of shape (len(source), ...). `advance(n)` is told of every n read.
+
+    Raises:
+      UserError: an example cannot be read, or has a label that is no class.
+    """
     stacked: Item = {}
     for start in range(0, len(source), CHUNK):
         indices = range(start, min(start + CHUNK, len(source)))
-        for i, example in zip(indices, source.__getitems__(indices), strict=True):
-            for name, array in element(example).items():
+        for i, arrays in zip(indices, read_elements(source, element, indices), strict=True):
+            for name, array in arrays.items():
                 if name not in stacked:
                     stacked[name] = np.empty((len(source), *array.shape), array.dtype)
                 stacked[name][i] = array

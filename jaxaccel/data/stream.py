@@ -5,6 +5,7 @@ neither the number of workers nor that of processes changes what a batch holds.
 """
 
 import dataclasses
+import functools
 import itertools
 import os
 import sys
@@ -15,10 +16,10 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from jaxaccel.data.order import Item
-from jaxaccel.data.resident import Element
+from jaxaccel.data.elements import Element, Item, read_elements
 from jaxaccel.data.sources import Source
 from jaxaccel.errors import UserError
+from jaxaccel.parent import end_with
 
 THREADS = 4
 """Threads that read ahead, in each worker process or, without any, in this one."""
@@ -42,7 +43,7 @@ class Batches:
         whole = self.order(self.steps[i])
         part = self.parts.get(len(whole["index"]), slice(None))
         item = {name: array[part] for name, array in whole.items()}
-        elements = [self.element(example) for example in self.source.__getitems__(item["index"].tolist())]
+        elements = read_elements(self.source, self.element, item["index"].tolist())
         return item | {name: np.stack([e[name] for e in elements]) for name in elements[0]}
 
 
@@ -60,7 +61,7 @@ def stream(batches: Batches, workers: int = 0) -> Iterator[Item]:
             flags.FLAGS.mark_as_parsed()
         dataset = dataset.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),
-            worker_init_fn=_keep_off_the_accelerator,
+            worker_init_fn=functools.partial(_begin, os.getpid()),
         )
     return iter(dataset)
 
@@ -90,8 +91,12 @@ def local_part(sharding: jax.sharding.Sharding, batch_size: int) -> slice:
     return slice(rows[0][0], rows[-1][1])
 
 
-def _keep_off_the_accelerator(index: int, count: int) -> None:
-    """A worker that so much as lists JAX's devices would take the accelerator's memory."""
+def _begin(trainer: int, index: int, count: int) -> None:
+    """Prepares a worker process, which ends with the trainer.
+
+    A worker that so much as lists JAX's devices would take the accelerator's memory.
+    """
+    end_with(trainer)
     os.environ["JAX_PLATFORMS"] = "cpu"
     if "jax" in sys.modules:
         jax.config.update("jax_platforms", "cpu")

@@ -88,7 +88,7 @@ def transform(f: Callable[..., Any], t: Transformation) -> Callable[..., Any]:
             return out
 
         closed = jax.make_jaxpr(flat)(*[_abstract(leaves[i]) for i in traced])
-        names = _parameter_paths(f, t.argnums, [path for path, _ in paths_and_leaves])
+        names = _parameter_paths(f, t.argnums, len(args), [path for path, _ in paths_and_leaves])
         for option, where in t.where.items():
             check_where(where, [name for name in names if name is not None], option)
         interpreter = Interpreter(t)
@@ -332,10 +332,12 @@ def _is_array(leaf: Any) -> bool:
 
 
 def _parameter_paths(
-    f: Callable[..., Any], argnums: int | Sequence[int], paths: list[tuple[Any, ...]]
+    f: Callable[..., Any], argnums: int | Sequence[int], positional: int, paths: list[tuple[Any, ...]]
 ) -> list[str | None]:
     """For each leaf of (args, kwargs): its path within the parameters, or None where it is no parameter."""
-    chosen = {argnums} if isinstance(argnums, int) else set(argnums)
+    # Negative ones count from the last argument that is given by position, as those of `jax.grad` do.
+    given = (argnums,) if isinstance(argnums, int) else argnums
+    chosen = {number + positional if number < 0 else number for number in given}
     try:
         names = list(inspect.signature(f).parameters)
     except (TypeError, ValueError):

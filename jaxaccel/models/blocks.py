@@ -172,7 +172,8 @@ class StochasticDepth(nnx.Module):
         """(B, ...) -> (B, ...)."""
         if self.deterministic or self.rngs is None:
             return x
-        kept = jax.random.bernoulli(self.rngs(), 1 - self.rate, (x.shape[0], *(1 for _ in x.shape[1:])))
+        keep = jnp.asarray(1 - self.rate, jnp.float32)  # where float64 is enabled, a float would draw others
+        kept = jax.random.bernoulli(self.rngs(), keep, (x.shape[0], *(1 for _ in x.shape[1:])))
         return jnp.where(kept, x / jnp.asarray(1 - self.rate, x.dtype), 0)
 
 

@@ -5,12 +5,14 @@ XLA:CPU runs convolutions inside a loop without its threaded kernels: there it c
 """
 
 import itertools
+import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from jaxaccel.models.blocks import StochasticDepth
 
@@ -27,7 +29,8 @@ class Scan(nnx.Module):
     """Equal blocks, one after the other, as one loop.
 
     Parameters stand where those of a single block would, below ``stacked``, with an axis for the blocks in front.
-    Random streams and statistics are each block's own, so are the rates of stochastic depth.
+    Random streams and statistics are each block's own, so are the rates of stochastic depth. The backward pass keeps
+    the products of each block and computes the rest anew.
 
     Args:
       blocks: modules that differ in nothing but arrays and rates of `StochasticDepth`; they map x to its like.
@@ -52,9 +55,11 @@ class Scan(nnx.Module):
             module: Any = nnx.merge(graph, *states)
             for drop, rate in zip(_drops(module), rates, strict=True):
                 drop.rate = rate
-            return module(x), nnx.state(module, _REST)
+            return _split_by_example(module(_split_by_example(x))), nnx.state(module, _REST)
 
-        x, rest = jax.lax.scan(step, x, (params, rest, jnp.asarray(self.rates)))
+        # All that the backward pass of a loop needs is stacked, and copied: what is cheap is computed anew instead.
+        light = jax.checkpoint(step, policy=_is_product, prevent_cse=False)
+        x, rest = jax.lax.scan(light, x, (params, rest, jnp.asarray(self.rates)))
         nnx.update(self.stacked, rest)
         return x
 
@@ -105,6 +110,23 @@ def stack(tree: PyTree, like: PyTree) -> PyTree:
         return {_STACKED: _stack(list(itertools.islice(blocks, jax.tree.leaves(part)[0].shape[0])))}
 
     return {i: one(part) for i, part in sorted(like.items())}
+
+
+def _is_product(primitive: Any, *_: Any, **__: Any) -> bool:
+    """The policy of `jax.checkpoint` that keeps matrix products and convolutions."""
+    return primitive.name in ("dot_general", "conv_general_dilated")
+
+
+def _split_by_example(x: jax.Array) -> jax.Array:
+    """`x` (B, ...) with its examples over the axes ``data`` and ``fsdp`` of the mesh that is set, where there are such.
+
+    Else XLA may split what a loop carries as it splits the weights, and sum the gradients of both.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(name for name in ("data", "fsdp") if name in mesh.axis_names)
+    if not axes or x.shape[0] % math.prod(mesh.shape[name] for name in axes):
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
 
 
 def _drops(block: nnx.Module) -> list[StochasticDepth]:

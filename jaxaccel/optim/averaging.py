@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
+from jaxaccel import numerics
 from jaxaccel.errors import UserError
 from jaxaccel.optim.lookahead import LookaheadState
 from jaxaccel.options import Options
@@ -53,10 +54,12 @@ class Averaging(Options):
 
     def init(self, params: PyTree) -> PyTree:
         """A copy of the weights, in float32 at least: an average in bfloat16 would not move."""
-        return jax.tree.map(lambda p: jnp.array(p, jnp.promote_types(p.dtype, jnp.float32)), params)
+        return jax.tree.map(lambda p: jnp.array(numerics.wide(p)), params)
 
     def update(self, average: PyTree, params: PyTree, step: jax.Array) -> PyTree:
         """The average when `step` steps (() int) are done, the last of which led to `params`."""
+        # In the average's own dtype, before anything is multiplied.
+        params = jax.tree.map(lambda p, a: p.astype(a.dtype), params, average)
         if not self.at:
             return optax.incremental_update(params, average, 1 - self.decay)
         at = jnp.asarray(tuple(self.at))

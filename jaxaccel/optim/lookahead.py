@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxaccel import numerics
 from jaxaccel.errors import UserError
 
 PyTree = Any
@@ -51,7 +52,7 @@ def lookahead(
 
     def init(params: PyTree) -> LookaheadState:
         # A copy: the state may be donated together with the parameters.
-        slow = jax.tree.map(lambda p: jnp.array(p, jnp.promote_types(p.dtype, jnp.float32)), params)
+        slow = jax.tree.map(lambda p: jnp.array(numerics.wide(p)), params)
         return LookaheadState(jnp.int32(0), slow, tx.init(params))
 
     def update(
@@ -64,10 +65,14 @@ def lookahead(
         synchronizes = count % period == 0
         share = jnp.where(synchronizes, step(count) if callable(step) else step, 0)
         slow = jax.tree.map(
-            lambda s, p, u: s + share.astype(s.dtype) * (p + u - s), state.slow, params, updates
-        )
+            lambda s, p, u: s + share.astype(s.dtype) * (p.astype(s.dtype) + u.astype(s.dtype) - s),
+            state.slow, params, updates,
+        )  # fmt: skip
         updates = jax.tree.map(
-            lambda s, p, u: jnp.where(synchronizes, (s - p).astype(u.dtype), u), slow, params, updates
+            lambda s, p, u: jnp.where(synchronizes, (s - p.astype(s.dtype)).astype(u.dtype), u),
+            slow,
+            params,
+            updates,
         )
         return updates, LookaheadState(count, slow, fast)
 

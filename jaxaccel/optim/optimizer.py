@@ -22,6 +22,7 @@ from jaxaccel.optim.scaling import layer_decay, scale_by_path
 from jaxaccel.optim.shampoo import shampoo
 from jaxaccel.optim.sharpness import sharpness_aware
 from jaxaccel.optim.soap import soap
+from jaxaccel.optim.wide import in_float32
 from jaxaccel.options import Count, CountOrZero, NonNegative, Options, Share, ShareBelowOne
 from jaxaccel.trees import path_text
 
@@ -161,7 +162,7 @@ class Optimizer(Options):
         tx = optax.chain(*before, _only_what_it_takes(made) if self.name in LINE_SEARCH else made)
         tx = self._around(tx, steps)
         tx = around(tx) if around else tx
-        return freezing(tx, self.freeze) if self.freeze else optax.with_extra_args_support(tx)
+        return in_float32(freezing(tx, self.freeze) if self.freeze else tx)
 
     def averaging(self, ends: Sequence[int]) -> Averaging | None:
         """The average of the weights in a run whose epochs end at these steps; None where there is none.

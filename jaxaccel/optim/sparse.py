@@ -11,7 +11,7 @@ import optax
 from jaxaccel.compress.prune import KERNELS, Pattern, Scope, best, densities, masked, prune
 from jaxaccel.compress.selected import selected
 from jaxaccel.errors import UserError, option
-from jaxaccel.options import Count, Options, Share, ShareBelowOne
+from jaxaccel.options import Count, Options, Share, ShareBelowOne, checked
 
 PyTree = Any
 Method = Literal["one_shot", "gradual", "straight_through", "set", "rigl", "lottery", "fixed"]
@@ -94,6 +94,7 @@ class SparseState(NamedTuple):
     """State of the optimizer that is wrapped."""
 
 
+@checked
 def sparse(
     tx: optax.GradientTransformation, how: Sparse, steps: int, seed: int | jax.Array = 0
 ) -> optax.GradientTransformationExtraArgs:
@@ -255,7 +256,11 @@ def _regrown(
         count = mask.sum()
         exchanged = jnp.floor(share * count).astype(jnp.int32)
         stay = best(jnp.where(mask, jnp.abs(w), -1.0), count - exchanged)
-        wanted = jnp.abs(g) if key is None else jax.random.uniform(jax.random.fold_in(key, number), w.shape)
+        wanted = (
+            jnp.abs(g)
+            if key is None
+            else jax.random.uniform(jax.random.fold_in(key, number), w.shape, jnp.float32)
+        )
         return stay | best(jnp.where(stay, -1.0, wanted), exchanged)
 
     return _map(layer, masks, numbers, weights, grads)

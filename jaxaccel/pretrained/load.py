@@ -14,6 +14,7 @@ from flax import nnx
 from jaxaccel.errors import UserError
 from jaxaccel.interpret import first_uses
 from jaxaccel.modules import Model, abstract
+from jaxaccel.options import checked
 from jaxaccel.pretrained.files import read
 from jaxaccel.pretrained.layouts import Layer, arranged, layers
 from jaxaccel.pretrained.match import Pair, check_head, check_order, pairs
@@ -46,6 +47,7 @@ class Loaded:
         return "\n".join([*lines, *(f"{name} of the file is not used" for name in self.unused)])
 
 
+@checked
 def load_pretrained(
     model: Model | nnx.Module | tuple[PyTree, PyTree],
     file: str | Path,
@@ -54,6 +56,7 @@ def load_pretrained(
     names: Mapping[str, str] | None = None,
     fresh: Where = (),
     new_head: bool = False,
+    inside: str | None = None,
 ) -> Loaded:
     """The weights in `file` as parameters and state of `model`.
 
@@ -69,12 +72,14 @@ def load_pretrained(
       names: layers of the file that are to be layers of the model: ``{"layer1.0.conv1": "stages/0/0/conv1"}``.
       fresh: paths of parameters that keep what they have: ``"head/**"``, for other classes.
       new_head: one layer for which the file has one with another number of outputs keeps what it has.
+      inside: name of the dictionary to take from a PyTorch checkpoint that has several: ``"model_ema"``,
+        ``"ema.module"``. Otherwise the order of `pretrained.files.INSIDE` decides.
 
     Raises:
       UserError: the file cannot be read, a layer of the model finds none of the file or several that are as good, or
         `names` or `fresh` fit nothing.
     """
-    weights = read(file)
+    weights = read(file, inside)
     params, state = _arrays_of(model)
     flat, treedef = jax.tree_util.tree_flatten_with_path((params, state))
     paths = [parameter_path(path[1:]) for path, _ in flat]

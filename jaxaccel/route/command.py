@@ -16,7 +16,8 @@ import tyro
 from jaxaccel import cli
 from jaxaccel.errors import UserError, option
 from jaxaccel.options import Count, Options
-from jaxaccel.recipe import Recipe, load_recipe
+from jaxaccel.recipe import Recipe
+from jaxaccel.recipe_file import load_recipe
 from jaxaccel.route.follow import follow
 from jaxaccel.route.route import Route, load, names
 from jaxaccel.route.tuning import NOT_TAKEN
@@ -36,6 +37,8 @@ class RouteOptions(Options):
     """Replace what is in that directory."""
     batch: Count = 128
     """Examples in a batch of evaluation and of the receipts' throughput."""
+    trust: bool = False
+    """Execute code that the run, or a teacher's, brings along, also where somebody else wrote it."""
     traceback: bool = False
     """Show Python's traceback when something goes wrong."""
 
@@ -58,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
     known = like or (
         str(origin) if origin and (origin / "recipe.json").exists() else "digits" if asked else None
     )
-    training = load_recipe(known) if known else None
+    training = load_recipe(known, trust="--trust" in words) if known else None
     command = _parsed(
         route, training, f"{__doc__}\n\nRecipe {named}: {(module.__doc__ or '').strip()}", words
     )
@@ -69,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
     assert origin is not None
     follow(
         Route(steps), origin, getattr(command, "training", None), run=options.run, resume=options.resume,
-        overwrite=options.overwrite, batch=options.batch,
+        overwrite=options.overwrite, batch=options.batch, trust=options.trust,
     )  # fmt: skip
     return 0
 

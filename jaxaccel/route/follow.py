@@ -11,15 +11,17 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from jaxaccel import packed, runtime
+from jaxaccel import runtime
 from jaxaccel.compress import pack, unpack
-from jaxaccel.compress.pack import is_packed
+from jaxaccel.compress.unpack import is_packed
 from jaxaccel.errors import UserError
 from jaxaccel.initial import start
 from jaxaccel.modules import abstract
 from jaxaccel.options import Count, checked
+from jaxaccel.packed import check_stored
 from jaxaccel.prediction import BATCH, predict
-from jaxaccel.recipe import Recipe, load_recipe, to_json
+from jaxaccel.recipe import Recipe
+from jaxaccel.recipe_file import load_recipe, to_json
 from jaxaccel.route import place
 from jaxaccel.route.learning import FineTune
 from jaxaccel.route.picture import pareto
@@ -27,7 +29,7 @@ from jaxaccel.route.receipts import Receipt, receipt
 from jaxaccel.route.route import Route
 from jaxaccel.route.stage import Setting, Stage, trained
 from jaxaccel.route.wording import line, notes, tables
-from jaxaccel.rundir import Replaced
+from jaxaccel.swap import Swap
 from jaxaccel.trees import with_leaves
 from jaxaccel.wording import scores_text
 
@@ -74,6 +76,7 @@ class Followed:
         return jax.jit(lambda variables, batch: task.predict(lambda *inputs: run(variables, *inputs), batch))
 
 
+@checked
 def follow(
     route: Route,
     origin: Path | str,
@@ -83,6 +86,7 @@ def follow(
     resume: bool = False,
     overwrite: bool = False,
     batch: int = 128,
+    trust: bool = False,
 ) -> Followed:
     """Takes a trained model along `route` and writes all about it to `run`.
 
@@ -98,34 +102,30 @@ def follow(
       resume: go on after the last step that has its receipt; a run of fine-tuning goes on from its newest checkpoint.
       overwrite: replace what is there, which stands again where no step of the new route could be taken.
       batch: examples in a batch of evaluation and of the receipts' throughput.
+      trust: execute code that the run, or a teacher's, brings along, also where somebody else wrote it.
 
     Raises:
       UserError: a step cannot be taken with this model, or a file is none of a model; the message says what to do.
     """
     runtime.setup()
     origin = Path(origin)
-    training = training or _training(origin)
+    training = training or _training(origin, trust)
     if batch < 1:
         raise UserError(f"batch must be at least 1, got {batch}")
     directory = Path(run) if run else place.default(origin)
     record = {"origin": str(origin), "route": route.as_json(), "training": to_json(training), "batch": batch}
-    rows = place.resumed(directory, record) if resume else []
-    if not resume:
-        place.check_free(directory, origin, overwrite)
-    setting = Setting(training, directory, batch)
-    stage = _first(origin, setting)
-    replaced = Replaced(directory) if resume else place.set_aside(directory)
-    try:
+    with place.claimed(directory, origin, resume=resume, overwrite=overwrite) as swap:
+        rows = place.resumed(directory, record, training, route.steps) if resume else []
+        setting = Setting(training, directory, batch, trust)
+        stage = _first(origin, setting)
         if not resume:
-            place.begin(directory, record)
+            place.begin(swap, record)
             setting.known.write(directory)
-        return _followed(route, stage, setting, rows, record)
-    finally:
-        (replaced.discard if place.holds_results(directory) else replaced.put_back)()
+        return _followed(route, stage, setting, rows, record, swap)
 
 
 def _followed(
-    route: Route, stage: Stage, setting: Setting, rows: list[Receipt], record: dict[str, Any]
+    route: Route, stage: Stage, setting: Setting, rows: list[Receipt], record: dict[str, Any], swap: Swap
 ) -> Followed:
     """From the origin's stage to the end, whereby `rows` has the receipts of what is done."""
     directory, console = setting.directory, Console(highlight=False, soft_wrap=True)
@@ -149,6 +149,7 @@ def _followed(
             seconds = time.perf_counter() - started
             rows.append(receipt(name, stage, setting, before, seconds))
             place.write_receipts(directory, rows, record)
+            swap.settle()
             console.print(line(rows[-1], rows))
         before = stage
     pareto(directory / "pareto.png", rows, setting.task.metric)
@@ -160,9 +161,9 @@ def _followed(
     return Followed(directory, tuple(rows), stage, setting)
 
 
-def _training(origin: Path) -> Recipe:
+def _training(origin: Path, trust: bool) -> Recipe:
     if (origin / "recipe.json").is_file():
-        return load_recipe(str(origin))
+        return load_recipe(origin, trust=trust)
     if not origin.exists():
         raise UserError(f"there is no run and no file {origin}")
     raise UserError(
@@ -176,7 +177,7 @@ def _first(origin: Path, setting: Setting) -> Stage:
     factory = setting.training.model
     model, inputs = setting.model(factory), setting.inputs(setting.batch)
     if origin.is_file() and is_packed(origin):
-        params, state = packed.checked(unpack(origin), model, origin)
+        params, state = check_stored(unpack(origin), model, origin)
         return trained(factory, {"params": params, "model_state": state}, model)
     found = start(origin, model, inputs, setting.task.metric)
     if found.fresh:

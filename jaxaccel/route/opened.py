@@ -1,20 +1,21 @@
 """A route's directory opened again: the model as one of its steps left it, without the data set."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxaccel.calls import nearest, parse
+from jaxaccel import plain
+from jaxaccel.calls import nearest
 from jaxaccel.compress import unpack
 from jaxaccel.errors import UserError
 from jaxaccel.facts import read_facts
-from jaxaccel.flags import NAMES
-from jaxaccel.optim import Sparse
-from jaxaccel.packed import checked
-from jaxaccel.recipe import from_json
+from jaxaccel.file_names import FileNames
+from jaxaccel.files import read_json
+from jaxaccel.packed import check_stored
+from jaxaccel.recipe_file import from_json, read_record
 from jaxaccel.route.learning import FineTune, Student
+from jaxaccel.route.place import RECEIPTS, RECORD
 from jaxaccel.route.receipts import Receipt
 from jaxaccel.route.stage import Setting, Stage, trained
 from jaxaccel.route.step import Step
@@ -25,7 +26,7 @@ KINDS: Mapping[str, type[Step]] = {
 }
 
 
-def opened(directory: Path, step: str | None = None) -> tuple[Stage, Setting, Receipt]:
+def opened(directory: Path, step: str | None = None, trust: bool = False) -> tuple[Stage, Setting, Receipt]:
     """The stage after `step`, by default the last one that has its receipt; nothing is written.
 
     Steps that leave the function as it is are read from their packed files. Folding and quantizing are done again, on
@@ -34,11 +35,21 @@ def opened(directory: Path, step: str | None = None) -> tuple[Stage, Setting, Re
     Raises:
       UserError: the directory holds no such step, or is damaged, or a step of the user's own is in the way.
     """
-    record, receipts = _read(directory / "route.json"), _read(directory / "receipts.json")
+    try:
+        record, receipts = read_json(directory / RECORD), read_json(directory / RECEIPTS)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename} cannot be read ({error.strerror}): take the route again"
+        ) from error
+    names = _names(directory / RECORD, record, trust)
     try:
         rows = [Receipt(**row) for row in receipts["receipts"]]
-        steps = {"origin": None} | {name: _step(name, values) for name, values in record["route"].items()}
-        setting = Setting(from_json(record["training"]), directory, record["batch"], read_facts(directory))
+        steps = {"origin": None} | {
+            name: _step(name, values, names) for name, values in record["route"].items()
+        }
+        setting = Setting(
+            from_json(record["training"], names), directory, record["batch"], kept=read_facts(directory)
+        )
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{directory} was not written by jaxaccel, or is damaged: {error}") from error
     done = [row.step for row in rows]
@@ -50,7 +61,7 @@ def opened(directory: Path, step: str | None = None) -> tuple[Stage, Setting, Re
     last = done.index(step) if step else len(done) - 1
     factory = setting.training.model
     model, file = setting.model(factory), setting.origin
-    params, state = checked(unpack(file), model, file)
+    params, state = check_stored(unpack(file), model, file)
     stage = trained(factory, {"params": params, "model_state": state}, model)
     for number, (name, taken) in enumerate([*steps.items()][: last + 1]):
         file = setting.file(number, name)
@@ -71,28 +82,18 @@ def _again(step: Step, stage: Stage, setting: Setting, name: str) -> Stage:
     return step.apply(stage, setting, name)
 
 
-def _step(name: str, values: Mapping[str, Any]) -> Step:
+def _names(file: Path, record: Mapping[str, Any], trust: bool) -> FileNames:
+    """What names in a route stand for: as in the run that it began with, where that is still there."""
+    origin = Path(str(record.get("origin"))) / "recipe.json"
+    if not origin.is_file():
+        return FileNames(file, b"", trust=trust)
+    run, content = read_record(origin)
+    return FileNames(origin, content, tuple(run["modules"]), trust)
+
+
+def _step(name: str, values: Mapping[str, Any], names: FileNames) -> Step:
     """The step that `Route.as_json` wrote down."""
-    plain = dict(values)
-    kind = KINDS.get(plain.pop("kind"))
+    kind = KINDS.get(values["kind"])
     if kind is None:
         raise UserError(f"{name} is a {values['kind']}, which is no step of jaxaccel: take it in Python")
-    for field, value in plain.items():
-        if isinstance(value, list):
-            plain[field] = tuple(value)
-        elif field == "sparse":
-            plain[field] = Sparse(**value)
-        elif field in ("model", "teacher_model") and value is not None:
-            plain[field] = parse(value, NAMES)
-        elif field == "init_from" and value is not None:
-            plain[field] = Path(value)
-    return kind(**plain)
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{file} cannot be read or is damaged: take the route again with --overwrite"
-        ) from error
+    return plain.decode({key: value for key, value in values.items() if key != "kind"}, kind, names, name)

@@ -1,22 +1,26 @@
 """The directory of a route: whose it is, what of it is there already, and what it replaces."""
 
+import contextlib
 import json
-import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from jaxaccel import runtime
-from jaxaccel.errors import UserError
-from jaxaccel.recipe import MAY_DIFFER_ON_RESUME, differences
+from jaxaccel.errors import UserError, option
+from jaxaccel.files import is_left_over, read_json
+from jaxaccel.lock import held
+from jaxaccel.recipe import Recipe
+from jaxaccel.recipe_file import changes, differences, upgraded, with_defaults
 from jaxaccel.route.receipts import Receipt, as_json
-from jaxaccel.rundir import Replaced, command, write_json
+from jaxaccel.rundir import command, write_json
+from jaxaccel.swap import Swap
 
-BEGINNING = {"route.json", "receipts.json", "facts.json", "0-origin.safetensors"}
+RECORD, RECEIPTS = "route.json", "receipts.json"
+BEGINNING = {RECORD, RECEIPTS, "facts.json", "0-origin.safetensors"}
 """What is there before the first step: nothing that would be a loss."""
-MAY_DIFFER = tuple(f"training.{name}" for name in MAY_DIFFER_ON_RESUME)
-"""What changes how receipts and fine-tunings are computed, but not what."""
 
 
 def default(origin: Path) -> Path:
@@ -24,26 +28,44 @@ def default(origin: Path) -> Path:
     return Path("runs") / f"{origin.name if origin.is_dir() else origin.stem}-compressed"
 
 
-def resumed(directory: Path, record: dict[str, Any]) -> list[Receipt]:
-    """The receipts that are there already, of the same route.
+def resumed(
+    directory: Path, record: dict[str, Any], training: Recipe, steps: Mapping[str, Any]
+) -> list[Receipt]:
+    """The receipts that are there already, of the same route; options that an older version lacked have their defaults.
+
+    Args:
+      directory: of the route.
+      record: what its route.json would hold now.
+      training: how the model was trained.
+      steps: of the route, by name.
 
     Raises:
       UserError: there is none, or it is another one.
     """
-    file = directory / "route.json"
-    if not file.exists():
-        raise UserError(f"nothing to resume in {directory}: there is no route.json; leave out --resume")
-    before = json.loads(file.read_text(encoding="utf-8"))
-    now = json.loads(json.dumps(record))
-    for path, value, old in differences(now, {name: before.get(name) for name in now}):
-        if not path.startswith(MAY_DIFFER):
-            raise UserError(
-                f"{directory} was begun with {path} = {old}, now it is {value}: resume with the same, or choose "
-                "another --run"
-            )
-    receipts = directory / "receipts.json"
-    rows = json.loads(receipts.read_text(encoding="utf-8"))["receipts"] if receipts.exists() else []
-    return [Receipt(**row) for row in rows]
+    if not (directory / RECORD).is_file():
+        raise UserError(
+            f"nothing to resume in {directory}: there is no {RECORD}; leave out {option('resume', True)}"
+        )
+    before = read_json(directory / RECORD)
+    now = json.loads(json.dumps({name: value for name, value in record.items() if name != "training"}))
+    taken = before.get("route")
+    if isinstance(taken, dict):
+        before["route"] = {name: with_defaults(step, steps.get(name)) for name, step in taken.items()}
+    found = differences(now, {name: before.get(name) for name in now})
+    trained = changes(training, upgraded(before.get("training", {})))
+    found += [(f"training.{path}", value, old) for path, value, old in trained]
+    for path, value, old in found:
+        raise UserError(
+            f"{directory} was begun with {path} = {old}, now it is {value}: resume with the same, or choose "
+            f"another {option('run', 'DIR')}"
+        )
+    try:
+        return [Receipt(**row) for row in read_json(directory / RECEIPTS)["receipts"]]
+    except FileNotFoundError:
+        return []
+    except (UserError, KeyError, TypeError):
+        print(f"{directory / RECEIPTS} is damaged: its steps are taken and measured again")
+        return []
 
 
 def check_free(directory: Path, origin: Path, overwrite: bool) -> None:
@@ -56,29 +78,52 @@ def check_free(directory: Path, origin: Path, overwrite: bool) -> None:
         return
     if holds_results(directory) and not overwrite:
         raise UserError(
-            f"{directory} holds something already: go on with --resume, replace it with --overwrite, or choose "
-            "another --run DIR"
+            f"{directory} holds something already: go on with {option('resume', True)}, replace it with "
+            f"{option('overwrite', True)}, or choose another {option('run', 'DIR')}"
         )
-    if "route.json" not in _names(directory):
-        raise UserError(f"{directory} is no route of jaxaccel and will not be deleted: choose another --run")
+    if RECORD not in _names(directory):
+        raise UserError(
+            f"{directory} is no route of jaxaccel and will not be deleted: choose another {option('run', 'DIR')}"
+        )
     if directory.resolve() in origin.resolve().parents:
-        raise UserError(f"{origin} lies in {directory}, which is to be replaced: choose another --run")
+        raise UserError(
+            f"{origin} lies in {directory}, which is to be replaced: choose another {option('run', 'DIR')}"
+        )
 
 
-def set_aside(directory: Path) -> Replaced:
-    """Sets aside what is there, until it is known whether a new route can take its place."""
-    if not _names(directory):
-        return Replaced(directory)
-    aside = directory.with_name(f".{directory.name}.replaced")
-    shutil.rmtree(aside, ignore_errors=True)  # of an attempt that was killed
-    directory.rename(aside)
-    return Replaced(directory, aside)
+@contextlib.contextmanager
+def claimed(directory: Path, origin: Path, *, resume: bool, overwrite: bool) -> Iterator[Swap]:
+    """Holds `directory` for a route from `origin`, once it is clear that nothing would be lost.
+
+    What `begin` replaces is deleted when the new route has come to a result, and stands there again if it comes to
+    none; if this process is killed, then at the next start.
+
+    Raises:
+      UserError: something would be lost, or another process writes there.
+    """
+    swap = Swap(directory, RECORD, holds_results)
+    with held(directory):
+        swap.end()  # what was left by one that was killed
+        try:
+            if not resume:
+                check_free(directory, origin, overwrite)
+            yield swap
+        finally:
+            swap.end()
 
 
-def begin(directory: Path, record: dict[str, Any]) -> None:
-    """Makes `directory` and its route.json."""
-    directory.mkdir(parents=True, exist_ok=True)
-    write_json(directory / "route.json", record | {"command": command(), "versions": runtime.versions()})
+def begin(swap: Swap, record: dict[str, Any]) -> None:
+    """Makes the directory and its route.json; what was there is set aside."""
+
+    def write(directory: Path) -> None:
+        written = record | {"command": command(), "versions": runtime.versions()}
+        write_json(directory / RECORD, written)
+
+    if _names(swap.directory):
+        swap.begin(write)
+    else:
+        swap.directory.mkdir(parents=True, exist_ok=True)
+        write(swap.directory)
 
 
 def holds_results(directory: Path) -> bool:
@@ -86,7 +131,7 @@ def holds_results(directory: Path) -> bool:
     names = _names(directory)
     runs = {path.parent.name for path in directory.glob("*/recipe.json")}
     saved = {path.parent.parent.name for path in directory.glob("*/checkpoints/*")}
-    return bool(names - BEGINNING - (runs - saved)) or (bool(names) and "route.json" not in names)
+    return bool(names - BEGINNING - (runs - saved)) or (bool(names) and RECORD not in names)
 
 
 def write_receipts(directory: Path, rows: list[Receipt], record: dict[str, Any]) -> None:
@@ -98,8 +143,10 @@ def write_receipts(directory: Path, rows: list[Receipt], record: dict[str, Any])
         "versions": runtime.versions(),
         "receipts": as_json(rows),
     }
-    write_json(directory / "receipts.json", written)
+    write_json(directory / RECEIPTS, written)
 
 
 def _names(directory: Path) -> set[str]:
-    return {path.name for path in directory.iterdir()} if directory.exists() else set()
+    """What is in `directory`, but for locks and drafts, which a process that was killed may leave."""
+    paths = directory.iterdir() if directory.is_dir() else ()
+    return {path.name for path in paths if not is_left_over(path)}

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from jaxaccel.errors import UserError
-from jaxaccel.recipe import of_file, shipped, to_json
+from jaxaccel.recipe_file import shipped, to_json
 from jaxaccel.route.learning import FineTune, Student
 from jaxaccel.route.step import Step
 from jaxaccel.route.steps import Fold, LowRank, Quantize, RemoveChannels, Share
+from jaxaccel.user_code import load_file
 
 NOT_AFTER: Mapping[type[Step], tuple[tuple[type[Step], ...], str]] = {
     RemoveChannels: ((LowRank, Share, Fold, Quantize), "channels are removed from dense weights"),
@@ -74,7 +75,7 @@ def load_route(name: str) -> Route:
 
 def load(name: str) -> tuple[Route, Any]:
     """As `load_route`, with the module that holds the route."""
-    module = of_file(Path(name)) if name.endswith(".py") else shipped(name, "routes")
+    module = load_file(Path(name)) if name.endswith(".py") else shipped(name, "routes")
     made = module.route() if callable(getattr(module, "route", None)) else None
     if not isinstance(made, Route):
         raise UserError(f"{name} must define route() -> jaxaccel.route.Route")

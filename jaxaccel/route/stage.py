@@ -11,7 +11,8 @@ import numpy as np
 
 from jaxaccel.compress import trainable
 from jaxaccel.compress.selected import names_of
-from jaxaccel.data import open_source
+from jaxaccel.data.elements import read_elements
+from jaxaccel.data.opening import Splits, open_splits
 from jaxaccel.data.sources import Source
 from jaxaccel.facts import Facts
 from jaxaccel.modules import Model, as_model, inference
@@ -87,6 +88,8 @@ class Setting:
     directory: Path
     batch: int
     """Examples in a batch of evaluation and of the receipts' throughput."""
+    trust: bool = False
+    """Whether to execute code that runs bring along, also where somebody else wrote it."""
     kept: Facts | None = None
     """What an earlier run kept of the data, which then need not be there."""
 
@@ -106,20 +109,22 @@ class Setting:
 
     @functools.cached_property
     def train(self) -> Source:
-        """The split that was trained on."""
-        return self._open(self.training.data.train_split)
+        """The split that was trained on, without what was set aside for validation."""
+        return self._splits.train
 
     @functools.cached_property
     def test(self) -> Source:
         """The split that decides."""
-        return self._open(self.training.data.eval_split)
+        return self._splits.test or self._splits.evaluation
 
     @functools.cached_property
     def known(self) -> Facts:
         """What the data say of themselves."""
         if self.kept is not None:
             return self.kept
-        return Facts.of(self.task.facts(self.train.features), self.task.element(self.train[0]))
+        return Facts.of(
+            self.task.facts(self.train.features), read_elements(self.train, self.task.element, range(1))[0]
+        )
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -141,6 +146,10 @@ class Setting:
             self.task.inputs(batch) for batch in batches(self.train, self.task, size, count // size * size)
         ]
 
-    def _open(self, split: str) -> Source:
+    @functools.cached_property
+    def _splits(self) -> Splits:
         data = self.training.data
-        return open_source(data.name, split, directory=data.dir, downloads=data.downloads)
+        return open_splits(
+            data.name, train=data.train_split, evaluation=data.eval_split, validation=data.validation,
+            directory=data.dir, downloads=data.downloads,
+        )  # fmt: skip

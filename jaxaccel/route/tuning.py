@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxaccel.compress import trainable, with_trained
-from jaxaccel.compress.pack import is_packed
+from jaxaccel.compress.unpack import is_packed
 from jaxaccel.errors import UserError
 from jaxaccel.optim import Schedule, Sparse
 from jaxaccel.packed import packed
@@ -43,7 +43,7 @@ def fine_tuned(stage: Stage, setting: Setting, name: str, how: "FineTune", spars
     begun = any(directory.glob("checkpoints/*"))
     recipe = recipe_of(stage, setting, name, how, sparse)
     try:
-        result = train(recipe, run=directory, resume=begun, overwrite=not begun)
+        result = train(recipe, run=directory, resume=begun, overwrite=not begun, trust=setting.trust)
     except UserError as error:
         of_route = error.renamed(partial(renamed, step=name))
         raise UserError(f"{name}: {of_route.message}") from error

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxaccel.data.elements import read_elements
 from jaxaccel.data.sources import Source
 from jaxaccel.tasks.task import Task
 
@@ -17,7 +18,7 @@ def batches(source: Source, task: Task, size: int, count: int | None = None) -> 
     total = len(source) if count is None else min(count, len(source))
     for start in range(0, total, size):
         there = range(start, min(start + size, total))
-        rows = [element(task, x, i) for i, x in zip(there, source.__getitems__(there), strict=True)]
+        rows = elements(task, source, there)
         yield stacked([*rows, *[rows[0] | {"mask": np.float32(0)}] * (size - len(rows))])
 
 
@@ -26,6 +27,7 @@ def stacked(rows: Sequence[Mapping[str, Any]]) -> Batch:
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def element(task: Task, example: Mapping[str, Any], index: int) -> dict[str, Any]:
-    """One example of the data set as a task's, with what every batch has besides."""
-    return task.element(example) | {"index": np.int32(index), "epoch": np.int32(0), "mask": np.float32(1)}
+def elements(task: Task, source: Source, indices: range) -> list[dict[str, Any]]:
+    """Examples of the data set as a task's, with what every batch has besides."""
+    rows = zip(indices, read_elements(source, task.element, indices), strict=True)
+    return [row | {"index": np.int32(i), "epoch": np.int32(0), "mask": np.float32(1)} for i, row in rows]

@@ -38,10 +38,14 @@ class ImageClassification(Task):
         """``classes``, ``class_names``, ``channels`` and ``image_size`` (an int, or (H, W) where they differ)."""
         known = dict(features.items())
         image, label = known.get("image"), known.get("label")
-        if image is None or label is None or not hasattr(label, "num_classes"):
+        if image is None or label is None:
             raise UserError(
                 f"image classification needs the features image and label; the data set has {', '.join(features)}"
             )
+        if not getattr(label, "num_classes", None):
+            raise UserError(f"image classification needs labels that are numbers of classes, not {label}")
+        if len(image.shape) != 3:
+            raise UserError(f"image classification needs images (H, W, C), not {image}")
         height, width, channels = image.shape
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, channels or 3):
@@ -63,8 +67,8 @@ class ImageClassification(Task):
         }
 
     def element(self, example: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """``image`` (H, W, C) uint8, ``label`` () int32."""
-        image = np.asarray(example["image"])
+        """``image`` (H, W, C), uint8 or float32 from 0 to 1, and ``label`` () int32."""
+        image = _as_pixels(np.asarray(example["image"]))
         if self.image_size and image.shape[:2] != (self.image_size,) * 2:
             image = pictures.resize(image, self.image_size)
         return {"image": image, "label": np.asarray(example["label"], np.int32)}
@@ -124,8 +128,8 @@ class ImageClassification(Task):
         """Pictures as the images that the model takes.
 
         Pixels are levels from 0 to 255 in every dtype, integer or floating point, unless `white` says otherwise.
-        Gray becomes RGB and the other way round, an alpha channel goes, as in data sets. Where the task has an
-        `image_size`, pictures of any size are resized to it.
+        Gray becomes RGB and the other way round, what is transparent shows white, as in data sets. Where the task
+        has an `image_size`, pictures of any size are resized to it.
 
         Args:
           given: an array (H, W), (H, W, C), (B, H, W) or (B, H, W, C), a path of an image file, a Pillow image, an
@@ -176,3 +180,18 @@ class ImageClassification(Task):
         return optax.softmax_cross_entropy(
             logits.astype(jnp.float32), optax.smooth_labels(targets, self.label_smoothing)
         )
+
+
+def _as_pixels(image: np.ndarray) -> np.ndarray:
+    """uint8, where the dtype or the values say what is white, or float32 as it is."""
+    if image.dtype == np.uint8:
+        return image
+    if image.dtype.kind == "f":
+        return image.astype(np.float32)
+    if image.dtype == np.uint16:  # a feature of 16-bit images
+        return (image >> 8).astype(np.uint8)
+    if image.dtype.kind not in "iu" or image.min() < 0 or image.max() > 255:
+        raise UserError(
+            f"image classification needs pixels from 0 to 255, or floats, not {image.dtype} {image.shape}"
+        )
+    return image.astype(np.uint8)

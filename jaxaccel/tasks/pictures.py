@@ -9,14 +9,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxaccel.data.sources import decode_image
+from jaxaccel.data.images import decode_image, to_pixels
 from jaxaccel.errors import UserError, option
 from jaxaccel.tasks.given import Given
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Pillow's mode for images of so many channels."""
 _DEEP = ("I", "F")
-"""Pillow's modes with more than 8 bits begin like this: only `white` says what their numbers mean."""
+"""Pillow's modes with more than 8 bits begin like this; `white` may say what their numbers mean."""
 _NEARLY_WHOLE = 1e-3
 """Levels that lie so near to whole numbers are those numbers: float32 pixels in [0, 1] that were 8-bit levels are."""
 
@@ -74,7 +74,7 @@ def _picture(picture: Any, shape: tuple[int, int, int], image_size: int, white: 
     """One picture, (H, W, C) of `shape`."""
     if isinstance(picture, (str, os.PathLike)):
         return _fitted(_of_file(Path(picture), shape[2]), shape, image_size)
-    if _is_pillow(picture) and not picture.mode.startswith(_DEEP):
+    if _is_pillow(picture) and not (white and picture.mode.startswith(_DEEP)):
         return _fitted(_of_pillow(picture, shape[2]), shape, image_size)
     array = np.asarray(picture)
     if array.dtype == object:
@@ -170,9 +170,11 @@ def _fitted(image: np.ndarray, shape: tuple[int, int, int], image_size: int) -> 
 
 
 def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """(h, w, c) uint8 -> (size, size, c): shorter side to `size` (bilinear with antialiasing), center crop."""
+    """(h, w, c) uint8 or float32 -> (size, size, c): shorter side to `size` (bilinear, antialiased), center crop."""
     from PIL import Image
 
+    if image.dtype == np.float32 and image.shape[-1] > 1:  # Pillow has floats of one channel only
+        return np.concatenate([resize(image[..., i : i + 1], size) for i in range(image.shape[-1])], -1)
     picture = _as_pillow(image)
     scale = size / min(picture.size)
     width, height = (max(size, round(side * scale)) for side in picture.size)
@@ -193,12 +195,15 @@ def _is_pillow(given: Any) -> bool:
 
 
 def _of_pillow(picture: Any, channels: int) -> np.ndarray:
-    """A Pillow image of 8 bits as (H, W, channels), upright."""
+    """A Pillow image as a data set would have it, (H, W, channels), upright."""
     from PIL import ImageOps
 
-    upright = ImageOps.exif_transpose(picture).convert(MODES.get(channels, picture.mode))
-    array = np.asarray(upright)
-    return array[..., None] if array.ndim == 2 else array
+    if channels not in MODES:
+        raise UserError(f"the model takes images of {channels} channels, which no picture has: give arrays")
+    try:
+        return to_pixels(ImageOps.exif_transpose(picture), channels)
+    except (ValueError, OSError) as error:
+        raise UserError(f"cannot read the picture ({error})") from error
 
 
 def _of_file(path: Path, channels: int) -> np.ndarray:
@@ -211,6 +216,6 @@ def _of_file(path: Path, channels: int) -> np.ndarray:
             f"the model takes images of {channels} channels, which no image file has: give arrays"
         )
     try:
-        return decode_image(path.read_bytes(), channels)
+        return decode_image(path.read_bytes(), channels, upright=True)
     except Exception as error:  # Pillow raises many kinds for damaged files
         raise UserError(f"cannot read the image {path} ({error})") from error

@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxaccel import files, numerics
+from jaxaccel.bounds import check, read_json, reading
 from jaxaccel.calls import nearest
 from jaxaccel.errors import UserError
 from jaxaccel.interpret import Observation, Transformation, is_compressed, transform
+from jaxaccel.options import checked
 from jaxaccel.sites import BILINEAR, Site
 
 PyTree = Any
@@ -53,13 +55,15 @@ class Calibration:
         Raises:
           UserError: the file is missing or is none.
         """
-        try:
-            ranges = {str(k): np.float32(v) for k, v in json.loads(Path(path).read_text()).items()}
-        except (OSError, ValueError, AttributeError, TypeError) as error:
-            raise UserError(f"{path} holds no calibration: {error}") from error
-        return cls(ranges)
+        with reading(Path(path), "holds no calibration"):
+            ranges = read_json(Path(path))
+            check(isinstance(ranges, dict), "no ranges by site")
+            numbers = all(type(v) in (int, float) and 0 <= v < float("inf") for v in ranges.values())
+            check(numbers, "a range that is no finite number of at least 0")
+            return cls({name: np.float32(value) for name, value in ranges.items()})
 
 
+@checked
 def calibrate(
     f: Callable[..., Any],
     params: PyTree,
@@ -91,7 +95,8 @@ def calibrate(
         raise UserError("calibrate needs at least one batch")
     observe = compiled(_observing(f, _largest, argnums))
     seen = [observe(params, *call) for call in calls]
-    largest = {name: max(float(s[name]) for s in seen) for name in seen[0]}
+    # NumPy's maximum is NaN where one is; Python's may be any of them.
+    largest = {name: float(np.max([s[name] for s in seen])) for name in seen[0]}
     if not largest:
         raise UserError(
             "f multiplies no parameter: nothing to calibrate (argnums says which arguments hold them)"
@@ -103,7 +108,7 @@ def calibrate(
         return Calibration({name: np.float32(value) for name, value in largest.items()})
     tops = {name: max(value, numerics.TINY) for name, value in largest.items()}
     histogram = compiled(_observing(f, _counts(tops), argnums))
-    counts: dict[str, np.ndarray] = {name: np.zeros(BINS) for name in tops}
+    counts = {name: np.zeros(BINS) for name in tops}
     for call in calls:
         for name, more in histogram(params, *call).items():
             counts[name] += np.asarray(more)
@@ -159,16 +164,18 @@ def _largest(site: Site, x: jax.Array) -> jax.Array:
 
 def _counts(tops: Mapping[str, float]) -> Callable[[Site, jax.Array], jax.Array]:
     def measure(site: Site, x: jax.Array) -> jax.Array:
-        bins = jnp.clip(jnp.abs(x) * (BINS / tops[site.name]), 0, BINS - 1).astype(jnp.int32)
-        return jnp.zeros(BINS).at[bins.ravel()].add(1)
+        # In float32, since bfloat16 has no 2,047, and float16 ends below what small activations are multiplied by.
+        share = jnp.abs(x.astype(jnp.float32)) / tops[site.name]
+        bins = jnp.minimum((share * BINS).astype(jnp.int32), BINS - 1)
+        return jnp.zeros(BINS, jnp.int32).at[bins.ravel()].add(1)
 
     return measure
 
 
 def _percentile(counts: np.ndarray, percentile: float) -> float:
     """How many bins hold `percentile` of the magnitudes."""
-    share = np.cumsum(counts) / counts.sum()
-    return float(np.searchsorted(share, percentile / 100) + 1)
+    kept = np.searchsorted(np.cumsum(counts), percentile / 100 * counts.sum())
+    return float(min(kept + 1, BINS))
 
 
 def _mse(counts: np.ndarray) -> float:

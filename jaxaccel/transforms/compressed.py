@@ -4,8 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxaccel.interpret import Transformation, transform
+from jaxaccel.options import checked
 
 
+@checked
 def compressed(
     f: Callable[..., Any], *, argnums: int | Sequence[int] = 0, strict: bool = False
 ) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxaccel.errors import UserError
-from jaxaccel.options import NonNegative, Options
+from jaxaccel.options import NonNegative, Options, checked
 from jaxaccel.transforms.features import features
 
 PyTree = Any
@@ -46,9 +46,11 @@ def soft_targets(student: jax.Array, teacher: jax.Array, temperature: float | ja
     """
     teacher = jax.lax.stop_gradient(teacher).astype(jnp.float32) / temperature
     log_p, log_q = jax.nn.log_softmax(teacher), jax.nn.log_softmax(student.astype(jnp.float32) / temperature)
-    return temperature**2 * jnp.sum(jnp.exp(log_p) * (log_p - log_q), -1)
+    # A class that the teacher excludes, with a logit of -inf, adds nothing.
+    return temperature**2 * jnp.sum(jnp.exp(log_p) * jnp.where(log_p > -jnp.inf, log_p - log_q, 0), -1)
 
 
+@checked
 def distill(
     student: Callable[..., Any],
     teacher: Callable[..., Any],
@@ -112,7 +114,9 @@ class Distillation:
         for i, hint in enumerate(self.hints):
             if hint.kind == "hint":
                 a, b = both[0][hint.student].shape[-1], both[1][hint.teacher].shape[-1]
-                found[hint.student] = jax.random.normal(jax.random.fold_in(key, i), (a, b)) / a**0.5
+                found[hint.student] = (
+                    jax.random.normal(jax.random.fold_in(key, i), (a, b), jnp.float32) / a**0.5
+                )
         return found
 
     def __call__(
@@ -160,10 +164,10 @@ def _alone(f: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _hint(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Mean squared difference of each example, relative to the teacher's mean square."""
+    """Mean squared difference of each example, relative to the teacher's mean square where that is not 0."""
     _check_same(a.shape, b.shape, "hint")
-    axes = tuple(range(1, a.ndim))
-    return jnp.mean((a - b) ** 2, axes) / (jnp.mean(b**2) + 1e-6)
+    axes, size = tuple(range(1, a.ndim)), _positive(jnp.sqrt(jnp.mean((b / _largest(b)) ** 2)) * _largest(b))
+    return jnp.mean(((a - b) / size) ** 2, axes)
 
 
 def _attention(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -171,8 +175,8 @@ def _attention(a: jax.Array, b: jax.Array) -> jax.Array:
     _check_same(a.shape[:-1], b.shape[:-1], "attention")
 
     def normalised(x: jax.Array) -> jax.Array:
-        x = jnp.mean(x**2, -1).reshape(x.shape[0], -1)
-        return x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-6)
+        x = jnp.mean((x / _largest(x, tuple(range(1, x.ndim)))) ** 2, -1).reshape(x.shape[0], -1)
+        return x / _positive(_root(jnp.sum(x**2, -1, keepdims=True)))
 
     return jnp.sum((normalised(a) - normalised(b)) ** 2, -1)
 
@@ -182,14 +186,28 @@ def _relation(a: jax.Array, b: jax.Array) -> jax.Array:
 
     def distances(x: jax.Array) -> jax.Array:
         x = x.reshape(x.shape[0], -1)
-        squares = jnp.sum((x[:, None] - x[None]) ** 2, -1) + jnp.eye(
-            len(x)
-        )  # the root of 0 has no derivative
-        d = jnp.sqrt(squares) * (1 - jnp.eye(len(x)))
-        return d / (jnp.sum(d) / max(len(x) * (len(x) - 1), 1) + 1e-6)
+        x = x / _largest(x - x[:1])
+        d = _root(jnp.sum((x[:, None] - x[None]) ** 2, -1))
+        return d / _positive(jnp.sum(d) / max(len(x) * (len(x) - 1), 1))
 
     gap = jnp.abs(distances(a) - distances(b))
     return jnp.mean(jnp.where(gap < 1, 0.5 * gap**2, gap - 0.5), -1)
+
+
+def _root(squares: jax.Array) -> jax.Array:
+    """The square root, with a derivative of 0 at 0, where it has none: equal examples do not pull at each other."""
+    return jnp.where(squares > 0, jnp.sqrt(_positive(squares)), 0)
+
+
+def _positive(x: jax.Array) -> jax.Array:
+    """`x`, and 1 where it is 0: what it divides is 0 there, or has no other size to go by."""
+    return jnp.where(x > 0, x, 1)
+
+
+def _largest(x: jax.Array, axes: Sequence[int] | None = None) -> jax.Array:
+    """The largest magnitude over `axes`, a constant for derivatives: in units of it no square vanishes or overflows."""
+    axes = tuple(range(x.ndim)) if axes is None else tuple(axes)
+    return jax.lax.stop_gradient(_positive(jnp.max(jnp.abs(x), axes, keepdims=True, initial=0)))
 
 
 def _check_same(a: tuple[int, ...], b: tuple[int, ...], kind: str) -> None:

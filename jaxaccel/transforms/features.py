@@ -9,9 +9,11 @@ import jax.numpy as jnp
 from jaxaccel.calls import nearest
 from jaxaccel.errors import UserError
 from jaxaccel.interpret import Observation, Transformation, is_compressed, transform
+from jaxaccel.options import checked
 from jaxaccel.sites import BILINEAR, Site
 
 
+@checked
 def features(
     f: Callable[..., Any],
     sites: Sequence[str],

@@ -16,13 +16,15 @@ from jaxaccel.arrays import QuantArray
 from jaxaccel.errors import UserError
 from jaxaccel.interpret import Transformation, is_compressed, transform
 from jaxaccel.lowerings import convolution, menu, products
-from jaxaccel.sites import BILINEAR, Site, on
+from jaxaccel.options import checked
+from jaxaccel.sites import BILINEAR, Backend, Site, on
 from jaxaccel.transforms import integer
 from jaxaccel.transforms.calibrate import Calibration
 
 Activations = Literal["dynamic", "static", "none"]
 
 
+@checked
 def int8(
     f: Callable[..., Any],
     *,
@@ -34,7 +36,7 @@ def int8(
     key: jax.Array | None = None,
     argnums: int | Sequence[int] = 0,
     strict: bool = False,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Callable[..., Any]:
     """`f` on parameters with `QuantArray` leaves, products as int8 x int8 -> int32.
 
@@ -178,7 +180,9 @@ class _Rule:
         site.record("integers as " + str(x.dtype), _dtype(w), "weight-only")
         values = w.integers().astype(x.dtype)
         out = site.bind(*((values, x) if side == 0 else (x, values)))
-        return out * integer.in_output(site.primitive, site.params, side, w.scale, x.ndim)
+        scale = integer.in_output(site.primitive, site.params, side, w.scale, x.ndim)
+        wide = numerics.wide(out)
+        return (wide * scale.astype(wide.dtype)).astype(out.dtype)
 
     def _between_activations(self, site: Site, lhs: Any, rhs: Any) -> Any:
         floating = all(x.dtype == jnp.float32 for x in (lhs, rhs))

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxaccel import numerics
 from jaxaccel.errors import UserError
 from jaxaccel.options import Options
 
@@ -62,12 +63,21 @@ class LossScale(Options):
         return LossScaleState(jnp.float32(self.initial), jnp.int32(0))
 
     def scale(self, loss: jax.Array, state: LossScaleState) -> jax.Array:
-        """The loss to differentiate."""
+        """The loss to differentiate, in float32 at least: what it is scaled to may be more than float16 holds."""
+        loss = numerics.wide(loss)
         return loss * state.scale.astype(loss.dtype)
 
     def unscale(self, grads: PyTree, state: LossScaleState) -> tuple[PyTree, jax.Array]:
-        """The gradients of the loss itself, and whether all of them are finite: if not, leave the step out."""
-        grads = jax.tree.map(lambda g: g / state.scale.astype(g.dtype), grads)
+        """The gradients of the loss itself, and whether all of them are finite: if not, leave the step out.
+
+        They keep their dtypes, and are divided in float32 at least.
+        """
+
+        def unscaled(g: jax.Array) -> jax.Array:
+            wide = numerics.wide(g)
+            return (wide / state.scale.astype(wide.dtype)).astype(g.dtype)
+
+        grads = jax.tree.map(unscaled, grads)
         finite = jnp.array(True)
         for leaf in jax.tree.leaves(grads):
             finite &= jnp.all(jnp.isfinite(leaf))

@@ -8,16 +8,22 @@ import jax.numpy as jnp
 
 from jaxaccel.errors import UserError
 from jaxaccel.interpret import Observation, Transformation, is_compressed, transform
+from jaxaccel.options import checked
 from jaxaccel.sites import BILINEAR, Site
 from jaxaccel.transforms.calibrate import compiled
 
 PyTree = Any
 
 
+@checked
 def input_norms(
     f: Callable[..., Any], params: PyTree, batches: Iterable[Any], *, argnums: int | Sequence[int] = 0
 ) -> dict[str, jax.Array]:
     """The root mean square of each input of each weight of f, (in,) by path; for ``ja.prune(criterion="wanda")``.
+
+    Of a convolution that is the mean over the pixels of its input, each counted once whatever strides, dilation and
+    padding make of it. Left out are weights that `input_covariances` leaves out, but not for the order of their axes
+    in a convolution.
 
     Args:
       f: called as ``f(params, *batch)``.
@@ -32,13 +38,16 @@ def input_norms(
     return {path: jnp.sqrt(total / count) for path, (total, count) in found.items()}
 
 
+@checked
 def input_covariances(
     f: Callable[..., Any], params: PyTree, batches: Iterable[Any], *, argnums: int | Sequence[int] = 0
 ) -> dict[str, jax.Array]:
     """The mean of x x^T over what each weight of f multiplies, by path; for ``ja.low_rank(covariances=)``.
 
-    Of a kernel (H, W, in, out) x is a window of H * W * in numbers, in the order of the kernel. Weights that are used
-    in a grouped convolution, or summed over axes that are not their first, are left out.
+    Of a kernel (H, W, in, out) x is a window of H * W * in numbers, in the order of the kernel, and likewise in one or
+    three dimensions. There is one for each output pixel: strides, dilation (of the input too, in a transposed
+    convolution) and padding count, zeros included. Left out are weights that are used in a grouped convolution, that
+    are summed over axes which are not their first, or that f transposes or reverses first.
 
     Args:
       f: called as ``f(params, *batch)``.
@@ -74,7 +83,13 @@ def _moments(
         lambda x: jax.tree.map(lambda leaf: leaf.sum(0), x),
         lambda shape: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shape),
     )
+
+    def moved(site: Site, x: Any) -> Any:
+        """Behind it a parameter is no longer known: its inputs are other axes, or stand in another order."""
+        return site.bind(x.materialise() if is_compressed(x) else x)
+
     rules = {**dict.fromkeys(BILINEAR, rule), "gather": lambda site, *_: NotImplemented}
+    rules |= dict.fromkeys(("transpose", "rev"), moved)
     t = Transformation("moments", rules, argnums, arrays=True, primal_only=True, observation=zeros)
     observe = compiled(transform(f, t))
     totals: dict[str, tuple[jax.Array, jax.Array]] = {}
@@ -90,7 +105,9 @@ def _moments(
     if not some:
         raise UserError("the inputs of weights need at least one batch")
     if not totals:
-        raise UserError("f multiplies no parameter (argnums says which arguments hold them)")
+        raise UserError(
+            "f multiplies no parameter whose first axes are its inputs (argnums says which arguments hold them)"
+        )
     return totals
 
 
@@ -106,20 +123,21 @@ def _rows(site: Site, side: int, operands: Sequence[jax.Array], whole: bool) -> 
             return None
         x = jnp.moveaxis(x, contracting[1 - side], range(-len(contracting[side]), 0))
         return x.reshape(-1, _product(x.shape[-len(contracting[side]) :]))
-    if side != 1 or site.params["feature_group_count"] != 1:
+    if side != 1 or site.params["feature_group_count"] != 1 or site.params["batch_group_count"] != 1:
         return None
     if not whole:
         return jnp.moveaxis(x, numbers.lhs_spec[1], -1).reshape(-1, x.shape[numbers.lhs_spec[1]])
-    if tuple(numbers.rhs_spec) != (3, 2, 0, 1):
+    *window, inputs, _ = operands[1].shape
+    last = operands[1].ndim - 1
+    if tuple(numbers.rhs_spec) != (last, last - 1, *range(last - 1)):
         return None
-    kernel = operands[1].shape
     windows = jax.lax.conv_general_dilated_patches(
-        x, kernel[:2], site.params["window_strides"], site.params["padding"],
-        rhs_dilation=site.params["rhs_dilation"], dimension_numbers=numbers,
+        x, window, site.params["window_strides"], site.params["padding"], site.params["lhs_dilation"],
+        site.params["rhs_dilation"], numbers, precision=jax.lax.Precision.HIGHEST,
     )  # fmt: skip
-    # JAX has the channels of a window first, (in, H, W); our kernels have them last.
-    windows = jnp.moveaxis(windows, numbers.out_spec[1], -1).reshape(-1, kernel[2], *kernel[:2])
-    return windows.transpose(0, 2, 3, 1).reshape(len(windows), -1)
+    # JAX has the channels of a window first, (in, H, W); kernels have them last.
+    windows = jnp.moveaxis(windows, numbers.out_spec[1], -1).reshape(-1, inputs, *window)
+    return jnp.moveaxis(windows, 1, -1).reshape(len(windows), -1)
 
 
 def _product(sizes: Sequence[int]) -> int:
@@ -134,4 +152,4 @@ def _squares(rows: jax.Array) -> jax.Array:
 
 
 def _outer(rows: jax.Array) -> jax.Array:
-    return rows.T @ rows
+    return jnp.matmul(rows.T, rows, precision=jax.lax.Precision.HIGHEST)

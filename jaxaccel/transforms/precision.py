@@ -17,10 +17,12 @@ from jaxaccel import numerics
 from jaxaccel.errors import UserError
 from jaxaccel.interpret import Transformation, transform
 from jaxaccel.lowerings import products
-from jaxaccel.sites import BILINEAR, Site, on
+from jaxaccel.options import checked
+from jaxaccel.sites import BILINEAR, Backend, Site, on
 from jaxaccel.trees import Where, selects
 
 
+@checked
 def bfloat16(
     f: Callable[..., Any],
     *,
@@ -28,7 +30,7 @@ def bfloat16(
     lowering: Literal["auto", "bfloat16"] = "auto",
     argnums: int | Sequence[int] = 0,
     strict: bool = False,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Callable[..., Any]:
     """`f` with matrix products and convolutions of bfloat16 operands, summed in float32.
 
@@ -53,6 +55,7 @@ def bfloat16(
     return _narrowed(f, _Narrow("bfloat16", on(backend), lowering != "auto"), keep, argnums, strict)
 
 
+@checked
 def float16(
     f: Callable[..., Any],
     *,
@@ -60,7 +63,7 @@ def float16(
     lowering: Literal["auto", "float16"] = "auto",
     argnums: int | Sequence[int] = 0,
     strict: bool = False,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Callable[..., Any]:
     """`f` with matrix products and convolutions of float16 operands, summed in float32.
 
@@ -69,13 +72,14 @@ def float16(
     return _narrowed(f, _Narrow("float16", on(backend), lowering != "auto"), keep, argnums, strict)
 
 
+@checked
 def float8(
     f: Callable[..., Any],
     *,
     keep: Where = (),
     argnums: int | Sequence[int] = 0,
     strict: bool = False,
-    backend: str | None = None,
+    backend: Backend | None = None,
     emulate: bool = False,
 ) -> Callable[..., Any]:
     """`f` with matrix products of float8 operands, each at a scale of its own, summed in float32.

@@ -1,5 +1,7 @@
 """Training for quantisation: float arithmetic with the rounding that `int8` will do."""
 
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +13,8 @@ from jaxaccel.compress.quantize import Axes, quantize
 from jaxaccel.errors import UserError
 from jaxaccel.interpret import Observation, Transformation, is_compressed, transform
 from jaxaccel.lowerings import menu
-from jaxaccel.sites import BILINEAR, Site, on
+from jaxaccel.options import checked
+from jaxaccel.sites import BILINEAR, Backend, Site, on
 from jaxaccel.transforms import integer
 from jaxaccel.transforms.calibrate import Calibration
 from jaxaccel.transforms.int8 import Activations
@@ -20,6 +23,7 @@ from jaxaccel.trees import Where, selects
 PyTree = Any
 
 
+@checked
 def fake_int8(
     f: Callable[..., Any],
     where: Where = "**/{kernel,embedding}",
@@ -28,13 +32,14 @@ def fake_int8(
     channels: Axes | None = None,
     block: int | None = None,
     range: str = "absmax",
+    stacked: Where | None = None,
     activations: Activations | None = None,
     calibration: Calibration | None = None,
     observe: bool = False,
     argnums: int = 0,
     strict: bool = False,
     lowering: menu.Choice = "auto",
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Callable[..., Any]:
     """`f` with the rounding of ``int8(f)`` on ``quantize(params)``, in float32 and differentiable.
 
@@ -46,7 +51,8 @@ def fake_int8(
 
     Args:
       f: any JAX function.
-      where: which parameters, as for `quantize`; so are `bits`, `channels`, `block` and `range`.
+      where: which parameters, as for `quantize`; so are `bits`, `channels`, `block`, `range` and
+        `stacked`.
       activations: ``dynamic``, ``static`` (needs `calibration`) or ``none``, as for `int8`.
       calibration: activation ranges. They may be traced: their gradient is that of LSQ, so ranges can be learned.
       observe: return (result, {site: largest magnitude of its activations}), for `RunningRanges`.
@@ -73,10 +79,12 @@ def fake_int8(
         reason = (
             _float_because(site, operands, on(backend), lowering) if activations != "none" else "weight-only"
         )
+        largest = None
         if observe and jnp.issubdtype(x.dtype, jnp.floating):
-            site.observe(jnp.max(jnp.abs(x), initial=0).astype(jnp.float32))
+            largest = jnp.max(jnp.abs(x), initial=0).astype(jnp.float32)
+            site.observe(largest)
         if not reason:
-            operands[1 - weight] = numerics.fake(x, _scale(site, x, 1 - weight, calibration))
+            operands[1 - weight] = numerics.fake(x, _scale(site, x, 1 - weight, calibration, largest))
             if calibration is not None:
                 site.replace(1 - weight, operands[1 - weight])  # as int8 does
         site.record("float32 of integers", f"int{bits}", reason)
@@ -89,13 +97,31 @@ def fake_int8(
     )
 
     def rounded(params: PyTree) -> PyTree:
-        quantised = quantize(params, where, bits=bits, channels=channels, block=block, range=range)
+        quantised = quantize(
+            params, where, bits=bits, channels=channels, block=block, range=range, stacked=stacked
+        )
         return jax.tree.map(_straight_through, quantised, params, is_leaf=is_compressed)
 
+    @functools.wraps(f)
     def transformed(*args: Any, **kwargs: Any) -> Any:
-        return inner(*args[:argnums], rounded(args[argnums]), *args[argnums + 1 :], **kwargs)
+        number = argnums + len(args) if argnums < 0 else argnums
+        if 0 <= number < len(args):
+            return inner(*args[:number], rounded(args[number]), *args[number + 1 :], **kwargs)
+        name = _parameter_name(f, number)
+        if name not in kwargs:
+            raise UserError(f"fake_int8 rounds argument {argnums} of f, which this call leaves out")
+        return inner(*args, **{**kwargs, name: rounded(kwargs[name])})
 
     return transformed
+
+
+def _parameter_name(f: Callable[..., Any], number: int) -> str:
+    """What a call by keyword names that argument of f; nothing where it cannot."""
+    try:
+        names = list(inspect.signature(f).parameters)
+    except (TypeError, ValueError):
+        names = []
+    return names[number] if 0 <= number < len(names) else ""
 
 
 def _straight_through(quantised: Any, x: Any) -> Any:
@@ -115,8 +141,13 @@ def _float_because(site: Site, operands: list[Any], backend: str, choice: menu.C
     return reason if form == "float32" else ""
 
 
-def _scale(site: Site, x: jax.Array, operand: int, calibration: Calibration | None) -> jax.Array:
+def _scale(
+    site: Site, x: jax.Array, operand: int, calibration: Calibration | None, seen: jax.Array | None
+) -> jax.Array:
     if calibration is not None:
-        return numerics.scale_of(jnp.asarray(calibration.range_of(site.name)))
+        largest = jnp.asarray(calibration.range_of(site.name))
+        if seen is not None:  # a range that `RunningRanges` does not know yet
+            largest = jnp.where(largest > 0, largest, jax.lax.stop_gradient(seen))
+        return numerics.scale_of(largest)
     axes = integer.shared_axes(site.primitive, site.params, operand, x.ndim)
     return jax.lax.stop_gradient(numerics.scale_of(numerics.absmax(x, axes)))

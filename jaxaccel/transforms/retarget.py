@@ -12,15 +12,17 @@ import jax
 
 from jaxaccel.interpret import Transformation, hoist, transform
 from jaxaccel.lowerings import menu
-from jaxaccel.sites import BILINEAR, Site, on
+from jaxaccel.options import checked
+from jaxaccel.sites import BILINEAR, Backend, Site, on
 
 
+@checked
 def retarget(
     f: Callable[..., Any],
     *,
     tune: bool = False,
     argnums: int | Sequence[int] = 0,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Callable[..., Any]:
     """`f` with the same results, each convolution, product and pooling in the form that the backend runs fast.
 

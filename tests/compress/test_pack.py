@@ -115,5 +115,13 @@ def test_what_is_no_array_is_refused(tmp_path):
         ja.pack({"a": "text"}, tmp_path / "a")
 
 
+def test_what_is_nearly_all_zeros_can_be_read_again(tmp_path):
+    """Packed tightly it would look like a bomb, which no reader unpacks."""
+    zeros = np.zeros(70_000_000, np.uint8)
+    assert ja.pack({"w": zeros}, tmp_path / "a") > zeros.size // 8
+    found = ja.unpack(tmp_path / "a")["w"]
+    assert found.shape == zeros.shape and not found.any()
+
+
 def test_seconds_of_a_transfer():
     assert transfer_seconds(1_250_000, 10e6) == 1.0

@@ -68,6 +68,54 @@ def test_fine_tuning_changes_values_and_not_who_shares_them():
     np.testing.assert_array_equal(kernel.materialise() == 0, w["kernel"] == 0)
 
 
+def lloyd(values, count, starts=10):
+    """The least sum of squares that scikit-learn's way finds: k-means++ and Lloyd's rounds, all distances at once."""
+    rng, best = np.random.default_rng(7), np.inf
+    for _ in range(starts):
+        centers = [values[rng.integers(values.size)]]
+        while len(centers) < count:
+            near = np.min((values[:, None] - np.array(centers)) ** 2, 1)
+            centers.append(rng.choice(values, p=near / near.sum()))
+        centers = np.array(centers)
+        for _ in range(100):
+            owner = np.abs(values[:, None] - centers).argmin(1)
+            centers = np.array(
+                [values[owner == i].mean() if (owner == i).any() else c for i, c in enumerate(centers)]
+            )
+        best = min(best, np.min((values[:, None] - centers) ** 2, 1).sum())
+    return best
+
+
+@pytest.mark.parametrize("tail", ["normal", "heavy", "one outlier", "two groups"])
+@pytest.mark.parametrize("bits", [2, 4])
+def test_it_is_as_good_as_many_starts_of_k_means(tail, bits):
+    rng = np.random.default_rng(3)
+    values = {
+        "normal": rng.normal(size=600),
+        "heavy": rng.standard_t(2, 600),
+        "one outlier": np.append(rng.normal(size=599), 100.0),
+        "two groups": np.concatenate([rng.normal(-5, 0.01, 400), rng.normal(3, 1, 200)]),
+    }[tail].astype(np.float32)
+    found = ja.share({"kernel": jnp.asarray(values.reshape(20, 30))}, bits)["kernel"]
+    error = np.sum((np.float64(found.materialise()).ravel() - values) ** 2)
+    assert error < 1.01 * lloyd(np.float64(values), 2**bits)
+    assert np.unique(found.indices).size == found.codebook.size == 2**bits  # none is empty
+    again = ja.share({"kernel": jnp.asarray(values.reshape(20, 30))}, bits)["kernel"]
+    np.testing.assert_array_equal(again.codebook, found.codebook)
+
+
+def test_an_outlier_takes_one_value():
+    w = random(64, 64).at[0, 0].set(1000.0)
+    book = np.asarray(ja.share({"kernel": w}, 4)["kernel"].codebook)
+    assert (np.abs(book) > 10).sum() == 1
+
+
+@pytest.mark.parametrize("broken", [jnp.nan, jnp.inf])
+def test_weights_that_are_not_finite_are_refused(broken):
+    with pytest.raises(UserError, match="layer/kernel has weights that are NaN or infinite"):
+        ja.share({"layer": {"kernel": random(4, 4).at[1, 1].set(broken)}})
+
+
 def test_what_cannot_be_is_said_in_a_line():
     with pytest.raises(UserError, match="bits must be 1 to 8, got 9"):
         ja.share({"kernel": random(2, 2)}, 9)

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from jaxaccel.data import open_source
+from jaxaccel.data.opening import open_splits
 from jaxaccel.errors import UserError
 
 
@@ -93,3 +94,17 @@ def test_unreadable_image_is_named(tmp_path):
     (tmp_path / "a" / "2.png").write_bytes(b"text")
     with pytest.raises(UserError, match=r"cannot read the image .*a/2.png"):
         open_source(str(tmp_path), "train")
+
+
+def test_three_split_folders_are_three_splits(tmp_path):
+    for split, count in (("train", 6), ("val", 3), ("test", 2)):
+        for i in range(count):
+            write(tmp_path / split / "a" / f"{i}.png", i)
+            write(tmp_path / split / "b" / f"{i}.png", 100 + i)
+    splits = open_splits(str(tmp_path))
+    assert splits.test is not None
+    assert [len(source) for source in (splits.train, *splits.held_out)] == [12, 6, 4]
+    assert (
+        splits.evaluation[0]["id"].item() == b"val/a/0.png" and splits.test[0]["id"].item() == b"test/a/0.png"
+    )
+    assert len(open_source(str(tmp_path), "validation")) == len(open_source(str(tmp_path), "val")) == 6

@@ -10,7 +10,7 @@ import pytest
 
 from jaxaccel.data import open_source, prepare
 from jaxaccel.data.builders import stock
-from jaxaccel.data.sources import parse_name
+from jaxaccel.data.catalog import parse_name
 from jaxaccel.errors import UserError
 
 
@@ -43,7 +43,7 @@ def test_failure_of_the_child_is_one_line(tmp_path, monkeypatch):
     commands = fake_child(monkeypatch, code)
     with pytest.raises(UserError, match=r"^it rains \(log: .*downloads/kmnist/prepare.log\)$"):
         open_source("kmnist:3.0.1", "train", directory=tmp_path, downloads=tmp_path)
-    assert commands[0][1:4] == ["-m", "jaxaccel.data.prepare", "kmnist:3.0.1"]
+    assert commands[0][1:4] == ["-m", "jaxaccel.data.builders.stock", "kmnist:3.0.1"]
     assert "Traceback" in (tmp_path / "downloads" / "kmnist" / "prepare.log").read_text()
 
 

@@ -1,5 +1,6 @@
 """Opening data sets by name: reading, slicing, pickling, and what goes wrong."""
 
+import json
 import pickle
 import shutil
 import subprocess
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 
 from jaxaccel.data import open_source
-from jaxaccel.data.sources import decode_image, find_prepared, parse_name
+from jaxaccel.data.catalog import find_prepared, parse_name
+from jaxaccel.data.images import decode_image
 from jaxaccel.errors import UserError
 
 
@@ -40,7 +42,10 @@ assert not bad, bad
 
 def test_sources_do_not_import_jax():
     package = Path(sys.modules["jaxaccel"].__file__ or "").parent / "data"
-    files = [package / f for f in ("__init__.py", "sources.py", "folder.py", "prepare.py")]
+    files = [
+        package / f
+        for f in ("__init__.py", "opening.py", "sources.py", "folder.py", "arrays.py", "prepare.py")
+    ]
     for file in [*files, *(package / "builders").rglob("*.py")]:
         assert "import jax\n" not in file.read_text() and "from jax " not in file.read_text()
 
@@ -163,6 +168,54 @@ def test_damaged_set_is_named(directory, tmp_path, harm):
     assert len(open_source("digits", "test", directory=directory)) == 450
 
 
+EVIL = "evil_feature.Feature"
+LABEL = {"pythonClassName": "tensorflow_datasets.core.features.class_label_feature.ClassLabel"}
+DICT = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
+
+
+def of_dict(**features):
+    return {"pythonClassName": DICT, "featuresDict": {"features": features}}
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        {"pythonClassName": EVIL, "jsonFeature": {"json": "{}"}},
+        of_dict(label={"pythonClassName": EVIL, "jsonFeature": {"json": "{}"}}),
+        of_dict(label={"python_class_name": EVIL, "jsonFeature": {"json": "{}"}}),
+        of_dict(inner=of_dict(label={"pythonClassName": EVIL, "jsonFeature": {"json": "{}"}})),
+        {"type": EVIL, "content": {}},
+        {"type": DICT, "content": {"label": {"type": EVIL, "content": {}}}},
+        {"type": DICT, "content": {"type": {"type": EVIL, "content": {}}, "content": LABEL}},
+        # A feature's own JSON, as text.
+        {"pythonClassName": DICT, "jsonFeature": {"json": json.dumps({"a": {"type": EVIL, "content": {}}})}},
+        {"pythonClassName": "tensorflow_datasets.evil-.X"},
+        {"pythonClassName": "tensorflow_datasets_evil.X"},
+        {"pythonClassName": "tensorflow_datasets.__main__.X"},
+        {"pythonClassName": ["evil_feature"]},
+    ],
+    ids=lambda features: json.dumps(features)[:60],
+)
+def test_classes_of_others_are_not_imported(directory, tmp_path, monkeypatch, features):
+    copy = tmp_path / "tfds"
+    shutil.copytree(directory, copy)
+    (shard(copy).parent / "features.json").write_text(json.dumps(features))
+    (tmp_path / "evil_feature.py").write_text("from pathlib import Path; Path('canary').touch()")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"only those of tensorflow_datasets are imported"):
+        open_source("digits", "train", directory=copy)
+    assert not (tmp_path / "canary").exists() and "evil_feature" not in sys.modules
+
+
+def test_features_may_have_any_names_and_descriptions(tmp_path):
+    from jaxaccel.data.features_file import check_features
+
+    features = of_dict(type=LABEL | {"description": "[1] {of"}, content=LABEL, pythonClassName=LABEL)
+    (tmp_path / "features.json").write_text(json.dumps(features))
+    check_features(tmp_path)
+
+
 def test_unwritable_directory(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot prepare the data set in .*file/x .*another --data.dir"):
@@ -210,7 +263,7 @@ def test_other_features_are_left_to_tfds():
     import tensorflow_datasets as tfds
 
     from jaxaccel.data.builders.png import encode_png
-    from jaxaccel.data.sources import example_decoder
+    from jaxaccel.data.decode import example_decoder
 
     features = tfds.features.FeaturesDict(
         {

@@ -1,12 +1,17 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
 from jaxaccel.errors import UserError
 from jaxaccel.modules import as_model
+from jaxaccel.optim import Optimizer
 from jaxaccel.optim.averaging import Averaging, _probed, reestimator
+from jaxaccel.optim.lookahead import lookahead
+from jaxaccel.optim.sharpness import sharpness_aware
+from jaxaccel.optim.wide import in_float32
 
 WEIGHTS = np.random.default_rng(0).normal(size=(21, 3)).astype(np.float32)
 
@@ -51,6 +56,61 @@ def test_bfloat16_weights_are_averaged_in_float32():
     rounded = np.asarray(jnp.asarray(WEIGHTS, jnp.bfloat16), np.float64)
     found = averages(Averaging(at=range(21)), jnp.bfloat16)[-1]
     np.testing.assert_allclose(found, rounded.mean(0), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_narrow_weights_are_widened_before_they_are_multiplied(dtype):
+    """0.1 and 0.9 of weights in bfloat16 were rounded themselves: 0.3% off after 20 steps."""
+    rounded = np.asarray(jnp.asarray(WEIGHTS, dtype), np.float64)
+    expected = rounded[0]
+    for weights in rounded[1:]:
+        expected = 0.9 * expected + 0.1 * weights
+    np.testing.assert_allclose(averages(Averaging(decay=0.9), dtype)[-1], expected, rtol=1e-5)
+
+
+def test_lookahead_keeps_slow_weights_in_float32():
+    tx = lookahead(optax.sgd(0.1), period=2)
+    params = {"w": jnp.asarray(WEIGHTS[0], jnp.bfloat16)}
+    state, slow = tx.init(params), np.float64(params["w"])
+    for step, grad in enumerate(jnp.asarray(WEIGHTS[1:7], jnp.bfloat16), start=1):
+        updates, state = tx.update({"w": grad}, state, params)
+        fast = np.float64(params["w"]) + np.float64(-0.1 * grad)
+        params = optax.apply_updates(params, updates)
+        if step % 2 == 0:
+            slow = slow + 0.5 * (fast - slow)
+            np.testing.assert_allclose(np.float64(params["w"]), slow, rtol=2**-7, atol=2**-7)
+    np.testing.assert_allclose(state.slow["w"], slow, rtol=1e-5)
+
+
+def test_an_optimizer_computes_in_float32_whatever_the_weights():
+    """Adam's second moment in bfloat16 stands still: what a step adds to it is less than its last bit."""
+    tx = Optimizer(name="adam", args={"b2": 0.999}).build(optax.constant_schedule(1e-3))
+    params, grads = {"w": jnp.ones(3, jnp.bfloat16)}, {"w": jnp.asarray([1.0, 0.5, 2.0], jnp.bfloat16)}
+    state, nu = tx.init(params), np.zeros(3)
+    for _ in range(50):
+        updates, state = tx.update(grads, state, params)
+        nu = 0.999 * nu + 0.001 * np.float64(grads["w"]) ** 2
+    assert (
+        updates["w"].dtype == jnp.float32 and optax.apply_updates(params, updates)["w"].dtype == jnp.bfloat16
+    )
+    np.testing.assert_allclose(optax.tree.get(state, "nu")["w"], nu, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["lbfgs", "sgd"])
+def test_functions_of_the_weights_get_them_in_their_own_dtype(name):
+    tx = in_float32(optax.lbfgs() if name == "lbfgs" else sharpness_aware(optax.sgd(0.1), 0.05))
+    params = {"w": jnp.asarray([1.0, -2.0], jnp.bfloat16)}
+
+    def loss(p):
+        assert p["w"].dtype == jnp.bfloat16
+        return jnp.sum(p["w"].astype(jnp.float32) ** 2)
+
+    value, grad = jax.value_and_grad(loss)(params)
+    more = (
+        {"value": value, "grad": grad, "value_fn": loss} if name == "lbfgs" else {"grad_fn": jax.grad(loss)}
+    )
+    updates, _ = tx.update(grad, tx.init(params), params, **more)
+    assert float(loss(optax.apply_updates(params, updates))) < float(value)
 
 
 class Net(nnx.Module):

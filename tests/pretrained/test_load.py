@@ -217,7 +217,7 @@ def test_files_that_are_none(tmp_path, capsys):
             read(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.npy", _pickled_npy())
-    with pytest.raises(ja.UserError, match="is no whole npz file of numbers"):
+    with pytest.raises(ja.UserError, match="of type object, which are no numbers"):
         read(path)
     assert "executed" not in capsys.readouterr().out
 

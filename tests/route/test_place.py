@@ -13,10 +13,12 @@ import jaxaccel as ja
 from jaxaccel import models
 from jaxaccel.errors import UserError, option
 from jaxaccel.modules import as_model
-from jaxaccel.recipe import Data, to_json
+from jaxaccel.recipe import Data
+from jaxaccel.recipe_file import to_json
 from jaxaccel.route import FineTune, LowRank, Prune, Route, place
 from jaxaccel.route.receipts import Receipt
 from jaxaccel.route.tuning import renamed
+from jaxaccel.swap import Swap
 
 PRUNED = Route({"prune": Prune(0.5)})
 
@@ -88,7 +90,7 @@ def test_what_failed_early_is_not_in_the_way(follow, tmp_path):
 def test_what_is_a_loss(tmp_path):
     there = tmp_path / "r"
     assert not place.holds_results(there)
-    place.begin(there, {})
+    place.begin(Swap(there, place.RECORD, place.holds_results), {})
     (there / "tune").mkdir()
     (there / "tune" / "recipe.json").touch()  # of a fine-tuning that failed before its first checkpoint
     assert not place.holds_results(there)
@@ -113,13 +115,28 @@ def test_what_is_a_loss(tmp_path):
     ],
 )
 def test_going_on_is_with_the_same(origin, tmp_path, change, said):
-    place.begin(tmp_path / "r", {"training": to_json(origin[1])})
-    now = {"training": to_json(dataclasses.replace(origin[1], **change))}
+    place.begin(Swap(tmp_path / "r", place.RECORD, place.holds_results), {"training": to_json(origin[1])})
+    training = dataclasses.replace(origin[1], **change)
+    now = {"training": to_json(training)}
     if said is None:
-        assert place.resumed(tmp_path / "r", now) == []
+        assert place.resumed(tmp_path / "r", now, training, {}) == []
         return
     with pytest.raises(UserError, match=said):
-        place.resumed(tmp_path / "r", now)
+        place.resumed(tmp_path / "r", now, training, {})
+
+
+def test_a_route_of_an_older_version_goes_on(origin, tmp_path):
+    """Its tasks had another form, and it lacked options that have defaults."""
+    route = Route({"prune": Prune(0.5), "thin": LowRank(rank=4)})
+    now = json.loads(json.dumps({"route": route.as_json(), "training": to_json(origin[1])}))
+    old = json.loads(json.dumps(now))
+    del old["route"]["prune"]["scope"], old["training"]["keep"], old["training"]["optimizer"]["ema"]
+    old["training"]["task"]["kind"] = old["training"]["task"].pop("class")
+    place.begin(Swap(tmp_path / "r", place.RECORD, place.holds_results), old)
+    assert place.resumed(tmp_path / "r", now, origin[1], route.steps) == []
+    other = Route({"prune": Prune(0.5, scope="global"), "thin": LowRank(rank=4)})
+    with pytest.raises(UserError, match=r"begun with route\.prune\.scope = layer, now it is global"):
+        place.resumed(tmp_path / "r", now | {"route": other.as_json()}, origin[1], other.steps)
 
 
 def test_a_fine_tuning_that_fails_says_what_works_in_a_route(follow, tmp_path, monkeypatch):
@@ -144,3 +161,44 @@ def test_runs_of_other_names_lead_elsewhere(tmp_path):
     (tmp_path / "x-lr0.1").mkdir()
     assert place.default(tmp_path / "x-lr0.1") == Path("runs/x-lr0.1-compressed")
     assert place.default(Path("resnet56.th")) == Path("runs/resnet56-compressed")
+
+
+def results(directory):
+    """A route that has come to a result."""
+    place.begin(Swap(directory, place.RECORD, place.holds_results), {"batch": 1})
+    (directory / "1-prune.safetensors").write_text("weights")
+    return {path: path.read_bytes() for path in directory.iterdir()}
+
+
+def test_a_route_stands_again_after_a_replacement_that_was_killed(tmp_path):
+    there = tmp_path / "r"
+    before = results(there)
+    place.begin(Swap(there, place.RECORD, place.holds_results), {})  # and no more: it was killed
+    assert not (there / "1-prune.safetensors").exists()
+    for _ in range(2):
+        with pytest.raises(UserError, match="holds something already"):
+            place.claimed(there, tmp_path, resume=False, overwrite=False).__enter__()
+        assert {path: path.read_bytes() for path in there.iterdir()} == before
+    assert list(tmp_path.iterdir()) == [there]
+
+
+def test_two_do_not_write_to_one_route(tmp_path):
+    with (
+        place.claimed(tmp_path / "r", tmp_path / "o", resume=False, overwrite=False),
+        pytest.raises(UserError, match="r is in use"),
+    ):
+        place.claimed(tmp_path / "r", tmp_path / "o", resume=True, overwrite=False).__enter__()
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"receipts": [{"step": "origin"}]}', '{"receipts": 1}', "{}"]
+)
+def test_damaged_receipts_are_made_anew_and_a_damaged_route_is_one_line(tmp_path, content, capsys):
+    results(tmp_path / "r")
+    (tmp_path / "r" / "receipts.json").write_text(content)
+    assert place.resumed(tmp_path / "r", {"batch": 1}) == []
+    assert "receipts.json is damaged: its steps are taken and measured again" in capsys.readouterr().out
+    if not content.startswith("{}"):
+        (tmp_path / "r" / "route.json").write_text("[]")
+        with pytest.raises(UserError, match=r"route.json is damaged, or was not written by jaxaccel"):
+            place.resumed(tmp_path / "r", {"batch": 1})

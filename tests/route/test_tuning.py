@@ -14,7 +14,7 @@ from jaxaccel.arrays import LowRankArray
 from jaxaccel.errors import UserError
 from jaxaccel.interpret import is_compressed
 from jaxaccel.optim import Sparse
-from jaxaccel.recipe import from_json, to_json
+from jaxaccel.recipe_file import from_json, to_json
 from jaxaccel.route import FineTune, LowRank, RemoveChannels
 from jaxaccel.route.stage import Setting, trained
 from jaxaccel.route.tuning import recipe_of

@@ -1,5 +1,7 @@
 """Static ranges: each method against its definition on data whose answer is known."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 import jaxaccel as ja
 from jaxaccel import numerics
+from jaxaccel.transforms.calibrate import _counts
 
 
 def f(params, x):
@@ -60,6 +63,38 @@ def test_entropy_clips_rare_outliers_and_is_not_led_by_zeros():
     assert one(jax.nn.relu(x), method="entropy") > 2.5
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+@pytest.mark.parametrize("scale", [1.0, 1e-3])
+def test_bins_are_those_of_float32_in_any_dtype(dtype, scale):
+    """Half of the activations at 1, half at .5: no percentile of them is less than the larger one."""
+    x = (scale * jnp.where(jnp.arange(64) % 2 == 0, 1.0, 0.5)).reshape(8, 8).astype(dtype)
+    for options in ({"method": "percentile", "percentile": 99.0}, {"method": "mse"}, {"method": "entropy"}):
+        np.testing.assert_allclose(one(x, **options), np.float64(x.max()), rtol=0.01)
+    assert one(x, method="percentile", percentile=49.0) < 0.51 * scale
+
+
+def test_each_method_chooses_its_own_range():
+    """Wrong ones cannot pass for each other: on normal values with one outlier all four differ."""
+    x = jax.random.normal(jax.random.key(0), (4000, 16)).at[0, 0].set(30.0)
+    percentile, entropy, mse, absmax = (one(x, method=m) for m in ("percentile", "entropy", "mse", "absmax"))
+    assert absmax == 30.0 and 3.7 < percentile < 4.4
+    assert len({percentile, entropy, mse, absmax}) == 4 and max(entropy, mse, percentile) < absmax
+
+
+def test_more_values_than_float32_counts_are_counted():
+    counts = _counts({"": 1.0})(types.SimpleNamespace(name=""), jnp.ones(3))
+    assert counts.dtype == jnp.int32 and int(counts[-1]) == 3
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
+@pytest.mark.parametrize("method", ["absmax", "percentile"])
+def test_values_that_are_not_finite_are_seen_in_any_batch(place, value, method):
+    batches = [x.at[1, 2].set(value) if i == place else x for i, x in enumerate(BATCHES)]
+    with pytest.raises(ja.UserError, match="activations before a/kernel are not finite"):
+        ja.calibrate(f, PARAMS, batches, method=method)
+
+
 def test_ranges_in_loops_and_branches_are_those_of_every_turn():
     w = {"kernel": jnp.eye(4)}
 
@@ -87,9 +122,10 @@ def test_it_is_saved_and_read(tmp_path):
     ranges.save(tmp_path / "ranges.json")
     again = ja.Calibration.load(tmp_path / "ranges.json")
     assert {k: float(v) for k, v in again.ranges.items()} == {k: float(v) for k, v in ranges.ranges.items()}
-    (tmp_path / "ranges.json").write_text("[1")
-    with pytest.raises(ja.UserError, match="holds no calibration"):
-        ja.Calibration.load(tmp_path / "ranges.json")
+    for wrong in ("[1", '{"a/kernel": NaN}', '{"a/kernel": -1.0}'):
+        (tmp_path / "ranges.json").write_text(wrong)
+        with pytest.raises(ja.UserError, match="holds no calibration"):
+            ja.Calibration.load(tmp_path / "ranges.json")
 
 
 @pytest.mark.parametrize(

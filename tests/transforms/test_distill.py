@@ -131,7 +131,7 @@ def hinted(student, teacher):
     [
         (lambda: ja.distill(net, net, temperature=0.0), "temperature > 0"),
         (lambda: ja.distill(net, net, soft=0.0), "nothing to learn from"),
-        (lambda: ja.distill(net, net, hints=[ja.Hint("a", "b", "taste")]), "kind hint, attention or relation"),
+        (lambda: ja.distill(net, net, hints=[ja.Hint("a", "b", "taste")]), "kind must be hint, attention or relation"),
         (lambda: hinted("a/kernle", "a/kernel"), "no product with a/kernle"),
         (lambda: hinted("b/kernel", "b/kernel"), "need projections"),
         (lambda: ja.distill(net, lambda t, x: x)(STUDENT, TEACHER, X), "the same classes"),

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from jaxaccel.data.builders.original import OriginalBuilder
 
+ERROR = "error: "
+"""Begins the line by which the child process of `jaxaccel.data.prepare` says what went wrong."""
+
 # Modules are imported on use only: each imports tensorflow_datasets, which takes most of a second.
 BUILDERS: dict[str, str] = {
     "digits": "jaxaccel.data.builders.digits.digits_dataset_builder:Builder",

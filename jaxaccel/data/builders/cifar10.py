@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import pickle
 import tarfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +12,8 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
+from jaxaccel import npz_files, pickle_values, pickles
+from jaxaccel.bounds import Refused, check, check_pixels, open_file, reading
 from jaxaccel.data.builders.original import OriginalBuilder, OriginalFile, candidates, locate
 from jaxaccel.data.builders.png import encode_png
 from jaxaccel.errors import UserError
@@ -21,28 +21,10 @@ from jaxaccel.errors import UserError
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _URL = "https://www.cs.toronto.edu/~kriz/"
 _PIXELS = 3 * 32 * 32
+_MOST_BYTES = 1 << 26  # of a file of 10,000 images, which has 31 MB
 
 # Images uint8 (N, 32, 32, 3) and labels uint8 (N,) of one file of the data set.
 Batch = tuple[np.ndarray, np.ndarray]
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles dicts, lists, strings, bytes, numbers and NumPy arrays: a batch file cannot run code."""
-
-    ALLOWED: ClassVar[frozenset[tuple[str, str]]] = frozenset(
-        {
-            ("numpy", "dtype"),
-            ("numpy", "ndarray"),
-            ("numpy.core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("_codecs", "encode"),  # how Python 3 pickles bytes at protocol 2
-        }
-    )
-
-    def find_class(self, module_name: str, global_name: str, /) -> Any:
-        if (module_name, global_name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"a CIFAR batch does not need {module_name}.{global_name}")
-        return super().find_class(module_name, global_name)
 
 
 def _images(planes: np.ndarray) -> np.ndarray:
@@ -59,16 +41,27 @@ def parse_binary(content: bytes) -> Batch:
 
 
 def parse_python(content: bytes) -> Batch:
-    """A batch of the python version: a pickled dict with ``data`` (N, 3072) and ``labels``."""
-    batch = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
-    return _images(np.asarray(batch[b"data"], np.uint8)), np.asarray(batch[b"labels"], np.uint8)
+    """A batch of the python version: a pickled dict with ``data`` (N, 3072) and ``labels``. Nothing in it is run."""
+    batch = pickles.load(io.BytesIO(content), pickle_values.functions(len(content)))
+    check(isinstance(batch, dict), "a pickle of something else")
+    # Names are bytes or, as Python 2 wrote them, text.
+    named = {
+        name.decode("latin1") if isinstance(name, bytes) else name: value for name, value in batch.items()
+    }
+    data, labels = named["data"], named["labels"]
+    images = data.value if isinstance(data, pickle_values.NumpyArray) else None
+    if images is None:
+        raise ValueError("no array of images")
+    check(isinstance(labels, list) and all(type(n) is int for n in labels), "no list of labels")
+    return _images(images.astype(np.uint8)), np.asarray(labels, np.uint8)
 
 
 def parse_tiles(path: Path) -> np.ndarray:
     """The images of a lossless WebP of 32x32 tiles, row by row, as uint8 (N, 32, 32, 3)."""
     from PIL import Image
 
-    with Image.open(path) as image:
+    with open_file(path) as file, Image.open(file) as image:
+        check_pixels(image.size)
         pixels = np.asarray(image.convert("RGB"))
     rows, columns = pixels.shape[0] // 32, pixels.shape[1] // 32
     return pixels.reshape(rows, 32, columns, 32, 3).transpose(0, 2, 1, 3, 4).reshape(-1, 32, 32, 3)
@@ -76,17 +69,19 @@ def parse_tiles(path: Path) -> np.ndarray:
 
 def read_archive(path: Path, parse: Callable[[bytes], Batch], members: list[str]) -> Iterator[Batch]:
     """The batches called `members` of a .tar.gz, in that order, without extracting it to disk."""
-    try:
-        with tarfile.open(path, "r:gz") as archive:
-            for member in members:
-                stream = archive.extractfile(member)
-                if stream is None:
-                    raise KeyError(f"{member} is no file")
-                yield parse(stream.read())
-    except (OSError, EOFError, zlib.error, tarfile.TarError, pickle.UnpicklingError, LookupError) as error:
-        raise UserError(f"{path} is not a readable archive of CIFAR-10 batches ({error})") from error
-    except (ValueError, TypeError, AttributeError) as error:  # a pickle of something else
-        raise UserError(f"{path} holds no CIFAR-10 batches ({error})") from error
+    with reading(path, "is no archive of CIFAR-10 batches"):
+        try:
+            with open_file(path) as file, tarfile.open(fileobj=file, mode="r:gz") as archive:
+                for member in members:
+                    stream = archive.extractfile(member)
+                    if stream is None:
+                        raise ValueError(f"{member} is no file")
+                    content = stream.read(_MOST_BYTES + 1)
+                    if len(content) > _MOST_BYTES:
+                        raise Refused(f"has a member of more than {_MOST_BYTES:,} bytes, which no batch has")
+                    yield parse(content)
+        except tarfile.TarError as error:
+            raise ValueError(str(error)) from error
 
 
 class Cifar10(OriginalBuilder, skip_registration=True):
@@ -160,12 +155,10 @@ class Cifar10(OriginalBuilder, skip_registration=True):
         """The tiled images beside `labels`, an archive with an array ``NAME.labels`` for each NAME.webp."""
         for name in (n for n in self.TILES if n.startswith(split)):
             path = labels.with_name(f"{name}.webp")
-            try:
+            with reading(path, "is no WebP of tiles"):
                 images = parse_tiles(path)
-                with np.load(labels) as arrays:
-                    label = arrays[f"{name}.labels"]
-            except (OSError, ValueError, LookupError) as error:
-                raise UserError(f"{path} with {labels.name} cannot be read ({error})") from error
+            with reading(labels, "has no labels of these tiles"):
+                label = npz_files.read(labels)[f"{name}.labels"]
             found = hashlib.sha256(np.ascontiguousarray(images).tobytes()).hexdigest()
             if found != self.TILES[name]:
                 raise UserError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
+from jaxaccel.bounds import open_file, reading, size_of
 from jaxaccel.data.builders.original import OriginalBuilder, OriginalFile
 from jaxaccel.data.builders.png import encode_png
 from jaxaccel.errors import UserError
@@ -21,6 +21,7 @@ _FILES = {
     "test_images": "t10k-images-idx3-ubyte.gz",
     "test_labels": "t10k-labels-idx1-ubyte.gz",
 }
+_MOST_BYTES = 1 << 27  # 60,000 images of 28x28 are 47 MB
 _UINT8 = 0x08  # the IDX type code of unsigned bytes
 
 
@@ -30,10 +31,14 @@ def read_idx(path: Path) -> np.ndarray:
     IDX (http://yann.lecun.com/exdb/mnist): two zero bytes, a type code, the number of dimensions, each
     dimension as a big-endian uint32, then the elements in C order. Raises UserError for anything else.
     """
-    try:
-        content = gzip.decompress(path.read_bytes())
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} is not a whole gzip file ({error}); download it again") from error
+    with reading(path, "is no whole gzip file"), open_file(path) as file:
+        most = min(_MOST_BYTES, 64 * size_of(file) + (1 << 20))
+        try:
+            content = gzip.GzipFile(fileobj=file).read(most + 1)
+        except gzip.BadGzipFile as error:
+            raise ValueError(str(error)) from error
+    if len(content) > most:
+        raise UserError(f"{path} holds more than {most:,} bytes, which no such file does; download it again")
     if len(content) < 4 or content[:3] != bytes((0, 0, _UINT8)):
         raise UserError(f"{path} is not an IDX file of unsigned bytes; download it again")
     start = 4 + 4 * content[3]

@@ -1,4 +1,7 @@
-"""Runs a builder of TFDS itself, with TensorFlow: the child process of `jaxaccel.data.prepare`."""
+"""Runs a builder of TFDS itself, with TensorFlow: the child process of `jaxaccel.data.prepare`.
+
+``python -m jaxaccel.data.builders.stock NAME --directory DIR [--downloads DIR]``
+"""
 
 from __future__ import annotations
 
@@ -11,18 +14,22 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlparse
 
+from jaxaccel.data.builders import ERROR
 from jaxaccel.data.builders.original import sha256
-from jaxaccel.data.prepare import ERROR
 from jaxaccel.errors import UserError
+from jaxaccel.parent import end_with
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prepares one data set; the last line on stderr says what went wrong, and the exit code is then 2."""
-    parser = argparse.ArgumentParser(prog="python -m jaxaccel.data.prepare", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m jaxaccel.data.builders.stock", description=__doc__)
     parser.add_argument("name", help="data set as TFDS writes it, NAME[/CONFIG][:VERSION]")
     parser.add_argument("--directory", type=Path, required=True, help="where prepared data sets lie")
     parser.add_argument("--downloads", type=Path, help="folder with files downloaded before")
+    parser.add_argument("--parent", type=int, help="process with which this one is to end")
     options = parser.parse_args(arguments)
+    if options.parent:
+        end_with(options.parent)
     try:
         prepare_with_tfds(options.name, options.directory, options.downloads)
     except UserError as error:
@@ -151,3 +158,7 @@ def _manual_folder(builder: Any, downloads: Path | None) -> Path:
         )
     own = downloads / builder.name
     return own if own.is_dir() else downloads
+
+
+if __name__ == "__main__":
+    sys.exit(main())
