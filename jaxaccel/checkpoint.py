@@ -19,6 +19,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as keeping
 
 from jaxaccel.errors import UserError
 from jaxaccel.files import write_text
+from jaxaccel.metrics import ACCURACY, Headline
 from jaxaccel.parallel import placed
 from jaxaccel.trees import path_text
 
@@ -36,14 +37,11 @@ class Checkpoints:
     code that wrote it, onto any number of devices.
     """
 
-    def __init__(self, directory: Path, *, keep: int = 2, metric: str = "accuracy") -> None:
+    def __init__(self, directory: Path, *, keep: int = 2, headline: Headline = ACCURACY) -> None:
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells of each file and each retry
         self.directory = Path(directory).absolute()
-        self.metric = metric
-
-        def score(metrics: Mapping[str, float]) -> float:
-            return metrics.get(metric, -math.inf)  # a run that was stopped saves without evaluating
-
+        self.headline = headline
+        score = headline.rank  # a run that was stopped saves without evaluating: that ranks last
         policies: list[Any] = [
             keeping.LatestN(keep),
             keeping.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False),
@@ -58,11 +56,11 @@ class Checkpoints:
         )
 
     @classmethod
-    def weights_of(cls, run: Path, metric: str) -> dict[str, np.ndarray]:
+    def weights_of(cls, run: Path, headline: Headline) -> dict[str, np.ndarray]:
         """`weights` of the run in that directory."""
         if not (run / "checkpoints").is_dir():
             raise UserError(f"{run} is no directory of a run with checkpoints")
-        checkpoints = cls(run / "checkpoints", metric=metric)
+        checkpoints = cls(run / "checkpoints", headline=headline)
         try:
             return checkpoints.weights()
         finally:
@@ -96,10 +94,10 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def best(self) -> int | None:
-        """The step with the best metric, of those that are kept."""
-        scores = {step: self._manager.metrics(step) for step in self.steps()}
-        known = {step: score[self.metric] for step, score in scores.items() if score and self.metric in score}
-        return max(known, key=lambda step: known[step], default=None)
+        """The step with the best metric, of those that are kept; of equal ones the latest, which is always kept."""
+        ranks = {step: self.headline.rank(self._manager.metrics(step)) for step in self.steps()}
+        known = {step: rank for step, rank in ranks.items() if rank > -math.inf}
+        return max(known, key=lambda step: (known[step], step), default=None)
 
     def restore(self, shapes: PyTree, shardings: PyTree, say: Say = print) -> tuple[int, PyTree] | None:
         """The newest checkpoint that is whole, placed by `shardings`; None where there is none.

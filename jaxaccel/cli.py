@@ -38,6 +38,9 @@ class RunOptions(Options):
     init_from: Path | None = None
     """Start from the weights of another run (its directory) or of a file (safetensors, npz, PyTorch), everything else
     anew; also a head for other classes."""
+    logger: tuple[str, ...] = ()
+    """Functions of (recipe, directory) that make loggers of the metrics, such as of Weights & Biases, by dotted name:
+    my_module.my_logger."""
     traceback: bool = False
     """Show Python's traceback when something goes wrong."""
 

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxaccel import cli, curves, initial, pacing, peers, rundir, runtime
+from jaxaccel import cli, curves, initial, pacing, peers, rundir, runlog, runtime
 from jaxaccel.agreement import check_same, leaves
 from jaxaccel.checkpoint import Checkpoints, digest
 from jaxaccel.data import open_source
@@ -26,7 +26,8 @@ from jaxaccel.data.feed import batch_shape, choose, resident_feed, stream_feed
 from jaxaccel.data.order import Phase, Sequential
 from jaxaccel.errors import UserError
 from jaxaccel.fuse import gather, several, several_evaluations
-from jaxaccel.metrics import Mean, add
+from jaxaccel.loggers import Logger, Maker, find_maker, make_loggers
+from jaxaccel.metrics import Mean, Scores, add
 from jaxaccel.modules import as_model, output_shape, takes
 from jaxaccel.optim.averaging import reestimator
 from jaxaccel.parallel import MeshShape, batch_sharding, check_split, make_mesh, placed
@@ -37,8 +38,8 @@ from jaxaccel.runlog import Meter, RunLog, announce, lag
 from jaxaccel.signals import StopSignal
 from jaxaccel.state import TrainState
 from jaxaccel.sweep import keep_best, points, training_of
-from jaxaccel.tasks.task import Batch
-from jaxaccel.wording import again, heading, replicas_text, scores_text
+from jaxaccel.tasks.task import Batch, check_metrics
+from jaxaccel.wording import again, early_text, heading, replicas_text, scores_text
 
 
 def train(
@@ -49,6 +50,7 @@ def train(
     overwrite: bool = False,
     init_from: Path | str | None = None,
     source: Path | None = None,
+    loggers: Sequence[Logger | Maker] = (),
 ) -> TrainResult:
     """Trains `recipe` and writes all about it to `run`.
 
@@ -59,13 +61,15 @@ def train(
       overwrite: replace what is there.
       init_from: another run's directory (its best weights count) or a file with weights, which this one starts from.
       source: the Python file that defines the recipe, to be kept with the run.
+      loggers: what is told of the metrics besides metrics.jsonl and TensorBoard: a `Logger`, or a function of
+        (recipe, directory) that makes one, in the first process alone. One that raises is left out from there on.
 
     Raises:
       UserError: the recipe asks for what cannot be; the message is one line that says what to do.
       OSError: the disk is full, or fails.
     """
     with contextlib.ExitStack() as leave:
-        return _train(recipe, run, resume, overwrite, init_from, source, leave)
+        return _train(recipe, run, resume, overwrite, init_from, source, loggers, leave)
 
 
 def _train(
@@ -75,6 +79,7 @@ def _train(
     overwrite: bool,
     init_from: Path | str | None,
     source: Path | None,
+    loggers: Sequence[Logger | Maker],
     leave: contextlib.ExitStack,
 ) -> TrainResult:
     started = time.perf_counter()
@@ -103,6 +108,7 @@ def _train(
     train_source = open_source(data.name, data.train_split, **where)
     eval_source = open_source(data.name, data.eval_split, **where)
     facts = task.facts(train_source.features)
+    fitted = dataclasses.replace(recipe, task=task.fit(train_source))
     sequential = Sequential(len(eval_source), recipe.batch_size)
 
     # ---- model, optimizer, step -----------------------------------------------------------------------
@@ -116,11 +122,13 @@ def _train(
     inputs = jax.eval_shape(task.inputs, batch_shape(example, recipe.batch_size))
     facts |= {"sample": task.sample(train_source)} if takes(recipe.model, "sample") else {}
     model = as_model(recipe.model, facts, inputs)
-    task.check(output_shape(model, inputs), facts)
+    outputs = output_shape(model, inputs)
+    task.check(outputs, facts)
+    check_metrics(task, outputs, batch_shape(example, recipe.batch_size))
     directory = Path(run) if run else Path("runs") / recipe.name
     teacher = initial.teacher(recipe, facts, model, inputs, directory if resume else None)
     trainings = {
-        p.image_size: training_of(recipe, model, plan.ends(), mesh, p.image_size, teacher)
+        p.image_size: training_of(fitted, model, plan.ends(), mesh, p.image_size, teacher)
         for p in plan.phases
     }
     training = trainings[plan.phases[-1].image_size]
@@ -132,10 +140,10 @@ def _train(
 
     # ---- state: new, resumed or from others --------------------------------------------------------------
     origin = Path(init_from) if init_from else None
-    start = initial.start(origin, model, inputs, task.metric) if origin else initial.Start()
+    start = initial.start(origin, model, inputs, task.headline) if origin else initial.Start()
     replaced = rundir.prepare(directory, recipe, source=source, resume=resume, overwrite=overwrite)
     leave.callback(replaced.put_back)
-    checkpoints = Checkpoints(directory / "checkpoints", keep=recipe.keep, metric=task.metric)
+    checkpoints = Checkpoints(directory / "checkpoints", keep=recipe.keep, headline=task.headline)
     restored = checkpoints.restore(state_shape, shardings) if resume else None
     if restored:
         done, state = restored
@@ -143,13 +151,18 @@ def _train(
         weights = training.copies({**start.weights, **initial.teacher_weights(teacher, inputs)})
         done, state = 0, jax.jit(training.init, out_shardings=shardings)(weights)
 
-    if restored and done >= steps and (result := finished(directory, training, state)):
+    evaluations = runlog.evaluations(directory, done, training.count) if restored else []
+    early = pacing.stops_early(recipe, plan, done, evaluations)
+    if restored and (done >= steps or early) and (result := finished(directory, training, state)):
         checkpoints.close()
         return result
 
     # ---- data to the device ---------------------------------------------------------------------------
     show = jax.process_index() == 0
-    log = RunLog(directory, steps=steps, epoch=plan.epoch, done=done, show=show)
+    log = RunLog(
+        directory, steps=steps, epoch=plan.epoch, done=done, show=show,
+        loggers=make_loggers(loggers, recipe, directory) if show else (),
+    )  # fmt: skip
     leave.callback(log.close)
     log.say(heading(recipe, mesh, directory, len(train_source), state_shape.params, training.count, done))
     for line in left_whole:
@@ -193,15 +206,15 @@ def _train(
             )
         return lowered.compile(training.compiler_options(flops[phase]))
 
-    cuts, calls = pacing.timetable(plan, recipe.eval_every, per_call, done)
+    cuts, calls = pacing.timetable(plan, recipe.eval_every, per_call, steps if early else done)
     eval_calls = [range(i, i + 1) for i in range(len(sequential))]
     compiling = time.perf_counter()
-    evaluations = several_evaluations(training, constrain if split else lambda batch: batch)
-    eval_call = jax.jit(evaluations, out_shardings=training.reported(mesh))
+    evaluated = several_evaluations(training, constrain if split else lambda batch: batch)
+    eval_call = jax.jit(evaluated, out_shardings=training.reported(mesh))
     compiled = program(plan.phase(done), len(calls[0])) if calls else None
     compile_seconds = time.perf_counter() - compiling
 
-    def evaluate(state: TrainState) -> list[dict[str, float]]:
+    def evaluate(state: TrainState) -> list[Scores]:
         sums: list[dict[str, Mean]] = []
         for item in eval_feed.items(eval_calls):
             sums.append(eval_call(state.weights(), state.model_state, eval_feed.arrays, item))
@@ -227,7 +240,7 @@ def _train(
         log, examples=lambda step: plan.examples(step) * training.count, done=done, every=max(1, steps // 400),
         stops=recipe.non_finite == "stop",
     )  # fmt: skip
-    rows: list[dict[str, float]] = [{}]
+    rows: list[Scores] = [{}]
     scored = done
     for ordinal, (call, item) in enumerate(zip(calls, train_feed.items(calls), strict=True)):
         with meter.paused():  # where it is still to be compiled
@@ -243,20 +256,23 @@ def _train(
             with meter.paused():
                 state = settled(state)
                 rows, scored = evaluate(state), call.stop
-                scores = spread(rows, task.metric)
+                task.headline.check(type(task).__name__, rows[0])
+                scores = spread(rows, task.headline)
                 log.evaluated(call.stop, scores, rows)
                 checkpoints.save(call.stop, state, scores)
+                evaluations.append(rows)
+                early = pacing.stops_early(recipe, plan, call.stop, evaluations)
         elif stopping:
             checkpoints.save(call.stop, state)
-        if stopping:
+        if stopping or early:
             break
 
     # ---- leave ----------------------------------------------------------------------------------------
     log.close()
     at = int(state.step.max())
-    if at == steps and not calls:  # killed after its last checkpoint, before it wrote its result
+    if not calls:  # killed after its last checkpoint, before it wrote its result
         rows, scored = evaluate(state), at
-    scores = spread(rows, task.metric)
+    scores = spread(rows, task.headline)
     if meter.failed is not None:
         checkpoints.save(at, dataclasses.replace(state, halted=jnp.zeros_like(state.halted)))
         checkpoints.close()
@@ -265,10 +281,15 @@ def _train(
             "go on with --resume --non-finite skip, or start again with a lower --optimizer.learning-rate or "
             "with --optimizer.clip-norm"
         )
+    checkpoints.wait()
+    best_step = checkpoints.best()
     checkpoints.close()
+    early &= at < steps
+    over = early or at == steps
     summary = {
         "recipe": recipe.name, "seed": recipe.seed, "steps": at, "epochs": plan.epoch(at), "eval": scores,
-        "eval_step": scored, "finished": at == steps, "examples_per_second": meter.examples_per_second,
+        "eval_step": scored, "best_step": best_step, "finished": over, "stopped_early": early,
+        "examples_per_second": meter.examples_per_second,
         "seconds": time.perf_counter() - started, "compile_seconds": compile_seconds,
         "parameters": sum(x.size for x in jax.tree.leaves(state.params)) // training.count,
         "flops_per_step": flops[plan.phases[-1]],
@@ -280,11 +301,13 @@ def _train(
     if isinstance(training, Replicas) and scored == at and rows[0]:
         summary["replicas"] = training.table(rows)
         best = keep_best(directory, recipe, source, training, state, rows)
-        log.say(replicas_text(summary["replicas"], task.metric, best))
+        log.say(replicas_text(summary["replicas"], rows, task.metric, best))
     if show:
         rundir.write_json(directory / "result.json", summary)
-        curves.draw(directory, f"{recipe.name}: {scores_text(scores)}")
-        log.say(f"{scores_text(scores)} after {summary['seconds']:.0f} s; see {directory}/curves.png" if at == steps
+        curves.draw(directory, f"{recipe.name}: {scores_text(scores)}", task.headline)
+        if early:
+            log.say(early_text(recipe, at, steps, best_step))
+        log.say(f"{scores_text(scores)} after {summary['seconds']:.0f} s; see {directory}/curves.png" if over
                 else f"stopped at step {at} of {steps} and saved; go on with: {again()}")  # fmt: skip
     return TrainResult(directory, summary, training, state)
 
@@ -300,7 +323,7 @@ def main(argv: Sequence[str]) -> int:
         runtime.divide_cpu(len(points(recipe).get("seed", (recipe.seed,))))
     train(
         recipe, run=options.run, resume=options.resume, overwrite=options.overwrite,
-        init_from=options.init_from, source=source,
+        init_from=options.init_from, source=source, loggers=[find_maker(name) for name in options.logger],
     )  # fmt: skip
     return 0
 

@@ -39,6 +39,7 @@ FLOORS = [
         "fuse",
         "checkpoint",
         "runlog",
+        "loggers",
         "signals",
         "pretrained",
         "probe",

@@ -21,6 +21,7 @@ from jaxaccel import augment
 from jaxaccel.checkpoint import Checkpoints, flat
 from jaxaccel.errors import UserError
 from jaxaccel.fuse import several
+from jaxaccel.metrics import ACCURACY
 from jaxaccel.modules import abstract, as_model
 from jaxaccel.optim import Optimizer
 from jaxaccel.parallel import MeshShape, make_mesh
@@ -413,7 +414,7 @@ def test_a_file_of_weights(tmp_path):
 
 
 def weights(run):
-    return Checkpoints.weights_of(Path(run), "accuracy")
+    return Checkpoints.weights_of(Path(run), ACCURACY)
 
 
 def other_classes(directory):

@@ -10,7 +10,7 @@ import jax
 from jaxaccel import runtime
 from jaxaccel.errors import UserError
 from jaxaccel.recipe import MAY_DIFFER_ON_RESUME, differences
-from jaxaccel.route.receipts import Receipt, as_json
+from jaxaccel.route.receipts import Receipt, as_json, from_json
 from jaxaccel.rundir import Replaced, command, write_json
 
 BEGINNING = {"route.json", "receipts.json", "0-origin.safetensors"}
@@ -43,7 +43,7 @@ def resumed(directory: Path, record: dict[str, Any]) -> list[Receipt]:
             )
     receipts = directory / "receipts.json"
     rows = json.loads(receipts.read_text(encoding="utf-8"))["receipts"] if receipts.exists() else []
-    return [Receipt(**row) for row in rows]
+    return [from_json(row) for row in rows]
 
 
 def check_free(directory: Path, origin: Path, overwrite: bool) -> None:
