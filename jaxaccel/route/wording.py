@@ -37,8 +37,8 @@ def tables(rows: Sequence[Receipt], headline: Headline) -> list[Table]:
         )  # fmt: skip
         fast.add_row(
             row.step, f"{row.latency_ms:.2f} ms", _gain(row.latency_gain, row.latency_noise),
-            f"{row.throughput:,.0f}/s", _gain(row.throughput_gain, row.throughput_noise), "-" if row.peak_bytes is None else size(row.peak_bytes),
-            f"{row.seconds:,.0f} s",
+            f"{row.throughput:,.0f}/s", _gain(row.throughput_gain, row.throughput_noise),
+            "-" if row.peak_bytes is None else size(row.peak_bytes), f"{row.seconds:,.0f} s",
         )  # fmt: skip
     return [much, fast]
 
