@@ -8,7 +8,7 @@ import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as keeping
 
 from jaxaccel.errors import UserError
 from jaxaccel.files import write_text
-from jaxaccel.metrics import ACCURACY, Headline
+from jaxaccel.metrics import Headline
 from jaxaccel.parallel import placed
 from jaxaccel.trees import path_text
 
@@ -37,11 +37,18 @@ class Checkpoints:
     code that wrote it, onto any number of devices.
     """
 
-    def __init__(self, directory: Path, *, keep: int = 2, headline: Headline = ACCURACY) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        keep: int = 2,
+        metric: str = "accuracy",
+        better: Literal["higher", "lower"] = "higher",
+    ) -> None:
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells of each file and each retry
         self.directory = Path(directory).absolute()
-        self.headline = headline
-        score = headline.rank  # a run that was stopped saves without evaluating: that ranks last
+        self.headline = Headline(metric, better)
+        score = self.headline.rank  # a run that was stopped saves without evaluating: that ranks last
         policies: list[Any] = [
             keeping.LatestN(keep),
             keeping.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False),
@@ -56,11 +63,13 @@ class Checkpoints:
         )
 
     @classmethod
-    def weights_of(cls, run: Path, headline: Headline) -> dict[str, np.ndarray]:
+    def weights_of(
+        cls, run: Path, metric: str, better: Literal["higher", "lower"] = "higher"
+    ) -> dict[str, np.ndarray]:
         """`weights` of the run in that directory."""
         if not (run / "checkpoints").is_dir():
             raise UserError(f"{run} is no directory of a run with checkpoints")
-        checkpoints = cls(run / "checkpoints", headline=headline)
+        checkpoints = cls(run / "checkpoints", metric=metric, better=better)
         try:
             return checkpoints.weights()
         finally:

@@ -135,7 +135,7 @@ def _weights_in(
     if origin.is_dir():
         if (origin / "best" / "checkpoints").is_dir():
             raise UserError(f"{origin} holds several replicas: take the best of them, {origin / 'best'}")
-        found = Checkpoints.weights_of(origin, headline)
+        found = Checkpoints.weights_of(origin, headline.name, headline.better)
         left = found.keys() - _named(*abstract(model)).keys()
     elif not origin.is_file():
         raise UserError(f"{origin} is no directory of a run and no file with weights")

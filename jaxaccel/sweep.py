@@ -177,7 +177,9 @@ def keep_best(
     alone = with_values(recipe, numbers_of(replicas.values, best))
     rundir.prepare(directory / "best", alone, source=source, resume=False, overwrite=True).discard()
     rundir.keep_teacher(directory / rundir.TEACHER, directory / "best")
-    checkpoints = Checkpoints(directory / "best" / "checkpoints", keep=1, headline=recipe.task.headline)
+    checkpoints = Checkpoints(
+        directory / "best" / "checkpoints", keep=1, metric=recipe.task.metric, better=recipe.task.better
+    )
     # From the host, where it is split over devices: no small program for each array.
     own = pick(jax.device_get(state) if jax.process_count() == 1 else state, best)
     # Its recipe alone leaves out what is 0 there: an average, and parts of the optimizer that have no arrays.

@@ -143,7 +143,9 @@ def _train(
     start = initial.start(origin, model, inputs, task.headline) if origin else initial.Start()
     replaced = rundir.prepare(directory, recipe, source=source, resume=resume, overwrite=overwrite)
     leave.callback(replaced.put_back)
-    checkpoints = Checkpoints(directory / "checkpoints", keep=recipe.keep, headline=task.headline)
+    checkpoints = Checkpoints(
+        directory / "checkpoints", keep=recipe.keep, metric=task.metric, better=task.better
+    )
     restored = checkpoints.restore(state_shape, shardings) if resume else None
     if restored:
         done, state = restored

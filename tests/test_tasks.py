@@ -104,7 +104,7 @@ def test_lower_may_be_better_and_what_is_no_number_is_worst():
 
 
 def test_the_best_checkpoint_is_that_of_the_lowest_error(tmp_path):
-    checkpoints = Checkpoints(tmp_path / "c", keep=1, headline=ERROR)
+    checkpoints = Checkpoints(tmp_path / "c", keep=1, metric="mae", better="lower")
     scores = [{"mae": 3.0}, {"mae": -5.0}, {"mae": math.nan}, {"mae": -5.0}, {"mae": 1.0}, None]
     for step, found in enumerate(scores, 1):
         checkpoints.save(step, {"params": {"x": jnp.float32(step)}}, found)
@@ -115,7 +115,7 @@ def test_the_best_checkpoint_is_that_of_the_lowest_error(tmp_path):
 
 
 def test_a_run_that_never_had_a_number_has_no_best_checkpoint(tmp_path):
-    checkpoints = Checkpoints(tmp_path / "c", keep=2, headline=ERROR)
+    checkpoints = Checkpoints(tmp_path / "c", keep=2, metric="mae", better="lower")
     checkpoints.save(1, {"params": {"x": jnp.float32(1)}}, {"mae": math.nan})
     checkpoints.wait()
     assert checkpoints.best() is None

@@ -21,7 +21,6 @@ from jaxaccel import augment
 from jaxaccel.checkpoint import Checkpoints, flat
 from jaxaccel.errors import UserError
 from jaxaccel.fuse import several
-from jaxaccel.metrics import ACCURACY
 from jaxaccel.modules import abstract, as_model
 from jaxaccel.optim import Optimizer
 from jaxaccel.parallel import MeshShape, make_mesh
@@ -414,7 +413,7 @@ def test_a_file_of_weights(tmp_path):
 
 
 def weights(run):
-    return Checkpoints.weights_of(Path(run), ACCURACY)
+    return Checkpoints.weights_of(Path(run), "accuracy")
 
 
 def other_classes(directory):

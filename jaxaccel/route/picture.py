@@ -82,7 +82,7 @@ def _panel(axis: Any, rows: Sequence[Receipt], x: list[float], headline: Headlin
         axis.set_xscale("log")
         tick_by_powers(axis.xaxis, x)
     else:  # a change of a few percent is not to fill the picture
-        middle, reach = (min(x) + max(x)) / 2, max(0.7 * (max(x) - min(x)), 0.1 * max(x))
+        middle, reach = (min(x) + max(x)) / 2, max(0.7 * (max(x) - min(x)), 0.05 * max(x))
         axis.set_xlim(middle - reach, middle + reach)
     axis.set_xlabel(label, color=MUTED, fontsize=9)
     axis.margins(x=0.2)
