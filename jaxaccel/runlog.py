@@ -42,24 +42,15 @@ class RunLog:
     """
 
     def __init__(
-        self,
-        directory: Path,
-        *,
-        steps: int,
-        epoch: Callable[[int], float],
-        done: int,
-        show: bool,
-        loggers: Sequence[Logger] = (),
+        self, directory: Path, *, steps: int, epoch: Callable[[int], float], done: int, show: bool
     ) -> None:
         self.steps, self.epoch = steps, epoch
         self._show = show
         self._console = _console(quiet=not show)
         self._terminal = show and self._console.is_terminal
         self._last_line = time.monotonic()
-        self._file = None
-        if show:
-            self._file = _truncated(directory / "metrics.jsonl", done).open("a", encoding="utf-8")
-        self._loggers = Loggers([TensorBoard(directory, done), *loggers] if show else [], self.say)
+        self._directory, self._done = directory, done
+        self._file = self._loggers = None
         self._bar = Progress(
             TextColumn("{task.fields[epoch]}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
             TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[text]}"),
@@ -67,6 +58,13 @@ class RunLog:
         )  # fmt: skip
         self._task = self._bar.add_task("", total=steps, completed=done, epoch="", text="")
         self._bar.start()
+
+    def open(self, loggers: Sequence[Logger] = ()) -> None:
+        """Begins to write into the directory, and to tell `loggers`: before it nothing is written, only shown."""
+        if self._show:
+            path = _truncated(self._directory / "metrics.jsonl", self._done)
+            self._file = path.open("a", encoding="utf-8")
+            self._loggers = Loggers([TensorBoard(self._directory, self._done), *loggers], self.say)
 
     @contextlib.contextmanager
     def reading(self, examples: int) -> Iterator[Callable[[int], Any]]:
@@ -103,16 +101,16 @@ class RunLog:
     def close(self) -> None:
         """Ends the bar and closes the file and the loggers."""
         self._bar.stop()
-        self._loggers.close()
-        if self._file:
+        if self._file and self._loggers:
+            self._loggers.close()
             self._file.close()
-            self._file = None
+            self._file = self._loggers = None
 
     def _epoch(self, step: int) -> str:
         return f"{self.epoch(step):.1f}"
 
     def _write(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
-        if self._file is None:
+        if self._file is None or self._loggers is None:
             return
         # JSON has no NaN.
         values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}

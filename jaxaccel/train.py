@@ -161,10 +161,7 @@ def _train(
 
     # ---- data to the device ---------------------------------------------------------------------------
     show = jax.process_index() == 0
-    log = RunLog(
-        directory, steps=steps, epoch=plan.epoch, done=done, show=show,
-        loggers=make_loggers(loggers, recipe, directory) if show else (),
-    )  # fmt: skip
+    log = RunLog(directory, steps=steps, epoch=plan.epoch, done=done, show=show)
     leave.callback(log.close)
     log.say(heading(recipe, mesh, directory, len(train_source), state_shape.params, training.count, done))
     for line in left_whole:
@@ -236,6 +233,7 @@ def _train(
         return dataclasses.replace(state, model_state=jax.device_put(statistics, shardings.model_state))
 
     # ---- train ----------------------------------------------------------------------------------------
+    log.open(make_loggers(loggers, recipe, directory) if show else ())
     replaced.discard()
     stop = leave.enter_context(StopSignal())
     meter = Meter(

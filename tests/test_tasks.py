@@ -24,6 +24,7 @@ from jaxaccel.optim import Sparse
 from jaxaccel.parallel import MeshShape, make_mesh
 from jaxaccel.recipe import Recipe
 from jaxaccel.replicas import Replicas, spread
+from jaxaccel.route import Fold, Prune, Quantize, Route
 from jaxaccel.sweep import training_of
 from jaxaccel.tasks.task import check_metrics
 from jaxaccel.teacher import Distill
@@ -292,6 +293,21 @@ def test_replicas_of_a_regression(tmp_path):
     assert result.summary["eval"]["mae_best"] == min(errors)
     best = json.loads((tmp_path / "r" / "best" / "recipe.json").read_text())["recipe"]
     assert best["optimizer"]["learning_rate"] == (1e-2, 1e-5)[int(np.argmin(errors))]
+
+
+def test_a_regression_is_compressed(ink, tmp_path, capsys):
+    route = Route({"prune": Prune(0.5), "fold": Fold(), "int8": Quantize()})
+    done = ja.follow(route, ink.directory, RECIPE, run=tmp_path / "r", batch=64)
+    first, *_, last = done.receipts
+    by_step = {row["step"]: row for row in rows_of(ink.directory, "eval")}
+    assert first.scores["mae"] == pytest.approx(by_step[ink.summary["best_step"]]["mae"], rel=1e-4)
+    assert math.isnan(first.scores["odd"]) and last.bytes < first.bytes
+    rates = [row.throughput for row in done.receipts]
+    gains = [row.throughput_gain for row in done.receipts[1:]]
+    np.testing.assert_allclose(np.divide(rates[1:], rates[:-1]), gains, rtol=1e-6)
+    assert "mae (lower is better)" in capsys.readouterr().out
+    again = ja.follow(route, ink.directory, RECIPE, run=tmp_path / "r", batch=64, resume=True)
+    assert math.isnan(again.receipts[0].scores["odd"])
 
 
 # ---- pictures -------------------------------------------------------------------------------------------
