@@ -76,7 +76,7 @@ class ImageClassification(Task):
 
     def fit(self, source: Any) -> "ImageClassification":
         """The task with numbers in the place of balanced weights, for which all labels of the split are read."""
-        if self.class_weights != "balanced":
+        if not isinstance(self.class_weights, str):
             return self
         label = dict(source.features.items())["label"]
         weights = balanced_weights(read_labels(source), label.num_classes)
@@ -159,11 +159,11 @@ class ImageClassification(Task):
     @property
     def _weights(self) -> tuple[float, ...]:
         """The class weights that are numbers."""
-        return () if self.class_weights == "balanced" else self.class_weights
+        return () if isinstance(self.class_weights, str) else self.class_weights
 
     def _cross_entropy(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
         """(B,) float32, smoothed and weighed by class."""
-        if self.class_weights == "balanced":
+        if isinstance(self.class_weights, str):
             raise UserError("balanced class weights need the training labels: task.fit(source) counts them")
         targets = jax.nn.one_hot(labels, logits.shape[-1])
         smooth = optax.smooth_labels(targets, self.label_smoothing)
