@@ -78,6 +78,8 @@ def fake_int8(
             _float_because(site, operands, on(backend), lowering) if activations != "none" else "weight-only"
         )
         largest = None
+        if all(path is not None and selects(where, path) for path in site.paths[:2]):
+            reason = "two parameters"  # rounded as such already
         if observe and jnp.issubdtype(x.dtype, jnp.floating):
             largest = jnp.max(jnp.abs(x), initial=0).astype(jnp.float32)
             site.observe(largest)
