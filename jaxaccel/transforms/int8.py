@@ -170,7 +170,7 @@ class _Rule:
         return partial(site.product, products.Integers()) if self.backend == "cpu" else site.bind
 
     def _between_parameters(self, site: Site, lhs: QuantArray, rhs: QuantArray) -> Any:
-        """The product of two quantised parameters, of integers where their scales can be multiplied in after the sum."""
+        """The product of two parameters: of integers where their scales can be multiplied in after the sum."""
         form, reason = menu.XLA, ""
         if not all(integer.fits(site.primitive, site.params, k, w) for k, w in enumerate((lhs, rhs))):
             form, reason = "float32", "its scales vary along the sum"
