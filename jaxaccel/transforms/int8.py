@@ -15,7 +15,7 @@ from jaxaccel.arrays import QuantArray, expand
 from jaxaccel.errors import UserError
 from jaxaccel.interpret import Transformation, is_compressed, transform
 from jaxaccel.lowerings import convolution, menu, products
-from jaxaccel.sites import BILINEAR, Site, on
+from jaxaccel.sites import BILINEAR, GROUPED, Site, on
 from jaxaccel.transforms import integer
 from jaxaccel.transforms.calibrate import Calibration
 from jaxaccel.transforms.int8_training import training_rules
@@ -72,7 +72,7 @@ def int8(
             'activations="static" and calibration= go together: make one with ja.calibrate(f, ...)'
         )
     rule = _Rule(activations, calibration, attention, lowering, on(backend))
-    rules = {**dict.fromkeys(BILINEAR, rule), "gather": _lookup}
+    rules = {**dict.fromkeys(BILINEAR, rule), GROUPED: integer.leave_grouped, "gather": _lookup}
     return transform(f, Transformation("int8", rules, argnums=argnums, arrays=True, strict=strict))
 
 

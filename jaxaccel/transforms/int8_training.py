@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxaccel import numerics
-from jaxaccel.sites import BILINEAR, Site
+from jaxaccel.sites import BILINEAR, GROUPED, Site
 from jaxaccel.transforms import integer
 
 
@@ -26,7 +26,7 @@ def training_rules(key: jax.Array) -> Mapping[str, Callable[..., Any]]:
         here = jax.random.fold_in(key, zlib.crc32(site.name.encode()) & 0x7FFFFFFF)
         return site.product(_Train(), lhs, rhs, jax.random.key_data(here))
 
-    return dict.fromkeys(BILINEAR, rule)
+    return {**dict.fromkeys(BILINEAR, rule), GROUPED: integer.leave_grouped}
 
 
 @dataclasses.dataclass(frozen=True)

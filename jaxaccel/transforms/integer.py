@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from jaxaccel import numerics
 from jaxaccel.arrays import QuantArray, expand
+from jaxaccel.sites import Site
 
 Bind = Callable[..., jax.Array]
 """``bind(lhs, rhs, **changed_params)``: the primitive itself."""
@@ -175,3 +176,9 @@ def fold_scale(params: Mapping[str, Any], side: int, w: QuantArray, x: Any) -> t
     return x.astype(jnp.float32) * moved.reshape(shape), w.with_scales(
         lambda s: jnp.ones([1] * s.ndim, s.dtype)
     )
+
+
+def leave_grouped(site: Site, *operands: Any) -> Any:
+    """The rule of grouped products, which stay as they are and are told; a compressed matrix becomes dense."""
+    site.record("-", str(site.inputs[0].dtype), "has no form of integers")
+    return NotImplemented

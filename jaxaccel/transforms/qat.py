@@ -13,7 +13,7 @@ from jaxaccel.compress.quantize import Axes, quantize
 from jaxaccel.errors import UserError
 from jaxaccel.interpret import Observation, Transformation, is_compressed, transform
 from jaxaccel.lowerings import menu
-from jaxaccel.sites import BILINEAR, Site, on
+from jaxaccel.sites import BILINEAR, GROUPED, Site, on
 from jaxaccel.transforms import integer
 from jaxaccel.transforms.calibrate import Calibration
 from jaxaccel.transforms.int8 import Activations
@@ -90,7 +90,11 @@ def fake_int8(
         site.record("float32 of integers", f"int{bits}", reason)
         return site.bind(*operands)
 
-    rules = {**dict.fromkeys(BILINEAR, rule), "gather": lambda site, *_: NotImplemented}
+    rules = {
+        **dict.fromkeys(BILINEAR, rule),
+        GROUPED: integer.leave_grouped,
+        "gather": lambda site, *_: NotImplemented,
+    }
     joined = Observation(lambda x: jnp.max(x, 0), lambda shape: jnp.zeros(shape.shape, shape.dtype))
     inner = transform(
         f, Transformation("fake_int8", rules, argnums, strict=strict, observation=joined if observe else None)
