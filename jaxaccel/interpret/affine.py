@@ -103,7 +103,7 @@ def _evaluate(jaxpr: Any, consts: Sequence[Any], values: Sequence[Any]) -> list[
 
     def read(x: Any) -> Any:
         if isinstance(x, jcore.Literal):
-            return Known(x.val, jnp.asarray(x.val, x.aval.dtype), jnp.shape(x.val))
+            return Known(x.val, jnp.asarray(x.val, x.aval.dtype), jnp.shape(x.val))  # type: ignore[attr-defined]
         if isinstance(env[x], Affine) and uses[x] > 1:
             env[x] = env[x].dense()  # its value is needed twice: it is computed once
         return env[x]
