@@ -411,12 +411,12 @@ def test_a_range_that_is_missing_is_named():
     def f(params, x):
         return layer(params["b"], layer(params["a"], x))
 
-    for t in (
-        ja.int8(f, calibration=other),
-        ja.fake_int8(f, calibration=other),
-        jax.jit(ja.int8(f, calibration=other)),
+    q = ja.quantize(two)
+    for t, params in (
+        (ja.int8(f, calibration=other), q),
+        (ja.fake_int8(f, calibration=other), two),
+        (jax.jit(ja.int8(f, calibration=other)), q),
     ):
-        params = two if t.__name__ == "transformed" else ja.quantize(two)
         with pytest.raises(ja.UserError, match="no range for b/kernel; did you mean a/kernel"):
             t(params, X)
 
