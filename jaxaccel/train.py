@@ -31,6 +31,7 @@ from jaxaccel.loggers import Logger, Maker, find_maker, make_loggers
 from jaxaccel.metrics import Mean, Scores, add
 from jaxaccel.modules import as_model, output_shape, takes
 from jaxaccel.optim.averaging import reestimator
+from jaxaccel.options import checked
 from jaxaccel.parallel import MeshShape, batch_sharding, check_split, make_mesh, placed
 from jaxaccel.provenance import record_data
 from jaxaccel.recipe import Recipe
@@ -46,6 +47,7 @@ from jaxaccel.tasks.task import Batch, check_metrics
 from jaxaccel.wording import again, early_text, heading, replicas_text, scores_text
 
 
+@checked
 def train(
     recipe: Recipe,
     *,
