@@ -9,7 +9,6 @@ import jax
 import numpy as np
 
 from jaxaccel import rundir
-from jaxaccel.checkpoint import flat
 from jaxaccel.compress import trainable, unpack
 from jaxaccel.compress.unpack import is_packed
 from jaxaccel.errors import UserError, option
@@ -20,6 +19,7 @@ from jaxaccel.recipe import Recipe
 from jaxaccel.recipe_file import load_recipe
 from jaxaccel.saved import read_weights
 from jaxaccel.teacher import Teacher
+from jaxaccel.trees import flat
 
 PyTree = Any
 SAME_CLASSES = "soft targets need a teacher of the same classes"
