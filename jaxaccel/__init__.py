@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from jaxaccel.data import open_source
     from jaxaccel.errors import UserError
     from jaxaccel.explanation import explain
+    from jaxaccel.loggers import Logger
     from jaxaccel.optim import Optimizer, Schedule
     from jaxaccel.parallel import MeshShape
     from jaxaccel.pretrained import load_pretrained
@@ -68,6 +69,7 @@ _HOMES = {
     "Data": "recipe",
     "Hint": "transforms",
     "ImageClassification": "tasks",
+    "Logger": "loggers",
     "LossScale": "transforms",
     "LowRankArray": "arrays",
     "MeshShape": "parallel",
@@ -122,6 +124,7 @@ __all__ = [
     "Data",
     "Hint",
     "ImageClassification",
+    "Logger",
     "LossScale",
     "LowRankArray",
     "MeshShape",

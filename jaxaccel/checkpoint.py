@@ -21,7 +21,7 @@ from jaxaccel import digests
 from jaxaccel.errors import UserError, option
 from jaxaccel.files import disk_error
 from jaxaccel.saved import read_state, steps
-from jaxaccel.trees import path_text
+from jaxaccel.trees import flat, path_text
 
 PyTree = Any
 Say = Callable[[str], None]
@@ -159,11 +159,6 @@ def digest(tree: PyTree) -> str:
         total.update(f"{path} {array.shape} {array.dtype}".encode())
         total.update(np.ascontiguousarray(array).tobytes())
     return total.hexdigest()
-
-
-def flat(tree: PyTree) -> dict[str, Any]:
-    """{path: leaf}."""
-    return {path_text(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def placed_like(tree: PyTree, arrays: Mapping[str, np.ndarray], root: str) -> PyTree:

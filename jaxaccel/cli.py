@@ -40,6 +40,9 @@ class RunOptions(Options):
     anew; also a head for other classes."""
     trust: bool = False
     """Execute code that a run brings along, or a teacher's, also where somebody else wrote it."""
+    logger: tuple[str, ...] = ()
+    """Functions of (recipe, directory) that make loggers of the metrics, such as of Weights & Biases, by dotted name:
+    my_module.my_logger."""
     traceback: bool = False
     """Show Python's traceback when something goes wrong."""
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxaccel.data.sources import Source
-from jaxaccel.metrics import Mean, add
+from jaxaccel.metrics import Mean, add, as_scores
 from jaxaccel.tasks.batches import batches
 from jaxaccel.tasks.task import Task
 
@@ -44,7 +44,7 @@ def metrics(
     for batch in batches(source, task, size):
         sums.append(jax.device_get(score(params, batch)))
         advance()
-    return task.summarise(add(sums))
+    return as_scores(task.summarise(add(sums)))
 
 
 def evaluation(
@@ -73,4 +73,4 @@ def evaluation(
         rows.append({name: x[there] for name, x in task.judge(predictions, batch).items()})
         advance()
     judged = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
-    return Evaluation(task.summarise(add(sums)), task.report(judged, facts), judged, len(source))
+    return Evaluation(as_scores(task.summarise(add(sums))), task.report(judged, facts), judged, len(source))

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from jaxaccel import hlo, sites
 from jaxaccel.errors import UserError
@@ -34,6 +35,8 @@ class Explanation:
     rows: tuple[dict[str, Any], ...]
     """By `COLUMNS`: `flops` is that of the whole program, None inside a ``while``; `share` of the transformation's sum.
     `compiled` lists what the optimised HLO has for the site, where it was compiled."""
+    empty: tuple[str, ...] = ()
+    """Transformations that met nothing to explain."""
 
     def to_json(self) -> str:
         """The rows as JSON."""
@@ -73,10 +76,12 @@ class Explanation:
         for table in self._tables():
             console.print(table)
 
-    def _tables(self) -> Iterator[Table]:
+    def _tables(self) -> Iterator[Table | Text]:
         names = list(dict.fromkeys(row["transformation"] for row in self.rows))
         for name in names:
             yield _table(name, [row for row in self.rows if row["transformation"] == name])
+        for name in self.empty:
+            yield Text(f"{name}: f has no matrix product, convolution or lookup")
 
 
 @checked
@@ -119,7 +124,8 @@ def explain(f: Callable[..., Any], *args: Any, compiled: bool = False, **kwargs:
         )
     operations = hlo.operations(text) if text else []
     rows = [row for run in runs for row in _rows(run, operations, compiled)]
-    return Explanation(tuple(rows))
+    empty = [run.transformation for run in runs if not run.records]
+    return Explanation(tuple(rows), tuple(dict.fromkeys(empty)))
 
 
 def _is_array(x: Any) -> bool:

@@ -9,16 +9,17 @@ import jax
 import numpy as np
 
 from jaxaccel import rundir
-from jaxaccel.checkpoint import flat
 from jaxaccel.compress import trainable, unpack
 from jaxaccel.compress.unpack import is_packed
-from jaxaccel.errors import UserError
+from jaxaccel.errors import UserError, option
+from jaxaccel.metrics import Headline
 from jaxaccel.modules import Model, abstract, as_model, output_shape, takes
 from jaxaccel.pretrained import load_pretrained
 from jaxaccel.recipe import Recipe
 from jaxaccel.recipe_file import load_recipe
 from jaxaccel.saved import read_weights
 from jaxaccel.teacher import Teacher
+from jaxaccel.trees import flat
 
 PyTree = Any
 SAME_CLASSES = "soft targets need a teacher of the same classes"
@@ -38,21 +39,21 @@ class Start:
         return f"starting from the weights of {origin}{new}"
 
 
-def start(origin: Path, model: Model, inputs: tuple[PyTree, ...], metric: str) -> Start:
+def start(origin: Path, model: Model, inputs: tuple[PyTree, ...], headline: Headline) -> Start:
     """The weights in `origin` that fit `model`.
 
     Args:
       origin: directory of a run, whose best checkpoint counts, or a file that `load_pretrained` reads.
       model: what is to be trained.
       inputs: one batch's inputs to it, as `jax.ShapeDtypeStruct`s.
-      metric: by which a run's best checkpoint was kept.
+      headline: by which a run's best checkpoint was kept.
 
     Raises:
       UserError: there is no such run or file, or it is of another model, a larger one too. Only one layer, the last of
         its kind, may have another number of outputs.
     """
     own = _named(*abstract(model))
-    found = _weights_in(origin, model, inputs, metric, new_head=True)
+    found = _weights_in(origin, model, inputs, headline, new_head=True)
     fresh = [name for name, x in own.items() if name not in found or found[name].shape != x.shape]
     _check_head(origin, own, found, fresh)
     return Start({name: np.asarray(found[name]) for name in own if name not in fresh}, tuple(fresh))
@@ -82,6 +83,12 @@ def teacher(
     options = recipe.distill
     if options.teacher is None:
         return None
+    if options.soft and not recipe.task.logits:
+        raise UserError(
+            f"{type(recipe.task).__name__} has no logits, which soft targets are made of: "
+            f"{option('distill.soft', 0)} learns from {option('distill.attention')} alone; a task whose model gives "
+            "logits says so with `logits = True`"
+        )
     kept = resumed / rundir.TEACHER if resumed else options.teacher
     own = load_recipe(kept, trust=trust) if (kept / "recipe.json").is_file() else None
     if own and options.model:
@@ -110,7 +117,7 @@ def teacher_weights(teacher: Teacher | None, inputs: tuple[PyTree, ...]) -> dict
     origin = teacher and teacher.options.teacher
     if not teacher or not origin:
         return {}
-    found = _weights_in(origin, teacher.model, inputs, teacher.task.metric)
+    found = _weights_in(origin, teacher.model, inputs, teacher.task.headline)
     own = _named(*abstract(teacher.model))
     classes = jax.tree.leaves(output_shape(teacher.model, inputs))[0].shape[-1]
     for name, x in own.items():
@@ -126,13 +133,13 @@ def teacher_weights(teacher: Teacher | None, inputs: tuple[PyTree, ...]) -> dict
 
 
 def _weights_in(
-    origin: Path, model: Model, inputs: tuple[PyTree, ...], metric: str, new_head: bool = False
+    origin: Path, model: Model, inputs: tuple[PyTree, ...], headline: Headline, new_head: bool = False
 ) -> dict[str, Any]:
     """Parameters and model state by path; without a file's last layer where that has other outputs."""
     if origin.is_dir():
         if (origin / "best" / "checkpoints").is_dir():
             raise UserError(f"{origin} holds several replicas: take the best of them, {origin / 'best'}")
-        found = read_weights(origin, metric).arrays
+        found = read_weights(origin, headline.name, headline.better).arrays
         left = found.keys() - _named(*abstract(model)).keys()
     elif not origin.is_file():
         raise UserError(f"{origin} is no directory of a run and no file with weights")

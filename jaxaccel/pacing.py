@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -139,6 +139,27 @@ def timetable(
             for call in calls(inner, fused, max(0, done - phase.start))
         ]
     return all_cuts, all_calls
+
+
+def stops_early(
+    recipe: Recipe, plan: Plan, step: int, evaluations: Sequence[Sequence[Mapping[str, float]]]
+) -> bool:
+    """Whether the run ends after `step` steps, because its metric has got no better for `patience` evaluations.
+
+    It follows from the metrics alone, so that a resumed run decides as one that was never stopped. Several replicas
+    end together, once none of them gets better; a run of several phases ends in its last one.
+
+    Args:
+      recipe: of the run.
+      plan: of the run.
+      step: steps done.
+      evaluations: the metrics of each evaluation so far, a row a replica.
+    """
+    if not recipe.patience or step <= plan.phases[-1].start:
+        return False
+    replicas = zip(*evaluations, strict=True)
+    waited = [len(rows) - 1 - recipe.task.headline.best(rows) for rows in replicas]
+    return bool(waited) and min(waited) >= recipe.patience
 
 
 def cuts(steps: int, interval: int) -> list[int]:

@@ -6,12 +6,12 @@ from typing import Any
 
 import jax
 
-from jaxaccel.checkpoint import flat
 from jaxaccel.compress import trainable, unpack, with_trained
 from jaxaccel.errors import UserError
 from jaxaccel.interpret import is_compressed
 from jaxaccel.modules import Model, abstract, as_model
 from jaxaccel.transforms import compressed
+from jaxaccel.trees import flat
 
 PyTree = Any
 

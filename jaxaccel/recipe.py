@@ -93,6 +93,9 @@ class Recipe(Options):
     """Steps fused into one call of the device; 0 chooses by how long a step takes."""
     eval_every: Positive = 1.0
     """Epochs between evaluations, each of which saves a checkpoint."""
+    patience: Annotated[CountOrZero, MAY_DIFFER] = 0
+    """Stop after so many evaluations in a row without a better metric; 0 trains to the end. Schedules are
+    stretched over all `epochs`: stopping early cuts them off."""
     keep: Annotated[Count, MAY_DIFFER] = 2
     """Checkpoints to keep, the newest ones; the best one is kept besides."""
     replicas: Count = 1
@@ -120,4 +123,13 @@ class Recipe(Options):
             names = ", ".join(option(f"optimizer.{name}") for name in ("lookahead", "ema", "swa"))
             raise UserError(
                 f"pruning and averages of weights do not go together: leave out {names} or {option('sparse')}"
+            )
+        if self.patience and self.sparse.on and self.sparse.method != "fixed":
+            raise UserError(
+                f"{option('patience')} and pruning do not go together: masks follow a schedule over the whole run"
+            )
+        if not dataclasses.is_dataclass(self.task):
+            kind = type(self.task).__name__
+            raise UserError(
+                f"{kind} must be a frozen dataclass: write @dataclasses.dataclass(frozen=True) above it"
             )

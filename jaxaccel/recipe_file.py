@@ -15,6 +15,7 @@ from jaxaccel.calls import made_with, nearest, path_of, render, unreadable
 from jaxaccel.errors import UserError
 from jaxaccel.file_names import PACKAGES, TASKS, FileNames, check_modules
 from jaxaccel.flags import NAMES
+from jaxaccel.options import checked
 from jaxaccel.recipe import MAY_DIFFER, Recipe
 from jaxaccel.user_code import content_of, load_file
 
@@ -119,6 +120,7 @@ class Loaded:
     """The Python file of one's own that made it."""
 
 
+@checked
 def load_recipe(name: str | Path, *, trust: bool = False) -> Recipe:
     """The recipe of that name, of the Python file at that path, or of the run in that directory.
 

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxaccel.data.order import Order, Phase, Shuffled, Together
 from jaxaccel.errors import UserError
-from jaxaccel.metrics import Mean
+from jaxaccel.metrics import Headline, Mean, Scores, as_scores
 from jaxaccel.parallel import batch_sharding, replicated
 from jaxaccel.state import StepMetrics, TrainState
 from jaxaccel.step import Training
@@ -100,11 +100,11 @@ class Replicas:
         """The training of replica i."""
         return self.make(numbers_of(self.values, i))
 
-    def best(self, scores: Sequence[Mapping[str, float]], state: TrainState, metric: str) -> int:
-        """The replica with the greatest `metric` of those that did not come out non-finite, unless all did."""
+    def best(self, scores: Sequence[Scores], state: TrainState, headline: Headline) -> int:
+        """The replica that is best by `headline`, of those that did not come out non-finite, unless all did."""
         halted = np.asarray(state.halted)
-        sound = [i for i in _sound(scores) if not halted[i]]
-        return max(sound or range(self.count), key=lambda i: scores[i][metric])
+        sound = [i for i in _sound(scores) if not halted[i]] or list(range(self.count))
+        return sound[headline.best([scores[i] for i in sound])]
 
     def lowered(self, f: Callable[..., Any]) -> Callable[..., Any]:
         """`f`: each replica's own step is lowered instead."""
@@ -139,12 +139,12 @@ class Replicas:
         """`weights` ({path: array}) for every replica."""
         return {path: np.broadcast_to(x, (self.count, *x.shape)) for path, x in weights.items()}
 
-    def scores(self, means: Mapping[str, Mean]) -> list[dict[str, float]]:
+    def scores(self, means: Mapping[str, Mean]) -> list[Scores]:
         """One row of numbers a replica, from the sums over all batches."""
         task = self.make({}).task
-        return [task.summarise(pick(dict(means), i)) for i in range(self.count)]
+        return [as_scores(task.summarise(pick(dict(means), i))) for i in range(self.count)]
 
-    def table(self, scores: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    def table(self, scores: Sequence[Scores]) -> list[dict[str, float]]:
         """What each replica was trained with and what came of it."""
         return [numbers_of(self.values, i) | dict(row) for i, row in enumerate(scores)]
 
@@ -179,7 +179,7 @@ def numbers_of(values: Mapping[str, np.ndarray], i: int) -> dict[str, float]:
     return {path: column[i].item() for path, column in values.items()}
 
 
-def spread(scores: Sequence[Mapping[str, float]], metric: str) -> dict[str, float]:
+def spread(scores: Sequence[Scores], headline: Headline) -> dict[str, float]:
     """The mean of each metric over the replicas, and of the headline the standard deviation and the best as well.
 
     The deviation is that of a sample (n - 1). Replicas with a score that is not finite are left out, unless there is
@@ -188,12 +188,21 @@ def spread(scores: Sequence[Mapping[str, float]], metric: str) -> dict[str, floa
     scores = [scores[i] for i in _sound(scores)] or scores
     if len(scores) == 1:
         return dict(scores[0])
-    columns = {name: np.array([row[name] for row in scores]) for name in scores[0]}
+    columns = {name: np.array([row[name] for row in scores]) for name in _shared(scores)}
     overall = {name: float(column.mean()) for name, column in columns.items()}
-    headline = columns[metric]
-    return overall | {f"{metric}_std": float(headline.std(ddof=1)), f"{metric}_best": float(headline.max())}
+    if headline.name not in columns:
+        return overall
+    best = scores[headline.best(scores)][headline.name]
+    deviation = float(columns[headline.name].std(ddof=1))
+    return overall | {f"{headline.name}_std": deviation, f"{headline.name}_best": best}
 
 
-def _sound(scores: Sequence[Mapping[str, float]]) -> list[int]:
-    """Those rows of which all numbers are finite."""
-    return [i for i, row in enumerate(scores) if np.isfinite(list(row.values())).all()]
+def _sound(scores: Sequence[Scores]) -> list[int]:
+    """Those rows of which all numbers are finite. A metric that is not so in any row tells nothing of them."""
+    finite = np.isfinite([[row[name] for name in _shared(scores)] for row in scores])
+    return np.flatnonzero(finite[:, finite.any(0)].all(1)).tolist() if finite.any() else []
+
+
+def _shared(scores: Sequence[Scores]) -> list[str]:
+    """The names of metrics that every row has."""
+    return [name for name in scores[0] if all(name in row for row in scores)]

@@ -89,7 +89,7 @@ def finished(
     training: Training | Replicas,
     shapes: TrainState,
     shardings: TrainState,
-    steps: int,
+    is_over: Callable[[int], bool],
     facts: Facts,
 ) -> TrainResult | None:
     """The result of a run that has come to its end, which is only read; None where there is something left to do.
@@ -100,7 +100,7 @@ def finished(
       training: that of the recipe.
       shapes: of its state.
       shardings: where the state goes.
-      steps: of the whole run.
+      is_over: whether a run that has done so many steps has come to its end.
       facts: of its data set.
 
     Raises:
@@ -114,12 +114,12 @@ def finished(
         return None
     check_same(directory, recipe)
     found = read_state(directory / CHECKPOINTS, shapes, shardings)
-    if found is None or found[0] < steps:
+    if found is None or not is_over(found[0]):
         return None
     if jax.process_index() == 0:
         scores = scores_text(summary["eval"])
         if not (directory / "curves.png").is_file():
             with contextlib.suppress(OSError):
-                curves.draw(directory, f"{recipe.name}: {scores}")
+                curves.draw(directory, f"{recipe.name}: {scores}", recipe.task.headline)
         print(f"{directory} is finished: {scores}; see {directory}/curves.png")
     return TrainResult(directory, summary, training, found[1], facts)

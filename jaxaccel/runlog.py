@@ -1,4 +1,4 @@
-"""What a run leaves behind while it goes: metrics.jsonl, TensorBoard events, and a line or a bar to look at."""
+"""What a run leaves behind while it goes: metrics.jsonl, what loggers make of it, and a line or a bar to look at."""
 
 import contextlib
 import json
@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from jaxaccel.files import write_text
+from jaxaccel.loggers import Logger, Loggers, TensorBoard
+from jaxaccel.metrics import Scores, score_text
 from jaxaccel.state import StepMetrics
 
 
@@ -33,10 +35,10 @@ LINE_SECONDS = 10.0
 
 
 class RunLog:
-    """Writes the metrics of one run and shows its progress on standard output.
+    """Writes the metrics of one run, tells its loggers of them, and shows its progress on standard output.
 
     On a terminal there is a bar with the time left; elsewhere plain lines now and then. With `show` False
-    (other processes of the same run) nothing is shown and nothing written.
+    (other processes of the same run) nothing is shown, nothing written and no logger told.
     """
 
     def __init__(
@@ -48,7 +50,7 @@ class RunLog:
         self._terminal = show and self._console.is_terminal
         self._last_line = time.monotonic()
         self._directory, self._done = directory, done
-        self._file = self._events = None
+        self._file = self._loggers = None
         self._bar = Progress(
             TextColumn("{task.fields[epoch]}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
             TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[text]}"),
@@ -56,6 +58,13 @@ class RunLog:
         )  # fmt: skip
         self._task = self._bar.add_task("", total=steps, completed=done, epoch="", text="")
         self._bar.start()
+
+    def open(self, loggers: Sequence[Logger] = ()) -> None:
+        """Begins to write into the directory, and to tell `loggers`: before it nothing is written, only shown."""
+        if self._show:
+            path = _truncated(self._directory / "metrics.jsonl", self._done)
+            self._file = path.open("a", encoding="utf-8")
+            self._loggers = Loggers([TensorBoard(self._directory, self._done), *loggers], self.say)
 
     @contextlib.contextmanager
     def reading(self, examples: int) -> Iterator[Callable[[int], Any]]:
@@ -71,7 +80,7 @@ class RunLog:
     def train(self, step: int, metrics: Mapping[str, float]) -> None:
         """Metrics of the training steps up to `step`."""
         self._write("train", step, metrics)
-        text = f"loss {metrics['loss']:.4f}  {metrics['examples_per_second']:,.0f} examples/s"
+        text = f"loss {score_text(metrics['loss'])}  {metrics['examples_per_second']:,.0f} examples/s"
         self._bar.update(self._task, completed=step, epoch=f"epoch {self._epoch(step)}", text=text)
         if not self._terminal and time.monotonic() - self._last_line > LINE_SECONDS:
             self._last_line = time.monotonic()
@@ -86,38 +95,29 @@ class RunLog:
         self._write(
             "eval", step, {**metrics, **{f"{name}/{i}": x for i, row in each for name, x in row.items()}}
         )
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        shown = "  ".join(f"{name} {score_text(value)}" for name, value in metrics.items())
         self.say(f"epoch {self._epoch(step):>6}  step {step:>6}  evaluation: {shown}")
 
     def close(self) -> None:
-        """Ends the bar and closes the files."""
+        """Ends the bar and closes the file and the loggers."""
         self._bar.stop()
-        if self._file and self._events:
+        if self._file and self._loggers:
+            self._loggers.close()
             self._file.close()
-            self._events.close()
-            self._file = self._events = None
+            self._file = self._loggers = None
 
     def _epoch(self, step: int) -> str:
         return f"{self.epoch(step):.1f}"
 
     def _write(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
-        if not self._show:
+        if self._file is None or self._loggers is None:
             return
-        if self._file is None or self._events is None:  # the directory is made when training begins
-            from tensorboardX import SummaryWriter
-
-            self._file = _truncated(self._directory / "metrics.jsonl", self._done).open("a", encoding="utf-8")
-            self._events = SummaryWriter(
-                str(self._directory / "tensorboard"), flush_secs=30, purge_step=self._done
-            )
-        # JSON has no NaN, and TensorBoard warns of it.
+        # JSON has no NaN.
         values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         row = {"kind": kind, "step": step, "epoch": round(self.epoch(step), 4), **values}
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            if value is not None:
-                self._events.add_scalar(f"{kind}/{name}", value, step)
+        self._loggers.log(step, {f"{kind}/{name}": value for name, value in metrics.items()})
 
 
 class Meter:
@@ -203,7 +203,7 @@ class Meter:
         self._seconds += seconds
         rows = jax.tree.map(lambda *leaves: np.concatenate(leaves), *jax.device_get(self._window))
         good = rows.finite if rows.finite.any() else np.ones_like(rows.finite)
-        values = {name: float(m.total[good].sum() / m.count[good].sum()) for name, m in rows.means.items()}
+        values = {name: _mean(m.total[good], m.count[good]) for name, m in rows.means.items()}
         values |= {
             "learning_rate": float(rows.learning_rate[-1][good[-1]].mean()),
             "gradient_norm": float(rows.gradient_norm[-1][good[-1]].mean()),
@@ -212,6 +212,11 @@ class Meter:
         }
         self._window, self._reported = [], self._done
         self._log.train(self._done, values)
+
+
+def _mean(total: np.ndarray, count: np.ndarray) -> float:
+    """The mean of sums; 0 where nothing was counted, as `Mean.value` has it."""
+    return float(total.sum() / max(count.sum(), 1e-9))
 
 
 def announce() -> None:
@@ -255,6 +260,18 @@ def _row(line: str) -> dict[str, Any] | None:
     if not all(value is None or (type(value) in (int, float) and math.isfinite(value)) for value in numbers):
         return None
     return row if type(row.get("step")) is int and row.get("epoch") is not None else None
+
+
+def evaluations(directory: Path, done: int, replicas: int = 1) -> list[Sequence[Scores]]:
+    """What the evaluations of a run up to step `done` found: a row a replica for each evaluation, in order."""
+    rows = [row for row in read(directory) if row["kind"] == "eval" and row["step"] <= done]
+    if replicas == 1:
+        return [[row] for row in rows]
+    return [[_of_replica(row, i) for i in range(replicas)] for row in rows]
+
+
+def _of_replica(row: Mapping[str, Any], i: int) -> dict[str, Any]:
+    return {name.removesuffix(f"/{i}"): value for name, value in row.items() if name.endswith(f"/{i}")}
 
 
 def _truncated(path: Path, done: int) -> Path:

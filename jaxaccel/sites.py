@@ -12,8 +12,14 @@ import jax
 Backend = Literal["cpu", "gpu", "tpu"]
 BILINEAR: tuple[str, ...] = ("dot_general", "conv_general_dilated")
 """The primitives that do nearly all the arithmetic, each linear in both of its operands."""
-SITES: tuple[str, ...] = (*BILINEAR, "gather")
+GROUPED = "ragged_dot_general"
+"""The product of rows with the matrix of their group (mixtures of experts): bilinear too, with sizes of groups."""
+OPERANDS: Mapping[str, int] = {GROUPED: 3}
+"""How many operands a product has, where it is more than two."""
+SITES: tuple[str, ...] = (*BILINEAR, GROUPED, "gather")
 """What is a site: products, and lookups of embeddings."""
+LOST: tuple[str, ...] = ("materialised", "not entered")
+"""Kinds of `Record` that say that narrow or compressed computation was lost, on which ``strict=True`` raises."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +89,8 @@ class Record:
     """What it was lowered to; ``-`` where it was left alone."""
     reason: str = ""
     kind: str = "site"
-    """``site``, or what could not be done: ``materialised``, ``not entered``, ``primal only``."""
+    """``site``, or what could not be done: ``materialised``, ``not entered``; or ``primal only``, where the values are
+    computed as asked for, but the function's own derivative is dropped."""
 
 
 @dataclasses.dataclass
@@ -127,6 +134,12 @@ def flops(site: Site) -> int:
     if site.primitive == "dot_general":
         (contracting, _), _ = site.params["dimension_numbers"]
         return 2 * out * math.prod(site.inputs[0].shape[axis] for axis in contracting)
+    if site.primitive == GROUPED:
+        numbers = site.params["ragged_dot_dimension_numbers"]
+        (_, contracting), (_, batch) = numbers.dot_dimension_numbers
+        gone = (*contracting, *batch, *numbers.rhs_group_dimensions)
+        columns = math.prod(n for axis, n in enumerate(site.inputs[1].shape) if axis not in gone)
+        return 2 * math.prod(site.inputs[0].shape) * columns
     if site.primitive == "conv_general_dilated":
         rhs = site.inputs[1].shape
         features = rhs[site.params["dimension_numbers"].rhs_spec[0]]

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from jaxaccel import numerics
 from jaxaccel.data.order import Order, Phase, Shuffled
-from jaxaccel.metrics import Mean
+from jaxaccel.metrics import Mean, Scores, as_scores, check_names
 from jaxaccel.modules import Model
 from jaxaccel.optim.averaging import Averaging, weights_to_evaluate
 from jaxaccel.options import Options
@@ -89,7 +89,7 @@ class Training(Options):
         norm = optax.global_norm(grads)
         # An optimizer may compute more gradients, and those may overflow where this one did not.
         moves = jnp.isfinite(norm) & jnp.isfinite(optax.global_norm(updates))
-        finite = jnp.isfinite(means["loss"].total) & moves
+        finite = jnp.isfinite(loss) & moves
         moved = dataclasses.replace(
             state,
             params=params,
@@ -103,7 +103,7 @@ class Training(Options):
         if state.loss_scale is not None:
             # An overflow of the gradient alone is how the scale is found: that step is left out, and all is well.
             too_large = state.loss_scale.scale > LOSS_SCALE.minimum
-            overflow = jnp.isfinite(means["loss"].total) & ~moves & too_large
+            overflow = jnp.isfinite(loss) & ~moves & too_large
             new = dataclasses.replace(new, loss_scale=LOSS_SCALE.update(state.loss_scale, finite))
             finite |= overflow
         goes_on = (finite & ~state.halted) | (self.non_finite == "skip")
@@ -170,9 +170,9 @@ class Training(Options):
         """`weights` ({path: array}) for every model that trains."""
         return weights
 
-    def scores(self, means: Mapping[str, Mean]) -> list[dict[str, float]]:
+    def scores(self, means: Mapping[str, Mean]) -> list[Scores]:
         """One row of numbers, from the sums over all batches."""
-        return [self.task.summarise(means)]
+        return [as_scores(self.task.summarise(means))]
 
     def _gradients(self, state: TrainState, batch: Batch, key: jax.Array) -> Gradients:
         grad_fn = jax.value_and_grad(self._loss_fn(state.loss_scale, state.teacher), has_aux=True)
@@ -239,16 +239,22 @@ class Training(Options):
 
             if self.teacher is None:
                 outputs, new_state = model(params, batch)
-                loss, means = self.task.loss(outputs, batch)
+                loss, means = self._task_loss(outputs, batch)
             else:
                 (outputs, new_state), lesson = self.teacher.teach(model, teacher)(params, batch)
-                loss, means = self.task.loss(outputs, batch)
+                loss, means = self._task_loss(outputs, batch)
                 loss, means = self.teacher.weighed(loss, lesson), means | {"distill": lesson}
             if loss_scale is not None:
                 loss = LOSS_SCALE.scale(loss, loss_scale)
             return loss, (means, new_state)
 
         return TRANSFORMATIONS[self.precision](loss_fn)
+
+    def _task_loss(self, outputs: PyTree, batch: Batch) -> tuple[jax.Array, dict[str, Mean]]:
+        """The task's loss and what it reports of it: the loss itself in any case."""
+        loss, means = self.task.loss(outputs, batch)
+        check_names(type(self.task).__name__, means)
+        return loss, {"loss": Mean(loss.astype(jnp.float32), jnp.float32(1)), **means}
 
     def _parts(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, Batch]:
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(self.accumulate))

@@ -29,7 +29,7 @@ from jaxaccel.step import Training
 from jaxaccel.teacher import Teacher
 
 FIXED = (
-    "epochs", "batch_size", "steps_per_call", "eval_every", "keep", "replicas", "optimizer.accumulate",
+    "epochs", "batch_size", "steps_per_call", "eval_every", "keep", "patience", "replicas", "optimizer.accumulate",
     "optimizer.reestimate", "task.image_size", "data.", "mesh.", "sparse.",
 )  # fmt: skip
 """Numbers that shape the program or the run around it: they cannot differ between replicas of one."""
@@ -174,7 +174,7 @@ def keep_best(
     scores: Sequence[Mapping[str, float]],
 ) -> int:
     """Writes the best replica to ``directory/best`` as a run of its own, which all commands take; which one it is."""
-    best = replicas.best(scores, state, recipe.task.metric)
+    best = replicas.best(scores, state, recipe.task.headline)
     alone = with_values(recipe, numbers_of(replicas.values, best))
     # From the host, where it is split over devices: no small program for each array.
     own = pick(jax.device_get(state) if jax.process_count() == 1 else state, best)
@@ -185,7 +185,9 @@ def keep_best(
     with rundir.claimed(directory / "best", alone, source=source, overwrite=True) as claim:
         claim.begin()
         rundir.keep_teacher(directory / rundir.TEACHER, directory / "best")
-        checkpoints = Checkpoints(directory / "best" / CHECKPOINTS, keep=1, metric=recipe.task.metric)
+        checkpoints = Checkpoints(
+            directory / "best" / CHECKPOINTS, keep=1, metric=recipe.task.metric, better=recipe.task.better
+        )
         checkpoints.save(int(own.step), own, scores[best])
         checkpoints.close()
     return best

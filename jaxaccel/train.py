@@ -18,19 +18,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxaccel import cli, curves, initial, pacing, peers, rundir, runtime
+from jaxaccel import cli, curves, initial, pacing, peers, rundir, runlog, runtime, saved
 from jaxaccel.agreement import check_same, leaves
 from jaxaccel.checkpoint import Checkpoints, digest, placed_like, restore
 from jaxaccel.data.elements import read_elements
 from jaxaccel.data.feed import batch_shape, choose, resident_feed, stream_feed
 from jaxaccel.data.opening import open_splits
 from jaxaccel.data.order import Phase, Sequential
-from jaxaccel.errors import UserError
+from jaxaccel.errors import UserError, option
 from jaxaccel.facts import Facts, fitted_options
 from jaxaccel.fuse import gather, several, several_evaluations
-from jaxaccel.metrics import Mean, add
+from jaxaccel.loggers import Logger, Maker, find_maker, make_loggers
+from jaxaccel.metrics import Mean, Scores, add
 from jaxaccel.modules import as_model, output_shape, takes
 from jaxaccel.optim.averaging import reestimator
+from jaxaccel.options import checked
 from jaxaccel.parallel import MeshShape, batch_sharding, check_split, make_mesh, placed
 from jaxaccel.provenance import record_data
 from jaxaccel.recipe import Recipe
@@ -38,14 +40,15 @@ from jaxaccel.recipe_file import said_of, to_json
 from jaxaccel.replicas import Replicas, spread
 from jaxaccel.result import TrainResult, finished, task_of
 from jaxaccel.runlog import Meter, RunLog, announce, lag
-from jaxaccel.saved import CHECKPOINTS, read_weights
+from jaxaccel.saved import CHECKPOINTS
 from jaxaccel.signals import StopSignal
 from jaxaccel.state import TrainState
 from jaxaccel.sweep import keep_best, points, training_of
-from jaxaccel.tasks.task import Batch
-from jaxaccel.wording import again, heading, replicas_text, scores_text
+from jaxaccel.tasks.task import Batch, check_metrics
+from jaxaccel.wording import again, early_text, heading, replicas_text, scores_text
 
 
+@checked
 def train(
     recipe: Recipe,
     *,
@@ -55,6 +58,7 @@ def train(
     init_from: Path | str | None = None,
     source: Path | None = None,
     trust: bool = False,
+    loggers: Sequence[Logger | Maker] = (),
 ) -> TrainResult:
     """Trains `recipe` and writes all about it to `run`.
 
@@ -66,13 +70,15 @@ def train(
       init_from: another run's directory (its best weights count) or a file with weights, which this one starts from.
       source: the Python file that defines the recipe, to be kept with the run.
       trust: execute code that a teacher's run brings along, also where somebody else wrote it.
+      loggers: what is told of the metrics besides metrics.jsonl and TensorBoard: a `Logger`, or a function of
+        (recipe, directory) that makes one, in the first process alone. One that raises is left out from there on.
 
     Raises:
       UserError: the recipe asks for what cannot be; the message is one line that says what to do.
       OSError: the disk is full, or fails.
     """
     with contextlib.ExitStack() as leave:
-        return _train(recipe, run, resume, overwrite, init_from, source, trust, leave)
+        return _train(recipe, run, resume, overwrite, init_from, source, trust, loggers, leave)
 
 
 def _train(
@@ -83,6 +89,7 @@ def _train(
     init_from: Path | str | None,
     source: Path | None,
     trust: bool,
+    loggers: Sequence[Logger | Maker],
     leave: contextlib.ExitStack,
 ) -> TrainResult:
     started = time.perf_counter()
@@ -114,6 +121,7 @@ def _train(
     )  # fmt: skip
     train_source, held_out = splits.train, splits.held_out
     facts = task.facts(train_source.features)
+    fitted = dataclasses.replace(recipe, task=task.fit(train_source))
 
     # ---- model, optimizer, step -----------------------------------------------------------------------
     plan = pacing.plan(recipe, len(train_source), shared_by)
@@ -126,11 +134,13 @@ def _train(
     inputs = jax.eval_shape(task.inputs, batch_shape(example, recipe.batch_size))
     sample = {"sample": task.sample(train_source)} if takes(recipe.model, "sample") else {}
     model = as_model(recipe.model, {**facts, **sample}, inputs)
-    task.check(output_shape(model, inputs), facts)
+    outputs = output_shape(model, inputs)
+    task.check(outputs, facts)
+    check_metrics(task, outputs, batch_shape(example, recipe.batch_size))
     directory = Path(run) if run else Path("runs") / recipe.name
     teacher = initial.teacher(recipe, facts, model, inputs, directory if resume else None, trust)
     trainings = {
-        p.image_size: training_of(recipe, model, plan.ends(), mesh, p.image_size, teacher)
+        p.image_size: training_of(fitted, model, plan.ends(), mesh, p.image_size, teacher)
         for p in plan.phases
     }
     training = trainings[plan.phases[-1].image_size]
@@ -143,8 +153,21 @@ def _train(
 
     # ---- state: new, resumed or from others --------------------------------------------------------------
     origin = Path(init_from) if init_from else None
-    start = initial.start(origin, model, inputs, task.metric) if origin else initial.Start()
-    whole = (directory, recipe, training, state_shape, shardings, steps, known)
+    start = initial.start(origin, model, inputs, task.headline) if origin else initial.Start()
+
+    def stopped_early(done: int) -> bool:
+        evaluations = runlog.evaluations(directory, done, training.count)
+        return pacing.stops_early(recipe, plan, done, evaluations)
+
+    whole = (
+        directory,
+        recipe,
+        training,
+        state_shape,
+        shardings,
+        lambda done: done >= steps or stopped_early(done),
+        known,
+    )
     if resume and (result := finished(*whole)):
         return result
     claim = leave.enter_context(
@@ -160,6 +183,9 @@ def _train(
     else:
         weights = training.copies({**start.weights, **initial.teacher_weights(teacher, inputs)})
         done, state = 0, jax.jit(training.init, out_shardings=shardings)(weights)
+
+    evaluations = runlog.evaluations(directory, done, training.count) if restored else []
+    early = pacing.stops_early(recipe, plan, done, evaluations)
 
     # ---- data to the device ---------------------------------------------------------------------------
     show = jax.process_index() == 0
@@ -181,7 +207,9 @@ def _train(
             ]
     else:
         if not split:
-            raise UserError("replicas need the data on the device: --data.feed resident, or fewer examples")
+            raise UserError(
+                f"replicas need the data on the device: {option('data.feed', 'resident')}, or fewer examples"
+            )
         train_feed = stream_feed(train_source, task.element, shuffled, mesh, data.workers)
         eval_feeds = [
             stream_feed(source, task.element, order, mesh, data.workers)
@@ -213,14 +241,14 @@ def _train(
             )
         return lowered.compile(training.compiler_options(flops[phase]))
 
-    cuts, calls = pacing.timetable(plan, recipe.eval_every, per_call, done)
+    cuts, calls = pacing.timetable(plan, recipe.eval_every, per_call, steps if early else done)
     compiling = time.perf_counter()
-    evaluations = several_evaluations(training, constrain if split else lambda batch: batch)
-    eval_call = jax.jit(evaluations, out_shardings=training.reported(mesh))
+    evaluated = several_evaluations(training, constrain if split else lambda batch: batch)
+    eval_call = jax.jit(evaluated, out_shardings=training.reported(mesh))
     compiled = program(plan.phase(done), len(calls[0])) if calls else None
     compile_seconds = time.perf_counter() - compiling
 
-    def evaluate(weights: Any, model_state: Any, which: int = 0) -> list[dict[str, float]]:
+    def evaluate(weights: Any, model_state: Any, which: int = 0) -> list[Scores]:
         sums: list[dict[str, Mean]] = []
         feed, calls = eval_feeds[which], [range(i, i + 1) for i in range(len(in_order[which]))]
         for item in feed.items(calls):
@@ -246,13 +274,16 @@ def _train(
         known.write(directory)
     if not resume:
         record_data(directory, data.name, splits.digest, resume=False)
-    checkpoints = Checkpoints(directory / CHECKPOINTS, keep=recipe.keep, metric=task.metric)
+    log.open(make_loggers(loggers, recipe, directory) if show else ())
+    checkpoints = Checkpoints(
+        directory / CHECKPOINTS, keep=recipe.keep, metric=task.metric, better=task.better
+    )
     stop = leave.enter_context(StopSignal())
     meter = Meter(
         log, examples=lambda step: plan.examples(step) * training.count, done=done, every=max(1, steps // 400),
         stops=recipe.non_finite == "stop",
     )  # fmt: skip
-    rows: list[dict[str, float]] = [{}]
+    rows: list[Scores] = [{}]
     scored = done
     for ordinal, (call, item) in enumerate(zip(calls, train_feed.items(calls), strict=True)):
         with meter.paused():  # where it is still to be compiled
@@ -268,43 +299,50 @@ def _train(
             with meter.paused():
                 state = settled(state)
                 rows, scored = evaluate(state.weights(), state.model_state), call.stop
-                scores = spread(rows, task.metric)
+                task.headline.check(type(task).__name__, rows[0])
+                scores = spread(rows, task.headline)
                 log.evaluated(call.stop, scores, rows)
                 checkpoints.save(call.stop, state, scores)
+                evaluations.append(rows)
+                early = pacing.stops_early(recipe, plan, call.stop, evaluations)
             claim.settle()
         elif stopping:
             checkpoints.save(call.stop, state)
-        if stopping:
+        if stopping or early:
             break
 
     # ---- leave ----------------------------------------------------------------------------------------
     log.close()
     at = int(state.step.max())
-    if at == steps and not calls:  # killed after its last checkpoint, before it wrote its result
+    if not calls:  # killed after its last checkpoint, before it wrote its result
         rows, scored = evaluate(state.weights(), state.model_state), at
-    scores = spread(rows, task.metric)
+    scores = spread(rows, task.headline)
     if meter.failed is not None:
         checkpoints.save(at, dataclasses.replace(state, halted=jnp.zeros_like(state.halted)))
         checkpoints.close()
         raise UserError(
             f"loss or gradient is not finite at step {meter.failed}: the state before it is saved in {directory}; "
-            "go on with --resume --non-finite skip, or start again with a lower --optimizer.learning-rate or "
-            "with --optimizer.clip-norm"
+            f"go on with {option('resume', True)} {option('non_finite', 'skip')}, or start again with a lower "
+            f"{option('optimizer.learning_rate')} or with {option('optimizer.clip_norm')}"
         )
+    checkpoints.wait()
+    best_step = saved.best(directory / CHECKPOINTS, task.metric, task.better)
+    early &= at < steps
+    over = early or at == steps
     test: dict[str, Any] = {}
-    if splits.test and at == steps:
-        checkpoints.wait()
-        best, weights = read_weights(directory, task.metric)
+    if splits.test and over:
+        step, weights = saved.read_weights(directory, task.metric, task.better)
         best_state = [
             placed_like(x, weights, root)
             for x, root in ((state.weights(), "params"), (state.model_state, "model_state"))
         ]
-        test = {"test": spread(evaluate(*best_state, which=1), task.metric), "test_step": best}
-        log.say(f"test split, best checkpoint (step {best}): {scores_text(test['test'])}")
+        test = {"test": spread(evaluate(*best_state, which=1), task.headline), "test_step": step}
+        log.say(f"test split, best checkpoint (step {step}): {scores_text(test['test'])}")
     checkpoints.close()
     summary = {
         "recipe": recipe.name, "seed": recipe.seed, "steps": at, "epochs": plan.epoch(at), "eval": scores,
-        "eval_step": scored, **test, "finished": at == steps, "examples_per_second": meter.examples_per_second,
+        "eval_step": scored, "best_step": best_step, **test, "finished": over, "stopped_early": early,
+        "examples_per_second": meter.examples_per_second,
         "seconds": time.perf_counter() - started, "compile_seconds": compile_seconds,
         "parameters": sum(x.size for x in jax.tree.leaves(state.params)) // training.count,
         "flops_per_step": flops[plan.phases[-1]],
@@ -318,11 +356,13 @@ def _train(
         best = keep_best(directory, recipe, source, training, state, rows)
         if show:
             known.write(directory / "best")
-        log.say(replicas_text(summary["replicas"], task.metric, best))
+        log.say(replicas_text(summary["replicas"], rows, task.metric, best))
     if show:
         rundir.write_json(directory / "result.json", summary)
-        curves.draw(directory, f"{recipe.name}: {scores_text(scores)}")
-        log.say(f"{scores_text(scores)} after {summary['seconds']:.0f} s; see {directory}/curves.png" if at == steps
+        curves.draw(directory, f"{recipe.name}: {scores_text(scores)}", task.headline)
+        if early:
+            log.say(early_text(recipe, at, steps, best_step))
+        log.say(f"{scores_text(scores)} after {summary['seconds']:.0f} s; see {directory}/curves.png" if over
                 else f"stopped at step {at} of {steps} and saved; go on with: {again()}")  # fmt: skip
     return TrainResult(directory, summary, training, state, known)
 
@@ -338,6 +378,7 @@ def main(argv: Sequence[str]) -> int:
     train(
         recipe, run=options.run, resume=options.resume, overwrite=options.overwrite,
         init_from=options.init_from, source=source, trust=options.trust,
+        loggers=[find_maker(name) for name in options.logger],
     )  # fmt: skip
     return 0
 

@@ -15,7 +15,7 @@ from jaxaccel.data import Source, open_source
 from jaxaccel.data.elements import read_elements
 from jaxaccel.errors import UserError
 from jaxaccel.evaluation import Evaluation, evaluation, metrics
-from jaxaccel.facts import Facts, read_facts
+from jaxaccel.facts import Facts, fitted_options, read_facts
 from jaxaccel.modules import Model, abstract, as_model, inference, takes
 from jaxaccel.options import Count, checked
 from jaxaccel.prediction import BATCH, Guess
@@ -223,7 +223,7 @@ def load(run: Path | str, *, which: Which = "best", trust: bool = False) -> Trai
         raise UserError(
             f"{place} has no checkpoint {which!r}: there are best, last, and the numbers of steps"
         )
-    step, weights = read_weights(place, recipe.task.metric, which=which)
+    step, weights = read_weights(place, recipe.task.metric, recipe.task.better, which)
     measured = scores(place / CHECKPOINTS / str(step))
     params = _filled(place, model, weights)
     return Trained(
@@ -257,9 +257,9 @@ def _facts(run: Path, recipe: Recipe) -> Facts:
         raise UserError(
             f"{run} keeps too little of its data set to do without it, and it cannot be opened: {error.message}"
         ) from error
-    return Facts.of(
-        recipe.task.facts(source.features), read_elements(source, recipe.task.element, range(1))[0]
-    )
+    task = recipe.task
+    example = read_elements(source, task.element, range(1))[0]
+    return Facts.of(task.facts(source.features), example, fitted_options(task, task.fit(source)))
 
 
 def _needs(recipe: Recipe, name: str) -> bool:

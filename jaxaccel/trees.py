@@ -68,6 +68,11 @@ def check_where(where: Where, paths: Iterable[str], what: str = "where") -> None
         )
 
 
+def flat(tree: Any) -> dict[str, Any]:
+    """Lists the leaves of a tree: {path: leaf}."""
+    return {path_text(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
 def _some(paths: Sequence[str]) -> str:
     return ", ".join(paths[:5]) + (", ..." if len(paths) > 5 else "")
 

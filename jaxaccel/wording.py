@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from jaxaccel import rundir
+from jaxaccel.metrics import score_text
 from jaxaccel.recipe import Recipe
 
 
@@ -34,21 +35,42 @@ def heading(
     )
 
 
-def scores_text(scores: Mapping[str, float]) -> str:
-    """Metrics on one line."""
-    return "  ".join(f"{name} {value:.4f}" for name, value in scores.items()) or "not evaluated"
+def scores_text(scores: Mapping[str, float | None]) -> str:
+    """Metrics on one line; None is one that JSON could not hold."""
+    return "  ".join(f"{name} {score_text(value)}" for name, value in scores.items()) or "not evaluated"
 
 
-def replicas_text(rows: Sequence[Mapping[str, float]], metric: str, best: int) -> str:
-    """A table of what each replica was trained with and what came of it, the best one marked."""
-    varied = [name for name in rows[0] if len({row[name] for row in rows}) > 1 or name == metric]
-    shown = {name: ".4f" if name in (metric, "loss") else ".6g" for name in varied}
-    cells = [[name.rpartition(".")[2] for name in varied]]
-    cells += [[format(row[name], shown[name]) for name in varied] for row in rows]
+def replicas_text(
+    rows: Sequence[Mapping[str, float]], scores: Sequence[Mapping[str, float]], metric: str, best: int
+) -> str:
+    """A table of what each replica was trained with and what came of it, the best one marked.
+
+    Args:
+      rows: numbers of the recipe and metrics of each replica.
+      scores: the metrics alone.
+      metric: the headline, which is shown in any case; all else where it differs.
+      best: which replica is marked.
+    """
+    names = [name for name in rows[0] if all(name in row for row in rows)]
+    varied = [name for name in names if len({row[name] for row in rows}) > 1 or name == metric]
+    cells = [[name if name in scores[0] else name.rpartition(".")[2] for name in varied]]
+    cells += [
+        [score_text(row[name]) if name in scores[0] else f"{row[name]:.6g}" for name in varied]
+        for row in rows
+    ]
     widths = [max(len(row[i]) for row in cells) for i in range(len(varied))]
     lines = ["  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in cells]
     marks = ["", *("  best" if i == best else "" for i in range(len(rows)))]
     return "\n".join(line + mark for line, mark in zip(lines, marks, strict=True))
+
+
+def early_text(recipe: Recipe, step: int, steps: int, best: int | None) -> str:
+    """Why a run ended before its last step."""
+    known = "" if best is None else f"; the best checkpoint is that of step {best}"
+    return (
+        f"stopped early at step {step} of {steps}: {recipe.task.metric} got no better in {recipe.patience} "
+        f"evaluations{known}"
+    )
 
 
 def again() -> str:

@@ -31,6 +31,7 @@ FLOORS = [
         "digests",
         "saved",
         "runlog",
+        "loggers",
         "signals",
         "pretrained",
         "probe",

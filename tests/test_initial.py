@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 
 import jaxaccel as ja
 from jaxaccel import initial, models
+from jaxaccel.metrics import ACCURACY
 from jaxaccel.modules import abstract, as_model
 from jaxaccel.optim import Optimizer
 from jaxaccel.tasks import ImageClassification
@@ -87,7 +88,7 @@ def test_the_weights_of_a_larger_model(tmp_path, packed):
         save_file(theirs(10) | {"layer3.1.conv1.weight": np.zeros((9, 9, 3, 3), np.float32)}, file)
     more = "params/stages/2/1/conv1/kernel, .*, \\.\\.\\." if packed else "layer3.1.conv1"
     with pytest.raises(ja.UserError, match=f"another model: it has {more}, which the model lacks; name the"):
-        initial.start(file, small, inputs, "accuracy")
+        initial.start(file, small, inputs, ACCURACY)
     teacher = Teacher(small, ImageClassification(), Distill(file))
     with pytest.raises(ja.UserError, match=f"another model: it has {more}, which the model lacks; name the"):
         initial.teacher_weights(teacher, inputs)
@@ -98,7 +99,7 @@ def test_a_new_head_and_a_layer_too_many(tmp_path):
     small = as_model(partial(models.ResNetCifar, 8, width=4), {"classes": 10, "channels": 1}, inputs)
     save_file(theirs(3) | {"layer3.1.conv1.weight": np.zeros((9, 9, 3, 3), np.float32)}, tmp_path / "weights")
     with pytest.raises(ja.UserError, match=r"it has layer3.1.conv1, linear, which the model lacks"):
-        initial.start(tmp_path / "weights", small, inputs, "accuracy")
+        initial.start(tmp_path / "weights", small, inputs, ACCURACY)
 
 
 def test_only_the_head_moves(recipe, tmp_path):

@@ -16,6 +16,7 @@ from jaxaccel.compress.unpack import is_packed
 from jaxaccel.errors import UserError
 from jaxaccel.flags import NAMES
 from jaxaccel.initial import start
+from jaxaccel.metrics import ACCURACY
 from jaxaccel.modules import abstract, as_model
 from jaxaccel.packed import packed
 
@@ -99,7 +100,7 @@ def test_a_packed_file_is_a_start(dense, tmp_path):
     file = tmp_path / "same.safetensors"
     ja.pack({"params": params, "model_state": state}, file)
     assert is_packed(file)
-    found = start(file, model, INPUTS, "accuracy")
+    found = start(file, model, INPUTS, ACCURACY)
     assert not found.fresh and (found.weights["params/head/kernel"] == params["head"]["kernel"]).all()
 
 
@@ -110,12 +111,12 @@ def test_foreign_files(dense, tmp_path):
     with pytest.raises(UserError, match="holds no parameters and state"):
         packed(file, SMALL, FACTS, INPUTS)
     with pytest.raises(UserError, match="holds no model"):
-        start(file, model, INPUTS, "accuracy")
+        start(file, model, INPUTS, ACCURACY)
     ja.pack({"params": params | {"more": jnp.ones(3)}, "model_state": state}, file)
     with pytest.raises(UserError, match="another model: params/more is only in it"):
         packed(file, SMALL, FACTS, INPUTS)
     with pytest.raises(UserError, match="another model: it has params/more, which the model lacks"):
-        start(file, model, INPUTS, "accuracy")
+        start(file, model, INPUTS, ACCURACY)
     file.write_bytes(b"nothing of the kind")
     assert not is_packed(file) and not is_packed(tmp_path / "nowhere")
 

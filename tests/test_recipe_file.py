@@ -32,8 +32,15 @@ from jaxaccel.recipe_file import (
     to_json,
     write,
 )
-from jaxaccel.rundir import prepare
+from jaxaccel.rundir import claimed
 from jaxaccel.tasks import ImageClassification
+
+
+def prepare(directory, recipe, resume=False):
+    """The directory of a run as it is when training begins."""
+    with claimed(directory, recipe, resume=resume) as claim:
+        claim.begin()
+
 
 RUNS = Path(__file__).parent / "data" / "runs"
 
@@ -275,11 +282,11 @@ def test_a_run_of_version_0_1_opens_and_goes_on(run):
     assert recipe.augment[1].keywords == {"rotation": 10.0, "scale": (0.9, 1.1)}
     assert recipe.optimizer.args == {"b1": 0.8} and recipe.data.downloads == Path()
     assert recipe.phases.batch_size == (32, 64) and recipe.schedule.boundaries == (0.5, 0.75)
-    prepare(directory, recipe, source=None, resume=True, overwrite=False)
-    prepare(directory, dataclasses.replace(recipe, name="other"), source=None, resume=True, overwrite=False)
+    prepare(directory, recipe, resume=True)
+    prepare(directory, dataclasses.replace(recipe, name="other"), resume=True)
     other = dataclasses.replace(recipe, task=ImageClassification(tta="flip"))
     with pytest.raises(UserError, match=r"was trained with task.tta = none, this recipe has flip"):
-        prepare(directory, other, source=None, resume=True, overwrite=False)
+        prepare(directory, other, resume=True)
 
 
 def test_a_run_of_version_0_1_goes_on_with_arguments_that_it_did_not_write_down(run):
@@ -288,12 +295,12 @@ def test_a_run_of_version_0_1_goes_on_with_arguments_that_it_did_not_write_down(
     file = directory / "recipe.json"
     file.write_text(file.read_text().replace("ConvNet(hidden=0, widths=(4,))", "ConvNet(hidden=0)"))
     same = dataclasses.replace(recipe, model=partial(ja.models.ConvNet, (4,), hidden=0))
-    prepare(directory, same, source=None, resume=True, overwrite=False)
+    prepare(directory, same, resume=True)
     with pytest.raises(UserError, match="was trained with model"):
-        prepare(directory, recipe, source=None, resume=True, overwrite=False)
+        prepare(directory, recipe, resume=True)
     file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 1, "modules": []}))
     with pytest.raises(UserError, match="was trained with"):
-        prepare(directory, same, source=None, resume=True, overwrite=False)
+        prepare(directory, same, resume=True)
 
 
 def test_a_run_of_version_0_1_with_a_file_of_ones_own_needs_trust(run):
@@ -304,7 +311,7 @@ def test_a_run_of_version_0_1_with_a_file_of_ones_own_needs_trust(run):
         ja.load_recipe(directory)
     recipe = ja.load_recipe(directory, trust=True)
     assert recipe.model.__name__ == "Mlp"
-    prepare(directory, recipe, source=None, resume=True, overwrite=False)
+    prepare(directory, recipe, resume=True)
 
 
 def leaves(values, path=()):
@@ -345,7 +352,7 @@ def test_an_unknown_field_is_named():
 
 
 def test_the_format_has_a_number(tmp_path):
-    prepare(tmp_path / "run", recipe_with(), source=None, resume=False, overwrite=False)
+    prepare(tmp_path / "run", recipe_with())
     file = tmp_path / "run" / "recipe.json"
     record, content = read_record(file)
     assert record["format"] == 1 and record["modules"] == [] and content == file.read_bytes()
@@ -391,7 +398,7 @@ def test_python_keeps_the_file_that_a_model_comes_from(tmp_path):
     recipe = ja.load_recipe(str(file))
     content = file.read_bytes()
     file.write_text("changed since")
-    prepare(tmp_path / "run", recipe, source=None, resume=False, overwrite=False)
+    prepare(tmp_path / "run", recipe)
     assert (tmp_path / "run" / "kept_recipe.py").read_bytes() == content
     assert ja.load_recipe(tmp_path / "run").model is recipe.model
 
@@ -401,10 +408,10 @@ def test_two_runs_with_files_of_one_name_are_two(tmp_path):
     for width, directory in zip((8, 16), runs, strict=True):
         text = (RUNS / "mine" / "my_recipe.py").read_text().replace("width=8", f"width={width}")
         file.write_text(text)
-        prepare(directory, ja.load_recipe(str(file)), source=None, resume=False, overwrite=False)
+        prepare(directory, ja.load_recipe(str(file)))
     found = [ja.load_recipe(directory).model for directory in runs]
     assert [model.__init__.__kwdefaults__["width"] for model in found] == [8, 16]
-    prepare(tmp_path / "c", ja.load_recipe(runs[0]), source=None, resume=False, overwrite=False)
+    prepare(tmp_path / "c", ja.load_recipe(runs[0]))
     assert "width=8" in (tmp_path / "c" / "edited_recipe.py").read_text()
 
 

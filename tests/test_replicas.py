@@ -17,7 +17,7 @@ from jaxaccel import augment, runtime
 from jaxaccel.data.order import Phase
 from jaxaccel.errors import UserError
 from jaxaccel.fuse import gather, several, several_evaluations
-from jaxaccel.metrics import add
+from jaxaccel.metrics import ACCURACY, add
 from jaxaccel.modules import as_model
 from jaxaccel.optim import Optimizer, Schedule, Sparse
 from jaxaccel.parallel import MeshShape, make_mesh
@@ -171,10 +171,10 @@ def test_one_that_diverges_stands_still_and_the_others_go_on():
 
 def test_spread():
     rows = [{"accuracy": 0.5, "loss": 1.0}, {"accuracy": 0.7, "loss": 3.0}]
-    assert spread(rows, "accuracy") == pytest.approx(
+    assert spread(rows, ACCURACY) == pytest.approx(
         {"accuracy": 0.6, "loss": 2.0, "accuracy_std": np.std([0.5, 0.7], ddof=1), "accuracy_best": 0.7}
     )
-    assert spread(rows[:1], "accuracy") == rows[0]
+    assert spread(rows[:1], ACCURACY) == rows[0]
 
 
 def test_what_is_not_finite_is_neither_best_nor_part_of_the_mean():
@@ -185,8 +185,8 @@ def test_what_is_not_finite_is_neither_best_nor_part_of_the_mean():
         {"accuracy": 0.7, "loss": 1.0},
     ]
     state = types.SimpleNamespace(halted=np.array([False, False, True]))
-    assert replicas.best(rows, state, "accuracy") == 1
-    assert spread(rows, "accuracy")["accuracy"] == pytest.approx(0.6)
+    assert replicas.best(rows, state, ACCURACY) == 1
+    assert spread(rows, ACCURACY)["accuracy"] == pytest.approx(0.6)
 
 
 def test_a_value_alone_is_a_sweep_of_one():

@@ -19,10 +19,17 @@ from jaxaccel import route, trust, user_code
 from jaxaccel.errors import UserError
 from jaxaccel.recipe_file import load, said_of, to_json
 from jaxaccel.route.command import main as compress
-from jaxaccel.rundir import keep_teacher, prepare
+from jaxaccel.rundir import claimed, keep_teacher
 from jaxaccel.tasks import ImageClassification
 from jaxaccel.teacher import Distill
 from jaxaccel.train import main as train
+
+
+def prepare(directory, recipe, resume=False):
+    """The directory of a run as it is when training begins."""
+    with claimed(directory, recipe, resume=resume) as claim:
+        claim.begin()
+
 
 SMALL = partial(ja.models.ConvNet, widths=(4,), hidden=0)
 EVIL = """
@@ -259,6 +266,7 @@ import pathlib
 
 import jaxaccel as ja
 
+
 pathlib.Path({canary!r}).touch()
 
 
@@ -293,7 +301,7 @@ def own(tmp_path, monkeypatch):
     canary, name = tmp_path / "canary", f"own_{abs(hash(str(tmp_path)))}"
     file = tmp_path / f"{name}.py"
     file.write_text(OWN.format(canary=str(canary)))
-    prepare(tmp_path / "run", ja.load_recipe(file), source=None, resume=False, overwrite=False)
+    prepare(tmp_path / "run", ja.load_recipe(file))
     file.unlink()
     canary.unlink()
     forget(monkeypatch)
@@ -315,10 +323,10 @@ def test_ones_own_run_is_read_again(own, tmp_path):
     assert load(own).about == "Mine."
     # The same file again is the same module; and what starts from it keeps the code and is one's own too.
     assert ja.load_recipe(own).model is recipe.model
-    prepare(tmp_path / "again", recipe, source=None, resume=False, overwrite=False)
+    prepare(tmp_path / "again", recipe)
     assert (tmp_path / "again" / f"{recipe.model.__module__}.py").is_file()
     assert ja.load_recipe(tmp_path / "again").task == recipe.task
-    prepare(own, recipe, source=None, resume=True, overwrite=False)
+    prepare(own, recipe, resume=True)
 
 
 @pytest.mark.parametrize("harm", ["code", "recipe", "signature", "none", "other user", "readable secret"])
@@ -401,7 +409,7 @@ def test_without_a_secret_nothing_is_trusted_and_that_is_said(own, tmp_path, mon
         ja.load_recipe(own)
     recipe = ja.load_recipe(own, trust=True)
     assert "is not marked as your own" in said_of(recipe) and said_of(ja.load_recipe("digits")) == ""
-    prepare(tmp_path / "unsigned", recipe, source=None, resume=False, overwrite=False)
+    prepare(tmp_path / "unsigned", recipe)
     assert not (tmp_path / "unsigned" / "signature").exists()
 
 

@@ -1,6 +1,7 @@
 """A few shared values, and which of them each element is."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -38,6 +39,15 @@ class CodebookArray(StandIn):
     def rows(self) -> "CodebookArray":
         """The same with the codebook once for each row."""
         return dataclasses.replace(self, codebook=jnp.tile(self.codebook, (self.shape[0], 1)))
+
+    def along_devices(self, names: Sequence[Any], parts: Sequence[int]) -> tuple["CodebookArray", Any]:
+        """The same, and for each leaf the mesh axes that its axes are split over: all devices have the codebook."""
+        return self, dataclasses.replace(self, indices=tuple(names), codebook=())
+
+
+@array_rule(CodebookArray, "pvary", "pcast", "pbroadcast")
+def _leafwise(site: Site, x: CodebookArray) -> CodebookArray:
+    return jax.tree.map(site.bind, x)
 
 
 @array_rule(CodebookArray, "convert_element_type")

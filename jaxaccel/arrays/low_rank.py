@@ -58,6 +58,29 @@ class LowRankArray(StandIn):
         """The dense array: the rows of a stack of layers share no factors."""
         return self.materialise()
 
+    def along_devices(self, names: Sequence[Any], parts: Sequence[int]) -> tuple["LowRankArray", Any]:
+        """The same, and for each leaf the mesh axes that its axes are split over: the rank is whole everywhere."""
+        order = self.axes or tuple(range(self.ndim))
+        found = dict(zip(order, zip(names, parts, strict=True), strict=True))
+        split, one = [found[axis] for axis in range(self.ndim)], (None, 1)
+        cut = len(self.left.shape) - 1
+        sides = [
+            _along(factor, pairs)
+            for factor, pairs in ((self.left, [*split[:cut], one]), (self.right, [one, *split[cut:]]))
+        ]
+        values, specs = zip(*sides, strict=True)
+        return tuple(dataclasses.replace(self, left=a, right=b) for a, b in (values, specs))  # type: ignore[return-value]
+
+
+def _along(factor: Any, pairs: Sequence[tuple[Any, int]]) -> tuple[Any, Any]:
+    names, parts = zip(*pairs, strict=True)
+    return factor.along_devices(names, parts) if is_compressed(factor) else (factor, names)
+
+
+@array_rule(LowRankArray, "pvary", "pcast", "pbroadcast")
+def _leafwise(site: Site, x: LowRankArray) -> LowRankArray:
+    return jax.tree.map(site.bind, x)
+
 
 def dense(x: Any) -> jax.Array:
     """`x`, or what it stands for."""

@@ -1,6 +1,7 @@
 """Integers and scales that stand for a dense array."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -66,6 +67,23 @@ class QuantArray(StandIn):
         """The same with axis 0 present in every leaf, so that a loop can take it apart row by row."""
         wide = self.unpacked() if self.ndim == 1 else self
         return wide.with_scales(lambda scale: full(scale, 0, self.shape[0]))
+
+    def along_devices(self, names: Sequence[Any], parts: Sequence[int]) -> tuple["QuantArray", Any]:
+        """The same, and for each leaf the mesh axes that its axes are split over.
+
+        Pairs in a byte are unpacked, and scales of blocks that do not divide by the devices are repeated.
+        """
+
+        def whole(scale: jax.Array) -> jax.Array:
+            for axis, (count, size) in enumerate(zip(parts, self.shape, strict=True)):
+                if count > 1 and scale.shape[axis] > 1 and scale.shape[axis] % count:
+                    scale = full(scale, axis, size)
+            return scale
+
+        value = (self.unpacked() if parts and parts[-1] > 1 else self).with_scales(whole)
+        sizes = value.scale.shape
+        of_scale = tuple(name if size > 1 else None for name, size in zip(names, sizes, strict=True))
+        return value, value.with_scales(lambda _: of_scale, qvalue=tuple(names))
 
     def with_scales(self, change: Any, **fields: Any) -> "QuantArray":
         """The same with `change` applied to scale and zero point, and other fields replaced."""

@@ -5,7 +5,6 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.special import ndtri  # JAX itself requires SciPy
 
 from jaxaccel.augment.batch import (
     Batch,
@@ -155,6 +154,8 @@ def gaussian_noise(key: jax.Array, batch: Batch, *, strength: float, probability
     """
     image = image_of(batch, "gaussian_noise")
     check_number(strength, "strength", 0, 1, "gaussian_noise", " (a share of the range)")
+    from scipy.special import ndtri  # JAX itself requires SciPy
+
     check_probability(probability, "gaussian_noise")
     largest = 255 if image.dtype == jnp.uint8 else 1
     quantiles = (ndtri((np.arange(65536) + 0.5) / 65536) * strength * largest).astype(np.float32)

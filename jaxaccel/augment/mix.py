@@ -9,7 +9,6 @@ changed nor mixed into others.
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.special import betaincinv  # JAX itself requires SciPy
 
 from jaxaccel.augment.batch import (
     Batch,
@@ -37,6 +36,8 @@ def beta_quantiles(alpha: float) -> np.ndarray:
     sharded examples would wait for one another. And powers and cosines, of which closed forms are made, differ
     in the last bit between batches of different sizes.
     """
+    from scipy.special import betaincinv  # JAX itself requires SciPy
+
     return betaincinv(alpha, alpha, (np.arange(STEPS) + 0.5) / STEPS).astype(np.float32)
 
 

@@ -14,7 +14,6 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.special import gammaincinv  # JAX itself requires SciPy
 
 from jaxaccel.augment.batch import (
     Batch,
@@ -176,6 +175,8 @@ def trivial_augment(key: jax.Array, batch: Batch, *, fill: Fill = 0, method: Met
 
 def gamma_quantiles(alpha: float) -> np.ndarray:
     """The 4096 quantiles of Gamma(alpha) at (i + 0.5) / 4096, float32 above 0; several, normalised, are Dirichlet."""
+    from scipy.special import gammaincinv  # JAX itself requires SciPy
+
     quantiles = gammaincinv(alpha, (np.arange(STEPS) + 0.5) / STEPS)
     return np.maximum(quantiles, np.finfo(np.float32).tiny).astype(np.float32)
 

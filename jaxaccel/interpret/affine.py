@@ -13,7 +13,6 @@ from typing import Any
 import jax.numpy as jnp
 from jax.extend import core as jcore
 
-from jaxaccel.interpret.bilinear import bilinear_p
 from jaxaccel.interpret.jaxprs import meaning, parts
 from jaxaccel.sites import BILINEAR
 
@@ -38,7 +37,10 @@ class Known:
 
 @dataclasses.dataclass(frozen=True)
 class Affine:
-    """The value ``product(x, w) * scale + shift``, not computed yet; scale and shift vary along one axis at most."""
+    """The value ``product(x, w) * scale + shift``, not computed yet; scale and shift vary along one axis at most.
+
+    Both are float32 or wider, whatever the dtype of the product: they are rounded once, in the end.
+    """
 
     product: Callable[[Any], Any]
     """Weights -> the product."""
@@ -48,6 +50,8 @@ class Affine:
     axis: int
     """That axis of the result."""
     shape: tuple[int, ...]
+    dtype: Any
+    """Floating; of the product."""
     scale: Any = None
     shift: Any = None
 
@@ -63,16 +67,25 @@ class Affine:
         return dataclasses.replace(self, shift=offset if self.shift is None else self.shift + offset)
 
     def dense(self) -> Any:
-        """The value."""
-        w = self.w
-        if self.scale is not None:
-            sizes = [1] * w.ndim
-            sizes[self.w_axis] = -1
-            w = w * jnp.broadcast_to(self.scale.reshape(-1), (w.shape[self.w_axis],)).reshape(sizes).astype(
-                w.dtype
-            )
-        out = self.product(w)
-        return out if self.shift is None else out + self.shift.astype(out.dtype)
+        """The value. Weights too narrow for the scale stay as they are, and the product is multiplied by it."""
+        if self.scale is None or not self._holds_scale():
+            return self._finished(self.product(self.w), self.scale)
+        sizes = [1] * self.w.ndim
+        sizes[self.w_axis] = -1
+        scale = jnp.broadcast_to(self.scale.reshape(-1), (self.w.shape[self.w_axis],)).reshape(sizes)
+        return self._finished(self.product((self.w.astype(scale.dtype) * scale).astype(self.w.dtype)), None)
+
+    def _holds_scale(self) -> bool:
+        """Whether weights times the scale are as good as the product times the scale; float16 has too small a range."""
+        w = self.w.dtype
+        narrow = not jnp.issubdtype(w, jnp.floating) or jnp.finfo(w).bits < jnp.finfo(self.dtype).bits
+        return not narrow and w != jnp.float16
+
+    def _finished(self, out: Any, scale: Any) -> Any:
+        wide = out
+        for operation, operand in ((jnp.multiply, scale), (jnp.add, self.shift)):
+            wide = wide if operand is None else operation(wide.astype(operand.dtype), operand)
+        return wide.astype(out.dtype)
 
 
 def folded(closed: Any, parameters: int, values: Sequence[Any]) -> list[Any]:
@@ -90,7 +103,7 @@ def _evaluate(jaxpr: Any, consts: Sequence[Any], values: Sequence[Any]) -> list[
 
     def read(x: Any) -> Any:
         if isinstance(x, jcore.Literal):
-            return Known(x.val, jnp.asarray(x.val), jnp.shape(x.val))
+            return Known(x.val, jnp.asarray(x.val, x.aval.dtype), jnp.shape(x.val))  # type: ignore[attr-defined]
         if isinstance(env[x], Affine) and uses[x] > 1:
             env[x] = env[x].dense()  # its value is needed twice: it is computed once
         return env[x]
@@ -112,10 +125,11 @@ def _equation(eqn: Any, operands: list[Any]) -> Sequence[Any]:
     if all(isinstance(x, Known) for x in operands) and operands and not eqn.effects:
         return _known(eqn, operands)
     if meaning(eqn)[0] in BILINEAR and isinstance(operands[1], Known) and not isinstance(operands[0], Known):
-        return [_product(eqn, _dense(operands[0]), operands[1])]
+        return [_product(eqn, operands[1], _dense(operands[0]), [_dense(x) for x in operands[2:]])]
     if name in _CHAIN and any(isinstance(x, Affine) for x in operands):
         out = _CHAIN[name](eqn, *operands)
-        if out is not None:
+        # An operand may also be what makes the result larger: a column times a row.
+        if out is not None and out.shape == tuple(eqn.outvars[0].aval.shape):
             return [out]
     return _bind(eqn, [_dense(x) for x in operands])
 
@@ -134,25 +148,26 @@ def _known(eqn: Any, operands: list[Known]) -> Sequence[Any]:
     return [Known(x, x, jnp.shape(x)) for x in _bind(eqn, [x.dense() for x in operands])]
 
 
-def _product(eqn: Any, x: Any, w: Known) -> Any:
+def _product(eqn: Any, w: Known, x: Any, more: Sequence[Any]) -> Any:
+    """A chain that starts with a product of weights and `x`, or the product where none can."""
     name, params, _ = meaning(eqn)
     out = eqn.outvars[0].aval
     numbers = params["dimension_numbers"]
     if name == "dot_general":
         (_, contracted), (_, batch) = numbers
         free = [axis for axis in range(len(w.shape)) if axis not in (*contracted, *batch)]
-        if len(free) != 1:
-            return _bind(eqn, [x, w.dense()])[0]
-        w_axis, axis = free[0], len(out.shape) - 1
+        w_axis, axis = (free or [0])[0], len(out.shape) - 1
     else:
-        w_axis, axis = numbers.rhs_spec[0], numbers.out_spec[1]
+        free = [numbers.rhs_spec[0]]
+        w_axis, axis = free[0], numbers.out_spec[1]
+    # Integers round otherwise: (x @ w) / 7 is no product with w / 7.
+    if len(free) != 1 or not jnp.issubdtype(out.dtype, jnp.floating):
+        return _bind(eqn, [x, w.dense(), *more])[0]
 
     def product(w: Any) -> Any:
-        if eqn.primitive is bilinear_p:
-            return bilinear_p.bind(x, w, **eqn.params)
-        return eqn.primitive.bind(x, w, **params)
+        return _bind(eqn, [x, w, *more])[0]
 
-    return Affine(product, w.dense(), w_axis, axis, tuple(out.shape))
+    return Affine(product, w.dense(), w_axis, axis, tuple(out.shape), out.dtype)
 
 
 def _dense(x: Any) -> Any:
@@ -164,10 +179,10 @@ def _feature(chain: Affine, x: Any) -> Any:
     if not isinstance(x, Known):
         return None
     sizes = jnp.shape(x.vector)
-    if not sizes:
-        return x.vector
     varies = [axis for axis, size in enumerate(sizes) if size != 1]
-    return x.vector if varies in ([], [chain.axis]) and len(sizes) == len(chain.shape) else None
+    if sizes and (varies not in ([], [chain.axis]) or len(sizes) != len(chain.shape)):
+        return None
+    return jnp.asarray(x.vector, jnp.float64 if chain.dtype == jnp.float64 else jnp.float32)
 
 
 def _mul(eqn: Any, a: Any, b: Any) -> Any:
@@ -192,7 +207,11 @@ def _sub(eqn: Any, a: Any, b: Any) -> Any:
         offset = _feature(a, b)
         return None if offset is None else a.shifted(-offset)
     offset = _feature(b, a)
-    return None if offset is None else b.scaled(jnp.float32(-1)).shifted(offset)
+    return None if offset is None else _neg(eqn, b).shifted(offset)
+
+
+def _neg(eqn: Any, a: Affine) -> Affine:
+    return a.scaled(-jnp.ones((), jnp.float64 if a.dtype == jnp.float64 else jnp.float32))
 
 
 def _convert(eqn: Any, a: Any) -> Any:
@@ -205,7 +224,7 @@ _CHAIN: dict[str, Callable[..., Any]] = {
     "div": _div,
     "add": _add,
     "sub": _sub,
-    "neg": lambda eqn, a: a.scaled(jnp.float32(-1)),
+    "neg": _neg,
     "convert_element_type": _convert,
     "copy": lambda eqn, a: a,
 }

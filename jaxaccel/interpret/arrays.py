@@ -57,3 +57,8 @@ def array_rule(array_type: type, *primitives: str) -> Callable[[Callable], Calla
 def is_compressed(x: Any) -> bool:
     """Whether `x` is of a registered array type."""
     return type(x) in ARRAY_RULES
+
+
+def abstract(x: Any) -> Any:
+    """The shape and dtype of what a compressed `x` stands for; another one itself."""
+    return jax.eval_shape(lambda x: x.materialise(), x) if is_compressed(x) else x

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.extend import core as jcore
 from jax.interpreters import ad, batching, mlir, partial_eval
 
-from jaxaccel.sites import BILINEAR
+from jaxaccel.sites import BILINEAR, GROUPED, OPERANDS
 
 
 class Compute(Protocol):
@@ -45,7 +45,10 @@ bilinear_p = jcore.Primitive("bilinear")
 def bilinear(
     primitive: Any, params: Mapping[str, Any], compute: Compute, lhs: Any, rhs: Any, *extra: Any
 ) -> Any:
-    """``primitive.bind(lhs, rhs, **params)`` as `compute` does it; `extra` has no derivative (random keys)."""
+    """``primitive.bind(lhs, rhs, **params)`` as `compute` does it.
+
+    `extra` has no derivative: further operands of the primitive (sizes of groups), then what `compute` wants (keys).
+    """
     items = tuple(sorted(params.items()))
     return bilinear_p.bind(lhs, rhs, *extra, product=primitive, params=items, compute=compute)
 
@@ -59,8 +62,16 @@ bilinear_p.def_impl(_run)
 mlir.register_lowering(bilinear_p, mlir.lower_fun(_compute, multiple_results=False))
 
 
-def _abstract(lhs: Any, rhs: Any, *_: Any, product: Any, params: tuple[Any, ...], compute: Compute) -> Any:
-    return product.abstract_eval(lhs, rhs, **dict(params))
+def _abstract(
+    lhs: Any, rhs: Any, *extra: Any, product: Any, params: tuple[Any, ...], compute: Compute
+) -> Any:
+    return product.abstract_eval(lhs, rhs, *_split(product, extra)[0], **dict(params))
+
+
+def _split(product: Any, extra: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
+    """(further operands of the product, what `compute` wants)."""
+    count = OPERANDS.get(product.name, 2) - 2
+    return extra[:count], extra[count:]
 
 
 bilinear_p.def_effectful_abstract_eval(_abstract)
@@ -87,17 +98,18 @@ def _transpose(
     rest: list[Any] = [None] * len(extra)
     operand = 0 if ad.is_undefined_primal(lhs) else 1
     wanted, other = (lhs, rhs) if operand == 0 else (rhs, lhs)
+    more, own = _split(product, extra)
     if type(ct) is ad.Zero:
         out = ad.Zero(wanted.aval)
     else:
 
         def linear(x: Any) -> Any:
-            return product.bind(*((x, other) if operand == 0 else (other, x)), **dict(params))
+            return product.bind(*((x, other) if operand == 0 else (other, x)), *more, **dict(params))
 
         def transposed(ct: Any) -> Any:
             return jax.linear_transpose(linear, wanted.aval)(ct)[0]
 
-        out = _with(lambda made: compute.transposed(0 if made[0] else 1), extra, transposed, ct)
+        out = _with(lambda made: compute.transposed(0 if made[0] else 1), own, transposed, ct)
     return [out, None, *rest] if operand == 0 else [None, out, *rest]
 
 
@@ -120,8 +132,11 @@ def _batch(
             return bilinear_p.bind(*values, product=product, params=params, compute=compute)
 
         return jax.lax.map(one, mapped), 0
-    batched = jax.vmap(lambda lhs, rhs: product.bind(lhs, rhs, **dict(params)), in_axes=tuple(dims[:2]))
-    return _with(lambda _: compute, args[2:], batched, *args[:2]), 0
+    more, own = _split(product, args[2:])
+    batched = jax.vmap(
+        lambda lhs, rhs: product.bind(lhs, rhs, *more, **dict(params)), in_axes=tuple(dims[:2])
+    )
+    return _with(lambda _: compute, own, batched, *args[:2]), 0
 
 
 batching.primitive_batchers[bilinear_p] = _batch
@@ -137,7 +152,7 @@ def _remat(saveable: Callable[..., Any], unknown: Sequence[bool], held: Sequence
     ]
     if any(unknown):
         return None, eqn, [True], [True], inputs
-    avals = [x.aval for x in eqn.invars[:2]]
+    avals = [x.aval for x in eqn.invars[: OPERANDS.get(eqn.params["product"].name, 2)]]
     verdict = saveable(eqn.params["product"], *avals, **dict(eqn.params["params"]))
     if verdict is True or type(verdict).__name__ == "SaveableType":
         return eqn, None, [False], [False], []
@@ -158,7 +173,7 @@ def _with(
     for eqn in closed.jaxpr.eqns:
         operands = [x.val if isinstance(x, jcore.Literal) else env[x] for x in eqn.invars]
         of_args = [not isinstance(x, jcore.Literal) and x in made for x in eqn.invars]
-        if eqn.primitive.name in BILINEAR:
+        if eqn.primitive.name in (*BILINEAR, GROUPED):
             outs = bilinear(eqn.primitive, eqn.params, compute(of_args), *operands, *extra)
         else:
             outs = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))

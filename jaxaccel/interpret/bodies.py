@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxaccel.interpret.arrays import is_compressed
-from jaxaccel.interpret.evaluate import BODIES, Interpreter, Place
+from jaxaccel.interpret.interpreter import BODIES, Interpreter, Place
 from jaxaccel.interpret.jaxprs import parts, scan_parts
 
 Values = list[Any]
@@ -41,7 +41,10 @@ class Body:
     def dense(self, *values: Any) -> tuple[list[Any], dict[str, Any]]:
         """The same with dense results."""
         outs, observed = self(*values)
-        return [self.interpreter.dense(x, self.place, "leaves a loop or branch") for x in outs], observed
+        why = "leaves a loop or branch"
+        return [
+            self.interpreter.dense(x, self.place, why, path) for x, path in zip(outs, self.paths, strict=True)
+        ], observed
 
 
 def entry(*names: str) -> Callable[[Callable[..., Outs]], Callable[..., Outs]]:
@@ -107,7 +110,7 @@ def _scan(i: Interpreter, eqn: Any, values: Values, paths: Paths, place: Place, 
     # A carry that the body hands on untouched is a constant: a compressed parameter may stay what it is.
     kept = {k for k in range(n_consts, n_consts + n_carry) if inner.outvars[k - n_consts] is inner.invars[k]}
     moving = [k for k in range(n_consts, n_consts + n_carry) if k not in kept]
-    init = [i.dense(values[k], place, "is carried through a loop") for k in moving]
+    init = [i.dense(values[k], place, "is carried through a loop", paths[k]) for k in moving]
     xs = [x.rows() if is_compressed(x) else x for x in values[n_consts + n_carry :]]
 
     def step(carry: Values, row: Values) -> tuple[Values, Any]:
@@ -131,7 +134,8 @@ def _kept_dense(body: Body, values: Values, kept: set[int]) -> tuple[list[Any], 
     outs, seen = body(*values)
     dense = body.interpreter.dense
     return [
-        x if k in kept else dense(x, body.place, "leaves a loop or branch") for k, x in enumerate(outs)
+        x if k in kept else dense(x, body.place, "leaves a loop or branch", body.paths[k])
+        for k, x in enumerate(outs)
     ], seen
 
 
@@ -149,7 +153,8 @@ def _while(i: Interpreter, eqn: Any, values: Values, paths: Paths, place: Place,
     unknown = place.path
     test = Body(i, p["cond_jaxpr"], test_paths + none, Place((*unknown, 0), None))
     body = Body(i, p["body_jaxpr"], body_paths + none, Place((*unknown, 1), None))
-    init = [i.dense(x, place, "is carried through a loop") for x in init]
+    carried = zip(init, paths[n_test + n_body :], strict=True)
+    init = [i.dense(x, place, "is carried through a loop", path) for x, path in carried]
     start: dict[str, Any] = {}
     if i.t.observation:
         # The test first, as when the loop is traced: sites are named in the order in which they are met.
@@ -210,35 +215,3 @@ def _joined(i: Interpreter, seen: list[dict[str, Any]]) -> dict[str, Any]:
         return {}
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *seen)
     return {name: i.t.observation.reduce(value) for name, value in stacked.items()}
-
-
-@entry("shard_map")
-def _shard_map(i: Interpreter, eqn: Any, values: Values, paths: Paths, place: Place, observed: dict) -> Outs:
-    p = eqn.params
-    body = Body(i, p["jaxpr"], paths, place)
-
-    def local(*values: Any) -> list[Any]:
-        outs, seen = body.dense(*values)
-        if seen:
-            i.note("not observed", place, "shard_map", "ranges inside it are not seen")
-        return outs
-
-    outs = jax.shard_map(
-        local, mesh=p["mesh"], in_specs=tuple(map(_specs, values, p["in_specs"])), out_specs=list(p["out_specs"]),
-        axis_names=set(p["newly_manual_axes"]), check_vma=p["check_vma"],
-    )(*values)  # fmt: skip
-    return outs, [None] * len(outs)
-
-
-def _specs(value: Any, spec: Any) -> Any:
-    """The spec of an array, or for a compressed one that of each leaf: an axis of size 1 is not split."""
-    if not is_compressed(value):
-        return spec
-
-    def one(leaf: Any) -> Any:
-        names = tuple(spec) + (None,) * (leaf.ndim - len(spec))
-        return jax.sharding.PartitionSpec(
-            *(name if size > 1 else None for name, size in zip(names, leaf.shape, strict=True))
-        )
-
-    return jax.tree.map(one, value)

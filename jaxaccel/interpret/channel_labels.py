@@ -70,6 +70,11 @@ class Nodes:
                     self.fixed.setdefault(p, self.fixed[q])
         return np.where(a == FIXED, b, a)
 
+    def unite_rows(self, pieces: np.ndarray | None) -> None:
+        """Position i of each row of `pieces` is one."""
+        for piece in pieces[1:] if pieces is not None else ():
+            self.unite(pieces[0], piece)  # type: ignore[index]
+
     def united(self, labels: Sequence[Label]) -> Label:
         """The label of all of them, which are of one shape."""
         axes = labels[0].axes

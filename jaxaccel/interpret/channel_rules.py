@@ -62,12 +62,20 @@ def _convolution(p: Any, shapes: Any, shape: Any, labels: list[Label], nodes: No
 
 def _broadcast(p: Any, shapes: Any, shape: Any, labels: list[Label], nodes: Nodes) -> Label:
     axes: list[Axis] = [None] * len(shape)
-    for axis, size, label in zip(p["broadcast_dimensions"], shapes[0], labels[0].axes, strict=True):
-        if size == shape[axis]:
-            axes[axis] = label
-        else:
-            nodes.fix(label)
-    return Label(axes, labels[0].param)
+    kept = repeat(labels[0], shapes[0], [shape[axis] for axis in p["broadcast_dimensions"]], nodes)
+    for axis, label in zip(p["broadcast_dimensions"], kept.axes, strict=True):
+        axes[axis] = label
+    return Label(axes, kept.param)
+
+
+def repeat(label: Label, sizes: Sequence[int], shape: Sequence[int], nodes: Nodes) -> Label:
+    """The label of a value of `sizes` repeated along its axes of size 1 to `shape`."""
+    axes: list[Axis] = []
+    for axis, size, wanted in zip(label.axes, sizes, shape, strict=True):
+        if size != wanted:
+            nodes.fix(axis)
+        axes.append(axis if size == wanted else None)
+    return Label(axes, label.param)
 
 
 def _reshape(p: Any, shapes: Any, shape: Any, labels: list[Label], nodes: Nodes) -> Label:
@@ -151,9 +159,30 @@ def _pad(p: Any, shapes: Any, shape: Any, labels: list[Label], nodes: Nodes) -> 
 
 
 def _slice(p: Any, shapes: Any, shape: Any, labels: list[Label], nodes: Nodes) -> Label:
+    """Halves, thirds, every other one: equal parts of an axis lose equally many. Other cuts fix what they cut."""
+    axes: list[Axis] = []
     strides = p["strides"] or (1,) * len(shape)
-    bounds = zip(labels[0].axes, p["start_indices"], p["limit_indices"], strides, strict=True)
-    return Label([None if x is None else x[a:b:s] for x, a, b, s in bounds], labels[0].param)
+    for x, start, stop, step in zip(
+        labels[0].axes, p["start_indices"], p["limit_indices"], strides, strict=True
+    ):
+        if x is None or (start, stop, step) == (0, len(x), 1):
+            axes.append(x)
+            continue
+        size = len(range(start, stop, step))
+        if step == 1 and size > 1 and len(x) % size == 0 and start % size == 0:
+            nodes.unite_rows(x.reshape(-1, size))
+        elif step > 1 and len(x) % step == 0 and size == len(x) // step:
+            nodes.unite_rows(x.reshape(-1, step).T)
+        else:
+            nodes.fix(x)
+        axes.append(x[start:stop:step])
+    return Label(axes, labels[0].param)
+
+
+def _squeeze(p: Any, shapes: Any, shape: Any, labels: list[Label], nodes: Nodes) -> Label:
+    for axis in p["dimensions"]:
+        nodes.fix(labels[0].axes[axis])
+    return Label([x for i, x in enumerate(labels[0].axes) if i not in p["dimensions"]], labels[0].param)
 
 
 def _whole_axes(p: Any, shapes: Any, shape: Any, labels: list[Label], nodes: Nodes) -> Label:
@@ -195,9 +224,7 @@ RULES: dict[str, Callable[..., Label]] = {
     "broadcast_in_dim": _broadcast,
     "reshape": _reshape,
     "transpose": lambda p, _, __, labels, ___: Label([labels[0].axes[i] for i in p["permutation"]], labels[0].param),
-    "squeeze": lambda p, shapes, __, labels, ___: Label(
-        [x for i, x in enumerate(labels[0].axes) if i not in p["dimensions"]], labels[0].param
-    ),
+    "squeeze": _squeeze,
     "rev": lambda p, _, __, labels, ___: Label(
         [x if x is None or i not in p["dimensions"] else x[::-1] for i, x in enumerate(labels[0].axes)]
     ),

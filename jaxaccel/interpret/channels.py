@@ -12,7 +12,7 @@ import numpy as np
 from jax.extend import core as jcore
 
 from jaxaccel.interpret.channel_labels import FIXED, Label, Nodes, fixed
-from jaxaccel.interpret.channel_rules import RULES
+from jaxaccel.interpret.channel_rules import RULES, repeat
 from jaxaccel.interpret.jaxprs import meaning, parts, scan_parts, sub_jaxprs
 
 ELEMENTWISE = frozenset((
@@ -86,8 +86,7 @@ def _equation(eqn: Any, labels: list[Label], nodes: Nodes) -> list[Label]:
     nodes.because = name
     shapes = [tuple(var.aval.shape) for var in eqn.outvars]
     if name in ELEMENTWISE:
-        same = [x for x in labels if len(x.axes) == len(shapes[0])] if len(shapes) == 1 else labels
-        outs = [nodes.united(same)] if len(shapes) == 1 else same
+        outs = [_elementwise(eqn, labels, shapes[0], nodes)] if len(shapes) == 1 else labels
     elif name in REDUCTIONS:
         for axis in params["axes"]:
             nodes.fix(labels[0].axes[axis])
@@ -95,7 +94,7 @@ def _equation(eqn: Any, labels: list[Label], nodes: Nodes) -> list[Label]:
     elif name in RULES:
         outs = [RULES[name](params, [tuple(a.aval.shape) for a in eqn.invars], shapes[0], labels, nodes)]
     elif name == "split":
-        outs = _split(params, labels[0])
+        outs = _split(params, labels[0], nodes)
     elif name in ("scan", "while", "cond"):
         outs = {"scan": _scan, "while": _while, "cond": _cond}[name](params, labels, nodes)
     elif inner := [s for s in sub_jaxprs(params) if len(parts(s)[0].invars) == len(labels)]:
@@ -108,14 +107,26 @@ def _equation(eqn: Any, labels: list[Label], nodes: Nodes) -> list[Label]:
             nodes.fix_all(label)
         outs = [fixed(shape) for shape in shapes]
     for label, shape in zip(outs, shapes, strict=True):
-        assert len(label.axes) == len(shape), (name, label.axes, shape)
+        assert [n if x is None else len(x) for x, n in zip(label.axes, shape, strict=True)] == list(shape), (
+            name
+        )
     return outs
 
 
-def _split(p: Any, label: Label) -> list[Label]:
-    cuts = np.cumsum(p["sizes"])[:-1]
-    x = label.axes[p["axis"]]
-    pieces = [None] * len(p["sizes"]) if x is None else np.split(x, cuts)
+def _elementwise(eqn: Any, labels: list[Label], shape: tuple[int, ...], nodes: Nodes) -> Label:
+    """One operation on all positions; an operand with an axis of size 1 is repeated along it."""
+    found = zip(labels, (atom.aval.shape for atom in eqn.invars), strict=True)
+    same = [repeat(label, size, shape, nodes) for label, size in found if len(size) == len(shape)]
+    scaled = eqn.primitive.name in ("mul", "div") and all(x.param for x in same)  # zeros stay zeros
+    return Label(nodes.united(same).axes, scaled or (len(labels) == 1 and same[0].param))
+
+
+def _split(p: Any, label: Label, nodes: Nodes) -> list[Label]:
+    """Pieces of equal size lose equally many: the function cuts what is left into equal pieces again."""
+    sizes, x = p["sizes"], label.axes[p["axis"]]
+    if len(set(sizes)) == 1:
+        nodes.unite_rows(None if x is None else x.reshape(len(sizes), -1))
+    pieces = [None] * len(sizes) if x is None else np.split(x, np.cumsum(sizes)[:-1])
     return [Label([piece if i == p["axis"] else a for i, a in enumerate(label.axes)]) for piece in pieces]
 
 

@@ -13,7 +13,7 @@ from jax.extend import linear_util
 
 from jaxaccel.interpret.arrays import is_compressed
 from jaxaccel.interpret.bodies import Body, Outs, Paths, Values, entry
-from jaxaccel.interpret.evaluate import Interpreter, Place
+from jaxaccel.interpret.interpreter import Interpreter, Place
 from jaxaccel.interpret.jaxprs import parts
 
 

@@ -147,13 +147,13 @@ def _followed(
         stage = dataclasses.replace(stage, file=file, pruned=pruned)
         if not done:
             seconds = time.perf_counter() - started
-            rows.append(receipt(name, stage, setting, before, seconds))
+            rows.append(receipt(name, stage, setting, before, rows[-1] if rows else None, seconds))
             place.write_receipts(directory, rows, record)
             swap.settle()
             console.print(line(rows[-1], rows))
         before = stage
-    pareto(directory / "pareto.png", rows, setting.task.metric)
-    for shown in tables(rows, setting.task.metric):
+    pareto(directory / "pareto.png", rows, setting.task.headline)
+    for shown in tables(rows, setting.task.headline):
         Console(width=max(console.width, 112)).print(shown)
     for note in notes(rows):
         console.print(note)
@@ -179,7 +179,7 @@ def _first(origin: Path, setting: Setting) -> Stage:
     if origin.is_file() and is_packed(origin):
         params, state = check_stored(unpack(origin), model, origin)
         return trained(factory, {"params": params, "model_state": state}, model)
-    found = start(origin, model, inputs, setting.task.metric)
+    found = start(origin, model, inputs, setting.task.headline)
     if found.fresh:
         raise UserError(
             f"{origin} has other classes than the data ({', '.join(found.fresh)}): fine-tune it first"

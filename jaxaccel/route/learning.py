@@ -93,5 +93,5 @@ class Student(Step):
         variables = {"params": params, "model_state": state}
         if self.init_from is None:
             return Stage(self.model, variables, inference(model))
-        found = start(self.init_from, model, setting.inputs(setting.batch), setting.task.metric)
+        found = start(self.init_from, model, setting.inputs(setting.batch), setting.task.headline)
         return trained(self.model, with_leaves(variables, found.weights), model)

@@ -14,7 +14,7 @@ from jaxaccel.files import is_left_over, read_json
 from jaxaccel.lock import held
 from jaxaccel.recipe import Recipe
 from jaxaccel.recipe_file import changes, differences, upgraded, with_defaults
-from jaxaccel.route.receipts import Receipt, as_json
+from jaxaccel.route.receipts import Receipt, as_json, from_json
 from jaxaccel.rundir import command, write_json
 from jaxaccel.swap import Swap
 
@@ -60,7 +60,7 @@ def resumed(
             f"another {option('run', 'DIR')}"
         )
     try:
-        return [Receipt(**row) for row in read_json(directory / RECEIPTS)["receipts"]]
+        return [from_json(row) for row in read_json(directory / RECEIPTS)["receipts"]]
     except FileNotFoundError:
         return []
     except (UserError, KeyError, TypeError):

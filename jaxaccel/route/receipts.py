@@ -1,6 +1,7 @@
 """What a stage is worth and what it costs, measured: one receipt each."""
 
 import dataclasses
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -15,19 +16,26 @@ from jaxaccel.arrays import LowRankArray
 from jaxaccel.compress import multiply_adds
 from jaxaccel.compress.pack import transfer_seconds
 from jaxaccel.interpret import is_compressed
-from jaxaccel.metrics import Mean, add
+from jaxaccel.metrics import Mean, add, as_scores
 from jaxaccel.route.stage import Setting, Stage, batches
 
 PyTree = Any
 ROUNDS = 15
 """Pairs of turns for each comparison with the step before."""
+TAIL = 3
+"""Ratios at either end that are left out of the interval of their median: between the 4th and the 12th of 15 in order
+the true median lies with 96% (a sign test, which asks nothing of how times are distributed)."""
 SECONDS = 0.01
 """That a turn takes at least: quick calls are repeated."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Receipt:
-    """One row of receipts.json. Times are of this device; ratios above 1 mean faster than the step before."""
+    """One row of receipts.json. Times are of this device; ratios above 1 mean faster than the step before.
+
+    The origin's times are as measured. A later step's are the step before's over the ratio that was measured in turns
+    with it: a machine that was busier for one step than for another changes no row, and rows agree with their ratios.
+    """
 
     step: str
     scores: dict[str, float]
@@ -46,9 +54,9 @@ class Receipt:
     """To transfer the packed file at 10 Mbit/s."""
     seconds_at_1_gbit: float
     latency_ms: float
-    """Median time of a call with one example."""
+    """Time of a call with one example."""
     latency_gain: float | None
-    """Median over pairs of calls: the step before's time over this one's; None for the first."""
+    """Median over pairs of turns: the step before's time over this one's; None for the first."""
     throughput: float
     """Examples a second in batches of `batch`."""
     throughput_gain: float | None
@@ -57,6 +65,27 @@ class Receipt:
     """That a call with a batch allocates, where the backend says."""
     seconds: float
     """That the step took."""
+    latency_noise: float | None = None
+    """How far `latency_gain` may be off: a change from 1 that is no larger is none."""
+    throughput_noise: float | None = None
+    """The same of `throughput_gain`."""
+    measured: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Median seconds of the turns themselves: ``one`` example, a ``batch``, and the step before's beside them,
+    ``one_before`` and ``batch_before``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Turns:
+    """What calls in turns took."""
+
+    seconds: float
+    """Median of this step's."""
+    before: float | None = None
+    """Median of the step before's, where there is one."""
+    gain: float | None = None
+    """Median of its ratio to this step's, pair by pair."""
+    noise: float | None = None
+    """How far `gain` may be off."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,12 +97,24 @@ class Compiled:
     peak_bytes: int | None
 
 
-def receipt(name: str, stage: Stage, setting: Setting, before: Stage | None, seconds: float) -> Receipt:
-    """Evaluates and times `stage`, each call beside one of the stage before."""
+def receipt(
+    name: str, stage: Stage, setting: Setting, before: Stage | None, last: Receipt | None, seconds: float
+) -> Receipt:
+    """Evaluates and times `stage`, each call beside one of the stage `before`, whose receipt is `last`.
+
+    Raises:
+      UserError: the task does not report its headline.
+    """
     assert stage.file is not None
     now, old = compiled(stage, setting), compiled(before, setting) if before else None
-    latency, latency_gain = paired(now.one, old.one if old else None)
-    batch, throughput_gain = paired(now.many, old.many if old else None)
+    one = paired(now.one, old.one if old else None)
+    many = paired(now.many, old.many if old else None)
+    measured = {
+        "one": one.seconds,
+        "one_before": one.before,
+        "batch": many.seconds,
+        "batch_before": many.before,
+    }
     size = stage.file.stat().st_size
     return Receipt(
         step=name, scores=evaluated(name, stage, setting), parameters=numbers(stage.variables),
@@ -81,8 +122,12 @@ def receipt(name: str, stage: Stage, setting: Setting, before: Stage | None, sec
         flops=2 * sum(multiply_adds(stage.call, stage.variables, *setting.inputs(1)).values()),
         bytes=sum(x.nbytes for x in jax.tree.leaves(stage.variables)), packed_bytes=size,
         seconds_at_10_mbit=transfer_seconds(size, 10e6), seconds_at_1_gbit=transfer_seconds(size, 1e9),
-        latency_ms=1000 * latency, latency_gain=latency_gain, throughput=setting.batch / batch,
-        throughput_gain=throughput_gain, batch=setting.batch, peak_bytes=now.peak_bytes, seconds=seconds,
+        latency_ms=last.latency_ms / one.gain if last and one.gain else 1000 * one.seconds,
+        latency_gain=one.gain,
+        throughput=last.throughput * many.gain if last and many.gain else setting.batch / many.seconds,
+        throughput_gain=many.gain, batch=setting.batch, peak_bytes=now.peak_bytes, seconds=seconds,
+        latency_noise=one.noise, throughput_noise=many.noise,
+        measured={name: x for name, x in measured.items() if x is not None},
     )  # fmt: skip
 
 
@@ -99,7 +144,10 @@ def evaluated(name: str, stage: Stage, setting: Setting) -> dict[str, float]:
         batches(setting.test, task, setting.batch), f"{name}: evaluation", total=count, transient=True,
         disable=jax.process_index() > 0,
     )  # fmt: skip
-    return task.summarise(jax.device_get(add([score(stage.variables, batch) for batch in fed])))
+    sums = jax.device_get(add([score(stage.variables, batch) for batch in fed]))
+    found = as_scores(task.summarise(sums))
+    task.headline.check(type(task).__name__, found)
+    return found
 
 
 def compiled(stage: Stage, setting: Setting) -> Compiled:
@@ -115,8 +163,8 @@ def compiled(stage: Stage, setting: Setting) -> Compiled:
     return Compiled(one, many, runtime.peak_bytes(calls[1][0]))
 
 
-def paired(now: Callable[[], Any], before: Callable[[], Any] | None) -> tuple[float, float | None]:
-    """Median seconds of `now`, and the median ratio to `before`, called in turns so that a busy machine hits both."""
+def paired(now: Callable[[], Any], before: Callable[[], Any] | None) -> Turns:
+    """Times `now`, in turns with `before` so that a busy machine hits both."""
     both = [now] if before is None else [now, before]
     slowest = max(min(_seconds(call, 1) for _ in range(3)) for call in both)
     times = max(1, min(100, round(SECONDS / slowest)))
@@ -126,7 +174,19 @@ def paired(now: Callable[[], Any], before: Callable[[], Any] | None) -> tuple[fl
         taken = {call: _seconds(call, times) for call in order}
         rows.append([taken[call] for call in both])
     seconds = statistics.median(row[0] for row in rows)
-    return seconds, statistics.median(row[1] / row[0] for row in rows) if before else None
+    if before is None:
+        return Turns(seconds)
+    return Turns(seconds, statistics.median(row[1] for row in rows), *gain_of(rows))
+
+
+def gain_of(rows: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """The median of ``before / now`` over rows of (now, before), and how far it may be off.
+
+    The noise is the larger distance from the median to the ends of its interval (`TAIL`).
+    """
+    ratios = sorted(before / now for now, before in rows)
+    gain, tail = statistics.median(ratios), TAIL * len(ratios) // ROUNDS
+    return gain, max(gain - ratios[tail], ratios[len(ratios) - 1 - tail] - gain)
 
 
 def numbers(variables: PyTree, count: Callable[[Any], int] = lambda x: x.size) -> int:
@@ -147,3 +207,9 @@ def _seconds(call: Callable[[], Any], times: int) -> float:
 def as_json(receipts: Sequence[Receipt]) -> list[dict[str, Any]]:
     """Rows for receipts.json."""
     return [dataclasses.asdict(row) for row in receipts]
+
+
+def from_json(row: dict[str, Any]) -> Receipt:
+    """The row of receipts.json, where null is a metric that was no finite number."""
+    scores = {name: math.nan if value is None else value for name, value in row["scores"].items()}
+    return Receipt(**row | {"scores": scores})

@@ -102,10 +102,10 @@ class Setting:
         """Where those are that the route begins with."""
         return self.file(0, "origin")
 
-    @property
+    @functools.cached_property
     def task(self) -> Task:
-        """What the model does."""
-        return self.training.task
+        """What the model does, with the options that follow from the training data."""
+        return self.training.task.fit(self.train)
 
     @functools.cached_property
     def train(self) -> Source:

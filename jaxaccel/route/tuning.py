@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 PyTree = Any
 NOT_TAKEN = (
-    "name", "epochs", "schedule", "sparse", "distill", "phases", "eval_every", "keep", "replicas", "sweep",
+    "name", "epochs", "schedule", "sparse", "distill", "phases", "eval_every", "patience", "keep", "replicas", "sweep",
     "optimizer.lookahead", "optimizer.ema", "optimizer.swa", "optimizer.reestimate",
 )  # fmt: skip
 """What of the training a fine-tuning has its own of, or goes without (`recipe_of`)."""
@@ -78,8 +78,8 @@ def recipe_of(stage: Stage, setting: Setting, name: str, how: "FineTune", sparse
     return dataclasses.replace(
         base, name=name, model=partial(packed, file=str(stage.file), model=stage.factory), epochs=how.epochs, data=data,
         optimizer=optimizer, schedule=Schedule(name="cosine", warmup=how.warmup), sparse=sparse, eval_every=how.epochs,
-        precision=how.precision or base.precision, keep=1, replicas=1, sweep={}, phases=type(base.phases)(),
-        distill=_distill(setting, how),
+        patience=0, precision=how.precision or base.precision, keep=1, replicas=1, sweep={},
+        phases=type(base.phases)(), distill=_distill(setting, how),
     )  # fmt: skip
 
 

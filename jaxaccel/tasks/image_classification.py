@@ -1,8 +1,9 @@
 """Image classification: one label an image, softmax cross-entropy, accuracy."""
 
 import dataclasses
+import logging
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import optax
 
 from jaxaccel.errors import UserError, option
 from jaxaccel.metrics import Mean
-from jaxaccel.options import CountOrZero, Positive, ShareBelowOne, checked
+from jaxaccel.options import CountOrZero, NonNegative, Positive, ShareBelowOne, checked
 from jaxaccel.tasks import pictures
 from jaxaccel.tasks.given import Example, Given
 from jaxaccel.tasks.report import ClassReport
@@ -22,6 +23,7 @@ from jaxaccel.tasks.task import Apply, Batch, PyTree, Task
 class ImageClassification(Task):
     """Batches hold ``image`` (B, H, W, C) uint8 and ``label`` (B,) int32; the model gives logits (B, classes)."""
 
+    logits: ClassVar[bool] = True
     image_size: CountOrZero = 0
     """Resize the shorter side to this and crop the centre; 0 takes the images as they are."""
     mean: tuple[float, ...] = (0.5,)
@@ -30,9 +32,17 @@ class ImageClassification(Task):
     """Divides the pixels after that."""
     label_smoothing: ShareBelowOne = 0.0
     """Share of the label spread evenly over all classes (Szegedy et al. 2016, arXiv:1512.00567)."""
+    class_weights: Literal["balanced"] | tuple[NonNegative, ...] = ()
+    """How much an example of each class counts in the training loss: one number a class, or balanced, which counts the
+    training labels: examples / (classes * examples of the class). Evaluation is unweighted."""
     tta: Literal["none", "flip", "shift", "multicrop"] = "none"
     """Test-time augmentation, averaging logits: the mirror image too; or moved by one pixel four ways; or, as in Jordan
     2024 (arXiv:2404.00498), mirrored, and moved to two corners by a pixel: what is not moved counts as much as both."""
+
+    def check_values(self) -> None:
+        """Checks that some class has a weight."""
+        if self._weights and not any(self._weights):
+            raise UserError(f"{option('class_weights')} must be above 0 for some class, got {self._weights}")
 
     def facts(self, features: Mapping[str, Any]) -> dict[str, Any]:
         """``classes``, ``class_names``, ``channels`` and ``image_size`` (an int, or (H, W) where they differ)."""
@@ -53,6 +63,11 @@ class ImageClassification(Task):
                     f"{option(f'task.{name}')} has {len(values)} numbers and the images have "
                     f"{channels or 3} channels: give one, or one a channel"
                 )
+        if self._weights and len(self._weights) != label.num_classes:
+            raise UserError(
+                f"{option('task.class_weights')} has {len(self._weights)} numbers and the data {label.num_classes} "
+                "classes: give one a class, in the order of the classes, or balanced"
+            )
         if self.image_size:
             height = width = self.image_size
         elif not (height and width):
@@ -65,6 +80,18 @@ class ImageClassification(Task):
             "channels": channels or 3,
             "image_size": height if height == width else (height, width),
         }
+
+    def fit(self, source: Any) -> "ImageClassification":
+        """The task with numbers in the place of balanced weights, for which all labels of the split are read."""
+        if not isinstance(self.class_weights, str):
+            return self
+        label = dict(source.features.items())["label"]
+        weights = balanced_weights(read_labels(source), label.num_classes)
+        least, most = (label.names[i] for i in (np.argmin(weights), np.argmax(weights)))
+        logging.getLogger(__name__).info(
+            f"class weights, balanced: {min(weights):.3g} ({least}) to {max(weights):.3g} ({most})"
+        )
+        return dataclasses.replace(self, class_weights=weights)
 
     def element(self, example: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """``image`` (H, W, C), uint8 or float32 from 0 to 1, and ``label`` () int32."""
@@ -89,7 +116,14 @@ class ImageClassification(Task):
             )
 
     def loss(self, outputs: PyTree, batch: Batch) -> tuple[jax.Array, dict[str, Mean]]:
-        """Mean cross-entropy over the batch; mixed labels (`augment.mixup`) are weighed as mixed."""
+        """Mean over the batch of the cross-entropy, times the weight of the label's class where classes have weights.
+
+        Mixed labels (`augment.mixup`) are weighed as mixed. The sum is divided by the number of examples and not by
+        that of their weights: an example counts as much whatever else is in its batch.
+
+        Raises:
+          UserError: the class weights are to be balanced and `fit` has not counted the labels.
+        """
         labels, mask = batch["label"], batch["mask"]
         losses = self._cross_entropy(outputs, labels)
         if "mix_weight" in batch:
@@ -175,11 +209,37 @@ class ImageClassification(Task):
         levels = jnp.issubdtype(images.dtype, jnp.integer)  # of any width: they mean the same
         return images.astype(jnp.float32) * (1 / (255 * std) if levels else 1 / std) - mean / std
 
+    @property
+    def _weights(self) -> tuple[float, ...]:
+        """The class weights that are numbers."""
+        return () if isinstance(self.class_weights, str) else self.class_weights
+
     def _cross_entropy(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
+        """(B,) float32, smoothed and weighed by class."""
+        if isinstance(self.class_weights, str):
+            raise UserError("balanced class weights need the training labels: task.fit(source) counts them")
         targets = jax.nn.one_hot(labels, logits.shape[-1])
-        return optax.softmax_cross_entropy(
-            logits.astype(jnp.float32), optax.smooth_labels(targets, self.label_smoothing)
-        )
+        smooth = optax.smooth_labels(targets, self.label_smoothing)
+        losses = optax.softmax_cross_entropy(logits.astype(jnp.float32), smooth)
+        return losses * jnp.asarray(self.class_weights, jnp.float32)[labels] if self.class_weights else losses
+
+
+def balanced_weights(labels: np.ndarray, classes: int) -> tuple[float, ...]:
+    """``len(labels) / (classes * count)`` for each class, so that all classes weigh alike; 0 where there is no example.
+
+    Args:
+      labels: (n,) integers.
+      classes: how many there are.
+    """
+    counts = np.bincount(labels, minlength=classes)[:classes]
+    return tuple((np.where(counts > 0, len(labels) / (classes * np.maximum(counts, 1)), 0.0)).tolist())
+
+
+def read_labels(source: Any, chunk: int = 512) -> np.ndarray:
+    """The labels of all examples of a split, (n,) int64. It reads the examples whole."""
+    starts = range(0, len(source), chunk)
+    rows = (source.__getitems__(range(start, min(start + chunk, len(source)))) for start in starts)
+    return np.array([int(example["label"]) for row in rows for example in row], np.int64)
 
 
 def _as_pixels(image: np.ndarray) -> np.ndarray:

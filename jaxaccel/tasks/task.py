@@ -7,13 +7,13 @@ batch: padding of variable-length inputs, teacher forcing and decoding loops liv
 
 import abc
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import jax
 import numpy as np
 
 from jaxaccel.errors import UserError
-from jaxaccel.metrics import Mean
+from jaxaccel.metrics import Headline, Mean
 from jaxaccel.options import Options
 from jaxaccel.tasks.given import Example, Given, sole_name, split
 
@@ -24,22 +24,48 @@ Apply = Callable[..., PyTree]
 
 
 class Task(Options, abc.ABC):
-    """Base of all tasks. Batches carry ``index`` and ``epoch`` (B,) int32 and ``mask`` (B,) float32 besides its own."""
+    """Base of all tasks: a frozen dataclass whose fields are its options.
+
+    `inputs` and `loss` are all that a task must define. Batches carry ``index`` and ``epoch`` (B,) int32 and ``mask``
+    (B,) float32 besides what `element` gives. ``docs/tasks.md`` shows how to write one.
+    """
 
     metric: ClassVar[str] = "accuracy"
-    """The headline: the metric by which the best checkpoint is kept, greater is better."""
+    """The headline: the metric of `evaluate` by which the best checkpoint is kept and replicas are compared."""
+    better: ClassVar[Literal["higher", "lower"]] = "higher"
+    """Which values of `metric` are better: of an error, lower ones."""
+    logits: ClassVar[bool] = False
+    """Whether the model's outputs are logits over classes, from which a student can learn by soft targets."""
 
-    @abc.abstractmethod
+    @property
+    def headline(self) -> Headline:
+        """`metric` and `better` as one value that compares scores.
+
+        Raises:
+          UserError: `better` is neither "higher" nor "lower".
+        """
+        return Headline(self.metric, self.better)
+
     def facts(self, features: Mapping[str, Any]) -> dict[str, Any]:
         """What model factories may ask for (``classes``, ``channels``, ...), read off the data's features.
 
-        Raises:
-          UserError: the data set is none for this task.
-        """
+        By default nothing.
 
-    @abc.abstractmethod
+        Raises:
+          UserError: the data set cannot be used for this task.
+        """
+        return {}
+
+    def fit(self, source: Any) -> "Task":
+        """The task with the options that follow from the training split, before training; by default as it is."""
+        return self
+
     def element(self, example: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """One decoded example of the data set as arrays of fixed shape and dtype (on the host)."""
+        """One decoded example of the data set as arrays of fixed shape and dtype (on the host).
+
+        By default all that it holds, numbers of 64 bits as such of 32.
+        """
+        return {name: _narrow(np.asarray(value)) for name, value in example.items()}
 
     @abc.abstractmethod
     def inputs(self, batch: Batch) -> tuple[PyTree, ...]:
@@ -51,9 +77,8 @@ class Task(Options, abc.ABC):
         batch: Any = {name: np.stack([example[name] for example in examples]) for name in examples[0]}
         return np.asarray(self.inputs(batch)[0])
 
-    @abc.abstractmethod
     def check(self, outputs: PyTree, facts: Mapping[str, Any]) -> None:
-        """Checks the shapes of the model's outputs (`jax.ShapeDtypeStruct`) against the data.
+        """Checks the shapes of the model's outputs (`jax.ShapeDtypeStruct`) against the data; by default not at all.
 
         Raises:
           UserError: they do not fit.
@@ -61,15 +86,24 @@ class Task(Options, abc.ABC):
 
     @abc.abstractmethod
     def loss(self, outputs: PyTree, batch: Batch) -> tuple[jax.Array, dict[str, Mean]]:
-        """The loss to minimise, a scalar, and what to report of the step (``loss`` and the like)."""
+        """The loss to minimize, a scalar, and what to report of the step.
 
-    @abc.abstractmethod
+        Without a ``loss`` among the latter the scalar itself is reported.
+        """
+
     def predict(self, apply: Apply, batch: Batch) -> PyTree:
-        """Predictions for a batch; may call the model as often as it needs (decoding, augmented views)."""
+        """Predictions for a batch; may call the model as often as it needs (decoding, augmented views).
 
-    @abc.abstractmethod
+        By default the model's outputs.
+        """
+        return apply(*self.inputs(batch))
+
     def evaluate(self, apply: Apply, batch: Batch) -> dict[str, Mean]:
-        """Metrics of a batch as sums; examples with mask 0 count for nothing."""
+        """Metrics of a batch as sums; examples with mask 0 count for nothing.
+
+        By default what `loss` reports of the predictions.
+        """
+        return self.loss(self.predict(apply, batch), batch)[1]
 
     def summarise(self, means: Mapping[str, Mean]) -> dict[str, float]:
         """The numbers to report from the sums over all batches."""
@@ -109,3 +143,29 @@ class Task(Options, abc.ABC):
         if name is None:
             raise UserError(f"the model reads several arrays: give a dictionary with {', '.join(example)}")
         return {name: given}
+
+
+def check_metrics(task: Task, outputs: PyTree, batch: PyTree) -> None:
+    """Checks, before anything is computed, that `task` reports its headline.
+
+    Args:
+      task: whose metrics they are.
+      outputs: shapes of the model's outputs for `batch`.
+      batch: shapes of a batch, as `jax.ShapeDtypeStruct`s.
+
+    Raises:
+      UserError: it does not, or a metric has a name of the trainer's own.
+    """
+    headline = task.headline
+    try:
+        means = jax.eval_shape(lambda out, batch: task.evaluate(lambda *_: out, batch), outputs, batch)
+        names = list(task.summarise(jax.tree.map(lambda x: np.ones(x.shape, x.dtype), means)))
+    except Exception:  # a task that decodes calls its model otherwise: its first evaluation will show
+        return
+    headline.check(type(task).__name__, names)
+
+
+def _narrow(array: np.ndarray) -> np.ndarray:
+    """`array` in the dtype that JAX computes with."""
+    narrow = {np.dtype(np.float64): np.float32, np.dtype(np.int64): np.int32, np.dtype(np.uint64): np.uint32}
+    return array.astype(narrow.get(array.dtype, array.dtype), copy=False)

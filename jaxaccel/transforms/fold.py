@@ -21,12 +21,14 @@ def fold(f: Callable[..., Any], params: PyTree, *args: Any) -> tuple[Callable[..
 
     Two things happen: factors and offsets after a matrix product or convolution move into its weights (BatchNorm in
     inference, a bias, a scale); and all that depends on `params` alone is computed now instead of at each call. Fold
-    before you quantise: ``g, folded = ja.fold(f, params, x); q = ja.quantize(folded)``.
+    before you quantise: ``g, folded = ja.fold(f, params, x); q = ja.quantize(folded)``. Only chains of real floating
+    numbers move: integers round otherwise. A factor that the weights' dtype would round more than the product's does
+    (bfloat16 weights of a float32 product, float16) stays behind the product, as a single one.
 
     Args:
       f: called as ``f(params, *args)``, in inference: custom derivatives are dropped.
       params: its parameters and, where it has any, the statistics that BatchNorm normalises by. Of low-rank ones
-        both factors become weights of their own, ``kernel/left`` and ``kernel/right``.
+        both factors become weights of their own, ``kernel/left`` and ``kernel/right``. What is no array is a constant.
       args: examples of the other arguments, arrays or `jax.ShapeDtypeStruct`s. Only shapes and dtypes count; the folded
         function takes other batch sizes as well.
 
@@ -44,26 +46,31 @@ def fold(f: Callable[..., Any], params: PyTree, *args: Any) -> tuple[Callable[..
     if compressions:
         f = compressed(f)
     leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
-    paths = [parameter_path(path) for path, _ in leaves]
-    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for _, x in leaves]
+    held = [i for i, (_, x) in enumerate(leaves) if hasattr(x, "shape") and hasattr(x, "dtype")]
+    arrays = [leaves[i][1] for i in held]
+    paths = [parameter_path(leaves[i][0]) for i in held]
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays]
 
     def halves(*args: Any) -> tuple[Split, Any]:
         inputs, in_tree = jax.tree.flatten(args)
         out_tree: list[Any] = []
 
         def flat(values: list[Any], inputs: list[Any]) -> list[Any]:
+            now = [x for _, x in leaves]  # numbers and texts among the parameters are constants
+            for i, value in zip(held, values, strict=True):
+                now[i] = value
             out, tree = jax.tree.flatten(
-                f(jax.tree.unflatten(treedef, values), *jax.tree.unflatten(in_tree, inputs))
+                f(jax.tree.unflatten(treedef, now), *jax.tree.unflatten(in_tree, inputs))
             )
             out_tree.append(tree)
             return out
 
         program = jax.make_jaxpr(flat)(shapes, inputs)
-        closed = jax.make_jaxpr(lambda *values: folded(program, len(leaves), values))(*shapes, *inputs)
+        closed = jax.make_jaxpr(lambda *values: folded(program, len(held), values))(*shapes, *inputs)
         return split(closed, paths), out_tree[0]
 
     first, _ = halves(*args)
-    values = jax.jit(first.known)([x for _, x in leaves])
+    values = jax.jit(first.known)(arrays)
 
     def g(params: PyTree, *args: Any) -> Any:
         now, out_tree = halves(*args)

@@ -1,8 +1,7 @@
 """Functions on quantised parameters: products of integers where it pays, scales where it does not."""
 
 import dataclasses
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -12,14 +11,15 @@ import numpy as np
 from jax import core
 
 from jaxaccel import numerics
-from jaxaccel.arrays import QuantArray
+from jaxaccel.arrays import QuantArray, expand
 from jaxaccel.errors import UserError
 from jaxaccel.interpret import Transformation, is_compressed, transform
 from jaxaccel.lowerings import convolution, menu, products
 from jaxaccel.options import checked
-from jaxaccel.sites import BILINEAR, Backend, Site, on
+from jaxaccel.sites import BILINEAR, GROUPED, Backend, Site, on
 from jaxaccel.transforms import integer
 from jaxaccel.transforms.calibrate import Calibration
+from jaxaccel.transforms.int8_training import training_rules
 
 Activations = Literal["dynamic", "static", "none"]
 
@@ -67,14 +67,14 @@ def int8(
     if train:
         if key is None:
             raise UserError("int8(train=True) rounds at random: give it a key=, another one for each step")
-        return transform(f, Transformation("int8", _training(key), argnums=argnums, strict=strict))
+        return transform(f, Transformation("int8", training_rules(key), argnums=argnums, strict=strict))
     activations = activations or ("static" if calibration is not None else "dynamic")
     if (activations == "static") != (calibration is not None):
         raise UserError(
             'activations="static" and calibration= go together: make one with ja.calibrate(f, ...)'
         )
     rule = _Rule(activations, calibration, attention, lowering, on(backend))
-    rules = {**dict.fromkeys(BILINEAR, rule), "gather": _lookup}
+    rules = {**dict.fromkeys(BILINEAR, rule), GROUPED: integer.leave_grouped, "gather": _lookup}
     return transform(f, Transformation("int8", rules, argnums=argnums, arrays=True, strict=strict))
 
 
@@ -96,23 +96,20 @@ class _Rule:
         if not any(quantised):
             return self._between_activations(site, lhs, rhs)
         if all(quantised):
-            return self._product(site, menu.XLA, lhs, rhs, "int8 x int8 -> int32")
+            return self._between_parameters(site, lhs, rhs)
         side = quantised.index(True)
         w, x = operands[side], operands[1 - side]
         form, reason = self._form(site, side, w, x)
         if form == "float32":
-            return self._dense(site, side, w, x, reason)
+            return _dense(site, lhs, rhs, reason)
         if form == "weight-only":
             return self._weight_only(site, side, w, x)
         if form == "folded":
             x, w = integer.fold_scale(site.params, side, w, x)
         xq = self._quantised(site, 1 - side, x)
         if form == "blocks":
-            out = integer.blocked(site.params, self._bind(site), side, w, xq)
-            if out is None:
-                return self._dense(site, side, w, x, "its blocks of scales do not split the sum")
             site.record(f"{self.activations}: int8 x int8 -> int32 by blocks", _dtype(w))
-            return out
+            return integer.blocked(site.params, self._bind(site), side, w, xq)
         pair = (w, xq) if side == 0 else (xq, w)
         return self._product(site, form, pair[0], pair[1], f"{self.activations}: " + _lowering(form))
 
@@ -123,7 +120,11 @@ class _Rule:
         dot = site.primitive == "dot_general"
         if self.activations == "none":
             fits = integer.fits(site.primitive, site.params, side, w) and w.zero_point is None
+            # The sum of integers is up to 127 times the result, and a convolution's has the dtype of its operands.
+            fits = fits and (dot or x.dtype != jnp.float16)
             return ("weight-only" if fits else "float32"), "weight-only"
+        if integer.may_overflow(site.primitive, site.params, *((w, x) if side == 0 else (x, w))):
+            return "float32", "its sum may exceed int32"
         if not dot and (side == 0 or w.zero_point is not None):
             return "float32", "quantised input" if side == 0 else "zero points in a convolution"
         if not integer.fits(site.primitive, site.params, side, w):
@@ -170,19 +171,30 @@ class _Rule:
         """A matrix product of integers in the form that the backend runs fast."""
         return partial(site.product, products.Integers()) if self.backend == "cpu" else site.bind
 
-    def _dense(self, site: Site, side: int, w: QuantArray, x: Any, reason: str) -> Any:
-        dense = w.materialise()
-        site.record("dequantised", str(site.inputs[side].dtype), reason)
-        return site.bind(*((dense, x) if side == 0 else (x, dense)))
+    def _between_parameters(self, site: Site, lhs: QuantArray, rhs: QuantArray) -> Any:
+        """The product of two parameters: of integers where their scales can be multiplied in after the sum."""
+        form, reason = menu.XLA, ""
+        if not all(integer.fits(site.primitive, site.params, k, w) for k, w in enumerate((lhs, rhs))):
+            form, reason = "float32", "its scales vary along the sum"
+        elif integer.may_overflow(site.primitive, site.params, lhs, rhs):
+            form, reason = "float32", "its sum may exceed int32"
+        elif site.primitive != "dot_general":
+            form, reason = menu.integers(site.params, lhs, rhs, self.backend, self.lowering)
+            if lhs.zero_point is not None or rhs.zero_point is not None:
+                form, reason = "float32", "zero points in a convolution"
+        if form == "float32":
+            return _dense(site, lhs, rhs, reason)
+        return self._product(site, form, lhs, rhs, _lowering(form))
 
     def _weight_only(self, site: Site, side: int, w: QuantArray, x: Any) -> Any:
         """The product with the integers themselves, scaled after: the scales are far fewer than the weights."""
         site.record("integers as " + str(x.dtype), _dtype(w), "weight-only")
         values = w.integers().astype(x.dtype)
-        out = site.bind(*((values, x) if side == 0 else (x, values)))
-        scale = integer.in_output(site.primitive, site.params, side, w.scale, x.ndim)
-        wide = numerics.wide(out)
-        return (wide * scale.astype(wide.dtype)).astype(out.dtype)
+        wide = jnp.float64 if site.output.dtype == jnp.float64 else jnp.float32
+        more = {"preferred_element_type": jnp.dtype(wide)} if site.primitive == "dot_general" else {}
+        out = site.bind(*((values, x) if side == 0 else (x, values)), **more).astype(wide)
+        scale = expand(w.scale, w.shape).astype(wide)
+        return out * integer.in_output(site.primitive, site.params, side, scale, x.ndim)
 
     def _between_activations(self, site: Site, lhs: Any, rhs: Any) -> Any:
         floating = all(x.dtype == jnp.float32 for x in (lhs, rhs))
@@ -195,6 +207,13 @@ class _Rule:
         why = "no parameter is quantised" if site.path is None else "not quantised"
         site.record("-", site.narrowed or str(site.inputs[0].dtype), why)
         return NotImplemented
+
+
+def _dense(site: Site, lhs: Any, rhs: Any, reason: str) -> Any:
+    """The product of what quantised operands stand for."""
+    side = 1 if isinstance(rhs, QuantArray) else 0
+    site.record("dequantised", str(site.inputs[side].dtype), reason)
+    return site.bind(*(x.materialise() if isinstance(x, QuantArray) else x for x in (lhs, rhs)))
 
 
 @jax.custom_jvp
@@ -230,50 +249,3 @@ def _dtype(w: QuantArray) -> str:
 
 def _lowering(form: str) -> str:
     return "int8 x int8 -> int32" + (f" as {form}" if form in convolution.FORMS else "")
-
-
-def _training(key: jax.Array) -> Mapping[str, Callable[..., Any]]:
-    def rule(site: Site, lhs: Any, rhs: Any) -> Any:
-        floating = all(x.dtype == jnp.float32 for x in site.inputs)
-        if not floating or site.path is None or site.narrowed:
-            why = f"is {site.inputs[0].dtype}" if not floating else "multiplies no parameter"
-            site.record("-", site.narrowed or str(site.inputs[0].dtype), why)
-            return NotImplemented
-        site.record("int8 x int8 -> int32, forward and backward", "int8")
-        here = jax.random.fold_in(key, zlib.crc32(site.name.encode()) & 0x7FFFFFFF)
-        return site.product(_Train(), lhs, rhs, jax.random.key_data(here))
-
-    return dict.fromkeys(BILINEAR, rule)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Train:
-    """A product of operands quantised as they come; the cotangent is rounded at random, so that it is unbiased."""
-
-    cotangent: int | None = None
-    name: str = "int8"
-
-    def __call__(
-        self, primitive: Any, params: Mapping[str, Any], lhs: jax.Array, rhs: jax.Array, key: jax.Array
-    ) -> jax.Array:
-        pair = []
-        for operand, x in enumerate((lhs, rhs)):
-            q = integer.quantised(x, primitive.name, params, operand)
-            if operand == self.cotangent:
-                noise = jax.random.fold_in(jax.random.wrap_key_data(key), operand)
-                q = dataclasses.replace(q, qvalue=_at_random(noise, x, q.scale))
-            pair.append(q)
-
-        def bind(*values: Any, **changed: Any) -> jax.Array:
-            return primitive.bind(*values, **{**params, **changed})
-
-        dtype = params["preferred_element_type"] or lhs.dtype
-        return integer.product(primitive.name, params, bind, *pair).astype(dtype)
-
-    def transposed(self, cotangent: int) -> "_Train":
-        return _Train(cotangent)
-
-
-def _at_random(key: jax.Array, x: jax.Array, scale: jax.Array) -> jax.Array:
-    top = numerics.qmax(8)
-    return jnp.clip(numerics.round_stochastic(key, x * (1 / scale)), -top, top).astype(jnp.int8)

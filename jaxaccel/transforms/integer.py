@@ -4,6 +4,7 @@ A product is given as JAX's primitive with its parameters, so every form of `dot
 `conv_general_dilated` is covered by two functions.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxaccel import numerics
-from jaxaccel.arrays import QuantArray
+from jaxaccel.arrays import QuantArray, expand
+from jaxaccel.sites import Site
 
 Bind = Callable[..., jax.Array]
 """``bind(lhs, rhs, **changed_params)``: the primitive itself."""
@@ -48,36 +50,58 @@ def fits(primitive: str, params: Mapping[str, Any], operand: int, w: QuantArray)
     return all(w.scale.shape[axis] == 1 for axis in shared_axes(primitive, params, operand, w.ndim))
 
 
+def may_overflow(primitive: str, params: Mapping[str, Any], lhs: Any, rhs: Any) -> bool:
+    """Whether a sum of products of their integers, without zero points, may not fit in int32; floats become int8."""
+    if primitive == "dot_general":
+        terms = math.prod(lhs.shape[axis] for axis in params["dimension_numbers"][0][0])
+    else:
+        outputs = params["dimension_numbers"].rhs_spec[0]
+        terms = math.prod(n for axis, n in enumerate(rhs.shape) if axis != outputs)
+    return terms * _largest(lhs) * _largest(rhs) > jnp.iinfo(jnp.int32).max
+
+
+def _largest(x: Any) -> int:
+    """The largest magnitude of an integer of `x` without its zero point."""
+    if not isinstance(x, QuantArray):
+        return numerics.qmax(8)
+    return numerics.qmax(x.bits) if x.zero_point is None else 2**x.bits - 1
+
+
 def product(
     primitive: str, params: Mapping[str, Any], bind: Bind, lhs: QuantArray, rhs: QuantArray
 ) -> jax.Array:
     """The product of two arrays whose scales `fits`, in float32; zero points are allowed in a matrix product."""
-    more: dict[str, Any] = {"preferred_element_type": jnp.dtype("int32"), "precision": None}
-    out = bind(lhs.integers(), rhs.integers(), **more).astype(jnp.float32)
-    for operand, (x, other) in enumerate(((lhs, rhs), (rhs, lhs))):
-        if x.zero_point is not None:
-            out = out - _zero_point_term(params, bind, operand, x, other)
+    out = bind(lhs.integers(), rhs.integers(), preferred_element_type=jnp.dtype("int32"), precision=None)
+    if lhs.zero_point is not None or rhs.zero_point is not None:
+        assert primitive == "dot_general"
+        out = out + _zero_point_terms(params, lhs, rhs)
+    out = out.astype(jnp.float32)
     for operand, x in enumerate((lhs, rhs)):
-        rank = (lhs if operand else rhs).ndim
-        out = out * in_output(primitive, params, operand, x.scale, rank)
+        out = out * in_output(primitive, params, operand, expand(x.scale, x.shape), (rhs, lhs)[operand].ndim)
     return out
 
 
-def _zero_point_term(
-    params: Mapping[str, Any], bind: Bind, operand: int, x: QuantArray, other: QuantArray
-) -> Any:
-    """What the zero point of `x` adds to each sum: the sum of the other operand times it."""
-    ones = jnp.ones_like(x.integers())
-    values = (ones, other.integers()) if operand == 0 else (other.integers(), ones)
-    sums = bind(*values, preferred_element_type=jnp.dtype("int32"), precision=None).astype(jnp.float32)
-    assert x.zero_point is not None
-    return sums * in_output("dot_general", params, operand, x.zero_point, other.ndim).astype(jnp.float32)
+def _zero_point_terms(params: Mapping[str, Any], lhs: QuantArray, rhs: QuantArray) -> jax.Array:
+    """What to add to a matrix product of integers for that of the integers without their zero points, exactly.
+
+    sum (a - y)(b - z) = sum ab - y sum b - z sum a + n yz. Terms larger than int32 wrap around, and so do their
+    differences, back to the right one.
+    """
+    sums, zeros = [], []
+    for operand, (x, other) in enumerate(((lhs, rhs), (rhs, lhs))):
+        contracted = tuple(params["dimension_numbers"][0][operand])
+        total = jnp.sum(x.integers(), contracted, dtype=jnp.int32, keepdims=True)
+        sums.append(in_output("dot_general", params, operand, total, other.ndim))
+        point = jnp.zeros([1] * x.ndim, jnp.int32) if x.zero_point is None else expand(x.zero_point, x.shape)
+        zeros.append(in_output("dot_general", params, operand, point.astype(jnp.int32), other.ndim))
+    terms = math.prod(lhs.shape[axis] for axis in params["dimension_numbers"][0][0])
+    return terms * zeros[0] * zeros[1] - zeros[0] * sums[1] - zeros[1] * sums[0]
 
 
 def in_output(
     primitive: str, params: Mapping[str, Any], operand: int, scale: jax.Array, other_rank: int
 ) -> jax.Array:
-    """Scales of an operand (1 along `shared_axes`) in the layout of the result, for broadcasting."""
+    """Values of an operand (1 along `shared_axes`), such as scales, in the layout of the result, for broadcasting."""
     numbers = params["dimension_numbers"]
     if primitive == "conv_general_dilated":
         shape = [1] * scale.ndim
@@ -98,16 +122,12 @@ def in_output(
     return moved.reshape([*sizes[:n_batch], *(own + others if operand == 0 else others + own)])
 
 
-def blocked(
-    params: Mapping[str, Any], bind: Bind, operand: int, w: QuantArray, x: QuantArray
-) -> jax.Array | None:
-    """A matrix product with scales for blocks of the one contracted axis, or None where it has another form.
+def blocked(params: Mapping[str, Any], bind: Bind, operand: int, w: QuantArray, x: QuantArray) -> jax.Array:
+    """A matrix product with scales for blocks of the one contracted axis (`is_blocked`).
 
     The blocks become a batch axis of the product, whose results are scaled and summed in float32.
     """
     contracting, batch = params["dimension_numbers"]
-    if len(contracting[0]) != 1 or w.zero_point is not None:
-        return None
     pair, blocks = [x, x], w.scale.shape[contracting[operand][0]]
     pair[operand] = w
     axes = [contracting[side][0] for side in (0, 1)]
@@ -124,7 +144,7 @@ def _split(x: QuantArray, axis: int, blocks: int) -> QuantArray:
     """`x` with `axis` as (blocks, what is left); its scales are one for all, or one for each block."""
     q = x.integers()
     q = q.reshape(*q.shape[:axis], blocks, q.shape[axis] // blocks, *q.shape[axis + 1 :])
-    return QuantArray(q, jnp.expand_dims(x.scale, axis + 1), bits=x.bits, real=x.real)
+    return x.unpacked().with_scales(lambda scale: jnp.expand_dims(scale, axis + 1), qvalue=q)
 
 
 def is_blocked(params: Mapping[str, Any], side: int, w: QuantArray) -> bool:
@@ -153,4 +173,12 @@ def fold_scale(params: Mapping[str, Any], side: int, w: QuantArray, x: Any) -> t
     shape = [1] * x.ndim
     for axis in contracting[1 - side]:
         shape[axis] = sizes[list(contracting[1 - side]).index(axis)]
-    return x * moved.reshape(shape), w.with_scales(lambda s: jnp.ones([1] * s.ndim, s.dtype))
+    return x.astype(jnp.float32) * moved.reshape(shape), w.with_scales(
+        lambda s: jnp.ones([1] * s.ndim, s.dtype)
+    )
+
+
+def leave_grouped(site: Site, *operands: Any) -> Any:
+    """The rule of grouped products, which stay as they are and are told; a compressed matrix becomes dense."""
+    site.record("-", str(site.inputs[0].dtype), "has no form of integers")
+    return NotImplemented

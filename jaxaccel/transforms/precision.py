@@ -18,7 +18,7 @@ from jaxaccel.errors import UserError
 from jaxaccel.interpret import Transformation, transform
 from jaxaccel.lowerings import products
 from jaxaccel.options import checked
-from jaxaccel.sites import BILINEAR, Backend, Site, on
+from jaxaccel.sites import BILINEAR, GROUPED, Backend, Site, on
 from jaxaccel.trees import Where, selects
 
 
@@ -34,8 +34,8 @@ def bfloat16(
 ) -> Callable[..., Any]:
     """`f` with matrix products and convolutions of bfloat16 operands, summed in float32.
 
-    Products that ask for a higher precision, of float64 or of 16 bits already stay as they are. GPUs and TPUs round the
-    sums of a convolution to bfloat16 once, as they write them.
+    So are grouped products (`jax.lax.ragged_dot`). Products that ask for a higher precision, of float64 or of 16 bits
+    already stay as they are. GPUs and TPUs round the sums of a convolution to bfloat16 once, as they write them.
 
     The result has the signature, shapes and dtypes of f. Compose it with `jax.jit`, `jax.grad` and the like in any
     order; compose inside `jax.jit`, for a call that is not compiled traces f anew each time.
@@ -108,22 +108,22 @@ def _narrowed(
     argnums: int | Sequence[int],
     strict: bool,
 ) -> Callable[..., Any]:
-    def rule(site: Site, lhs: Any, rhs: Any) -> Any:
+    def rule(site: Site, lhs: Any, rhs: Any, *groups: Any) -> Any:
         reason = _left_alone(site, keep) or compute.refuses(site)
         if reason:
             site.record("-", site.narrowed or str(site.inputs[0].dtype), reason)
             return NotImplemented
         site.record(*compute.lowered(site))
-        return site.product(compute, lhs, rhs)
+        return site.product(compute, lhs, rhs, *groups)
 
-    rules = dict.fromkeys(BILINEAR, rule)
+    rules = dict.fromkeys((*BILINEAR, GROUPED), rule)
     where = {"keep": keep} if keep else {}
     return transform(f, Transformation(compute.name, rules, argnums=argnums, strict=strict, where=where))
 
 
 def _left_alone(site: Site, keep: Where) -> str:
     """Why the product at `site` stays as it is, or nothing."""
-    dtypes = [x.dtype for x in site.inputs]
+    dtypes = [x.dtype for x in site.inputs[:2]]
     if site.narrowed:
         return f"is {site.narrowed} already"
     if not all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes):
@@ -158,6 +158,8 @@ class _Narrow:
             site.primitive, site.params, *site.inputs
         ):
             return f"XLA:CPU has no {self.name} convolutions"
+        if site.primitive == GROUPED and self.backend == "cpu" and not self.insist:
+            return f"XLA:CPU has no {self.name} grouped products"
         return ""
 
     def lowered(self, site: Site) -> tuple[str, str, str]:
@@ -169,27 +171,33 @@ class _Narrow:
             )
         return f"{self.name} x {self.name} -> float32", self.name, ""
 
-    def _widened(self, primitive: str, params: Mapping[str, Any], lhs: Any, rhs: Any) -> bool:
+    def _widened(self, primitive: str, params: Mapping[str, Any], lhs: Any, rhs: Any, *groups: Any) -> bool:
         """Whether the backend would compute it in float32 whatever it is given."""
         if self.backend != "cpu" or self.insist:
             return False
-        return primitive == "conv_general_dilated" or products.is_vector(params, lhs.shape, rhs.shape)
+        return (
+            primitive == GROUPED
+            or primitive == "conv_general_dilated"
+            or products.is_vector(params, lhs.shape, rhs.shape)
+        )
 
     def __call__(
-        self, primitive: Any, params: Mapping[str, Any], lhs: jax.Array, rhs: jax.Array
+        self, primitive: Any, params: Mapping[str, Any], lhs: jax.Array, rhs: jax.Array, *groups: jax.Array
     ) -> jax.Array:
         dtype = params["preferred_element_type"] or jnp.result_type(lhs, rhs)
         cpu, convolution = self.backend == "cpu", primitive.name == "conv_general_dilated"
         if self._widened(primitive.name, params, lhs, rhs):
-            return primitive.bind(lhs, rhs, **params)
+            return primitive.bind(lhs, rhs, *groups, **params)
         lhs, rhs = lhs.astype(self.name), rhs.astype(self.name)
+        if cpu and groups:  # rounded, and multiplied in float32
+            lhs, rhs = lhs.astype(jnp.float32), rhs.astype(jnp.float32)
         # Accelerators sum a convolution in float32 and round once, so a narrow result halves what is written (and cuDNN
         # has no other).
         preferred = self.name if convolution and not cpu else "float32"
         params = {**params, "preferred_element_type": jnp.dtype(preferred)}
-        if cpu and not convolution and params.get("out_sharding") is None:
+        if cpu and primitive.name == "dot_general" and params.get("out_sharding") is None:
             return products.narrow_product(primitive, params, lhs, rhs).astype(dtype)
-        return primitive.bind(lhs, rhs, **params).astype(dtype)
+        return primitive.bind(lhs, rhs, *groups, **params).astype(dtype)
 
     def transposed(self, cotangent: int) -> "_Narrow":
         return self

@@ -14,7 +14,7 @@ from jaxaccel.errors import UserError
 from jaxaccel.interpret import Observation, Transformation, is_compressed, transform
 from jaxaccel.lowerings import menu
 from jaxaccel.options import checked
-from jaxaccel.sites import BILINEAR, Backend, Site, on
+from jaxaccel.sites import BILINEAR, GROUPED, Backend, Site, on
 from jaxaccel.transforms import integer
 from jaxaccel.transforms.calibrate import Calibration
 from jaxaccel.transforms.int8 import Activations
@@ -80,6 +80,8 @@ def fake_int8(
             _float_because(site, operands, on(backend), lowering) if activations != "none" else "weight-only"
         )
         largest = None
+        if all(path is not None and selects(where, path) for path in site.paths[:2]):
+            reason = "two parameters"  # rounded as such already
         if observe and jnp.issubdtype(x.dtype, jnp.floating):
             largest = jnp.max(jnp.abs(x), initial=0).astype(jnp.float32)
             site.observe(largest)
@@ -90,7 +92,11 @@ def fake_int8(
         site.record("float32 of integers", f"int{bits}", reason)
         return site.bind(*operands)
 
-    rules = {**dict.fromkeys(BILINEAR, rule), "gather": lambda site, *_: NotImplemented}
+    rules = {
+        **dict.fromkeys(BILINEAR, rule),
+        GROUPED: integer.leave_grouped,
+        "gather": lambda site, *_: NotImplemented,
+    }
     joined = Observation(lambda x: jnp.max(x, 0), lambda shape: jnp.zeros(shape.shape, shape.dtype))
     inner = transform(
         f, Transformation("fake_int8", rules, argnums, strict=strict, observation=joined if observe else None)

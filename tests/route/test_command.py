@@ -26,7 +26,8 @@ def followed(monkeypatch):
 def origin(tmp_path):
     """The directory of a run, without weights."""
     place = tmp_path / "runs" / "digits"
-    rundir.prepare(place, ja.load_recipe("digits"), source=None, resume=False, overwrite=False)
+    with rundir.claimed(place, ja.load_recipe("digits")) as claim:
+        claim.begin()
     return place
 
 

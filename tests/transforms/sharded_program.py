@@ -83,6 +83,8 @@ def main():
         )
         found["restored shards"] = shards(again)
     found["shard_map"] = shard_mapped()
+    found["compressed in shard_map"] = compressed_and_mapped()
+    found["calibrated in shard_map"] = calibrated_and_mapped()
     print(json.dumps(found))
 
 
@@ -103,6 +105,83 @@ def shard_mapped():
     rows = jax.shard_map(f, mesh=mesh, in_specs=({"kernel": P()}, P("d")), out_specs=P("d"))
     by_rows = jax.jit(ja.int8(rows, strict=True))(q, x)
     return [float(jnp.abs(y - want).max()) for y in (inside, outside, by_rows)]
+
+
+def mapped(mesh, weights, inputs, out, reduce=None):
+    """A product with weights and inputs split so over the devices."""
+
+    def local(p, x):
+        y = jnp.tanh(x) @ p["kernel"]
+        return y if reduce is None else jax.lax.psum(y, reduce)
+
+    return jax.shard_map(local, mesh=mesh, in_specs=({"kernel": weights}, inputs), out_specs=out)
+
+
+SPLITS = {
+    "outputs": (P(None, "a"), P(), P(None, "a"), None),
+    "outputs over both": (P(None, ("a", "b")), P(), P(None, ("a", "b")), None),
+    "inputs": (P("a"), P(None, "a"), P(), "a"),
+    "both": (P("a", "b"), P(None, "a"), P(None, "b"), "a"),
+    "rows": (P(), P(("a", "b")), P(("a", "b")), None),
+}
+
+
+def compressed_and_mapped():
+    """For every array type and split: the error of the result and of gradients against the dense product."""
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    params = {"kernel": jax.random.normal(jax.random.key(0), (32, 64))}
+    x = jax.random.normal(jax.random.key(1), (16, 32))
+    kinds = {
+        "share": ja.share(params, 4),
+        "low_rank": ja.low_rank(params, rank=8),
+        "int8": ja.quantize(params),
+        "zero points": ja.quantize(params, symmetric=False),
+        "int4": ja.quantize(params, bits=4),
+        "int4 blocks": ja.quantize(params, bits=4, block=4),
+        "int4 few blocks": ja.quantize(params, bits=4, block=16),
+        "int8 low_rank": ja.quantize(ja.low_rank(params, rank=8)),
+    }
+    found = {}
+    for number, (kind, compressed) in enumerate(kinds.items()):
+        for name in (
+            list(SPLITS)[(number + k) % len(SPLITS)] for k in (0, 2)
+        ):  # diagonals: each split at three kinds
+            f = mapped(mesh, *SPLITS[name])
+            errors = [*errors_of(f, compressed, x, "none")]
+            if kind != "share" and "low_rank" not in kind:
+                errors.append(errors_of(f, compressed, x, "dynamic")[0] / 1e3)
+            found[f"{kind}, {name}"] = max(errors)
+    return found
+
+
+def errors_of(f, compressed, x, activations):
+    """Of the result and, for weights alone, of the gradient by the inputs, relative to the largest."""
+    kernel = ja.dequantize(compressed)["kernel"]
+
+    def error(got, want):
+        return float(jnp.abs(got - want).max() / jnp.abs(want).max())
+
+    errors = [error(jax.jit(ja.int8(f, activations=activations))(compressed, x), jnp.tanh(x) @ kernel)]
+    if activations == "none":
+        slope = jax.jit(jax.grad(lambda x: jnp.sin(ja.compressed(f)(compressed, x)).sum()))(x)
+        errors.append(error(slope, jax.grad(lambda x: jnp.sin(jnp.tanh(x) @ kernel).sum())(x)))
+    return errors
+
+
+def calibrated_and_mapped():
+    """Ranges found inside shard_map, and without it, by method and split."""
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    params = {"kernel": jax.random.normal(jax.random.key(0), (32, 64))}
+    x = jnp.linspace(-3, 2, 16 * 32).reshape(16, 32)
+    found = {}
+    for method in ("absmax", "percentile"):
+        want = ja.calibrate(lambda p, x: jnp.tanh(x) @ p["kernel"], params, [x], method=method).ranges[
+            "kernel"
+        ]
+        for name, split in SPLITS.items():
+            got = ja.calibrate(mapped(mesh, *split), params, [x], method=method).ranges["kernel"]
+            found[f"{method}, {name}"] = [float(got), float(want)]
+    return found
 
 
 if __name__ == "__main__":

@@ -149,6 +149,107 @@ def test_chains(product, chain):
         assert len({"mul", "div", "sub", "neg"} & set(left)) == 0 and left.count("add") == 1
 
 
+def drawn(*shape, seed=0, dtype=jnp.float32):
+    rng = np.random.default_rng(seed)
+    whole = jnp.issubdtype(dtype, jnp.integer)
+    return jnp.asarray(rng.integers(1, 99, shape) if whole else rng.standard_normal(shape) + 0.2, dtype)
+
+
+def _int32(x, w):
+    return jax.lax.dot(x, w, preferred_element_type=jnp.int32)
+
+
+def _float32(x, w):
+    return jax.lax.dot(x, w, preferred_element_type=jnp.float32)
+
+
+ROW, COLUMN = drawn(1, 5, seed=3), drawn(4, 1, seed=4)
+SAME = {  # (function of weights, vector and input; dtype of the three; shape of the weights)
+    "integers divided": (lambda w, v, x: jax.lax.div(x @ w, 7), jnp.int32, (6, 8)),
+    "integers divided by a vector": (lambda w, v, x: jax.lax.div(x @ w, v[None]), jnp.int32, (6, 8)),
+    "int8 beyond its range": (lambda w, v, x: _int32(x, w) * 300 + 12345, jnp.int8, (6, 8)),
+    "unsigned": (lambda w, v, x: 3 - (x @ w) * v, jnp.uint8, (6, 8)),
+    "negated integers": (lambda w, v, x: -(x @ w) + 1, jnp.int16, (6, 8)),
+    "integers, then floats": (lambda w, v, x: (x @ w).astype(jnp.float32) * 0.1 + 0.5, jnp.int32, (6, 8)),
+    "complex": (lambda w, v, x: (x @ (1j * w)) * (v + 1j) / 3 + 2j, jnp.float32, (6, 8)),
+    "a column times a row": (lambda w, v, x: (x @ w) * ROW, jnp.float32, (6, 1)),
+    "a column and a row": (lambda w, v, x: 2 * (ROW - (x @ w)) * v + ROW, jnp.float32, (6, 1)),
+    "a row times a column": (lambda w, v, x: (x[:1] @ w) * COLUMN, jnp.float32, (6, 8)),
+    "one feature": (lambda w, v, x: (x @ w) * v[:1] + v[:1], jnp.float32, (6, 1)),
+    "bfloat16 weights of a float32 product": (lambda w, v, x: _float32(x, w) * 0.3337 - 1.7, jnp.bfloat16, (6, 8)),
+    "a wide chain": (lambda w, v, x: _float32(x, w) * v.astype(jnp.float32) / 3, jnp.bfloat16, (6, 8)),
+    "float16 to its edge": (lambda w, v, x: (x @ (w * 1e-3)) * 1e-2, jnp.float16, (6, 8)),
+    "booleans": (lambda w, v, x: (x @ w > 0) * v, jnp.float32, (6, 8)),
+    "narrow products": (
+        lambda w, v, x: ja.bfloat16(lambda w: x @ w, lowering="bfloat16")(w) * 2 + v, jnp.float32, (6, 8)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_what_a_chain_may_be(name):
+    f, dtype, shape = SAME[name]
+    params = {"w": drawn(*shape, dtype=dtype), "v": drawn(shape[1], seed=1, dtype=dtype)}
+    x = drawn(4, 6, seed=2, dtype=dtype)
+    g, folded = ja.fold(lambda p, x: f(p["w"], p["v"], x), params, x)
+    want, got = f(params["w"], params["v"], x), jax.jit(g)(folded, x)
+    assert got.dtype == want.dtype and got.shape == want.shape
+    if jnp.issubdtype(want.dtype, jnp.integer):
+        np.testing.assert_array_equal(got, want)
+    else:  # to the rounding of float32, also where weights are narrower
+        tolerance = 1e-3 if want.dtype == jnp.float16 else 1e-6
+        np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance * float(jnp.abs(want).max()))
+    if dtype == jnp.float32 and want.dtype == jnp.float32:
+        slopes = [jax.grad(lambda x, h=h, p=p: jnp.sin(h(p, x)).sum())(x) for h, p in (
+            (g, folded), (lambda p, x: f(p["w"], p["v"], x), params))]  # fmt: skip
+        np.testing.assert_allclose(*slopes, rtol=1e-4, atol=1e-5)
+
+
+def test_a_chain_is_rounded_once():
+    """bfloat16 products with bfloat16 factors: no further from float64 than without folding."""
+    params = {name: drawn(*shape, seed=i, dtype=jnp.bfloat16) for i, (name, shape) in enumerate(
+        {"w": (64, 32), "s": (32,), "b": (32,)}.items())}  # fmt: skip
+    x = drawn(16, 64, seed=5, dtype=jnp.bfloat16)
+    f = lambda p, x: ((x @ p["w"] - p["b"]) * p["s"] + p["b"]) * p["s"] / 3  # noqa: E731
+    g, folded = ja.fold(f, params, x)
+    want = f({k: np.asarray(v, np.float64) for k, v in params.items()}, np.asarray(x, np.float64))
+    errors = [np.sqrt(np.mean((np.asarray(y, np.float64) - want) ** 2)) for y in (f(params, x), g(folded, x))]
+    assert folded["w"].dtype == jnp.bfloat16 and errors[1] <= errors[0]
+
+
+def test_float64_stays_float64():
+    with jax.enable_x64(True):
+        params = {"w": drawn(6, 8, dtype=jnp.float64), "s": drawn(8, seed=1, dtype=jnp.float64)}
+        x = drawn(4, 6, seed=2, dtype=jnp.float64)
+        f = lambda p, x: -(x @ p["w"] / 3.0) * p["s"] + 0.1  # noqa: E731
+        g, folded = ja.fold(f, params, x)
+        np.testing.assert_allclose(g(folded, x), f(params, x), rtol=1e-13, atol=1e-14)
+        half = {k: v.astype(jnp.bfloat16) for k, v in params.items()}
+        g, folded = ja.fold(f, half, x.astype(jnp.bfloat16))
+        assert g(folded, x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+def test_random_keys_of_narrow_products_are_kept():
+    f = lambda p, x: ja.int8(lambda p, x: x @ p["w"], train=True, key=jax.random.key(0))(p, x) * 3  # noqa: E731
+    params, x = {"w": drawn(8, 8)}, drawn(4, 8)
+    g, folded = ja.fold(f, params, x)
+    np.testing.assert_allclose(g(folded, x), f(params, x), rtol=1e-5, atol=1e-5)
+
+
+def test_parameters_that_are_no_arrays_are_constants():
+    def f(p, x):
+        return x @ p["w"] * p["factor"] if p["name"] == "linear" else x
+
+    params, x = {"w": drawn(6, 8, dtype=jnp.bfloat16), "factor": 2.5, "name": "linear"}, drawn(4, 6)
+    g, folded = ja.fold(f, params, x.astype(jnp.bfloat16))
+    assert set(folded) == {"w"}
+    got = g(folded, x.astype(jnp.bfloat16))
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_allclose(
+        np.float32(got), np.float32(f(params, x.astype(jnp.bfloat16))), rtol=0.02, atol=0.02
+    )
+
+
 def test_what_depends_on_parameters_alone_is_computed_once():
     def f(p, x):
         return x @ (jnp.linalg.inv(p["kernel"] @ p["kernel"].T + jnp.eye(4)) / jnp.linalg.norm(p["kernel"]))

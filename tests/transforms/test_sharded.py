@@ -35,3 +35,17 @@ def test_checkpoints_come_back_on_another_mesh(report):
 
 def test_shard_map(report):
     assert max(report["shard_map"]) < 1e-5
+
+
+def test_every_array_type_passes_through_shard_map(report):
+    """Weights alone to the rounding of float32, gradients too; int8 activations to theirs (divided by 1e3 there)."""
+    found = report["compressed in shard_map"]
+    assert len(found) == 8 * 2
+    assert max(found.values()) < 5e-5, {name: error for name, error in found.items() if error >= 5e-5}
+
+
+def test_ranges_are_found_inside_shard_map(report):
+    found = report["calibrated in shard_map"]
+    assert len(found) == 2 * 5
+    for name, (got, want) in found.items():
+        assert abs(got - want) < 1e-6, name

@@ -1,0 +1,62 @@
+"""Products of float parameters as integers, forward and backward: training in int8."""
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxaccel import numerics
+from jaxaccel.sites import BILINEAR, GROUPED, Site
+from jaxaccel.transforms import integer
+
+
+def training_rules(key: jax.Array) -> Mapping[str, Callable[..., Any]]:
+    """The rules of `int8(train=True)`; `key` is that of stochastic rounding."""
+
+    def rule(site: Site, lhs: Any, rhs: Any) -> Any:
+        floating = all(x.dtype == jnp.float32 for x in site.inputs)
+        if not floating or site.path is None or site.narrowed:
+            why = f"is {site.inputs[0].dtype}" if not floating else "multiplies no parameter"
+            site.record("-", site.narrowed or str(site.inputs[0].dtype), why)
+            return NotImplemented
+        site.record("int8 x int8 -> int32, forward and backward", "int8")
+        here = jax.random.fold_in(key, zlib.crc32(site.name.encode()) & 0x7FFFFFFF)
+        return site.product(_Train(), lhs, rhs, jax.random.key_data(here))
+
+    return {**dict.fromkeys(BILINEAR, rule), GROUPED: integer.leave_grouped}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Train:
+    """A product of operands quantised as they come; the cotangent is rounded at random, so that it is unbiased."""
+
+    cotangent: int | None = None
+    name: str = "int8"
+
+    def __call__(
+        self, primitive: Any, params: Mapping[str, Any], lhs: jax.Array, rhs: jax.Array, key: jax.Array
+    ) -> jax.Array:
+        pair = []
+        for operand, x in enumerate((lhs, rhs)):
+            q = integer.quantised(x, primitive.name, params, operand)
+            if operand == self.cotangent:
+                noise = jax.random.fold_in(jax.random.wrap_key_data(key), operand)
+                q = dataclasses.replace(q, qvalue=_at_random(noise, x, q.scale))
+            pair.append(q)
+
+        def bind(*values: Any, **changed: Any) -> jax.Array:
+            return primitive.bind(*values, **{**params, **changed})
+
+        dtype = params["preferred_element_type"] or lhs.dtype
+        return integer.product(primitive.name, params, bind, *pair).astype(dtype)
+
+    def transposed(self, cotangent: int) -> "_Train":
+        return _Train(cotangent)
+
+
+def _at_random(key: jax.Array, x: jax.Array, scale: jax.Array) -> jax.Array:
+    top = numerics.qmax(8)
+    return jnp.clip(numerics.round_stochastic(key, x * (1 / scale)), -top, top).astype(jnp.int8)
