@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from jaxaccel.errors import UserError
     from jaxaccel.explanation import explain
     from jaxaccel.loggers import Logger
+    from jaxaccel.loop import train
     from jaxaccel.optim import Optimizer, Schedule
     from jaxaccel.parallel import MeshShape
     from jaxaccel.pretrained import load_pretrained
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from jaxaccel.result import TrainResult
     from jaxaccel.route import Route, follow, load_route
     from jaxaccel.tasks import ImageClassification, Task
-    from jaxaccel.train import train
     from jaxaccel.trained import Trained, load
     from jaxaccel.transforms import (
         Calibration,
@@ -113,7 +113,7 @@ _HOMES = {
     "remove_channels": "compress",
     "retarget": "transforms",
     "share": "compress",
-    "train": "train",
+    "train": "loop",
     "unpack": "compress",
 }
 _MODULES = ("augment", "data", "models", "optim")

@@ -36,7 +36,7 @@ def gather(measure: bool = True) -> Facts:
     environment = {name: value for name, value in sorted(os.environ.items()) if WATCHED.match(name)}
     # A run that is under way on the same GPU must not find its memory taken.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    importlib.import_module("jaxaccel.train")
+    importlib.import_module("jaxaccel.loop")
     imported = tuple(name for name in ("tensorflow", "torch") if name in sys.modules)
     allocator, cache = runtime.keep_freed_memory(), runtime.compile_cache()
     error, kinds, memory = "", [], 0

@@ -59,7 +59,7 @@ FLOORS = [
         "initial",
         "mistakes",
     },
-    {"train", "trained", "evaluate", "doctor", "route", "routes", "__main__"},
+    {"train", "loop", "trained", "evaluate", "doctor", "route", "routes", "__main__"},
 ]
 FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}
 

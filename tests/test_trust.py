@@ -425,7 +425,7 @@ def test_compress_and_train_take_trust(own, monkeypatch):
     (own / "signature").unlink()
     seen = []
     monkeypatch.setattr("jaxaccel.route.command.follow", lambda *args, **kwargs: seen.append((args, kwargs)))
-    monkeypatch.setattr("jaxaccel.train.train", lambda *args, **kwargs: seen.append((args, kwargs)))
+    monkeypatch.setattr("jaxaccel.loop.train", lambda *args, **kwargs: seen.append((args, kwargs)))
     with pytest.raises(UserError, match="trust"):
         compress([str(own)])
     compress([str(own), "--trust"])

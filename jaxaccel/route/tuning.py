@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from jaxaccel.compress import trainable, with_trained
 from jaxaccel.compress.unpack import is_packed
 from jaxaccel.errors import UserError
+from jaxaccel.loop import train
 from jaxaccel.optim import Schedule, Sparse
 from jaxaccel.packed import packed
 from jaxaccel.recipe import Recipe
 from jaxaccel.route.stage import Setting, Stage, batches
 from jaxaccel.teacher import Distill
-from jaxaccel.train import train
 from jaxaccel.transforms import compressed
 
 if TYPE_CHECKING:
