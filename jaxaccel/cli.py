@@ -155,6 +155,8 @@ def parsed(program: str, description: str, default: Any, words: Sequence[str]) -
                 default if isinstance(default, type) else type(default), prog=program, description=description,
                 args=list(words), config=config, return_unknown_args=True, **given,
             )  # fmt: skip
+    except UserError as error:  # of fields whose flags have no prefix, which tyro lets through
+        raise error.under("") from error
     except SystemExit as error:
         if not error.code:
             raise

@@ -218,7 +218,10 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("name a run: python -m jaxaccel.evaluate runs/digits (--help shows all)")
     options = cli.parsed("python -m jaxaccel.evaluate RUN", __doc__ or "", EvaluateOptions(), words)
     assert run is not None
-    evaluate(run, options)
+    try:
+        evaluate(run, options)
+    except UserError as error:
+        raise error.renamed(lambda path: "data_dir" if path == "data.dir" else path) from error
     return 0
 
 

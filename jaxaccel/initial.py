@@ -92,7 +92,9 @@ def teacher(
     kept = resumed / rundir.TEACHER if resumed else options.teacher
     own = load_recipe(kept, trust=trust) if (kept / "recipe.json").is_file() else None
     if own and options.model:
-        raise UserError(f"{options.teacher} is a run and knows its model: leave out --distill.model")
+        raise UserError(
+            f"{options.teacher} is a run and knows its model: leave out {option('distill.model')}"
+        )
     factory = own.model if own else options.model or recipe.model
     # Of a sample, from which some models start, only the shape counts: weights are loaded.
     sample = {"sample": np.zeros(inputs[0].shape, np.float32)} if takes(factory, "sample") else {}
@@ -100,7 +102,7 @@ def teacher(
         model = as_model(factory, {**facts, **sample}, inputs)
         theirs, ours = (getattr(output_shape(m, inputs), "shape", None) for m in (model, student))
     except UserError as error:
-        raise UserError(f"teacher {options.teacher}: {error}") from error
+        raise UserError(f"teacher {options.teacher}: {error.message}") from error
     if options.soft and theirs != ours:
         raise UserError(
             f"the teacher {options.teacher} gives logits of shape {theirs} and the student {ours}: {SAME_CLASSES}"
@@ -158,8 +160,8 @@ def _weights_in(
     if left:
         some = ", ".join(sorted(left)[:3]) + (", ..." if len(left) > 3 else "")
         raise UserError(
-            f"{origin} is of another model: it has {some}, which the model lacks; name the right one with --model, "
-            "that of a teacher with --distill.model"
+            f"{origin} is of another model: it has {some}, which the model lacks; name the right one with "
+            f"{option('model')}, that of a teacher with {option('distill.model')}"
         )
     return found
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from jaxaccel.data.order import Phase
-from jaxaccel.errors import UserError
+from jaxaccel.errors import UserError, option
 from jaxaccel.recipe import Recipe
 
 FEW_STEPS = 10
@@ -79,8 +79,8 @@ def check_batches(recipe: Recipe, devices: int) -> None:
     for batch_size in (recipe.batch_size, *recipe.phases.batch_size):
         if batch_size < 1 or batch_size % parts:
             raise UserError(
-                f"batch_size {batch_size} must be a positive multiple of {parts}: {devices} devices along data and "
-                f"fsdp, {recipe.optimizer.accumulate} parts to accumulate"
+                f"{option('batch_size')} must be a positive multiple of {parts} ({devices} devices along data and "
+                f"fsdp, {recipe.optimizer.accumulate} parts to accumulate), got {batch_size}"
             )
 
 
@@ -96,13 +96,13 @@ def plan(recipe: Recipe, size: int, parts: int = 1) -> Plan:
     wanted = recipe.phases
     edges = [0.0, *wanted.at, 1.0]
     if any(before >= after for before, after in itertools.pairwise(edges)):
-        raise UserError(f"phases.at must increase between 0 and 1, got {wanted.at}")
+        raise UserError(f"{option('phases.at')} must increase between 0 and 1, got {wanted.at}")
     lists = {"image_size": wanted.image_size or (0,) * (len(wanted.at) + 1),
              "batch_size": wanted.batch_size or (recipe.batch_size,) * (len(wanted.at) + 1)}  # fmt: skip
     for name, values in lists.items():
         if len(values) != len(wanted.at) + 1:
             raise UserError(
-                f"phases.{name} needs {len(wanted.at) + 1} numbers, one a phase, got {len(values)}"
+                f"{option(f'phases.{name}')} needs {len(wanted.at) + 1} numbers, one a phase, got {len(values)}"
             )
     multiple = parts * recipe.optimizer.accumulate
     largest = max(multiple, size // multiple * multiple)

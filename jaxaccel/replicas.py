@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxaccel.data.order import Order, Phase, Shuffled, Together
-from jaxaccel.errors import UserError
+from jaxaccel.errors import UserError, option
 from jaxaccel.metrics import Headline, Mean, Scores, as_scores
 from jaxaccel.parallel import batch_sharding, replicated
 from jaxaccel.state import StepMetrics, TrainState
@@ -50,7 +50,7 @@ class Replicas:
         if self.count % split:
             raise UserError(
                 f"{self.count} replicas do not divide over {split} devices: train a multiple of {split}, or use "
-                "fewer devices with --mesh.data"
+                f"fewer devices with {option('mesh.data')}"
             )
 
     @property

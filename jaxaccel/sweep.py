@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxaccel import augment, rundir
 from jaxaccel.calls import nearest
 from jaxaccel.checkpoint import Checkpoints
-from jaxaccel.errors import UserError
+from jaxaccel.errors import UserError, option
 from jaxaccel.modules import Model
 from jaxaccel.optim import sparse
 from jaxaccel.optim.freeze import without_gradient
@@ -89,7 +89,7 @@ def points(recipe: Recipe) -> dict[str, np.ndarray]:
     axes = {path.replace("-", "_"): tuple(found) for path, found in recipe.sweep.items()}
     if recipe.replicas > 1:
         if "seed" in axes:
-            raise UserError("the sweep names the seeds already: leave out --replicas")
+            raise UserError(f"the sweep names the seeds already: leave out {option('replicas')}")
         axes["seed"] = tuple(recipe.seed + i for i in range(recipe.replicas))
     if not axes:
         return {}
@@ -102,7 +102,7 @@ def points(recipe: Recipe) -> dict[str, np.ndarray]:
             raise UserError(f"sweep: {path} decides the shape of the run and is the same for all replicas")
         if path not in numbers and path.startswith("optimizer.args."):
             name = path.rpartition(".")[2]
-            raise UserError(f"sweep: give {path} a value first, with --optimizer.args {name} VALUE")
+            raise UserError(f"sweep: give {path} a value first, with {option('optimizer.args')} {name} VALUE")
         if path not in numbers:
             raise UserError(f"sweep: {path} is no number of the recipe{nearest(path, list(numbers))}")
         if not found:

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,6 +92,7 @@ def digits_run_source():
 
 def test_mistakes_of_the_command_line(digits_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    Path("file").touch()
     run = str(digits_run.directory)
     for words, says in (
         ([], "name a run"),
@@ -100,6 +102,7 @@ def test_mistakes_of_the_command_line(digits_run, tmp_path, monkeypatch):
         ([run, "--which", "bst"], "no checkpoint 'bst'"),
         ([run, "--mistakes", "-1"], "--mistakes must be at least 0"),
         ([run, "--out", "/proc/nowhere"], "choose another place with --out DIR"),
+        ([run, "--data-dir", "file/x"], "give another --data-dir"),
     ):
         with pytest.raises(UserError) as error:
             main(words)

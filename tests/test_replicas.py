@@ -211,7 +211,7 @@ def test_points_are_all_combinations():
         ({"sweep": {"optimizer.accumulate": (1, 2)}}, "shape of the run"),
         ({"sweep": {"seed": (0.5,)}}, "whole numbers"),
         ({"sweep": {"seed": ()}}, "no values"),
-        ({"sweep": {"seed": (0, 1)}, "replicas": 2}, "leave out --replicas"),
+        ({"sweep": {"seed": (0, 1)}, "replicas": 2}, "leave out replicas"),
         ({"sweep": {"optimizer.ema": (0.5, 1.5)}}, "ema must lie in"),
         ({"sweep": {"schedule.warmup": (0.1, 0.2)}}, "decides what is compiled"),
         ({"sweep": {"schedule.final": (0.0, 5.0)}}, "must lie in"),

@@ -22,7 +22,7 @@ from typing import IO, Any
 from jaxaccel.data.builders import BUILDERS, ERROR, builder_class
 from jaxaccel.data.catalog import DatasetName, find_prepared, known_names, quiet_tfds
 from jaxaccel.data.features_file import check_features
-from jaxaccel.errors import UserError
+from jaxaccel.errors import UserError, option
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def prepare(dataset: DatasetName, directory: Path, downloads: Path | None = None
         hint = f"did you mean {' or '.join(near)}?" if near else "see tensorflow.org/datasets/catalog"
         raise UserError(f"unknown data set {dataset.name!r}: {hint}")
     if downloads is not None and not downloads.is_dir():
-        raise UserError(f"--data.downloads {downloads} is not a folder")
+        raise UserError(f"{option('data.downloads', downloads)} is not a folder")
     try:
         with _lock(directory, dataset.name):
             prepared = find_prepared(dataset, directory)  # by the process that held the lock
@@ -149,5 +149,5 @@ def _lock(directory: Path, name: str) -> Iterator[None]:
 
 def _disk_message(directory: Path, error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"no space left in {directory} to prepare the data set: free some, or give another --data.dir"
-    return f"cannot prepare the data set in {directory} ({error}): give another --data.dir"
+        return f"no space left in {directory} to prepare the data set: free some, or give another {option('data.dir')}"
+    return f"cannot prepare the data set in {directory} ({error}): give another {option('data.dir')}"

@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxaccel.data.elements import Element, Item, read_elements
 from jaxaccel.data.sources import Source
-from jaxaccel.errors import UserError
+from jaxaccel.errors import UserError, option
 from jaxaccel.parent import end_with
 
 THREADS = 4
@@ -86,7 +86,7 @@ def local_part(sharding: jax.sharding.Sharding, batch_size: int) -> slice:
         )
     if any(before[1] != after[0] for before, after in itertools.pairwise(rows)):
         raise UserError(
-            "a process would need several pieces of each batch: use --data.feed resident with this mesh"
+            f"a process would need several pieces of each batch: use {option('data.feed', 'resident')} with this mesh"
         )
     return slice(rows[0][0], rows[-1][1])
 

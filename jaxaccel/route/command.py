@@ -70,11 +70,22 @@ def main(argv: Sequence[str]) -> int:
         _check_taken(training, command.training)
     steps = {name: getattr(command, name) for name in route.steps}
     assert origin is not None
-    follow(
-        Route(steps), origin, getattr(command, "training", None), run=options.run, resume=options.resume,
-        overwrite=options.overwrite, batch=options.batch, trust=options.trust,
-    )  # fmt: skip
+    try:
+        follow(
+            Route(steps), origin, getattr(command, "training", None), run=options.run, resume=options.resume,
+            overwrite=options.overwrite, batch=options.batch, trust=options.trust,
+        )  # fmt: skip
+    except UserError as error:
+        raise error.renamed(lambda path: path if path.partition(".")[0] in steps else _flag(path)) from error
     return 0
+
+
+def _flag(path: str) -> str:
+    """What an option of `follow`, or of the training, is called on this command line."""
+    if path == "training":
+        return "like"
+    of_training = {field.name for field in dataclasses.fields(Recipe)}
+    return f"training.{path}" if path.partition(".")[0] in of_training else path
 
 
 def _check_taken(known: Recipe, asked: Recipe) -> None:

@@ -14,7 +14,7 @@ from rich.console import Console
 from jaxaccel import runtime
 from jaxaccel.compress import pack, unpack
 from jaxaccel.compress.unpack import is_packed
-from jaxaccel.errors import UserError
+from jaxaccel.errors import UserError, option
 from jaxaccel.initial import start
 from jaxaccel.modules import abstract
 from jaxaccel.options import Count, checked
@@ -85,7 +85,7 @@ def follow(
     run: Path | str | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    batch: int = 128,
+    batch: Count = 128,
     trust: bool = False,
 ) -> Followed:
     """Takes a trained model along `route` and writes all about it to `run`.
@@ -110,8 +110,6 @@ def follow(
     runtime.setup()
     origin = Path(origin)
     training = training or _training(origin, trust)
-    if batch < 1:
-        raise UserError(f"batch must be at least 1, got {batch}")
     directory = Path(run) if run else place.default(origin)
     record = {"origin": str(origin), "route": route.as_json(), "training": to_json(training), "batch": batch}
     with place.claimed(directory, origin, resume=resume, overwrite=overwrite) as swap:
@@ -167,8 +165,8 @@ def _training(origin: Path, trust: bool) -> Recipe:
     if not origin.exists():
         raise UserError(f"there is no run and no file {origin}")
     raise UserError(
-        f"{origin} does not say how its model was trained and what on: name a recipe like it, --like cifar10_resnet20 "
-        "for instance"
+        f"{origin} does not say how its model was trained and what on: name a recipe like it with "
+        f"{option('training', 'RECIPE')}, cifar10_resnet20 for instance"
     )
 
 

@@ -122,7 +122,7 @@ def test_download_is_checked_and_kept(small_mnist, tmp_path, monkeypatch):
         with pytest.raises(UserError, match="did not give the t10k-labels"):
             original.download(wrong, "mnist", tmp_path / "x")
         gone = files["test_labels"]._replace(url=base + "nothing.gz")
-        with pytest.raises(UserError, match=r"cannot download .*nothing.gz .*--data.downloads DIR"):
+        with pytest.raises(UserError, match=r"cannot download .*nothing.gz .*data.downloads=DIR"):
             original.download(gone, "mnist", tmp_path / "x")
         server.shutdown()
     assert list((tmp_path / "x").iterdir()) == []

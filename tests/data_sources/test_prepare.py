@@ -105,3 +105,5 @@ def test_child_without_downloads_for_a_set_downloaded_by_hand(tmp_path, monkeypa
     assert (
         last.startswith("error: data set 'by_hand' must be downloaded by hand") and "Get it from X." in last
     )
+    # The parent makes an error of it again, whose options are flags or keywords as the parent's caller wants.
+    assert UserError(last).options == ("data.downloads",)

@@ -218,13 +218,14 @@ def test_features_may_have_any_names_and_descriptions(tmp_path):
 
 def test_unwritable_directory(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot prepare the data set in .*file/x .*another --data.dir"):
+    with pytest.raises(UserError, match=r"cannot prepare the data set in .*file/x .*another data.dir"):
         open_source("digits", "train", directory=tmp_path / "file" / "x")
 
 
 def test_missing_downloads_folder(tmp_path):
-    with pytest.raises(UserError, match="is not a folder"):
+    with pytest.raises(UserError, match="is not a folder") as caught:
         open_source("mnist", "train", directory=tmp_path, downloads=tmp_path / "nothing")
+    assert caught.value.as_flags() == f"--data.downloads {tmp_path}/nothing is not a folder"
 
 
 def test_two_processes_prepare_at_once(tmp_path):

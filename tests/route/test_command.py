@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 import jaxaccel as ja
 from jaxaccel import rundir
-from jaxaccel.errors import UserError
+from jaxaccel.errors import UserError, option
 from jaxaccel.route import Route, command
 from jaxaccel.route.route import load, names
 
@@ -70,7 +70,7 @@ def test_a_file_goes_by_a_recipe_like_it(followed, tmp_path):
     )
     (_, _, training), _ = followed[0]
     assert training.data.name == "cifar10" and training.model is ja.models.resnet56
-    with pytest.raises(UserError, match="--like cifar10_resnet20"):
+    with pytest.raises(UserError, match="with training=RECIPE, cifar10_resnet20 for instance"):
         ja.follow(load("int8")[0], file, run=tmp_path / "r")
     with pytest.raises(UserError, match="no run and no file"):
         ja.follow(load("int8")[0], tmp_path / "nowhere", run=tmp_path / "r")
@@ -115,6 +115,26 @@ def test_mistakes(origin, words, said):
     with pytest.raises(UserError) as caught:
         command.main([str(origin), *words])
     assert re.search(said, caught.value.as_flags())
+
+
+@pytest.mark.parametrize(
+    ("path", "flag"),
+    [
+        ("training", "--like"),
+        ("data.dir", "--training.data.dir"),
+        ("training.data.dir", "--training.data.dir"),
+        ("int8.bits", "--int8.bits"),
+        ("overwrite", "--overwrite"),
+    ],
+)
+def test_a_mistake_found_later_names_flags_of_this_command(origin, monkeypatch, path, flag):
+    def fails(*_, **__):
+        raise UserError(f"give another {option(path)}")
+
+    monkeypatch.setattr(command, "follow", fails)
+    with pytest.raises(UserError) as caught:
+        command.main([str(origin), "--recipe", "int8"])
+    assert caught.value.as_flags() == f"give another {flag}"
 
 
 def test_without_an_origin():

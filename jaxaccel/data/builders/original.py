@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import tensorflow_datasets as tfds
 
-from jaxaccel.errors import UserError
+from jaxaccel.errors import UserError, option
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ def download(file: OriginalFile, dataset: str, directory: Path, missing: Sequenc
             raise UserError(
                 f"{file.url} did not give the {file.filename} of data set {dataset!r}: sha256 expected "
                 f"{file.sha256}, found {found}; get the file elsewhere and name its folder with "
-                "--data.downloads DIR"
+                f"{option('data.downloads', 'DIR')}"
             )
         partial.replace(path)
     finally:
@@ -142,5 +142,5 @@ def _blocks(file: OriginalFile, dataset: str, missing: Sequence[OriginalFile]) -
         files = "the file" if len(missing) == 1 else f"these {len(missing)} files"
         raise UserError(
             f"cannot download {urls} for data set {dataset!r} ({getattr(error, 'reason', error)}): "
-            f"put {files} into a folder and name that with --data.downloads DIR"
+            f"put {files} into a folder and name that with {option('data.downloads', 'DIR')}"
         ) from error

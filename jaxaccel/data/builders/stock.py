@@ -16,7 +16,7 @@ from urllib.parse import urlparse
 
 from jaxaccel.data.builders import ERROR
 from jaxaccel.data.builders.original import sha256
-from jaxaccel.errors import UserError
+from jaxaccel.errors import UserError, option
 from jaxaccel.parent import end_with
 
 
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         prepare_with_tfds(options.name, options.directory, options.downloads)
     except UserError as error:
-        message = str(error)
+        message = error.message
     except Exception as error:  # whatever a builder raises; the whole of it stands in the log
         traceback.print_exc()
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
@@ -94,7 +94,7 @@ def prepare_with_tfds(name: str, directory: Path, downloads: Path | None) -> Non
         files = "the file" if len(missing) == 1 else f"these {len(missing)} files"
         raise UserError(
             f"cannot download {', '.join(missing)} for data set {name!r}{notes}: "
-            f"put {files} into a folder and name that with --data.downloads DIR"
+            f"put {files} into a folder and name that with {option('data.downloads', 'DIR')}"
         ) from error
 
 
@@ -154,7 +154,7 @@ def _manual_folder(builder: Any, downloads: Path | None) -> Path:
         instructions = " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
         raise UserError(
             f"data set {builder.name!r} must be downloaded by hand into a folder named with "
-            f"--data.downloads DIR; TFDS says: {instructions}"
+            f"{option('data.downloads', 'DIR')}; TFDS says: {instructions}"
         )
     own = downloads / builder.name
     return own if own.is_dir() else downloads
