@@ -21,6 +21,7 @@ from jaxaccel import peers, recipe_file
 from jaxaccel.calls import nearest
 from jaxaccel.errors import UserError
 from jaxaccel.files import disk_error
+from jaxaccel.flags import UnreadableCall, own_names
 from jaxaccel.options import Options
 from jaxaccel.recipe import Recipe
 
@@ -72,7 +73,8 @@ def read(
     named = words.pop(0) if words and not words[0].startswith("-") else "digits"
     loaded = recipe_file.load(named, trust="--trust" in words)
     default = _Command(loaded.recipe, RunOptions())
-    command = parsed(program, f"{description}\n\nRecipe {named}: {loaded.about}", default, words)
+    with own_names(loaded.definitions):
+        command = parsed(program, f"{description}\n\nRecipe {named}: {loaded.about}", default, words)
     return command.recipe, command.options, loaded.source
 
 
@@ -155,6 +157,8 @@ def parsed(program: str, description: str, default: Any, words: Sequence[str]) -
                 default if isinstance(default, type) else type(default), prog=program, description=description,
                 args=list(words), config=config, return_unknown_args=True, **given,
             )  # fmt: skip
+    except UnreadableCall as error:
+        raise error.args[0] from None
     except SystemExit as error:
         if not error.code:
             raise
