@@ -153,7 +153,7 @@ class Jaxaccel:
 
 
 def scanned(unroll: bool) -> Callable[..., Callable]:
-    """`jaxaccel.step.several` by one `jax.lax.scan`, rolled or unrolled whatever the device."""
+    """`jaxaccel.fuse.several` by one `jax.lax.scan`, rolled or unrolled whatever the device."""
 
     def fuse(training: Training, constrain: Callable) -> Callable:
         def steps(state: TrainState, arrays: Any, fed: Any) -> tuple[TrainState, Any]:

@@ -21,6 +21,7 @@ from jaxaccel import peers, recipe_file
 from jaxaccel.calls import nearest
 from jaxaccel.errors import UserError
 from jaxaccel.files import disk_error
+from jaxaccel.flags import UnreadableCall, own_names
 from jaxaccel.options import Options
 from jaxaccel.recipe import Recipe
 
@@ -72,7 +73,8 @@ def read(
     named = words.pop(0) if words and not words[0].startswith("-") else "digits"
     loaded = recipe_file.load(named, trust="--trust" in words)
     default = _Command(loaded.recipe, RunOptions())
-    command = parsed(program, f"{description}\n\nRecipe {named}: {loaded.about}", default, words)
+    with own_names(loaded.definitions):
+        command = parsed(program, f"{description}\n\nRecipe {named}: {loaded.about}", default, words)
     return command.recipe, command.options, loaded.source
 
 
@@ -157,6 +159,8 @@ def parsed(program: str, description: str, default: Any, words: Sequence[str]) -
             )  # fmt: skip
     except UserError as error:  # of fields whose flags have no prefix, which tyro lets through
         raise error.under("") from error
+    except UnreadableCall as error:
+        raise error.args[0] from None
     except SystemExit as error:
         if not error.code:
             raise

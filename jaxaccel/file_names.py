@@ -11,6 +11,7 @@ import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from flax import linen, nnx
@@ -19,7 +20,7 @@ from jaxaccel import tasks, trust
 from jaxaccel.calls import import_path, nearest, parse
 from jaxaccel.errors import UserError, option
 from jaxaccel.flags import NAMES
-from jaxaccel.user_code import load_kept, walk
+from jaxaccel.user_code import definitions, load_kept, walk
 
 MODULES = (nnx.Module, linen.Module)
 """What makes a model, besides the functions in `NAMES`."""
@@ -103,6 +104,17 @@ class FileNames:
             self.file.parent, {self.file.name: self.content, **{f"{n}.py": x for n, x in self.kept.items()}}
         )
 
+    def definitions(self) -> dict[str, Any]:
+        """The functions and classes that the files beside this one define; none where they are not trusted.
+
+        Raises:
+          UserError: a file is missing or cannot be executed.
+        """
+        return definitions(self._load(name) for name in self.modules) if self.trusted else {}
+
+    def _load(self, module: str) -> ModuleType:
+        return load_kept(module, self.kept[module], self.file.parent / f"{module}.py")
+
     def _find(self, path: str, bases: tuple[type, ...]) -> Any:
         module, _, rest = path.partition(".")
         if module == "__main__":
@@ -116,7 +128,7 @@ class FileNames:
             raise self._refused(path)
         if module not in self.modules:
             return import_path(path)
-        found = walk(load_kept(module, self.kept[module], self.file.parent / f"{module}.py"), rest)
+        found = walk(self._load(module), rest)
         if found is None:
             raise UserError(f"{self.file} names {path}, and {module}.py beside it has none")
         return found

@@ -17,7 +17,7 @@ from jaxaccel.file_names import PACKAGES, TASKS, FileNames, check_modules
 from jaxaccel.flags import NAMES
 from jaxaccel.options import checked
 from jaxaccel.recipe import MAY_DIFFER, Recipe
-from jaxaccel.user_code import content_of, load_file
+from jaxaccel.user_code import call, content_of, definitions, load_file
 
 FORMAT = 1
 """Of recipe.json. 0 had no number, tasks by their bare names, and one module at most."""
@@ -118,6 +118,8 @@ class Loaded:
     """What its file says of itself."""
     source: Path | None = None
     """The Python file of one's own that made it."""
+    definitions: Callable[[], Mapping[str, Any]] = dict
+    """Gives the functions and classes that this file, or those kept beside a run, define. It may execute the latter."""
 
 
 @checked
@@ -143,10 +145,11 @@ def load(name: str | Path, *, trust: bool = False) -> Loaded:
         return _of_run(Path(name), trust)
     own = str(name).endswith(".py")
     module = load_file(Path(name)) if own else shipped(str(name), "recipes")
-    made = module.recipe() if callable(getattr(module, "recipe", None)) else None
+    made = call(module, "recipe", name)
     if not isinstance(made, Recipe):
         raise UserError(f"{name} must define recipe() -> jaxaccel.Recipe")
-    return Loaded(made, (module.__doc__ or "").strip(), Path(name) if own else None)
+    about = (module.__doc__ or "").strip()
+    return Loaded(made, about, Path(name), lambda: definitions([module])) if own else Loaded(made, about)
 
 
 def names() -> dict[str, str]:
@@ -213,7 +216,8 @@ def _of_run(directory: Path, trust: bool) -> Loaded:
     record, content = read_record(file)
     names = FileNames(file, content, tuple(record["modules"]), trust)
     try:
-        return Loaded(from_json(record["recipe"], names), _docstring(names))
+        recipe = from_json(record["recipe"], names)
+        return Loaded(recipe, _docstring(names), definitions=names.definitions)
     except UserError as error:
         raise error if str(file) in error.message else UserError(f"{file}: {error.message}") from error
     except RecursionError as error:

@@ -220,9 +220,10 @@ def _mean(total: np.ndarray, count: np.ndarray) -> float:
 
 
 def announce() -> None:
-    """Shows what the package logs (a data set being prepared, say) on standard output, once a process."""
+    """Shows what the package logs (a data set being prepared, say) on standard output, each message once."""
     logger = logging.getLogger("jaxaccel")
-    if not logger.handlers:
+    logger.propagate = False  # a library may have given the root logger a handler that prints as well
+    if not any(isinstance(handler, _Printed) for handler in logger.handlers):
         logger.addHandler(_Printed())
         logger.setLevel(logging.INFO)
 

@@ -11,6 +11,7 @@ import importlib.util
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,9 +31,30 @@ def load_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise UserError(f"no recipe file {path}: write one, or name one of --list")
     folder = str(path.parent.absolute())
-    if folder not in sys.path:
+    known = folder in sys.path
+    if not known:
         sys.path.insert(0, folder)
-    return _execute(path.stem, path.read_bytes(), path.absolute(), path)
+    try:
+        return _execute(path.stem, path.read_bytes(), path.absolute(), path)
+    except BaseException:
+        if not known and folder in sys.path:
+            sys.path.remove(folder)
+        raise
+
+
+def call(module: ModuleType, name: str, shown: Path | str) -> Any:
+    """What the function `name` of a module returns; None where the module has no such function.
+
+    Raises:
+      UserError: the function fails.
+    """
+    function = getattr(module, name, None)
+    try:
+        return function() if callable(function) else None
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(_told(Path(shown), error)) from error
 
 
 def load_kept(name: str, content: bytes, shown: Path) -> ModuleType:
@@ -57,6 +79,20 @@ def modules_named(name: str) -> list[ModuleType]:
     """The modules of that name: the one that Python knows, and those of files of the user's own."""
     known = [sys.modules[name]] if name in sys.modules else []
     return known + [module for module, _ in _loaded if module.__name__ == name and module not in known]
+
+
+def definitions(modules: Iterable[ModuleType]) -> dict[str, Any]:
+    """The public functions and classes that modules of user files define, by name, but for `recipe` itself.
+
+    What a module only imports is not its own. Of two with one name, that of the first module is taken.
+    """
+    found: dict[str, Any] = {}
+    for module in modules:
+        for name, thing in vars(module).items():
+            own = callable(thing) and getattr(thing, "__module__", None) == module.__name__
+            if own and hasattr(thing, "__qualname__") and not name.startswith("_") and name != "recipe":
+                found.setdefault(name, thing)
+    return found
 
 
 def content_of(thing: Any) -> bytes | None:

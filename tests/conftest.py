@@ -1,6 +1,7 @@
 """One data directory and one compile cache for all tests, so that digits is prepared and steps compile once."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -30,6 +31,12 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("data"):
                 item.add_marker(pytest.mark.skip(reason="JAXACCEL_DATA_DIR names no directory of data sets"))
+
+
+@pytest.fixture(autouse=True)
+def logged(monkeypatch):
+    """`caplog` sees what the package logs, also after a test that trained in this process."""
+    monkeypatch.setattr(logging.getLogger("jaxaccel"), "propagate", True)
 
 
 @pytest.fixture

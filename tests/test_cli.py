@@ -27,6 +27,8 @@ def elsewhere(tmp_path, monkeypatch):
         (["--epochs", "many"], "Error parsing --epochs"),
         (["--schedule.name", "cosin"], "invalid choice 'cosin' for argument '--schedule.name'"),
         (["--model", "resnet21"], "unknown name 'resnet21'; did you mean resnet"),
+        (["--augment", "horizontal_flip", "vertical_flap"], "unknown name 'vertical_flap'; did you mean"),
+        (["--distill.model", "resnet21"], "unknown name 'resnet21'; did you mean resnet"),
         (["--optimizer.name", "adamm"], "there is no optimizer 'adamm'; did you mean adam"),
         (["--optimizer.args", "momentun", "0.9"], "takes no 'momentun'"),
         (["--batch-size", "0"], "--batch-size must be at least 1"),

@@ -92,8 +92,9 @@ def test_local_part_is_the_whole_batch_in_one_process():
 
 def test_workers_see_no_accelerator(digits, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    from jaxaccel.data.stream import _keep_off_the_accelerator
+    from jaxaccel.data import stream
 
     monkeypatch.delenv("JAX_PLATFORMS")
-    _keep_off_the_accelerator(0, 1)
+    monkeypatch.setattr(stream, "end_with", lambda parent: None)
+    stream._begin(os.getpid(), 0, 1)
     assert os.environ["JAX_PLATFORMS"] == "cpu"

@@ -96,8 +96,9 @@ class Rich(ImageClassification):
     kind: str = "its own field of that name"
 
 
+@dataclasses.dataclass(frozen=True)
 class Plain(ja.Task):
-    """No dataclass, and nothing to remember."""
+    """Without options."""
 
     def facts(self, features): ...
     def element(self, example): ...
@@ -172,9 +173,6 @@ def test_a_task_of_ones_own_comes_back(name):
 
 def test_a_task_without_fields_comes_back():
     assert type(again(recipe_with(task=Plain())).task) is Plain
-    task = Plain()
-    task.vocabulary = object()
-    assert "task, an object of class Plain" in said_of(recipe_with(task=task))
 
 
 def test_a_class_named_like_ours_is_its_own():
@@ -364,7 +362,7 @@ def test_the_format_has_a_number(tmp_path):
 def test_fields_that_may_differ_carry_a_mark():
     assert set(free_on_resume(recipe_with())) == {
         "name", "mesh", "non_finite", "data.dir", "data.downloads", "data.feed", "data.resident_share", "data.workers",
-        "keep", "steps_per_call", "lowering",
+        "keep", "steps_per_call", "lowering", "patience",
     }  # fmt: skip
     recipe = recipe_with()
     before = through_json(to_json(recipe))
@@ -431,9 +429,18 @@ def test_a_file_that_fails_is_one_line(tmp_path, text, says):
     assert "bad_file" not in sys.modules
 
 
+@pytest.mark.parametrize(("name", "load"), [("recipe", ja.load_recipe), ("route", ja.load_route)])
+def test_a_function_of_a_file_that_fails_is_one_line(tmp_path, name, load):
+    file = tmp_path / f"failing_{name}.py"
+    file.write_text(f"def {name}(): return {{}}['size']")
+    with pytest.raises(UserError, match=rf"failing_{name}.py: KeyError: 'size' \(--traceback"):
+        load(str(file))
+
+
 def test_a_file_does_not_take_the_name_of_a_module(tmp_path):
     file = tmp_path / "dataclasses.py"
     file.write_text("def recipe(): ...")
     with pytest.raises(UserError, match="another module is called dataclasses already"):
         ja.load_recipe(str(file))
     assert sys.modules["dataclasses"] is dataclasses
+    assert str(tmp_path) not in sys.path  # where processes that read data would import it

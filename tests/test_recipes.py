@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import re
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -122,6 +124,16 @@ def test_every_recipe_documents_itself():
         assert f"python -m jaxaccel.train {name}" in about
         assert "Data:" in about and "Hardware:" in about
         assert recipe.load_recipe(name).name == name
+
+
+def test_what_a_recipe_says_it_reaches_is_what_readme_says():
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \|.*?\| ([\d.]+%) \((.*?)\) \|.*\| (\d+) s \|$", readme, re.MULTILINE)
+    assert {name for name, *_ in rows} >= {"digits", "mnist", "fashion_mnist"}
+    for name, accuracy, seeds, seconds in rows:
+        about = recipe.load(name).about
+        assert f"{accuracy} in {seconds} seconds" in about.splitlines()[0]
+        assert f"{accuracy}, the mean of three seeds ({seeds})" in about and f"{seconds} s" in about
 
 
 @pytest.mark.parametrize(

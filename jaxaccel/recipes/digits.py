@@ -1,8 +1,8 @@
-"""Handwritten digits 8x8 (UCI), a small ConvNet: 99.4% in 20 seconds on two CPU cores, data included.
+"""Handwritten digits 8x8 (UCI), a small ConvNet: 99.85% in 16 seconds on two CPU cores, data included.
 
 Data: 1,797 images of 43 writers, Alpaydin & Kaynak 1998, doi 10.24432/C50P49, as scikit-learn ships them; a
-quarter of each class is held out. Test accuracy 99.4%, the mean of three seeds (99.3, 99.6, 99.3).
-Hardware: anything; 19 to 20 s on two CPU cores, start to end.
+quarter of each class is held out. Test accuracy 99.85%, the mean of three seeds (99.78, 99.78, 100).
+Hardware: anything; 16 s on two CPU cores, start to end.
 Command: `python -m jaxaccel.train digits`
 """
 

@@ -1,10 +1,10 @@
-"""Fashion-MNIST, a small ConvNet: over 93.0% in some minutes on two CPU cores.
+"""Fashion-MNIST, a small ConvNet: 93.78% in 386 seconds on two CPU cores.
 
 Data: 60,000 + 10,000 images 28x28 of clothes (Xiao, Rasul & Vollgraf 2017, arXiv:1708.07747). Without a
 network, `--data.downloads DIR` names a directory with the four original files.
 Network: three stages of 16, 32 and 64 channels (`jaxaccel.models.ConvNet`), 326 thousand parameters; images
 are mirrored and moved by a pixel.
-Hardware: two CPU cores are enough: 93.76% (seed 0) in 386 s, start to end.
+Hardware: two CPU cores are enough: 93.78%, the mean of three seeds (93.76, 93.81, 93.77), in 386 s, start to end.
 Command: `python -m jaxaccel.train fashion_mnist`
 """
 

@@ -15,9 +15,10 @@ import tyro
 
 from jaxaccel import cli
 from jaxaccel.errors import UserError, option
+from jaxaccel.flags import own_names
 from jaxaccel.options import Count, Options
 from jaxaccel.recipe import Recipe
-from jaxaccel.recipe_file import load_recipe
+from jaxaccel.recipe_file import load as load_training
 from jaxaccel.route.follow import follow
 from jaxaccel.route.route import Route, load, names
 from jaxaccel.route.tuning import NOT_TAKEN
@@ -61,10 +62,12 @@ def main(argv: Sequence[str]) -> int:
     known = like or (
         str(origin) if origin and (origin / "recipe.json").exists() else "digits" if asked else None
     )
-    training = load_recipe(known, trust="--trust" in words) if known else None
-    command = _parsed(
-        route, training, f"{__doc__}\n\nRecipe {named}: {(module.__doc__ or '').strip()}", words
-    )
+    loaded = load_training(known, trust="--trust" in words) if known else None
+    training = loaded.recipe if loaded else None
+    with own_names(loaded.definitions if loaded else dict):
+        command = _parsed(
+            route, training, f"{__doc__}\n\nRecipe {named}: {(module.__doc__ or '').strip()}", words
+        )
     options = command.options
     if training is not None:
         _check_taken(training, command.training)

@@ -12,7 +12,7 @@ from jaxaccel.recipe_file import shipped, to_json
 from jaxaccel.route.learning import FineTune, Student
 from jaxaccel.route.step import Step
 from jaxaccel.route.steps import Fold, LowRank, Quantize, RemoveChannels, Share
-from jaxaccel.user_code import load_file
+from jaxaccel.user_code import call, load_file
 
 NOT_AFTER: Mapping[type[Step], tuple[tuple[type[Step], ...], str]] = {
     RemoveChannels: ((LowRank, Share, Fold, Quantize), "channels are removed from dense weights"),
@@ -76,7 +76,7 @@ def load_route(name: str) -> Route:
 def load(name: str) -> tuple[Route, Any]:
     """As `load_route`, with the module that holds the route."""
     module = load_file(Path(name)) if name.endswith(".py") else shipped(name, "routes")
-    made = module.route() if callable(getattr(module, "route", None)) else None
+    made = call(module, "route", name)
     if not isinstance(made, Route):
         raise UserError(f"{name} must define route() -> jaxaccel.route.Route")
     return made, module
