@@ -211,6 +211,28 @@ def test_a_sum_that_int32_cannot_hold_is_left_in_float32():
     assert lowering_of(f, q, x) == [("dequantised", "its sum may exceed int32")]
 
 
+def test_training_sums_what_int32_cannot_hold_in_float32():
+    n = 140_000
+    train = functools.partial(ja.int8, train=True, key=jax.random.key(0))
+    f = train(lambda p, x: x @ p["w"])
+    p, x = {"w": jnp.ones((n, 2))}, jnp.ones((1, n))
+    near(f(p, x), np.full((1, 2), float(n)))
+    assert "exceed int32" in lowering_of(f, p, x)[0][1]
+    # The gradient of a weight is a sum over all examples, that of a kernel over all their positions too.
+    x = jnp.ones((n, 1))
+    near(jax.grad(lambda p: f(p, x).sum())({"w": jnp.ones((1, 1))})["w"], np.full((1, 1), float(n)))
+    images, conv = jnp.ones((2, 280, 250, 1)), train(lambda p, x: convolve({"padding": "VALID"})(x, p["w"]))
+    slope = jax.grad(lambda p: conv(p, images).sum())({"w": jnp.ones((1, 1, 1, 1))})["w"]
+    near(slope, np.full((1, 1, 1, 1), float(n)))
+
+
+def test_attention_sums_what_int32_cannot_hold_in_float32():
+    x = jnp.ones((1, 140_000))
+    f = ja.int8(lambda p, x: x @ x.T, attention=True)
+    near(f({}, x), np.full((1, 1), 140_000.0))
+    assert lowering_of(f, {}, x) == [("-", "its sum may exceed int32")]
+
+
 def test_weights_alone_do_not_overflow_float16():
     q, x = ja.quantize({"w": jnp.full((2048, 4), 1.0)}, "w"), jnp.ones((2, 2048), jnp.float16)
     f = ja.int8(lambda p, x: x @ p["w"].astype(jnp.float16), activations="none")
