@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from grids import thinned
 from test_channels import _blank, conv, random
 
 import jaxaccel as ja
@@ -89,8 +90,7 @@ def check(f, params, x, **options):
     return removed
 
 
-@pytest.mark.parametrize("scope", ["layer", "global"])
-@pytest.mark.parametrize("name", ONES)
+@pytest.mark.parametrize(("name", "scope"), thinned(2, ONES, ["layer", "global"]))
 def test_axes_of_size_1_and_halves(name, scope):
     f, params, shape, thinner = ONES[name]
     removed = check(f, params, random(*shape, seed=9), scope=scope)
