@@ -64,9 +64,11 @@ class Flat:
         leaves = [taken(x, kept.get(path, {})) for path, x in zip(self.paths, self.leaves, strict=True)]
         return jax.tree.unflatten(self.treedef, leaves)
 
-    def masked(self, kept: Kept) -> PyTree:
-        """The pytree with zeros for what is not."""
-        leaves = [_blanked(x, kept.get(path, {})) for path, x in zip(self.paths, self.leaves, strict=True)]
+    def masked(self, kept: Kept, factor: float = 0.0) -> PyTree:
+        """The pytree with `factor` times what is not kept."""
+        leaves = [
+            _faded(x, kept.get(path, {}), factor) for path, x in zip(self.paths, self.leaves, strict=True)
+        ]
         return jax.tree.unflatten(self.treedef, leaves)
 
 
@@ -77,10 +79,14 @@ def taken(x: Any, kept: Mapping[int, np.ndarray]) -> jax.Array:
     return x
 
 
-def _blanked(x: Any, kept: Mapping[int, np.ndarray]) -> jax.Array:
+def _faded(x: Any, kept: Mapping[int, np.ndarray], factor: float) -> jax.Array:
     for axis, positions in kept.items():
         there = np.isin(np.arange(x.shape[axis]), positions)
-        x = jnp.where(there.reshape([-1 if i == axis else 1 for i in range(x.ndim)]), x, 0)
+        x = jnp.where(
+            there.reshape([-1 if i == axis else 1 for i in range(x.ndim)]),
+            x,
+            jnp.asarray(factor, x.dtype) * x if factor else 0,
+        )
     return x
 
 

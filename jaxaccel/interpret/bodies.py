@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxaccel.interpret.arrays import is_compressed
-from jaxaccel.interpret.interpreter import BODIES, Interpreter, Place
-from jaxaccel.interpret.jaxprs import parts, scan_parts
+from jaxaccel.interpret.interpreter import BODIES, Interpreter
+from jaxaccel.interpret.jaxprs import Place, parts, scan_parts
 
 Values = list[Any]
 Paths = list[str | None]

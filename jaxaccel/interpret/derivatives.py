@@ -13,8 +13,8 @@ from jax.extend import linear_util
 
 from jaxaccel.interpret.arrays import is_compressed
 from jaxaccel.interpret.bodies import Body, Outs, Paths, Values, entry
-from jaxaccel.interpret.interpreter import Interpreter, Place
-from jaxaccel.interpret.jaxprs import parts
+from jaxaccel.interpret.interpreter import Interpreter
+from jaxaccel.interpret.jaxprs import Place, parts
 
 
 @entry("custom_jvp_call", "custom_vjp_call")

@@ -9,7 +9,8 @@ from jax.sharding import PartitionSpec
 
 from jaxaccel.interpret.arrays import is_compressed
 from jaxaccel.interpret.bodies import Body, Outs, Paths, Values, entry
-from jaxaccel.interpret.interpreter import Interpreter, Place
+from jaxaccel.interpret.interpreter import Interpreter
+from jaxaccel.interpret.jaxprs import Place
 
 
 @entry("shard_map")

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxaccel.interpret.arrays import abstract, is_compressed
-from jaxaccel.interpret.interpreter import Interpreter, Place
-from jaxaccel.interpret.jaxprs import parts
+from jaxaccel.interpret.interpreter import Interpreter
+from jaxaccel.interpret.jaxprs import Place, parts
 from jaxaccel.interpret.transformation import Transformation
 from jaxaccel.trees import check_where, parameter_path
 

@@ -6,7 +6,6 @@ recorded.
 """
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,25 +16,12 @@ from jaxaccel import sites
 from jaxaccel.errors import UserError
 from jaxaccel.interpret.arrays import ARRAY_RULES, abstract, is_compressed
 from jaxaccel.interpret.bilinear import bilinear
-from jaxaccel.interpret.jaxprs import LAYOUT, meaning, parts, sub_jaxprs
+from jaxaccel.interpret.jaxprs import LAYOUT, Place, meaning, parts, sub_jaxprs
 from jaxaccel.interpret.transformation import Rule, Transformation
 from jaxaccel.sites import Record, Site
 
 BODIES: dict[str, Callable[..., Any]] = {}
 """By primitive: how to enter it. `interpret.bodies` and `interpret.derivatives` fill it."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """Where in the program: the numbers of the enclosing equations, and how often they run."""
-
-    path: tuple[int, ...] = ()
-    trips: int | None = 1
-
-    def inside(self, number: int, trips: int | None = 1) -> "Place":
-        """The place of a body that equation `number` runs `trips` times."""
-        both_known = self.trips is not None and trips is not None
-        return Place((*self.path, number), self.trips * trips if both_known else None)  # type: ignore[operator]
 
 
 class Interpreter:

@@ -1,5 +1,6 @@
 """Reading jaxprs, which JAX 0.10 and 0.11 keep differently."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,19 @@ LAYOUT = frozenset({
     *("pvary", "pcast", "pbroadcast"),
 })  # fmt: skip
 """Primitives after which a parameter is still that parameter, in another layout or dtype."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where in the program: the numbers of the enclosing equations, and how often they run."""
+
+    path: tuple[int, ...] = ()
+    trips: int | None = 1
+
+    def inside(self, number: int, trips: int | None = 1) -> "Place":
+        """The place of a body that equation `number` runs `trips` times."""
+        both_known = self.trips is not None and trips is not None
+        return Place((*self.path, number), self.trips * trips if both_known else None)  # type: ignore[operator]
 
 
 def meaning(eqn: Any) -> tuple[str, dict[str, Any], str | None]:

@@ -14,6 +14,8 @@ from jaxaccel.transforms.compressed import compressed
 from jaxaccel.trees import parameter_path
 
 PyTree = Any
+_DECIDED = (jax.errors.ConcretizationTypeError, jax.errors.TracerIntegerConversionError)
+"""What JAX raises where a program needs to know a number."""
 
 
 def fold(f: Callable[..., Any], params: PyTree, *args: Any) -> tuple[Callable[..., Any], PyTree]:
@@ -30,15 +32,15 @@ def fold(f: Callable[..., Any], params: PyTree, *args: Any) -> tuple[Callable[..
       params: its parameters and, where it has any, the statistics that BatchNorm normalises by. Of low-rank ones
         both factors become weights of their own, ``kernel/left`` and ``kernel/right``. What is no array is a constant.
       args: examples of the other arguments, arrays or `jax.ShapeDtypeStruct`s. Only shapes and dtypes count; the folded
-        function takes other batch sizes as well.
+        function takes other batch sizes as well. Texts, booleans and other objects are constants; numbers are not.
 
     Returns:
       (g, folded): ``g(folded, *args)`` equals ``f(params, *args)`` to rounding. `folded` is a nested dictionary in
       which weights keep the paths that they had.
 
     Raises:
-      UserError: `params` are quantised or shared already; or, when g is called, it needs other parameters at these
-        shapes.
+      UserError: `params` are quantised or shared already; f decides by a number among its arguments; or, when g is
+        called, it needs other parameters at these shapes, or got other constants.
     """
     compressions = [x for x in jax.tree.leaves(params, is_leaf=is_compressed) if is_compressed(x)]
     if not all(isinstance(x, LowRankArray) and _dense(x) for x in compressions):
@@ -50,18 +52,25 @@ def fold(f: Callable[..., Any], params: PyTree, *args: Any) -> tuple[Callable[..
     arrays = [leaves[i][1] for i in held]
     paths = [parameter_path(leaves[i][0]) for i in held]
     shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays]
+    constants = _constants(args)
 
     def halves(*args: Any) -> tuple[Split, Any]:
-        inputs, in_tree = jax.tree.flatten(args)
-        out_tree: list[Any] = []
+        inputs, out_tree = _arrays(args), []
 
         def flat(values: list[Any], inputs: list[Any]) -> list[Any]:
             now = [x for _, x in leaves]  # numbers and texts among the parameters are constants
             for i, value in zip(held, values, strict=True):
                 now[i] = value
-            out, tree = jax.tree.flatten(
-                f(jax.tree.unflatten(treedef, now), *jax.tree.unflatten(in_tree, inputs))
-            )
+            given = iter(inputs)
+            now_args = jax.tree.map(lambda x: x if _is_constant(x) else next(given), args)
+            try:
+                result = f(jax.tree.unflatten(treedef, now), *now_args)
+            except _DECIDED as error:
+                raise UserError(
+                    "the function decides by the value of a number or an array, which fold leaves open: bind a number "
+                    "with functools.partial(f, name=...), decide by arrays with jax.lax.cond"
+                ) from error
+            out, tree = jax.tree.flatten(result)
             out_tree.append(tree)
             return out
 
@@ -73,15 +82,33 @@ def fold(f: Callable[..., Any], params: PyTree, *args: Any) -> tuple[Callable[..
     values = jax.jit(first.known)(arrays)
 
     def g(params: PyTree, *args: Any) -> Any:
+        if _constants(args) != constants:
+            raise UserError(
+                f"the function was folded for the constants {list(constants.values())} among its arguments; fold it "
+                "again for others"
+            )
         now, out_tree = halves(*args)
         if now.names != first.names or now.shapes != first.shapes:
             raise UserError(
                 "the function needs other parameters at these shapes; fold it with examples of them"
             )
-        return jax.tree.unflatten(out_tree, now.rest(_flat(params, first.names), jax.tree.leaves(args)))
+        return jax.tree.unflatten(out_tree, now.rest(_flat(params, first.names), _arrays(args)))
 
     g.__name__ = getattr(f, "__name__", "g")
     return g, _nested(first.names, values)
+
+
+def _is_constant(x: Any) -> bool:
+    """Whether an argument is a text, a boolean or another object that JAX cannot trace."""
+    return isinstance(x, bool) or not (isinstance(x, (int, float, complex)) or hasattr(x, "dtype"))
+
+
+def _constants(args: tuple[Any, ...]) -> dict[int, Any]:
+    return {i: x for i, x in enumerate(jax.tree.leaves(args)) if _is_constant(x)}
+
+
+def _arrays(args: tuple[Any, ...]) -> list[Any]:
+    return [x for x in jax.tree.leaves(args) if not _is_constant(x)]
 
 
 def _dense(x: LowRankArray) -> bool:

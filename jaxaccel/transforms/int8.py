@@ -198,13 +198,16 @@ class _Rule:
 
     def _between_activations(self, site: Site, lhs: Any, rhs: Any) -> Any:
         floating = all(x.dtype == jnp.float32 for x in (lhs, rhs))
-        if self.attention and floating and site.path is None and site.primitive == "dot_general":
+        wanted = self.attention and floating and site.path is None and site.primitive == "dot_general"
+        overflows = wanted and integer.may_overflow(site.primitive, site.params, lhs, rhs)
+        if wanted and not overflows:
             pair = [
                 integer.quantised(_for_inference(x), "dot_general", site.params, k)
                 for k, x in enumerate((lhs, rhs))
             ]
             return self._product(site, menu.XLA, pair[0], pair[1], "dynamic: int8 x int8 -> int32")
         why = "no parameter is quantised" if site.path is None else "not quantised"
+        why = "its sum may exceed int32" if overflows else why
         site.record("-", site.narrowed or str(site.inputs[0].dtype), why)
         return NotImplemented
 

@@ -22,7 +22,10 @@ def training_rules(key: jax.Array) -> Mapping[str, Callable[..., Any]]:
             why = f"is {site.inputs[0].dtype}" if not floating else "multiplies no parameter"
             site.record("-", site.narrowed or str(site.inputs[0].dtype), why)
             return NotImplemented
-        site.record("int8 x int8 -> int32, forward and backward", "int8")
+        if integer.may_overflow(site.primitive, site.params, lhs, rhs):
+            site.record("-", "int8", "its sum may exceed int32: in integers backward alone")
+        else:
+            site.record("int8 x int8 -> int32, forward and backward", "int8")
         here = jax.random.fold_in(key, zlib.crc32(site.name.encode()) & 0x7FFFFFFF)
         return site.product(_Train(), lhs, rhs, jax.random.key_data(here))
 
@@ -31,7 +34,10 @@ def training_rules(key: jax.Array) -> Mapping[str, Callable[..., Any]]:
 
 @dataclasses.dataclass(frozen=True)
 class _Train:
-    """A product of operands quantised as they come; the cotangent is rounded at random, so that it is unbiased."""
+    """A product of operands quantised as they come; the cotangent is rounded at random, so that it is unbiased.
+
+    One whose sum may exceed int32 stays in float32: a kernel's gradient sums over all positions of all examples.
+    """
 
     cotangent: int | None = None
     name: str = "int8"
@@ -39,6 +45,8 @@ class _Train:
     def __call__(
         self, primitive: Any, params: Mapping[str, Any], lhs: jax.Array, rhs: jax.Array, key: jax.Array
     ) -> jax.Array:
+        if integer.may_overflow(primitive.name, params, lhs, rhs):
+            return primitive.bind(lhs, rhs, **params)
         pair = []
         for operand, x in enumerate((lhs, rhs)):
             q = integer.quantised(x, primitive.name, params, operand)

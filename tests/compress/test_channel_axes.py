@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from grids import thinned
 from test_channels import _blank, conv, random
 
 import jaxaccel as ja
@@ -89,8 +90,7 @@ def check(f, params, x, **options):
     return removed
 
 
-@pytest.mark.parametrize("scope", ["layer", "global"])
-@pytest.mark.parametrize("name", ONES)
+@pytest.mark.parametrize(("name", "scope"), thinned(2, ONES, ["layer", "global"]))
 def test_axes_of_size_1_and_halves(name, scope):
     f, params, shape, thinner = ONES[name]
     removed = check(f, params, random(*shape, seed=9), scope=scope)
@@ -119,6 +119,35 @@ def test_other_parts_stay_whole_and_are_told(name):
     assert "a" in removed.fixed or "m" in removed.fixed or "b" in removed.fixed
     with pytest.raises(UserError, match="nothing of this function's parameters can be removed"):
         ja.remove_channels(inner, {k: params[k] for k in "amb"}, random(4, 6), parameters=0.75)
+
+
+def normalized(p, x):
+    direction = p["v"] / jnp.linalg.norm(p["v"], axis=0)  # 0 / 0 of a column of zeros
+    return jax.nn.relu(x @ direction) @ p["w"]
+
+
+def test_a_channel_that_is_divided_by_its_norm_is_checked_all_the_same():
+    params, x = {"v": random(6, 16), "w": random(16, 5, seed=1)}, random(4, 6, seed=9)
+    removed = ja.remove_channels(normalized, params, x, parameters=0.75)
+    rows = {**params, "w": _blank(params["w"], {0: removed.kept["w"][0]})}
+    np.testing.assert_allclose(normalized(removed.params, x), normalized(rows, x), rtol=1e-4, atol=1e-5)
+
+    def counted(p, x):
+        return normalized(p, x) * p["v"].shape[1]
+
+    with pytest.raises(UserError, match="computes something else"):
+        ja.remove_channels(counted, params, x, parameters=0.75)
+
+
+def test_a_result_that_is_no_number_cannot_be_checked():
+    params = {"v": random(6, 16), "w": random(16, 5, seed=1)}
+    with pytest.raises(UserError, match="gives NaN; give arguments"):
+        ja.remove_channels(
+            lambda p, x: jnp.log(-jax.nn.relu(x @ p["v"]) - 1) @ p["w"], params, random(4, 6), flops=0.7
+        )
+    # What is infinite in both is equal: a mask of logits.
+    masked = lambda p, x: jnp.where(jnp.arange(5) > 3, -jnp.inf, jax.nn.relu(x @ p["v"]) @ p["w"])  # noqa: E731
+    assert ja.remove_channels(masked, params, random(4, 6), flops=0.7).params["v"].shape[1] < 16
 
 
 class Recurrent(eqx.Module):

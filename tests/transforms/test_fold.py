@@ -11,6 +11,7 @@ from grids import thinned
 
 import jaxaccel as ja
 from jaxaccel import models
+from jaxaccel.errors import UserError
 from jaxaccel.modules import as_model
 from jaxaccel.trees import path_text
 
@@ -248,6 +249,26 @@ def test_parameters_that_are_no_arrays_are_constants():
     np.testing.assert_allclose(
         np.float32(got), np.float32(f(params, x.astype(jnp.bfloat16))), rtol=0.02, atol=0.02
     )
+
+
+def test_texts_and_booleans_among_the_arguments_are_constants():
+    params, x = {"w": drawn(5, 3, seed=1), "b": drawn(3, seed=2)}, drawn(4, 5, seed=3)
+
+    def f(params, x, kind, options, slope):
+        y = x @ params["w"] * (2 if options["doubled"] else 1) + params["b"]
+        return slope * (jnp.tanh(y) if kind == "tanh" else y)
+
+    for kind, doubled in (("tanh", True), ("none", False)):
+        g, folded = ja.fold(f, params, x, kind, {"doubled": doubled}, 0.5)
+        for slope in (0.5, 2):  # numbers are not
+            args = (x[:2], kind, {"doubled": doubled}, slope)
+            np.testing.assert_allclose(g(folded, *args), f(params, *args), rtol=1e-5, atol=1e-6)
+        with pytest.raises(UserError, match=r"folded for the constants .* fold it again"):
+            g(folded, x, kind, {"doubled": not doubled}, 0.5)
+    with pytest.raises(UserError, match=r"decides by the value .* functools\.partial"):
+        ja.fold(lambda p, x, n: x @ p["w"] if n > 2 else x, params, x, 3)
+    with pytest.raises(UserError, match=r"decides by the value .* functools\.partial"):
+        ja.fold(lambda p, x, n: sum(x @ p["w"] for _ in range(n)), params, x, 3)
 
 
 def test_what_depends_on_parameters_alone_is_computed_once():

@@ -124,8 +124,9 @@ PAIRS = {
 }
 
 
-@pytest.mark.parametrize("options", [{}, {"symmetric": False}, {"bits": 4}], ids=str)
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize(
+    ("name", "options"), thinned(3, PAIRS, [{}, {"symmetric": False}, {"bits": 4}]), ids=str
+)
 def test_parameters_made_of_parameters(name, options):
     f, wanted = PAIRS[name]
     q = ja.quantize({"a": weights(8, 4), "b": weights(4, 6)}, "*", **options)
@@ -166,10 +167,11 @@ def float64_conv(conv, x, w):
     return numpy_conv(np.round(x * 2**24), np.round(w * 2**24), eqn.params) / 2.0**48
 
 
-@pytest.mark.parametrize("lowering", ["auto", "int8"])
 @pytest.mark.parametrize(
-    ("name", "options", "mode"),
-    thinned(2, CONVS, [{}, {"symmetric": False}, {"bits": 4}, {"bits": 4, "symmetric": False}], MODES), ids=str,
+    ("name", "options", "mode", "lowering"),
+    thinned(
+        5, CONVS, [{}, {"symmetric": False}, {"bits": 4}, {"bits": 4, "symmetric": False}], MODES, ["auto", "int8"]
+    ), ids=str,
 )  # fmt: skip
 def test_convolutions_with_a_parameter(name, options, mode, lowering):
     x_shape, w_shape, more = CONVS[name]
@@ -179,8 +181,11 @@ def test_convolutions_with_a_parameter(name, options, mode, lowering):
     near(got, float64_conv(conv, dense(x), dense(q["w"])))
 
 
-@pytest.mark.parametrize("options", [{}, {"symmetric": False}, {"channels": ()}, {"channels": 0}], ids=str)
-@pytest.mark.parametrize("name", CONVS)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    thinned(3, CONVS, [{}, {"symmetric": False}, {"channels": ()}, {"channels": 0}]),
+    ids=str,
+)
 def test_convolutions_of_two_parameters(name, options):
     x_shape, w_shape, more = CONVS[name]
     conv, w = convolve(more), ja.quantize({"w": weights(*w_shape)}, "w")["w"]
@@ -211,6 +216,28 @@ def test_a_sum_that_int32_cannot_hold_is_left_in_float32():
     assert lowering_of(f, q, x) == [("dequantised", "its sum may exceed int32")]
 
 
+def test_training_sums_what_int32_cannot_hold_in_float32():
+    n = 140_000
+    train = functools.partial(ja.int8, train=True, key=jax.random.key(0))
+    f = train(lambda p, x: x @ p["w"])
+    p, x = {"w": jnp.ones((n, 2))}, jnp.ones((1, n))
+    near(f(p, x), np.full((1, 2), float(n)))
+    assert "exceed int32" in lowering_of(f, p, x)[0][1]
+    # The gradient of a weight is a sum over all examples, that of a kernel over all their positions too.
+    x = jnp.ones((n, 1))
+    near(jax.grad(lambda p: f(p, x).sum())({"w": jnp.ones((1, 1))})["w"], np.full((1, 1), float(n)))
+    images, conv = jnp.ones((2, 280, 250, 1)), train(lambda p, x: convolve({"padding": "VALID"})(x, p["w"]))
+    slope = jax.grad(lambda p: conv(p, images).sum())({"w": jnp.ones((1, 1, 1, 1))})["w"]
+    near(slope, np.full((1, 1, 1, 1), float(n)))
+
+
+def test_attention_sums_what_int32_cannot_hold_in_float32():
+    x = jnp.ones((1, 140_000))
+    f = ja.int8(lambda p, x: x @ x.T, attention=True)
+    near(f({}, x), np.full((1, 1), 140_000.0))
+    assert lowering_of(f, {}, x) == [("-", "its sum may exceed int32")]
+
+
 def test_weights_alone_do_not_overflow_float16():
     q, x = ja.quantize({"w": jnp.full((2048, 4), 1.0)}, "w"), jnp.ones((2, 2048), jnp.float16)
     f = ja.int8(lambda p, x: x @ p["w"].astype(jnp.float16), activations="none")
@@ -220,8 +247,7 @@ def test_weights_alone_do_not_overflow_float16():
     np.testing.assert_allclose(np.asarray(g(kernel, x[:, None, None]), np.float64), 2048, rtol=1e-3)
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("kind", WEIGHTS)
+@pytest.mark.parametrize(("kind", "mode"), thinned(3, WEIGHTS, MODES))
 def test_strict_promotion_of_dtypes_is_no_obstacle(kind, mode):
     _, f, w, x, _ = one_parameter("x @ w")
     for dtype in (jnp.float32, jnp.bfloat16):
