@@ -11,6 +11,7 @@ import optax
 from jaxaccel.compress.prune import KERNELS, Pattern, Scope, best, masked, prune, shares_by_shape
 from jaxaccel.compress.selected import selected
 from jaxaccel.errors import UserError, option
+from jaxaccel.optim.wide import apply_updates
 from jaxaccel.options import Count, Options, Share, ShareBelowOne, checked
 from jaxaccel.trees import parameter_path
 
@@ -143,7 +144,7 @@ def sparse(
         seen = grads if through else masked(grads, state.masks)
         extra |= _of_sparse(extra, state.masks, through)
         updates, inner = tx.update(seen, state.inner, weights, **extra)
-        moved = optax.apply_updates(weights, updates)
+        moved = apply_updates(weights, updates)
         new = SparseState(state.step + 1, state.masks, state.kept, inner)
         if how.method == "lottery":
             new, back = _next_round(new, moved, how, begin, end)
@@ -161,7 +162,12 @@ def sparse(
         # Sums are taken where they are exact: p + (0 - p) is 0, but p + ((p + u) - p) may differ from p + u.
         if how.method in ("straight_through", "lottery"):
             updates = jax.tree.map(lambda m, p: (m - p).astype(p.dtype), moved, params)
-        return _map(lambda k, u, p: u if k is None else jnp.where(k, u, -p), new.masks, updates, params), new
+        return _map(
+            lambda k, u, p: u if k is None else jnp.where(k, u, -p.astype(u.dtype)),
+            new.masks,
+            updates,
+            params,
+        ), new
 
     return optax.GradientTransformationExtraArgs(init, update)
 
