@@ -16,6 +16,7 @@ from jaxaccel.data.order import Order, Phase, Shuffled
 from jaxaccel.metrics import Mean, Scores, as_scores, check_names
 from jaxaccel.modules import Model
 from jaxaccel.optim.averaging import Averaging, weights_to_evaluate
+from jaxaccel.optim.wide import apply_updates
 from jaxaccel.options import Options
 from jaxaccel.parallel import replicated, state_sharding
 from jaxaccel.state import Gradients, StepMetrics, TrainState
@@ -85,7 +86,7 @@ class Training(Options):
         updates, opt_state = optax.with_extra_args_support(self.tx).update(
             grads, state.opt_state, state.params, value=loss, grad=grads, **self._elsewhere(state, batch, key)
         )
-        params = optax.apply_updates(state.params, updates)
+        params = apply_updates(state.params, updates)
         norm = optax.global_norm(grads)
         # An optimizer may compute more gradients, and those may overflow where this one did not.
         moves = jnp.isfinite(norm) & jnp.isfinite(optax.global_norm(updates))
@@ -107,7 +108,7 @@ class Training(Options):
             new = dataclasses.replace(new, loss_scale=LOSS_SCALE.update(state.loss_scale, finite))
             finite |= overflow
         goes_on = (finite & ~state.halted) | (self.non_finite == "skip")
-        new = dataclasses.replace(new, step=state.step + goes_on, halted=~goes_on)
+        new = dataclasses.replace(new, step=state.step + goes_on.astype(jnp.int32), halted=~goes_on)
         return new, StepMetrics(means, jnp.asarray(self.schedule(state.step)), norm, finite & ~state.halted)
 
     def evaluate(self, weights: PyTree, model_state: PyTree, batch: Batch) -> dict[str, Mean]:
@@ -210,9 +211,11 @@ class Training(Options):
             loss_fn = self._loss_fn(None, state.teacher)
             if self.accumulate == 1:
                 return loss_fn(params, state.model_state, batch, key)[0]
+            wide = _wide(params)  # of which a gradient sums its parts in float32
 
             def part(model_state: PyTree, item: tuple[jax.Array, Batch]) -> tuple[PyTree, jax.Array]:
-                loss, (_, model_state) = loss_fn(params, model_state, item[1], item[0])
+                here = jax.tree.map(lambda w, p: w.astype(p.dtype), wide, params)
+                loss, (_, model_state) = loss_fn(here, model_state, item[1], item[0])
                 return model_state, loss
 
             return loop(part, state.model_state, self._parts(batch, key))[1].mean()

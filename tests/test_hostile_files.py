@@ -20,7 +20,7 @@ from jaxaccel.pretrained.files import read
 from jaxaccel.transforms.calibrate import Calibration
 
 READERS = {".packed": unpack, ".json": Calibration.load}
-MANY = 4_000
+MANY = 2_000
 LIMIT = 120 << 20
 """Bytes that a small file may take at the worst: what is allowed beside its size, and LZMA's window."""
 
@@ -125,9 +125,9 @@ def test_what_is_no_file(reader, tmp_path):
 
 
 def test_claims_out_of_proportion(tmp_path):
-    said = attempt(tmp_path / "a.npz", hostile.zeros_in_npz(100))
-    assert "claims to hold 104," in said and "numpy.savez" in said
-    assert attempt(tmp_path / "b.npz", hostile.zeros_in_npz(40))["w"].nbytes == 40 << 20
+    said = attempt(tmp_path / "a.npz", hostile.zeros_in_npz(70))
+    assert "claims to hold 73,4" in said and "numpy.savez" in said
+    assert attempt(tmp_path / "b.npz", hostile.zeros_in_npz(20))["w"].nbytes == 20 << 20
     assert "claims arrays of 5,368,709,120 bytes" in attempt(
         tmp_path / "a.packed", hostile.packs()["zeros claimed"]
     )
@@ -165,7 +165,7 @@ def test_work_is_bounded(many, some, tmp_path):
         "sys.path.insert(0, sys.argv[1])\n"
         "import hostile_pickles as pickles\n"
         "from jaxaccel.errors import UserError\n"
-        "from jaxaccel.pretrained.files import read\n"
+        "from jaxaccel.torch_files import read\n"  # which needs no JAX
         "path, some = pathlib.Path(sys.argv[2]), json.loads(sys.argv[4])\n"
         "resource.setrlimit(resource.RLIMIT_CPU, (300, 300))\n"
         "for what, operations in pickles.pickle_programs('true', int(sys.argv[3])).items():\n"

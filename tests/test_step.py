@@ -1,6 +1,7 @@
 """The training step: accumulation, averages, remat, non-finite steps, fused calls."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,10 @@ from grids import slow_but
 from jaxaccel import augment
 from jaxaccel.checkpoint import digest
 from jaxaccel.fuse import gather, several, several_evaluations
+from jaxaccel.interpret.jaxprs import parts, sub_jaxprs
 from jaxaccel.metrics import add
 from jaxaccel.modules import as_model
-from jaxaccel.optim import Optimizer
+from jaxaccel.optim import Optimizer, Sparse, sparse
 from jaxaccel.optim.averaging import Averaging
 from jaxaccel.step import Training
 from jaxaccel.tasks import ImageClassification
@@ -115,6 +117,69 @@ def test_gradients_of_narrow_weights_are_summed_in_float32(dtype):
     assert bool(metrics.finite) and norm > 256
     assert {x.dtype for x in jax.tree.leaves(after.average)} == {jnp.dtype(jnp.float32)}
     assert {x.dtype for x in jax.tree.leaves(after.weights())} == {jnp.dtype(dtype)}
+
+
+class Halves(nnx.Module):
+    """All of it in bfloat16."""
+
+    def __init__(self, *, classes, rngs):
+        types = {"dtype": jnp.bfloat16, "param_dtype": jnp.bfloat16}
+        self.dense = nnx.Linear(16, 8, **types, rngs=rngs)
+        self.head = nnx.Linear(8, classes, **types, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(nnx.relu(self.dense(x.astype(jnp.bfloat16).reshape(x.shape[0], -1))))
+
+
+STEPS = {
+    **{
+        name: (Optimizer(name), {})
+        for name in ("sgd", "adamw", "muon", "soap", "schedule_free_adamw", "lbfgs")
+    },
+    "lookahead": (Optimizer("adam", lookahead=2), {}),
+    "sam": (Optimizer("adam", asam=0.5, freeze=("dense/bias",)), {"averaging": Averaging(decay=0.9)}),
+    "rates": (Optimizer("adam", rates={"head/**": 3.0}), {"averaging": Averaging(at=(1, 2))}),
+    "parts": (Optimizer("conjugate_gradient"), {"accumulate": 4}),
+    **{p: (Optimizer("adam"), {"precision": p}) for p in ("bfloat16", "float16", "int8-qat")},
+    **{m: (Optimizer("adam"), {"method": m}) for m in ("gradual", "straight_through", "rigl", "lottery")},
+}
+
+
+def additions(jaxpr):
+    """The types of all sums and differences in `jaxpr` and those within."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name in ("add", "sub", "add_any", "reduce_sum", "cumsum", "scatter-add"):
+            yield from (v.aval for v in eqn.outvars)
+        for sub in sub_jaxprs(eqn.params):
+            yield from additions(parts(sub)[0])
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_steps_of_bfloat16_weights(name):
+    """Under strict promotion too; whatever is summed over parts, steps or weights is float32."""
+    optimizer, options = STEPS[name]
+    how = Sparse(0.5, options["method"], every=2) if "method" in options else None
+    schedule = optax.constant_schedule(0.1)
+    tx = optimizer.build(schedule, 20, around=None if how is None else lambda tx: sparse(tx, how, 20))
+    model = as_model(
+        Halves, {"classes": 3}, jax.eval_shape(ImageClassification().inputs, jax.eval_shape(batch))
+    )
+    options = {key: value for key, value in options.items() if key != "method"}
+    t = dataclasses.replace(training(tx=tx, **options), model=model)
+    with jax.numpy_dtype_promotion("strict"):
+        state = jax.eval_shape(t.init)
+        program = jax.make_jaxpr(t.step, return_shape=True)(state, jax.eval_shape(partial(batch, size=12)))
+    jaxpr, (after, _) = program
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), state
+    )
+    assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype(jnp.bfloat16)}
+    kept = jax.tree.leaves((state.opt_state, state.average if t.averaging else None))
+    assert not {x.dtype for x in kept} & {jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)}
+    kernels = {x.shape for x in jax.tree.leaves(state.params) if x.ndim == 2}
+    added = {x.dtype for x in additions(parts(jaxpr)[0]) if x.shape in kernels}
+    if name != "int8-qat":  # which adds what rounding changes to each weight
+        assert added == {jnp.dtype(jnp.float32)}
 
 
 @pytest.mark.parametrize("policy", ["nothing_saveable", "dots_saveable"])

@@ -18,8 +18,9 @@ from jaxaccel.sites import Site
 class CodebookArray(StandIn):
     """Elements that share values: ``codebook[indices]``.
 
-    A pytree of two arrays: `indices`, uint8 of shape `shape`, and `codebook`, float32 (values,), at most 256. In
-    memory an element takes a byte; packed in a file it takes what its entropy says. Products materialise it.
+    A pytree of two arrays: `indices`, uint8 of shape `shape`, and `codebook`, float32 (values,), at most 256, or
+    (layers, values) of a stack, in which each layer along the first axis has its own. In memory an element takes a
+    byte; packed in a file it takes what its entropy says. Products materialise it.
     """
 
     indices: jax.Array
@@ -34,10 +35,15 @@ class CodebookArray(StandIn):
 
     def materialise(self) -> jax.Array:
         """The dense array, of shape `shape` and dtype `dtype`; differentiable in `codebook`."""
-        return self.codebook.astype(self.real)[self.indices]
+        codebook = self.codebook.astype(self.real)
+        if codebook.ndim == 2:
+            return jax.vmap(lambda values, indices: values[indices])(codebook, self.indices)
+        return codebook[self.indices]
 
     def rows(self) -> "CodebookArray":
-        """The same with the codebook once for each row."""
+        """The same with a codebook for each row."""
+        if self.codebook.ndim == 2:
+            return self
         return dataclasses.replace(self, codebook=jnp.tile(self.codebook, (self.shape[0], 1)))
 
     def along_devices(self, names: Sequence[Any], parts: Sequence[int]) -> tuple["CodebookArray", Any]:
@@ -56,8 +62,13 @@ def _convert(site: Site, x: CodebookArray) -> Any:
     return dataclasses.replace(x, real=dtype.name) if jnp.issubdtype(dtype, jnp.floating) else NotImplemented
 
 
-@array_rule(
-    CodebookArray, "copy", "copy_p", "transpose", "rev", "squeeze", "reshape", "slice", "broadcast_in_dim"
-)
-def _moved(site: Site, x: CodebookArray, *others: Any) -> CodebookArray:
+@array_rule(CodebookArray, "copy", "copy_p")
+def _same(site: Site, x: CodebookArray) -> CodebookArray:
+    return x
+
+
+@array_rule(CodebookArray, "transpose", "rev", "squeeze", "reshape", "slice", "broadcast_in_dim")
+def _moved(site: Site, x: CodebookArray, *others: Any) -> Any:
+    if x.codebook.ndim == 2:  # the axis of layers might move
+        return NotImplemented
     return dataclasses.replace(x, indices=site.bind(x.indices, *others))

@@ -28,15 +28,18 @@ class LowRankArray(StandIn):
       (rank, out), a convolution to `rank` channels and one of 1x1 (Zhang et al. 2015, arXiv:1505.06798); or
       (H, in, rank) and (rank, W, out), a vertical convolution and a horizontal one (Jaderberg et al. 2014,
       arXiv:1405.3866), which `axes` puts in order.
+    - Of a stack of layers both factors have one more axis in front, and each layer is a product of its own.
     - `shape` and `dtype` are those of the array it stands for.
     """
 
     left: Any
     right: Any
     axes: tuple[int, ...] | None = dataclasses.field(default=None, metadata={"static": True})
-    """Order in which the axes of the product are those of the array; None where they are."""
+    """Order in which the axes of the product are those of the array (of a layer); None where they are."""
     real: str = dataclasses.field(default="float32", metadata={"static": True})
     """Name of the dtype it stands for."""
+    stacked: bool = dataclasses.field(default=False, metadata={"static": True})
+    """Whether the first axes of both factors, and of the array, count layers."""
 
     @property
     def rank(self) -> int:
@@ -46,17 +49,27 @@ class LowRankArray(StandIn):
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the array it stands for."""
-        sizes = (*self.left.shape[:-1], *self.right.shape[1:])
-        return sizes if self.axes is None else tuple(sizes[axis] for axis in self.axes)
+        lead = int(self.stacked)
+        sizes = (*self.left.shape[lead:-1], *self.right.shape[lead + 1 :])
+        layer = sizes if self.axes is None else tuple(sizes[axis] for axis in self.axes)
+        return (*self.left.shape[:lead], *layer)
 
     def materialise(self) -> jax.Array:
         """The dense array, of shape `shape` and dtype `dtype`."""
-        product = jnp.tensordot(dense(self.left), dense(self.right), 1)
-        return (product if self.axes is None else product.transpose(self.axes)).astype(self.real)
 
-    def rows(self) -> jax.Array:
-        """The dense array: the rows of a stack of layers share no factors."""
-        return self.materialise()
+        def of_layer(left: jax.Array, right: jax.Array) -> jax.Array:
+            product = jnp.tensordot(left, right, 1)
+            return product if self.axes is None else product.transpose(self.axes)
+
+        make = jax.vmap(of_layer) if self.stacked else of_layer
+        return make(dense(self.left), dense(self.right)).astype(self.real)
+
+    def rows(self) -> Any:
+        """The factors of the layers of a stack; else the dense array, whose rows share them."""
+        if not self.stacked:
+            return self.materialise()
+        left, right = (x.rows() if is_compressed(x) else x for x in (self.left, self.right))
+        return dataclasses.replace(self, left=left, right=right, stacked=False)
 
     def along_devices(self, names: Sequence[Any], parts: Sequence[int]) -> tuple["LowRankArray", Any]:
         """The same, and for each leaf the mesh axes that its axes are split over: the rank is whole everywhere."""
@@ -99,7 +112,9 @@ def _same(site: Site, x: LowRankArray) -> LowRankArray:
 
 
 @array_rule(LowRankArray, "transpose")
-def _transpose(site: Site, x: LowRankArray) -> LowRankArray:
+def _transpose(site: Site, x: LowRankArray) -> Any:
+    if x.stacked:  # the axis of layers might move
+        return NotImplemented
     axes = x.axes or tuple(range(x.ndim))
     return dataclasses.replace(x, axes=tuple(axes[axis] for axis in site.params["permutation"]))
 
@@ -111,7 +126,7 @@ def _dot(site: Site, lhs: Any, rhs: Any) -> Any:
     (lhs_axes, rhs_axes), (lhs_batch, _) = site.params["dimension_numbers"]
     side = 1 if isinstance(rhs, LowRankArray) else 0
     w, x = (rhs, lhs) if side else (lhs, rhs)
-    if lhs_batch or not jnp.issubdtype(x.dtype, jnp.floating):
+    if w.stacked or lhs_batch or not jnp.issubdtype(x.dtype, jnp.floating):
         return NotImplemented
     w_axes, x_axes = (rhs_axes, lhs_axes) if side else (lhs_axes, rhs_axes)
     order = w.axes or tuple(range(w.ndim))
@@ -144,7 +159,7 @@ def _convolution(site: Site, x: Any, w: Any) -> Any:
     p = site.params
     numbers = p["dimension_numbers"]
     plain = p["feature_group_count"] == p["batch_group_count"] == 1 and tuple(numbers.rhs_spec) == HWIO
-    if not isinstance(w, LowRankArray) or not plain:
+    if not isinstance(w, LowRankArray) or w.stacked or not plain:
         return NotImplemented
     if w.axes is None and w.left.ndim == 4:  # (H, W, in, rank) and (rank, out)
         shapes: Sequence[Any] = (w.left.shape, (1, 1, *w.right.shape))

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -31,7 +31,8 @@ class Spectrum:
     form: str
     """``channel`` (also of a matrix) or ``spatial``."""
     values: np.ndarray
-    """Singular values, falling; of the weight, or of what it does to its calibration data."""
+    """Singular values, falling; of the weight, or of what it does to its calibration data. Of a stack of layers: the
+    roots of what each rank adds to the energy that every layer keeps, not always falling."""
     total: float
     """The sum of the squares of all singular values, also of those that `values` leaves out in large weights."""
     cost: float
@@ -68,12 +69,14 @@ def low_rank(
     form: Form = "auto",
     work: Mapping[str, float] | None = None,
     covariances: Mapping[str, jax.Array] | None = None,
+    stacked: Where | None = None,
 ) -> PyTree:
     """`params` with the weights that `where` selects as `LowRankArray`s, where that makes them smaller.
 
     A matrix, or a kernel as a matrix from all its inputs to its outputs (``channel``), or from its rows to its columns
     (``spatial``), is cut to its largest singular values, which is the nearest there is of that rank. Weights for which
-    the rank leaves nothing to gain stay dense.
+    the rank leaves nothing to gain stay dense. Each layer of a stack that a loop runs over has factors of its own, all
+    of one rank: that which the worst of them needs.
 
     Args:
       params: any pytree of arrays: matrices (in, out), kernels (H, W, in, out), or with heads (in, heads, width).
@@ -87,18 +90,21 @@ def low_rank(
       work: for `flops`: multiply-adds of each weight by path, from `ja.multiply_adds`; without it parameters are
         counted.
       covariances: by path, what `ja.input_covariances` found: the error is then least on such inputs and not on all
-        (Wang et al. 2024, arXiv:2403.07378). Only the form ``channel``.
+        (Wang et al. 2024, arXiv:2403.07378). Only the form ``channel``. A stack has one for all its layers.
+      stacked: which leaves hold those of several layers along their first axis; by default as for `quantize`.
 
     Raises:
       UserError: not exactly one of `rank`, `energy` and `flops` is given, it is out of range, `where` selects
         nothing, or `rank` names what it does not select.
     """
     _check(rank, energy, flops, form)
-    chosen = selected(params, where, at_least=2)
+    chosen = selected(params, where, at_least=2, stacked=stacked)
     ranks = rank if isinstance(rank, Mapping) else dict.fromkeys(chosen, rank or 0)
     chosen.check_names(ranks, "rank")
     options = {
-        path: _decomposed(path, x, form, (covariances or {}).get(path), ranks[path], energy or 0.0)
+        path: _of_layers(
+            path, x, chosen.stack_axes[path], form, (covariances or {}).get(path), ranks[path], energy or 0.0
+        )
         for path, x in chosen.items()
         if path in ranks
     }
@@ -110,7 +116,8 @@ def low_rank(
                     f"work has nothing of {missing[0]}, no weight of a product: leave it out with where"
                 )
             weigh = {path: float(work[path]) for path in chosen}
-        picks = _within(flops, options, weigh)
+        layers = {path: x.shape[0] if chosen.stack_axes[path] else 1 for path, x in chosen.items()}
+        picks = _within(flops, options, weigh, layers)
     else:
         picks = {path: _pick(found, ranks[path], energy) for path, found in options.items()}
     arrays = {path: None if pick is None else pick[0].cut(pick[1]) for path, pick in picks.items()}
@@ -121,7 +128,9 @@ def low_rank(
 def spectra(params: PyTree, where: Where = "**/kernel", form: Form = "auto") -> list[Spectrum]:
     """What truncation would keep of each weight that `where` selects, largest weights first."""
     chosen = selected(params, where, at_least=2)
-    found = [d.spectrum for path, x in chosen.items() for d in _decomposed(path, x, form)]
+    found = [
+        d.spectrum for path, x in chosen.items() for d in _of_layers(path, x, chosen.stack_axes[path], form)
+    ]
     return sorted(found, key=lambda s: -np.prod(s.shape))
 
 
@@ -131,6 +140,28 @@ class _Decomposition:
 
     spectrum: Spectrum
     cut: Callable[[int], LowRankArray]
+
+
+def _of_layers(path: str, x: jax.Array, stack_axes: int, form: Form, *more: Any) -> list[_Decomposition]:
+    """Those of a weight, or of all layers of a stack together."""
+    if not stack_axes:
+        return _decomposed(path, x, form, *more)
+    layers = [_decomposed(path, w, form, *more) for w in x]
+    return [_stacked(x.shape, same_form) for same_form in zip(*layers, strict=True)]
+
+
+def _stacked(shape: tuple[int, ...], layers: Sequence[_Decomposition]) -> _Decomposition:
+    """The decompositions of all layers at one rank; its spectrum is that of the layer that loses most at each rank."""
+    spectra = [layer.spectrum for layer in layers]
+    count = min(len(spectrum.values) for spectrum in spectra)
+    least = np.min([spectrum.energy[:count] for spectrum in spectra], 0)
+    values = np.sqrt(np.maximum(np.diff(least, prepend=0.0), 0.0))
+
+    def cut(rank: int) -> LowRankArray:
+        cuts = [layer.cut(rank) for layer in layers]
+        return dataclasses.replace(jax.tree.map(lambda *parts: jnp.stack(parts), *cuts), stacked=True)
+
+    return _Decomposition(dataclasses.replace(spectra[0], shape=shape, values=values, total=1.0), cut)
 
 
 def _decomposed(
@@ -215,7 +246,10 @@ def _pick(found: list[_Decomposition], rank: int, energy: float | None) -> tuple
 
 
 def _within(
-    flops: float, options: Mapping[str, list[_Decomposition]], work: Mapping[str, float]
+    flops: float,
+    options: Mapping[str, list[_Decomposition]],
+    work: Mapping[str, float],
+    layers: Mapping[str, int],
 ) -> dict[str, tuple[_Decomposition, int] | None]:
     """For each weight the choice that loses least energy, all together within a share of the work.
 
@@ -224,7 +258,10 @@ def _within(
     total = sum(work.values())
 
     def at(price: float) -> dict[str, tuple[_Decomposition, int] | None]:
-        return {path: _at_price(found, price * work[path] / total) for path, found in options.items()}
+        return {
+            path: _at_price(found, price * work[path] / layers[path] / total)
+            for path, found in options.items()
+        }
 
     def spent(picks: dict[str, Any]) -> float:
         shares = {p: 1.0 if pick is None else pick[1] * pick[0].spectrum.cost for p, pick in picks.items()}

@@ -65,10 +65,12 @@ def prune(
     grads: PyTree = None,
     norms: Mapping[str, jax.Array] | None = None,
     key: jax.Array | None = None,
+    stacked: Where | None = None,
 ) -> PyTree:
     """Masks that keep the most important of the weights that `where` selects; `masked` applies them.
 
-    Counts are exact, also among equal scores. May be called inside ``jit``.
+    Counts are exact, also among equal scores. May be called inside ``jit``. Each layer of a stack that a loop runs
+    over is pruned as if it stood alone.
 
     Args:
       params: any pytree of arrays.
@@ -83,8 +85,10 @@ def prune(
         arXiv:2306.11695), which needs `norms`; or ``random``, which needs `key`.
       where: which leaves, by path or predicate.
       grads: gradients of the loss, a pytree like `params`.
-      norms: for each selected path, the norm of its inputs (inputs,), from `input_norms`.
+      norms: for each selected path, the norm of its inputs (inputs,), from `input_norms`; a stack has one for all its
+        layers.
       key: of the random numbers.
+      stacked: which leaves hold those of several layers along their first axis; by default as for `quantize`.
 
     Returns:
       A pytree like `params` of boolean arrays, True where a weight is kept; None for leaves not selected.
@@ -95,7 +99,7 @@ def prune(
     """
     form = Pattern.parse(pattern)
     _check(sparsity, form, scope, criterion, grads, norms, key)
-    chosen = selected(params, where, at_least=2)
+    chosen = selected(params, where, at_least=2, stacked=stacked)
     for path, x in chosen.items():
         _check_divides(path, jnp.shape(x), form, pattern)
     if isinstance(sparsity, Mapping):
@@ -104,9 +108,9 @@ def prune(
             raise UserError(
                 f"sparsity has no share for {', '.join(sorted(missing)[:3])}: give one for each layer"
             )
-    slopes = selected(grads, where, at_least=2) if grads is not None else {}
+    slopes = selected(grads, where, at_least=2, stacked=stacked) if grads is not None else {}
     scores = {
-        path: _grouped(_score(path, x, criterion, slopes, norms, key, i), form)
+        path: _grouped(_score(path, x, chosen.stack_axes[path], criterion, slopes, norms, key, i), form)
         for i, (path, x) in enumerate(chosen.items())
     }
     kept = _kept(scores, chosen, sparsity, form, scope)
@@ -143,6 +147,17 @@ def densities(shapes: Mapping[str, tuple[int, ...]], sparsity: float) -> dict[st
         if not over:
             return {name: 1.0 if name in full else raw[name] * factor for name in shapes}
         full.update(over)
+
+
+def shares_by_shape(chosen: Selected, sparsity: float) -> dict[str, float]:
+    """The share of weights that each layer loses, by path, where it keeps its part of `densities`."""
+    shapes = {path: jnp.shape(x) for path, x in chosen.items()}
+    counts = {path: shapes[path][0] if axes else 1 for path, axes in chosen.stack_axes.items()}
+    layers = {
+        f"{path} {i}": shapes[path][chosen.stack_axes[path] :] for path in shapes for i in range(counts[path])
+    }
+    kept = densities(layers, sparsity)
+    return {path: 1 - kept[f"{path} 0"] for path in shapes}
 
 
 def sparsity_of(params: PyTree, where: Where = KERNELS) -> float:
@@ -197,7 +212,14 @@ def _check_divides(path: str, shape: tuple[int, ...], form: Pattern, pattern: st
 
 
 def _score(
-    path: str, x: jax.Array, criterion: str, grads: Mapping[str, jax.Array], norms: Any, key: Any, number: int
+    path: str,
+    x: jax.Array,
+    stack_axes: int,
+    criterion: str,
+    grads: Mapping[str, jax.Array],
+    norms: Any,
+    key: Any,
+    number: int,
 ) -> jax.Array:
     """How much each weight matters, float32 of the shape of `x`."""
     x = x.astype(jnp.float32)
@@ -208,7 +230,7 @@ def _score(
             raise UserError(
                 f"norms has none of {path}: it is no weight of a product; leave it out with where"
             )
-        return jnp.abs(x) * _along_inputs(norms[path], x.shape, path)
+        return jnp.abs(x) * _along_inputs(norms[path], x.shape[stack_axes:], path)
     if criterion == "random":
         return jax.random.uniform(jax.random.fold_in(key, number), x.shape, jnp.float32)
     return jnp.abs(x)
@@ -258,11 +280,19 @@ def _kept(
     if isinstance(sparsity, Mapping):
         shares = sparsity
     elif scope == "erk":
-        kept = densities({path: jnp.shape(x) for path, x in params.items()}, sparsity)
-        shares = {path: 1 - share for path, share in kept.items()}
+        shares = shares_by_shape(params, sparsity)
     else:
         shares = dict.fromkeys(scores, sparsity)
-    return {path: best(score, _count(score.size, shares[path])) for path, score in scores.items()}
+    return {path: _best_share(x, shares[path], params.stack_axes[path]) for path, x in scores.items()}
+
+
+def _best_share(scores: jax.Array, sparsity: Any, stack_axes: int) -> jax.Array:
+    """True for the largest of `scores`, of each layer those that `sparsity` leaves."""
+
+    def of_layer(scores: jax.Array) -> jax.Array:
+        return best(scores, _count(scores.size, sparsity))
+
+    return jax.vmap(of_layer)(scores) if stack_axes else of_layer(scores)
 
 
 def _count(size: int, sparsity: Any) -> jax.Array:

@@ -1,6 +1,6 @@
 """Parameters as integers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxaccel import numerics
 from jaxaccel.arrays import QuantArray
 from jaxaccel.compress.selected import names_of, whole
-from jaxaccel.compress.stacked import find_stacked
+from jaxaccel.compress.stacked import count_stack_axes
 from jaxaccel.errors import UserError
 from jaxaccel.interpret import is_compressed
 from jaxaccel.options import checked
@@ -67,14 +67,7 @@ def quantize(
         raise UserError(f"range must be absmax or mse, got {range!r}")
     leaves, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=whole)
     paths = [parameter_path(path) for path, _ in leaves]
-    floats = {path: tuple(x.shape) for path, (_, x) in zip(paths, leaves, strict=True) if _is_float(x)}
-    if stacked is None:
-        found = find_stacked(floats)
-        stacked = found.__contains__
-    able = {path: int(selects(stacked, path)) for path in floats}
-    able = {
-        path: lead for path, lead in able.items() if len(floats[path]) - lead >= 2 and 0 not in floats[path]
-    }
+    able = _stack_axes(dict(zip(paths, (x for _, x in leaves), strict=True)), stacked)
     compressed = [path for path, (_, x) in zip(paths, leaves, strict=True) if is_compressed(x)]
     check_where(where, [name for path in (*able, *compressed) for name in names_of(path)])
 
@@ -91,9 +84,23 @@ def quantize(
     return jax.tree.unflatten(treedef, [one(path, x) for path, (_, x) in zip(paths, leaves, strict=True)])
 
 
+def can_quantize(params: PyTree, where: Where, stacked: Where | None = None) -> bool:
+    """Whether `where` selects a leaf that `quantize` makes integers of."""
+    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=whole)
+    able = _stack_axes({parameter_path(path): x for path, x in leaves}, stacked)
+    return any(selects(where, name) for path in able for name in names_of(path))
+
+
 def dequantize(params: PyTree) -> PyTree:
     """`params` with every compressed leaf as the dense array that it stands for."""
     return jax.tree.map(lambda x: x.materialise() if is_compressed(x) else x, params, is_leaf=is_compressed)
+
+
+def _stack_axes(leaves: Mapping[str, Any], stacked: Where | None) -> dict[str, int]:
+    """Of the leaves that can be integers, by path, how many axes lie in front of those of one layer."""
+    floats = {path: tuple(x.shape) for path, x in leaves.items() if _is_float(x)}
+    axes = count_stack_axes(floats, stacked)
+    return {path: n for path, n in axes.items() if len(floats[path]) - n >= 2 and 0 not in floats[path]}
 
 
 def _is_float(x: Any) -> bool:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxaccel.arrays import LowRankArray
+from jaxaccel.compress.stacked import count_stack_axes
 from jaxaccel.errors import UserError
 from jaxaccel.interpret import is_compressed
 from jaxaccel.trees import Where, check_where, parameter_path, selects
@@ -18,12 +19,20 @@ PyTree = Any
 class Selected(Mapping[str, Any]):
     """Floating-point leaves by path. The factors of a `LowRankArray` count as leaves: ``kernel/left``."""
 
-    def __init__(self, params: PyTree, where: Where, at_least: int, option: str) -> None:
+    stack_axes: Mapping[str, int]
+    """By path, how many axes lie in front of those of one layer: 1 in a stack that a loop runs over, else 0."""
+
+    def __init__(
+        self, params: PyTree, where: Where, at_least: int, option: str, stacked: Where | None
+    ) -> None:
         self._leaves, self._treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=whole)
         self._paths = [parameter_path(path) for path, _ in self._leaves]
-        able = {p: x for p, (_, x) in zip(self._paths, self._leaves, strict=True) if _can(x, at_least)}
+        floats = {p: x for p, (_, x) in zip(self._paths, self._leaves, strict=True) if _is_float(x)}
+        axes = count_stack_axes({p: jnp.shape(x) for p, x in floats.items()}, stacked)
+        able = {p: x for p, x in floats.items() if jnp.ndim(x) >= at_least + axes[p]}
         check_where(where, [form for path in able for form in names_of(path)], option)
         self._found = {p: x for p, x in able.items() if any(selects(where, form) for form in names_of(p))}
+        self.stack_axes = {p: axes[p] for p in self._found}
 
     def __getitem__(self, path: str) -> Any:
         return self._found[path]
@@ -57,7 +66,14 @@ class Selected(Mapping[str, Any]):
         return jax.tree.unflatten(self._treedef, leaves)
 
 
-def selected(params: PyTree, where: Where, *, at_least: int = 1, option: str = "where") -> Selected:
+def selected(
+    params: PyTree,
+    where: Where,
+    *,
+    at_least: int = 1,
+    option: str = "where",
+    stacked: Where | None = None,
+) -> Selected:
     """The floating-point leaves of `params` that `where` selects, by path.
 
     A pattern that selects a low-rank weight selects its factors. Other compressed leaves are never selected.
@@ -65,13 +81,14 @@ def selected(params: PyTree, where: Where, *, at_least: int = 1, option: str = "
     Args:
       params: any pytree of arrays.
       where: patterns of paths, or a predicate.
-      at_least: axes that a leaf needs.
+      at_least: axes that a leaf needs, without the one that counts the layers of a stack.
       option: what `where` is called in a message.
+      stacked: which leaves are those of several layers; by default those that `find_stacked` finds.
 
     Raises:
       UserError: `where` selects none.
     """
-    return Selected(params, where, at_least, option)
+    return Selected(params, where, at_least, option, stacked)
 
 
 def whole(x: Any) -> bool:
@@ -79,10 +96,8 @@ def whole(x: Any) -> bool:
     return is_compressed(x) and not isinstance(x, LowRankArray)
 
 
-def _can(x: Any, at_least: int) -> bool:
-    return (
-        not is_compressed(x) and jnp.ndim(x) >= at_least and jnp.issubdtype(jnp.result_type(x), jnp.floating)
-    )
+def _is_float(x: Any) -> bool:
+    return not is_compressed(x) and jnp.issubdtype(jnp.result_type(x), jnp.floating)
 
 
 def names_of(path: str) -> tuple[str, ...]:

@@ -17,25 +17,42 @@ PyTree = Any
 
 
 @checked
-def share(params: PyTree, bits: int = 4, where: Where = "**/kernel") -> PyTree:
+def share(
+    params: PyTree, bits: int = 4, where: Where = "**/kernel", *, stacked: Where | None = None
+) -> PyTree:
     """`params` with the weights that `where` selects as `CodebookArray`s of at most ``2 ** bits`` values each.
 
     The values are the centers of k-means (Han et al. 2016, arXiv:1510.00149, section 3), the best of several starts
     (`k_means`), so that a few large weights take no more of them than their squares are worth. Zeros, of which pruned
-    weights have many, keep a value of their own, the first. The same weights give the same values.
+    weights have many, keep a value of their own, the first. The same weights give the same values. Each layer of a
+    stack that a loop runs over has its own.
 
     Args:
       params: any pytree of arrays; leaves that are compressed already stay as they are.
       bits: 1 to 8.
       where: which leaves, by path or predicate; those with fewer than two axes stay as they are.
+      stacked: which leaves hold those of several layers along their first axis; by default as for `quantize`.
 
     Raises:
       UserError: `bits` is out of range, `where` selects nothing, or a weight is NaN or infinite.
     """
     if not 1 <= bits <= 8:
         raise UserError(f"bits must be 1 to 8, got {bits}")
-    chosen = selected(params, where, at_least=2)
-    return chosen.replaced({path: _shared(path, x, 2**bits) for path, x in chosen.items()})
+    chosen = selected(params, where, at_least=2, stacked=stacked)
+    return chosen.replaced(
+        {
+            path: (_shared_stack if chosen.stack_axes[path] else _shared)(path, x, 2**bits)
+            for path, x in chosen.items()
+        }
+    )
+
+
+def _shared_stack(path: str, x: jax.Array, count: int) -> CodebookArray:
+    layers = [_shared(path, layer, count) for layer in x]
+    size = max(layer.codebook.size for layer in layers)
+    # Layers with fewer values have the last one again.
+    books = [jnp.pad(layer.codebook, (0, size - layer.codebook.size), mode="edge") for layer in layers]
+    return CodebookArray(jnp.stack([layer.indices for layer in layers]), jnp.stack(books), layers[0].real)
 
 
 def _shared(path: str, x: jax.Array, count: int) -> CodebookArray:

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Mapping, Sequence
 
+from jaxaccel.trees import Where, selects
+
 _NAMED = re.compile(r"(^|/)(stacked|(Scan|Vmap)\w+_\d+)/")
 """Below `jaxaccel.models.scan.Scan`, and below what Linen's ``nn.scan`` and ``nn.vmap`` make of a class."""
 _VECTORS = ("bias", "scale", "b", "offset", "beta", "gamma")
@@ -29,6 +31,17 @@ def find_stacked(shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
         if _is_stack([(path.rpartition("/")[2], shapes[path]) for path in paths]):
             found.update(paths)
     return found
+
+
+def count_stack_axes(shapes: Mapping[str, tuple[int, ...]], stacked: Where | None = None) -> dict[str, int]:
+    """How many axes lie in front of those of one layer, by path: 1 in a stack, 0 elsewhere.
+
+    Args:
+      shapes: of the floating-point leaves, by path.
+      stacked: which are stacks; by default those that `find_stacked` finds.
+    """
+    found = find_stacked(shapes) if stacked is None else {path for path in shapes if selects(stacked, path)}
+    return {path: int(path in found and len(shape) > 0) for path, shape in shapes.items()}
 
 
 def _is_stack(leaves: Sequence[tuple[str, tuple[int, ...]]]) -> bool:

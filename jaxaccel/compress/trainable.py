@@ -39,8 +39,8 @@ def with_trained(params: PyTree, trained: PyTree) -> PyTree:
         if isinstance(x, LowRankArray):
             return dataclasses.replace(x, left=leaf(x.left, new["left"]), right=leaf(x.right, new["right"]))
         if isinstance(x, CodebookArray):
-            # The first value is that of pruned weights, wherever there are any.
-            pruned = (jnp.arange(x.codebook.size) == 0) & (x.codebook[0] == 0)
+            # The first value (of each layer) is that of pruned weights, wherever there are any.
+            pruned = (jnp.arange(x.codebook.shape[-1]) == 0) & (x.codebook[..., :1] == 0)
             return CodebookArray(x.indices, jnp.where(pruned, 0.0, new), x.real)
         return new
 

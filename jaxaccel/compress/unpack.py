@@ -145,6 +145,8 @@ def _check_fields(kind: type, arrays: Mapping[str, Any], static: Mapping[str, An
                 jnp.issubdtype(jnp.dtype(value), jnp.floating),
                 f"{shown(str(value), 20)} is no type of floats",
             )
+        elif name == "stacked":
+            check(isinstance(value, bool), "a wrong size")
         else:
             check(value is None or all(map(_is_count, _listed(value))), "a wrong size")
 
@@ -187,10 +189,15 @@ def _restored(entry: Mapping[str, Any], readers: Mapping[str, _Reader]) -> Any:
 def _is_whole(x: Any) -> bool:
     """Whether the parts of a compressed array have the shapes that belong together."""
     if isinstance(x, LowRankArray):
-        fit = min(x.left.ndim, x.right.ndim) >= 1 and x.left.shape[-1] == x.right.shape[0]
-        return fit and (x.axes is None or sorted(x.axes) == list(range(x.left.ndim + x.right.ndim - 2)))
+        lead = int(x.stacked)
+        fit = min(x.left.ndim, x.right.ndim) > lead and x.left.shape[-1] == x.right.shape[lead]
+        fit = fit and x.left.shape[:lead] == x.right.shape[:lead]
+        axes = range(x.left.ndim + x.right.ndim - 2 - 2 * lead)
+        return fit and (x.axes is None or sorted(x.axes) == list(axes))
     if isinstance(x, CodebookArray):
-        return x.indices.dtype == np.uint8 and x.codebook.ndim == 1 and x.codebook.size > 0
+        layers = x.codebook.shape[:-1]
+        fit = x.codebook.ndim in (1, 2) and layers == x.indices.shape[: len(layers)]
+        return x.indices.dtype == np.uint8 and fit and x.codebook.size > 0
     if x.qvalue.dtype != np.int8 or (x.zero_point is not None and x.zero_point.shape != x.scale.shape):
         return False
     if x.length is not None and (x.qvalue.ndim < 1 or -(-x.length // 2) != x.qvalue.shape[-1]):

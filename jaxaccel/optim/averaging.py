@@ -79,7 +79,9 @@ def weights_to_evaluate(opt_state: PyTree, params: PyTree) -> PyTree | None:
         if isinstance(state, LookaheadState):
             return _or(state.slow, params)
         if isinstance(state, optax.contrib.ScheduleFreeState):
-            free = jax.tree.map(lambda z, p: z if _is_masked(z) else p, state.z, params, is_leaf=_is_masked)
+            free = jax.tree.map(
+                lambda z, p: z if _is_masked(z) else p.astype(z.dtype), state.z, params, is_leaf=_is_masked
+            )
             return _or(optax.contrib.schedule_free_eval_params(state, free), params)
     return None
 

@@ -66,8 +66,9 @@ def worst_offset(grads: PyTree, params: PyTree, rho: float, adaptive: bool = Fal
 
     With `adaptive` it is ρ T² g / |T g| where T is |w| + 0.01, element by element. Zero where the gradient is.
     """
-    sizes = jax.tree.map(lambda p: jnp.abs(p) + _ETA if adaptive else jnp.ones_like(p), params)
-    scaled = jax.tree.map(lambda t, g: numerics.wide(t) * numerics.wide(g), sizes, grads)
+    weights = jax.tree.map(numerics.wide, params)
+    sizes = jax.tree.map(lambda p: jnp.abs(p) + _ETA if adaptive else jnp.ones_like(p), weights)
+    scaled = jax.tree.map(lambda t, g: t * g.astype(t.dtype), sizes, grads)
     norm = optax.tree.norm(scaled)
     factor = jnp.where(norm > 0, rho / jnp.where(norm > 0, norm, 1), 0)
     return jax.tree.map(lambda t, s, p: (factor * t * s).astype(p.dtype), sizes, scaled, params)

@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxaccel.compress.prune import KERNELS, Pattern, Scope, best, densities, masked, prune
+from jaxaccel.compress.prune import KERNELS, Pattern, Scope, best, masked, prune, shares_by_shape
 from jaxaccel.compress.selected import selected
 from jaxaccel.errors import UserError, option
+from jaxaccel.optim.wide import apply_updates
 from jaxaccel.options import Count, Options, Share, ShareBelowOne, checked
+from jaxaccel.trees import parameter_path
 
 PyTree = Any
 Method = Literal["one_shot", "gradual", "straight_through", "set", "rigl", "lottery", "fixed"]
@@ -142,7 +144,7 @@ def sparse(
         seen = grads if through else masked(grads, state.masks)
         extra |= _of_sparse(extra, state.masks, through)
         updates, inner = tx.update(seen, state.inner, weights, **extra)
-        moved = optax.apply_updates(weights, updates)
+        moved = apply_updates(weights, updates)
         new = SparseState(state.step + 1, state.masks, state.kept, inner)
         if how.method == "lottery":
             new, back = _next_round(new, moved, how, begin, end)
@@ -160,7 +162,12 @@ def sparse(
         # Sums are taken where they are exact: p + (0 - p) is 0, but p + ((p + u) - p) may differ from p + u.
         if how.method in ("straight_through", "lottery"):
             updates = jax.tree.map(lambda m, p: (m - p).astype(p.dtype), moved, params)
-        return _map(lambda k, u, p: u if k is None else jnp.where(k, u, -p), new.masks, updates, params), new
+        return _map(
+            lambda k, u, p: u if k is None else jnp.where(k, u, -p.astype(u.dtype)),
+            new.masks,
+            updates,
+            params,
+        ), new
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -205,7 +212,8 @@ def _changed(
     if how.method in ("set", "rigl"):
         share = how.regrow / 2 * (1 + jnp.cos(jnp.pi * done))
         key = None if how.method == "rigl" else _key(seed, step)
-        return _regrown(masks, weights, grads, share, key)
+        axes = selected(weights, how.where, at_least=2).stack_axes
+        return _regrown(masks, weights, grads, share, key, axes)
     return _masks(weights, how, 1 - (1 - done) ** 3 if how.method == "gradual" else 1.0)
 
 
@@ -217,14 +225,10 @@ def _masks(params: PyTree, how: Sparse, share: float | jax.Array) -> PyTree:
     shares: Any = how.sparsity * share
     scope = how.scope
     if scope == "erk":
-        shapes = _shapes(params, how)
-        shares = {path: (1 - d) * share for path, d in densities(shapes, how.sparsity).items()}
+        lost = shares_by_shape(selected(params, how.where, at_least=2), how.sparsity)
+        shares = {path: one * share for path, one in lost.items()}
         scope = "layer"
     return prune(params, shares, how.pattern, scope, "magnitude", how.where)
-
-
-def _shapes(params: PyTree, how: Sparse) -> dict[str, tuple[int, ...]]:
-    return {path: jnp.shape(x) for path, x in selected(params, how.where, at_least=2).items()}
 
 
 def _key(seed: int | jax.Array, step: int | jax.Array) -> jax.Array:
@@ -236,34 +240,43 @@ def _random(params: PyTree, how: Sparse, key: jax.Array) -> PyTree:
     """Masks at random, of the whole sparsity, which differ from layer to layer."""
     shares: Any = how.sparsity
     if how.scope == "erk":
-        shares = {path: 1 - d for path, d in densities(_shapes(params, how), how.sparsity).items()}
+        shares = shares_by_shape(selected(params, how.where, at_least=2), how.sparsity)
     return prune(params, shares, how.pattern, "layer", "random", how.where, key=key)
 
 
 def _regrown(
-    masks: PyTree, weights: PyTree, grads: PyTree, share: jax.Array, key: jax.Array | None
+    masks: PyTree,
+    weights: PyTree,
+    grads: PyTree,
+    share: jax.Array,
+    key: jax.Array | None,
+    stack_axes: Mapping[str, int],
 ) -> PyTree:
     """`share` of each layer's weights, the smallest, make room for as many of those that were not there.
 
     Those with the largest gradients where there is no `key`.
     """
-    leaves, treedef = jax.tree.flatten(masks, is_leaf=lambda x: x is None)
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(masks, is_leaf=lambda x: x is None)
     numbers = treedef.unflatten(range(len(leaves)))
+    stacks = treedef.unflatten([stack_axes.get(parameter_path(path), 0) for path, _ in leaves])
 
-    def layer(mask: jax.Array | None, number: int, w: jax.Array, g: jax.Array) -> jax.Array | None:
-        if mask is None:
-            return None
+    def layer(mask: jax.Array, size: jax.Array, wanted: jax.Array) -> jax.Array:
         count = mask.sum()
         exchanged = jnp.floor(share * count).astype(jnp.int32)
-        stay = best(jnp.where(mask, jnp.abs(w), -1.0), count - exchanged)
+        stay = best(jnp.where(mask, size, -1.0), count - exchanged)
+        return stay | best(jnp.where(stay, -1.0, wanted), exchanged)
+
+    def leaf(mask: jax.Array | None, number: int, stack: int, w: jax.Array, g: jax.Array) -> jax.Array | None:
+        if mask is None:
+            return None
         wanted = (
             jnp.abs(g)
             if key is None
             else jax.random.uniform(jax.random.fold_in(key, number), w.shape, jnp.float32)
         )
-        return stay | best(jnp.where(stay, -1.0, wanted), exchanged)
+        return (jax.vmap(layer) if stack else layer)(mask, jnp.abs(w), wanted)
 
-    return _map(layer, masks, numbers, weights, grads)
+    return _map(leaf, masks, numbers, stacks, weights, grads)
 
 
 def _next_round(

@@ -1,6 +1,7 @@
-"""Optimizers that compute in float32, whatever the dtype of the parameters."""
+"""Optimizers that compute in float32, and their updates, whatever the dtype of the parameters."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -15,7 +16,8 @@ def in_float32(tx: optax.GradientTransformation) -> optax.GradientTransformation
     """`tx` on gradients and parameters in float32, in which its state and its updates are then as well.
 
     A moment in bfloat16 has 8 bits: what a step adds to an average with a decay of 0.999 is lost. A norm in float16
-    overflows where gradients are above 256. Parameters of float32 or float64 are left as they are.
+    overflows where gradients are above 256. Parameters of float32 or float64 are left as they are. Nothing narrow is
+    left to promote, so that `tx` may promote numbers as Optax does, also under ``jax.numpy_dtype_promotion("strict")``.
 
     Args:
       tx: any optimizer. Of what the trainer gives it besides, ``grad`` is float32 too, and ``value_fn``, ``obj_fn`` and
@@ -24,7 +26,8 @@ def in_float32(tx: optax.GradientTransformation) -> optax.GradientTransformation
     tx = optax.with_extra_args_support(tx)
 
     def init(params: PyTree) -> Any:
-        return tx.init(_wide(params))
+        with _promotion():
+            return tx.init(_wide(params))
 
     def update(updates: PyTree, state: Any, params: PyTree = None, **extra: Any) -> tuple[PyTree, Any]:
         def narrow(f: Callable[..., Any]) -> Callable[..., Any]:
@@ -39,9 +42,21 @@ def in_float32(tx: optax.GradientTransformation) -> optax.GradientTransformation
             }
         if "grad" in extra:
             extra["grad"] = _wide(extra["grad"])
-        return tx.update(_wide(updates), state, None if params is None else _wide(params), **extra)
+        with _promotion():
+            return tx.update(_wide(updates), state, None if params is None else _wide(params), **extra)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def apply_updates(params: PyTree, updates: PyTree) -> PyTree:
+    """``params + updates``, summed in float32 at least and then rounded to the dtypes of `params`, once."""
+    return jax.tree.map(
+        lambda p, u: (numerics.wide(p) + u.astype(numerics.wide(p).dtype)).astype(p.dtype), params, updates
+    )
+
+
+def _promotion() -> AbstractContextManager[None]:
+    return jax.numpy_dtype_promotion("standard")
 
 
 def _wide(tree: PyTree) -> PyTree:

@@ -2,14 +2,14 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxaccel import numerics
-from jaxaccel.compress.quantize import Axes, quantize
+from jaxaccel.compress.quantize import Axes, can_quantize, quantize
 from jaxaccel.errors import UserError
 from jaxaccel.interpret import Observation, Transformation, is_compressed, transform
 from jaxaccel.lowerings import menu
@@ -36,7 +36,7 @@ def fake_int8(
     activations: Activations | None = None,
     calibration: Calibration | None = None,
     observe: bool = False,
-    argnums: int = 0,
+    argnums: int | Sequence[int] = 0,
     strict: bool = False,
     lowering: menu.Choice = "auto",
     backend: Backend | None = None,
@@ -56,7 +56,7 @@ def fake_int8(
       activations: ``dynamic``, ``static`` (needs `calibration`) or ``none``, as for `int8`.
       calibration: activation ranges. They may be traced: their gradient is that of LSQ, so ranges can be learned.
       observe: return (result, {site: largest magnitude of its activations}), for `RunningRanges`.
-      argnums: which argument holds the parameters.
+      argnums: which arguments hold the parameters; `where` must match one of them all.
       strict: raise `UserError` where a product could not be reached.
       lowering, backend: as for `int8`: products that will stay in float32 there do so here.
 
@@ -68,6 +68,8 @@ def fake_int8(
         raise UserError(
             'activations="static" and calibration= go together: make one with ja.calibrate(f, ...)'
         )
+
+    numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
 
     def rule(site: Site, lhs: Any, rhs: Any) -> Any:
         weight = site.weight
@@ -110,24 +112,28 @@ def fake_int8(
 
     @functools.wraps(f)
     def transformed(*args: Any, **kwargs: Any) -> Any:
-        number = argnums + len(args) if argnums < 0 else argnums
-        if 0 <= number < len(args):
-            return inner(*args[:number], rounded(args[number]), *args[number + 1 :], **kwargs)
-        name = _parameter_name(f, number)
-        if name not in kwargs:
-            raise UserError(f"fake_int8 rounds argument {argnums} of f, which this call leaves out")
-        return inner(*args, **{**kwargs, name: rounded(kwargs[name])})
+        given: dict[int | str, Any] = {**dict(enumerate(args)), **kwargs}
+        held = [_place(f, number, len(args), kwargs) for number in numbers]
+        # Where none of them can be rounded, the first one says why.
+        some = [place for place in held if can_quantize(given[place], where, stacked)] or held[:1]
+        given |= {place: rounded(given[place]) for place in some}
+        return inner(*(given[i] for i, _ in enumerate(args)), **{name: given[name] for name in kwargs})
 
     return transformed
 
 
-def _parameter_name(f: Callable[..., Any], number: int) -> str:
-    """What a call by keyword names that argument of f; nothing where it cannot."""
+def _place(f: Callable[..., Any], argnum: int, positional: int, kwargs: Mapping[str, Any]) -> int | str:
+    """Where a call with so many arguments by position has that argument of f: its number, or its keyword."""
+    number = argnum + positional if argnum < 0 else argnum
+    if 0 <= number < positional:
+        return number
     try:
         names = list(inspect.signature(f).parameters)
     except (TypeError, ValueError):
         names = []
-    return names[number] if 0 <= number < len(names) else ""
+    if not 0 <= number < len(names) or names[number] not in kwargs:
+        raise UserError(f"fake_int8 rounds argument {argnum} of f, which this call leaves out")
+    return names[number]
 
 
 def _straight_through(quantised: Any, x: Any) -> Any:

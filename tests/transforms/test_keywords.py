@@ -75,3 +75,24 @@ def test_gradients_of_a_call_by_keyword():
 def test_a_call_without_the_parameters_is_told():
     with pytest.raises(ja.UserError, match="rounds argument 1 of f, which this call leaves out"):
         ja.fake_int8(second, argnums=1)(X)
+
+
+def test_parameters_in_several_arguments():
+    """Each is rounded as if it stood alone; one that holds nothing to round stays as it is."""
+
+    def f(first, x, second, shift):
+        return jax.nn.relu(x @ first["kernel"]) @ second["kernel"] + shift["bias"]
+
+    other, shift = {"kernel": jax.random.normal(jax.random.key(2), (4, 2))}, {"bias": np.ones(2, np.float32)}
+    want = ja.int8(f, argnums=(0, 2, 3))(Q, X, ja.quantize(other), shift)
+    fake = ja.fake_int8(f, argnums=(0, 2, 3))
+    for found in (fake(P, X, other, shift), fake(P, X, shift=shift, second=other)):
+        np.testing.assert_allclose(found, want, atol=1e-5)
+    assert np.abs(ja.fake_int8(f)(P, X, other, shift) - want).max() > 1e-4  # the second one stays as it is
+    np.testing.assert_array_equal(
+        fake(P, X, other, shift), ja.fake_int8(f, argnums=(0, -2))(P, X, other, shift)
+    )
+    gradients = jax.grad(lambda p, q: fake(p, X, q, shift).sum(), (0, 1))(P, other)
+    assert all(np.isfinite(g["kernel"]).all() and np.any(g["kernel"]) for g in gradients)
+    with pytest.raises(ja.UserError, match=r"where='.*kernle' matches none"):
+        ja.fake_int8(f, "**/kernle", argnums=(0, 2))(P, X, other, shift)
