@@ -155,7 +155,7 @@ def _write(out: Path, trained: Trained, source: Source, found: Evaluation, count
             )
             mistakes.draw_confusion(out / "confusion.png", report, title)
             write_text(out / "confusion.csv", _csv(report))
-            rundir.write_json(out / "mistakes.json", [mistake._asdict() for mistake in listed])
+            rundir.write_json(out / "mistakes.json", [dataclasses.asdict(mistake) for mistake in listed])
             if listed:
                 of = f"{len(listed)} of {errors:,} mistakes, surest first: true class above, taken for below"
                 mistakes.draw_mistakes(out / "mistakes.png", listed, images, of)

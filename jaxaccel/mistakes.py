@@ -1,9 +1,10 @@
 """Pictures of what a classifier takes for what: its confusion matrix, and the mistakes that it is surest of."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,8 @@ LONGEST = 18
 """Letters of a class name that are shown."""
 
 
-class Mistake(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Mistake:
     """An example that was taken for another class."""
 
     index: int
