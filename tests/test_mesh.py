@@ -79,14 +79,14 @@ def test_replicas_are_spread_and_never_talk(report):
 @pytest.mark.parametrize(
     "shape, says",
     [
-        (MeshShape(data=3), "needs 3 devices and there are"),
-        (MeshShape(data=0), "must be positive"),
-        (MeshShape(data=-1, fsdp=-1), "at most one -1"),
+        ({"data": 3}, "needs 3 devices and there are"),
+        ({"data": 0}, "must be positive"),
+        ({"data": -1, "fsdp": -1}, "at most one -1"),
     ],
 )
 def test_meshes_that_cannot_be(shape, says):
     with pytest.raises(UserError, match=says):
-        make_mesh(shape, jax.devices()[:1])
+        make_mesh(MeshShape(**shape), jax.devices()[:1])
 
 
 def test_a_mesh_that_does_not_come_out_even():

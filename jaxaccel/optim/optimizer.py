@@ -50,7 +50,7 @@ class Optimizer(Options):
     """Decoupled where the optimizer has it (adamw, lion, ...), else added to the gradient (L2, as for sgd)."""
     decay_where: str = "**/{kernel,embedding}"
     """Which parameters decay, by path; all of them with optimizers that cannot tell (prodigy, schedule_free_adamw)."""
-    rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    rates: Mapping[str, NonNegative] = dataclasses.field(default_factory=dict)
     """Learning rates of groups of parameters, as multiples, by path: `--optimizer.rates '**/head/**' 10`; 0 freezes."""
     freeze: tuple[str, ...] = ()
     """Parameters that stay as they are, by path ('stem/**' 'stages/0/**'): they get no gradient and no state, and are

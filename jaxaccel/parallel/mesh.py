@@ -25,6 +25,12 @@ class MeshShape(Options):
     model: int = 1
     """Tensor parallel: the matrices of attention, MLP and dense layers are split."""
 
+    def check_values(self) -> None:
+        """Checks that sizes are positive, but for at most one -1."""
+        sizes = [self.data, self.fsdp, self.model]
+        if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
+            raise UserError(f"mesh sizes must be positive, with at most one -1: got {_text(sizes)}")
+
 
 def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of `shape` over `devices` (default: all devices of all processes).
@@ -32,12 +38,10 @@ def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
     With no -1 and fewer devices asked for than there are, the first ones are used.
 
     Raises:
-      UserError: an axis below 1, two -1, more devices than there are, or a -1 that does not come out even.
+      UserError: more devices than there are, or a -1 that does not come out even.
     """
     devices = list(devices if devices is not None else jax.devices())
     sizes = [shape.data, shape.fsdp, shape.model]
-    if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
-        raise UserError(f"mesh sizes must be positive, with at most one -1: got {_text(sizes)}")
     fixed = math.prod(size for size in sizes if size != -1)
     if fixed > len(devices):
         raise UserError(

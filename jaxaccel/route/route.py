@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxaccel.errors import UserError
+from jaxaccel.options import Options
 from jaxaccel.recipe_file import shipped, to_json
 from jaxaccel.route.learning import FineTune, Student
 from jaxaccel.route.step import Step
@@ -24,16 +25,16 @@ NOT_AFTER: Mapping[type[Step], tuple[tuple[type[Step], ...], str]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Route:
+class Route(Options):
     """Named steps, taken one after another."""
 
     steps: Mapping[str, Step]
     """By name, in order: letters, digits and underscores."""
 
-    def __post_init__(self) -> None:
+    def check_values(self) -> None:
         """Checks the names, of which files are made."""
         for name, step in self.steps.items():
-            if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or not isinstance(step, Step):
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
                 raise UserError(f"a route maps names such as fine_tune to steps, got {name!r}: {step!r}")
         if not self.steps:
             raise UserError("a route needs at least one step")
