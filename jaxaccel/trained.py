@@ -240,7 +240,7 @@ def _of_route(place: Path, which: Which, trust: bool) -> Trained:
         name = place.stem.partition("-")[2]
     stage, setting, receipt = opened(directory, name, trust)
     call = stage.accelerated(stage.call)
-    recipe = dataclasses.replace(setting.training, batch_size=setting.batch)
+    recipe = dataclasses.replace(setting.training, batch_size=setting.batch, task=setting.task)
     return Trained(
         directory, recipe, setting.known, receipt.step, receipt.scores, stage.variables, call, stage.run
     )

@@ -41,14 +41,17 @@ def opened(directory: Path, step: str | None = None, trust: bool = False) -> tup
         raise UserError(
             f"{error.filename} cannot be read ({error.strerror}): take the route again"
         ) from error
-    names = _names(directory / RECORD, record, trust)
+    names, kept = _names(directory / RECORD, record, trust), read_facts(directory)
     try:
         rows = [Receipt(**row) for row in receipts["receipts"]]
         steps = {"origin": None} | {
             name: _step(name, values, names) for name, values in record["route"].items()
         }
         setting = Setting(
-            from_json(record["training"], names), directory, record["batch"], kept=read_facts(directory)
+            from_json(record["training"], names),
+            directory,
+            record["batch"],
+            kept=None if kept and kept.missing else kept,
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{directory} was not written by jaxaccel, or is damaged: {error}") from error

@@ -14,7 +14,7 @@ from jaxaccel.compress.selected import names_of
 from jaxaccel.data.elements import read_elements
 from jaxaccel.data.opening import Splits, open_splits
 from jaxaccel.data.sources import Source
-from jaxaccel.facts import Facts
+from jaxaccel.facts import Facts, fitted_options
 from jaxaccel.modules import Model, as_model, inference
 from jaxaccel.recipe import Recipe
 from jaxaccel.tasks import Task
@@ -105,7 +105,8 @@ class Setting:
     @functools.cached_property
     def task(self) -> Task:
         """What the model does, with the options that follow from the training data."""
-        return self.training.task.fit(self.train)
+        task: Any = self.training.task
+        return dataclasses.replace(task, **self.kept.fitted) if self.kept else task.fit(self.train)
 
     @functools.cached_property
     def train(self) -> Source:
@@ -122,9 +123,9 @@ class Setting:
         """What the data say of themselves."""
         if self.kept is not None:
             return self.kept
-        return Facts.of(
-            self.task.facts(self.train.features), read_elements(self.train, self.task.element, range(1))[0]
-        )
+        example = read_elements(self.train, self.task.element, range(1))[0]
+        fitted = fitted_options(self.training.task, self.task)
+        return Facts.of(self.task.facts(self.train.features), example, fitted)
 
     @property
     def facts(self) -> Mapping[str, Any]:
