@@ -248,10 +248,18 @@ def _sequence(path: str, value: Any, kinds: tuple[Any, ...]) -> Any:
 
 def _mapping(path: str, value: Any, kinds: tuple[Any, ...]) -> Any:
     _expect(path, value, isinstance(value, Mapping), "a mapping from names to values")
+    if _says_nothing(kinds[1]):
+        return value  # a batch, say, of which reading an image may be work that waits to be joined with more
     return {
         check_value(f"a name in {path}", k, kinds[0]): check_value(f"{path}[{k!r}]", x, kinds[1])
         for k, x in value.items()
     }
+
+
+def _says_nothing(annotation: Any) -> bool:
+    """Whether an annotation is a class of which `check_value` takes everything."""
+    known = annotation in _PLAIN or annotation is type(None)
+    return isinstance(annotation, type) and not known and not issubclass(annotation, Options)
 
 
 def _check_range(path: str, value: Any, marks: tuple[Any, ...]) -> None:

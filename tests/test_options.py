@@ -307,3 +307,17 @@ def test_every_function_refuses_nonsense(name):
             with pytest.raises(UserError) as caught:
                 function(**{**required, option_name: value})
             assert option_name in str(caught.value), (option_name, value)
+
+
+def test_a_mapping_of_arrays_is_not_read():
+    class Lazy(dict):
+        def __getitem__(self, name):
+            raise AssertionError("read")
+
+        items = values = __getitem__
+
+    batch = Lazy(image=None)
+    assert check_value("batch", batch, Mapping[str, jax.Array]) is batch
+    assert check_value("args", {"momentum": 1}, Mapping[str, float]) == {"momentum": 1}
+    with pytest.raises(UserError, match="momentum"):
+        check_value("args", {"momentum": "much"}, Mapping[str, float])
