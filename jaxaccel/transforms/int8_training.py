@@ -17,15 +17,17 @@ def training_rules(key: jax.Array) -> Mapping[str, Callable[..., Any]]:
     """The rules of `int8(train=True)`; `key` is that of stochastic rounding."""
 
     def rule(site: Site, lhs: Any, rhs: Any) -> Any:
-        floating = all(x.dtype == jnp.float32 for x in site.inputs)
-        if not floating or site.path is None or site.narrowed:
-            why = f"is {site.inputs[0].dtype}" if not floating else "multiplies no parameter"
+        why = ""
+        if any(x.dtype != jnp.float32 for x in site.inputs):
+            why = f"is {site.inputs[0].dtype}"
+        elif site.path is None or site.narrowed:
+            why = "multiplies no parameter"
+        elif integer.may_overflow(site.primitive, site.params, lhs, rhs):
+            why = "its sum may exceed int32"
+        if why:
             site.record("-", site.narrowed or str(site.inputs[0].dtype), why)
             return NotImplemented
-        if integer.may_overflow(site.primitive, site.params, lhs, rhs):
-            site.record("-", "int8", "its sum may exceed int32: in integers backward alone")
-        else:
-            site.record("int8 x int8 -> int32, forward and backward", "int8")
+        site.record("int8 x int8 -> int32, forward and backward", "int8")
         here = jax.random.fold_in(key, zlib.crc32(site.name.encode()) & 0x7FFFFFFF)
         return site.product(_Train(), lhs, rhs, jax.random.key_data(here))
 
