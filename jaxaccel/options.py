@@ -185,8 +185,9 @@ def _one_of(path: str, value: Any, kinds: tuple[Any, ...]) -> Any:
             failures.append(error)
     # What was meant is told by the kind that is no None and, of several, comes nearest: one with choices.
     meant = [f for f, kind in zip(failures, kinds, strict=True) if kind is not type(None)] or failures
-    if len(meant) == 1:
-        raise meant[0]
+    inside = [failure for failure in meant if failure.options[:1] != (path,)]
+    if len(meant) == 1 or inside:  # a value inside it is wrong: its kind was right
+        raise (inside or meant)[0]
     start = f"{option(path)} must be "
     kinds_told = [f.message.removeprefix(start).partition(", got ")[0] for f in meant]
     hint = next((f"; {f.message.partition('; ')[2]}" for f in meant if "; did you mean" in f.message), "")

@@ -181,4 +181,4 @@ def test_work_is_bounded(many, some, tmp_path):
     words = (program, str(Path(__file__).parent), str(tmp_path / "a.pt"), str(many), json.dumps(some))
     done = subprocess.run([sys.executable, "-c", *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads(done.stdout) < 1_500_000  # kilobytes
+    assert json.loads(done.stdout) < 2_500_000  # kilobytes

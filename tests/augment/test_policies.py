@@ -277,7 +277,10 @@ def test_floats_are_rounded_to_levels(monkeypatch):
 @pytest.mark.parametrize(
     ("augmentation", "words"),
     [
-        (partial(auto_augment, **{"policy": "mnist"}), "policy.*imagenet, cifar10, svhn.*mnist"),
+        (
+            partial(auto_augment, **{"policy": "mnist"}),
+            "policy must be imagenet, cifar10 or svhn, got 'mnist'",
+        ),
         (partial(rand_augment, num_ops=-1), "num_ops.*-1"),
         (partial(rand_augment, magnitude=31), "magnitude.*31"),
         (partial(rand_augment, fill=0.5), "fill.*0.5"),

@@ -51,11 +51,11 @@ def test_a_thinned_origin_of_low_rank_teaches(tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"temperature": 2.0}, "^temperature is for a teacher: .* with teacher$"),
-        ({"soft": 0.5}, "^soft is for a teacher"),
-        ({"teacher_model": models.resnet20}, "^teacher_model is for a teacher"),
+        ({"temperature": 2.0}, "^FineTune: temperature is for a teacher: .* with teacher$"),
+        ({"soft": 0.5}, "^FineTune: soft is for a teacher"),
+        ({"teacher_model": models.resnet20}, "^FineTune: teacher_model is for a teacher"),
         ({"teacher": "origin", "teacher_model": models.resnet20}, "the origin knows its model"),
-        ({"teacher": "origin", "soft": 1.5}, "^soft is a share"),
+        ({"teacher": "origin", "soft": 1.5}, "^FineTune: soft must lie in"),
     ],
 )
 def test_nothing_asked_of_a_teacher_is_ignored(options, said):
