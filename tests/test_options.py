@@ -17,7 +17,7 @@ import jaxaccel as ja
 from jaxaccel import cli, compress, pretrained, route, transforms
 from jaxaccel.errors import UserError, option
 from jaxaccel.options import Options, Share, annotations_of, check_value, checked, plain_type
-from jaxaccel.route import Fold, Step
+from jaxaccel.route import Fold, Route, Step
 from jaxaccel.tasks import Task
 
 # ---- one value ----------------------------------------------------------------------------------------------
@@ -278,7 +278,7 @@ def sample(annotation):
     if origin is tuple:
         return tuple(sample(kind) for kind in inner if kind is not ...)
     if isinstance(plain, type) and issubclass(plain, Options):
-        return plain()
+        return Route({"fold": Fold()}) if plain is Route else plain()
     if origin in (Mapping, Sequence, Iterable):
         return {} if origin is Mapping else ()
     return {int: 1, float: 0.5, bool: True, str: "x", Path: Path("x")}.get(plain, len)

@@ -212,4 +212,4 @@ def as_json(receipts: Sequence[Receipt]) -> list[dict[str, Any]]:
 def from_json(row: dict[str, Any]) -> Receipt:
     """The row of receipts.json, where null is a metric that was no finite number."""
     scores = {name: math.nan if value is None else value for name, value in row["scores"].items()}
-    return Receipt(**row | {"scores": scores})
+    return dataclasses.replace(Receipt(**row), scores=scores)
