@@ -200,5 +200,5 @@ def test_damaged_receipts_are_made_anew_and_a_damaged_route_is_one_line(tmp_path
     assert "receipts.json is damaged: its steps are taken and measured again" in capsys.readouterr().out
     if not content.startswith("{}"):
         (tmp_path / "r" / "route.json").write_text("[]")
-        with pytest.raises(UserError, match=r"route.json is damaged, or was not written by jaxaccel"):
+        with pytest.raises(UserError, match=r"route.json was not written by jaxaccel, or is damaged"):
             place.resumed(tmp_path / "r", {"batch": 1})
