@@ -48,7 +48,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise UserError(f"{path} is damaged, or was not written by jaxaccel")
+        raise UserError(f"{path} was not written by jaxaccel, or is damaged")
     return found
 
 

@@ -370,7 +370,7 @@ def test_a_damaged_line_loses_itself_alone(tmp_path):
 def test_a_damaged_recipe_is_one_line(tmp_path, content):
     (tmp_path / "recipe.json").write_bytes(content)
     for reads in (lambda: read_json(tmp_path / "recipe.json"), lambda: rundir.check_same(tmp_path, RECIPE)):
-        with pytest.raises(UserError, match=r"recipe.json is damaged, or was not written by jaxaccel"):
+        with pytest.raises(UserError, match=r"recipe.json was not written by jaxaccel, or is damaged"):
             reads()
 
 
@@ -413,6 +413,7 @@ import time
 import numpy as np
 from jaxaccel.data.stream import Batches, stream
 class Source:
+    features = {}
     def __getitems__(self, indices):
         return [{"x": np.float32(i)} for i in indices]
 def order(step):

@@ -52,7 +52,10 @@ def resumed(
     if isinstance(taken, dict):
         before["route"] = {name: with_defaults(step, steps.get(name)) for name, step in taken.items()}
     found = differences(now, {name: before.get(name) for name in now})
-    trained = changes(training, upgraded(before.get("training", {})))
+    trained_before = before.get("training", {})
+    if not isinstance(trained_before, dict):
+        raise UserError(f"{directory / RECORD} was not written by jaxaccel, or is damaged")
+    trained = changes(training, upgraded(trained_before))
     found += [(f"training.{path}", value, old) for path, value, old in trained]
     for path, value, old in found:
         raise UserError(

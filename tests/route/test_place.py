@@ -194,11 +194,14 @@ def test_two_do_not_write_to_one_route(tmp_path):
     "content", ["{", "[]", '{"receipts": [{"step": "origin"}]}', '{"receipts": 1}', "{}"]
 )
 def test_damaged_receipts_are_made_anew_and_a_damaged_route_is_one_line(tmp_path, content, capsys):
-    results(tmp_path / "r")
+    training = ja.load_recipe("digits")
+    record = {"batch": 1, "training": to_json(training)}
+    place.begin(Swap(tmp_path / "r", place.RECORD, place.holds_results), record)
     (tmp_path / "r" / "receipts.json").write_text(content)
-    assert place.resumed(tmp_path / "r", {"batch": 1}) == []
+    assert place.resumed(tmp_path / "r", record, training, {}) == []
     assert "receipts.json is damaged: its steps are taken and measured again" in capsys.readouterr().out
     if not content.startswith("{}"):
-        (tmp_path / "r" / "route.json").write_text("[]")
-        with pytest.raises(UserError, match=r"route.json is damaged, or was not written by jaxaccel"):
-            place.resumed(tmp_path / "r", {"batch": 1})
+        for damaged in ("[]", '{"batch": 1, "training": 3}'):
+            (tmp_path / "r" / "route.json").write_text(damaged)
+            with pytest.raises(UserError, match=r"route.json was not written by jaxaccel, or is damaged"):
+                place.resumed(tmp_path / "r", record, training, {})
