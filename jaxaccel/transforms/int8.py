@@ -191,7 +191,9 @@ class _Rule:
         site.record("integers as " + str(x.dtype), _dtype(w), "weight-only")
         values = w.integers().astype(x.dtype)
         wide = jnp.float64 if site.output.dtype == jnp.float64 else jnp.float32
-        more = {"preferred_element_type": jnp.dtype(wide)} if site.primitive == "dot_general" else {}
+        # What an inner transformation narrowed already says itself how it sums.
+        asks = site.primitive == "dot_general" and site.narrowed is None
+        more = {"preferred_element_type": jnp.dtype(wide)} if asks else {}
         out = site.bind(*((values, x) if side == 0 else (x, values)), **more).astype(wide)
         scale = expand(w.scale, w.shape).astype(wide)
         return out * integer.in_output(site.primitive, site.params, side, scale, x.ndim)
