@@ -113,7 +113,8 @@ def _draw_metric(axis: Any, name: str, train: Rows, evaluation: Rows, headline: 
         direction = headline if name == headline.name else Headline(name, "lower")
         axis.set_ylim(limits([*found, *each], _smooth(trained), direction))
     elif numbers:
-        axis.set_ylim(within(*axis.get_ylim(), numbers))
+        bottom, top = axis.get_ylim()
+        axis.set_ylim(within(bottom, top, numbers))
     if name == headline.name and found:
         _mark_best(axis, at, found, headline)
 

@@ -1,7 +1,7 @@
 """The processes of one job find each other: by the environment's own words, or by those of its launcher."""
 
+import dataclasses
 import os
-from typing import NamedTuple
 
 import jax
 
@@ -11,7 +11,8 @@ HEARTBEAT_SECONDS = 25
 """Without a sign of life for so long JAX ends the others; `jaxaccel.peers` is sooner, where its connections work."""
 
 
-class Launcher(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Launcher:
     """A program that starts several tasks, and the variables by which a task knows that it is one of them."""
 
     name: str
@@ -31,7 +32,8 @@ LAUNCHERS = (
 )
 
 
-class Task(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Task:
     """This process, as its launcher counts it."""
 
     launcher: str

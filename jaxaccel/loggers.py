@@ -4,7 +4,7 @@ import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from jaxaccel.errors import UserError, option
 
@@ -90,12 +90,12 @@ def find_maker(name: str) -> Maker:
     try:
         if not module:
             raise ImportError("name it as MODULE.FUNCTION")
-        maker = getattr(importlib.import_module(module), function)
+        maker: Any = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise UserError(f"{option('logger', name)} cannot be imported: {error}") from error
     if not callable(maker):
         raise UserError(f"{option('logger', name)} must be a function of (recipe, directory), not {maker!r}")
-    return maker
+    return cast(Maker, maker)
 
 
 def make_loggers(wanted: Sequence[Logger | Maker], recipe: Any, directory: Path) -> list[Logger]:

@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 import jaxaccel as ja
-from jaxaccel import curves, pacing, runlog
+from jaxaccel import curves, pacing, runlog, saved
 from jaxaccel.checkpoint import Checkpoints
 from jaxaccel.data.order import Phase
 from jaxaccel.errors import UserError
@@ -110,8 +110,10 @@ def test_the_best_checkpoint_is_that_of_the_lowest_error(tmp_path):
     for step, found in enumerate(scores, 1):
         checkpoints.save(step, {"params": {"x": jnp.float32(step)}}, found)
     checkpoints.wait()
-    assert checkpoints.best() == 4, "of equal ones the latest, which stays whatever `keep` is"
-    assert checkpoints.steps() == [4, 6]
+    assert saved.best(tmp_path / "c", "mae", "lower") == 4, (
+        "of equal ones the latest, which stays whatever `keep` is"
+    )
+    assert saved.steps(tmp_path / "c") == [4, 6]
     checkpoints.close()
 
 
@@ -119,7 +121,7 @@ def test_a_run_that_never_had_a_number_has_no_best_checkpoint(tmp_path):
     checkpoints = Checkpoints(tmp_path / "c", keep=2, metric="mae", better="lower")
     checkpoints.save(1, {"params": {"x": jnp.float32(1)}}, {"mae": math.nan})
     checkpoints.wait()
-    assert checkpoints.best() is None
+    assert saved.best(tmp_path / "c", "mae", "lower") is None
     checkpoints.close()
 
 
