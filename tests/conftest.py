@@ -26,7 +26,32 @@ def pytest_configure(config):
     os.environ["XLA_FLAGS"] = QUICKLY
 
 
+EVERY_NTH = {
+    "interpret/test_contract.py": 2,
+    "interpret/test_identity.py": 2,
+    "transforms/test_int8_products.py": 4,
+    "transforms/test_hints.py": 3,
+    "transforms/test_keywords.py": 4,
+    "transforms/test_stacked.py": 2,
+    "transforms/test_moments.py": 2,
+    "compress/test_channel_axes.py": 2,
+    "compress/test_stacks.py": 2,
+    "augment/test_x64.py": 6,
+    "data_sources/test_images.py": 2,
+}
+"""Files of many cases of one thing, of which the everyday run takes every n-th; the others are slow."""
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
+    here = Path(__file__).parent
+    seen = dict.fromkeys(EVERY_NTH, 0)
+    for item in items:
+        name = item.path.relative_to(here).as_posix() if item.path.is_relative_to(here) else ""
+        if name in seen:
+            if seen[name] % EVERY_NTH[name]:
+                item.add_marker(pytest.mark.slow)
+            seen[name] += 1
     if not os.environ.get("JAXACCEL_DATA_DIR"):
         for item in items:
             if item.get_closest_marker("data"):
