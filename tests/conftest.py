@@ -34,6 +34,7 @@ EVERY_NTH = {
     "transforms/test_keywords.py": 4,
     "transforms/test_stacked.py": 2,
     "transforms/test_moments.py": 2,
+    "transforms/test_strict_promotion.py": 3,
     "compress/test_channel_axes.py": 2,
     "compress/test_stacks.py": 2,
     "augment/test_x64.py": 6,
