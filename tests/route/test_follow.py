@@ -191,7 +191,7 @@ def test_a_student_learns_from_the_origin(run, tmp_path):
     origin, student, learned = done.receipts
     assert student.parameters < 0.6 * origin.parameters
     assert learned.scores["accuracy"] > student.scores["accuracy"] + 0.2
-    with pytest.raises(UserError, match=r"--student\.model"):
+    with pytest.raises(UserError, match=r"student\.model"):
         ja.follow(Route({"student": Student()}), place, run=tmp_path / "s")
 
 
