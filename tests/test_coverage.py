@@ -47,7 +47,7 @@ def test_an_axis_that_splits_nothing_is_an_error(sizes):
         check_split(params(models.resnet50), mesh(**sizes))
     said = caught.value.as_flags()
     assert said.startswith(
-        f"--mesh.{name} {count} splits 0.0% of the parameters, so that all {count} devices would do the same"
+        f"--mesh.{name} {count} splits 0.0% of the parameters, so that all {count} devices would"
     )
 
 
@@ -62,3 +62,7 @@ def test_1_percent_is_enough():
     tree = {"mlp": {"up": {"kernel": jnp.zeros((128, 80))}}, "other": jnp.zeros((1024, 900))}
     (line,) = check_split(tree, mesh(model=2))
     assert "other whole (3.5 MiB)" in line
+
+
+def test_small_arrays_stay_whole_under_fsdp_on_purpose():
+    assert check_split({"kernel": jnp.zeros((8, 8)), "bias": jnp.zeros(8)}, mesh(fsdp=2)) == []

@@ -43,13 +43,15 @@ def check_split(params: Any, mesh: Mesh) -> list[str]:
     """
     lines = []
     leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_compressed)
-    size = sum(math.prod(x.shape) for _, x in leaves)
     for axis in (FSDP, MODEL):
         if mesh.shape[axis] == 1:
             continue
+        # Small arrays stay whole under fsdp on purpose; its devices share the batch all the same.
+        meant = [math.prod(x.shape) for _, x in leaves]
+        size = sum(n for n in meant if axis == MODEL or n >= FSDP_MIN_SIZE)
         split = sum(math.prod(x.shape) for path, x in leaves if _splits(path_text(path), x.shape, mesh, axis))
         whole = [_whole(path_text(path), x, mesh, axis) for path, x in leaves]
-        if split < LEAST_SHARE * size:
+        if size and split < LEAST_SHARE * size:
             raise UserError(_nothing_gained(axis, mesh.shape[axis], split / max(size, 1), whole))
         lines += _told(axis, [x for x in whole if x.reason])
     return lines
@@ -81,9 +83,10 @@ def _whole(path: str, x: Any, mesh: Mesh, axis: str) -> Whole:
 def _nothing_gained(axis: str, count: int, share: float, whole: list[Whole]) -> str:
     largest = max(whole, key=lambda x: x.nbytes)
     other = FSDP if axis == MODEL else "data"
+    so = "do the same work" if axis == MODEL else "hold all of them"
     return (
-        f"{option(f'mesh.{axis}', count)} splits {share:.1%} of the parameters, so that all {count} devices would do "
-        f"the same work ({largest.path}: {largest.reason}): use {option(f'mesh.{other}')}, or another number"
+        f"{option(f'mesh.{axis}', count)} splits {share:.1%} of the parameters, so that all {count} devices would {so} "
+        f"({largest.path}: {largest.reason}): use {option(f'mesh.{other}')}, or another number"
     )
 
 
