@@ -33,7 +33,8 @@ def test_version(capsys):
 
 def test_the_command_lists_what_there_is(capsys):
     assert command.main(["--help"]) == command.main([]) == 0
-    assert all(f"jaxaccel {name}" in capsys.readouterr().out for name in [next(iter(command.COMMANDS))])
+    said = capsys.readouterr().out
+    assert all(f"jaxaccel {name}" in said for name in command.COMMANDS)
     modules = {path.stem for path in Path(ja.__file__).parent.iterdir() if "cli.run(main" in _text(path)}
     assert command.COMMANDS.keys() == modules - {"cli"}
 

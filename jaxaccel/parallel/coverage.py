@@ -52,7 +52,7 @@ def check_split(params: Any, mesh: Mesh) -> list[str]:
         split = sum(math.prod(x.shape) for path, x in leaves if _splits(path_text(path), x.shape, mesh, axis))
         whole = [_whole(path_text(path), x, mesh, axis) for path, x in leaves]
         if size and split < LEAST_SHARE * size:
-            raise UserError(_nothing_gained(axis, mesh.shape[axis], split / max(size, 1), whole))
+            raise UserError(_nothing_gained(axis, mesh.shape[axis], split / size, whole))
         lines += _told(axis, [x for x in whole if x.reason])
     return lines
 
