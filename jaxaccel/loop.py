@@ -28,7 +28,7 @@ from jaxaccel.modules import as_model, output_shape, takes
 from jaxaccel.optim.averaging import reestimator
 from jaxaccel.options import checked
 from jaxaccel.parallel import batch_sharding, check_split, make_mesh, placed
-from jaxaccel.provenance import record_data
+from jaxaccel.provenance import compare_data, record_data
 from jaxaccel.recipe import Recipe
 from jaxaccel.recipe_file import said_of, to_json
 from jaxaccel.replicas import Replicas, spread
@@ -163,6 +163,7 @@ def _train(
         known,
     )
     if resume and (result := finished(*whole)):
+        compare_data(directory, data.name, splits.digest)
         return result
     claim = leave.enter_context(
         rundir.claimed(directory, recipe, source=source, resume=resume, overwrite=overwrite)
@@ -170,7 +171,7 @@ def _train(
     if resume and (result := finished(*whole)):  # it had been replaced by one that came to nothing
         return result
     if resume:
-        record_data(directory, data.name, splits.digest, resume=True)
+        compare_data(directory, data.name, splits.digest)
     restored = restore(directory / CHECKPOINTS, state_shape, shardings) if resume else None
     if restored:
         done, state = restored
@@ -266,8 +267,7 @@ def _train(
     claim.begin()
     if show:
         known.write(directory)
-    if not resume:
-        record_data(directory, data.name, splits.digest, resume=False)
+    record_data(directory, data.name, splits.digest)
     log.open(make_loggers(loggers, recipe, directory) if show else ())
     checkpoints = Checkpoints(
         directory / CHECKPOINTS, keep=recipe.keep, metric=task.metric, better=task.better

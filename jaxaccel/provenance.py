@@ -12,25 +12,27 @@ RECORD = "data.json"
 """File of a run with the digest of its data set."""
 
 
-def record_data(directory: Path, name: str, digest: str, *, resume: bool) -> None:
-    """Writes the digest of the data set into the run's directory, or compares it with the one there.
+def compare_data(directory: Path, name: str, digest: str) -> None:
+    """Compares the data set with what the run was trained on, where the run has a record that can be read.
 
     Args:
-      directory: of the run.
+      directory: of the run that goes on.
       name: of the data set.
       digest: of its content, by `open_splits`.
-      resume: whether the run goes on. One that has no record, or a damaged one, gets it anew.
 
     Raises:
       UserError: the data set is not what it was.
     """
-    before = _read(directory / RECORD) if resume else None
-    if before not in (None, digest):
+    if _read(directory / RECORD) not in (None, digest):
         raise UserError(
             f"the data set {name} has changed since {directory} was trained on it: put it back, or start a new "
             f"run from its weights with {option('init_from', str(directory))}"
         )
-    if before is None and jax.process_index() == 0:
+
+
+def record_data(directory: Path, name: str, digest: str) -> None:
+    """Writes the digest of the data set into the run's directory, in place of another or a damaged one."""
+    if _read(directory / RECORD) != digest and jax.process_index() == 0:
         write_json(directory / RECORD, {"name": name, "sha256": digest})
 
 

@@ -184,7 +184,7 @@ def test_mistakes(optimizer, says):
         ({"name": "lbfgs", "weight_decay": 0.1}, "searches along the loss alone"),
         ({"name": "schedule_free_sgd", "rates": {"**": 0.5}}, "leave out rates"),
         ({"name": "schedule_free_sgd", "layer_decay": 0.5}, "leave out layer_decay"),
-        ({"args": {"weight_decay": 0.1}}, "a flag of its own"),
+        ({"args": {"weight_decay": 0.1}}, "an option of its own: weight_decay"),
         ({"ema": 0.9, "swa": 0.5}, "choose one average"),
         ({"sam": 0.1, "asam": 0.1}, "choose one of sam"),
         ({"reestimate": 5}, "is for averaged weights"),
@@ -218,5 +218,5 @@ def test_lookahead_is_evaluated_at_its_slow_weights():
 
 
 def test_schedule_fractions():
-    with pytest.raises(UserError, match="between 0 and 1"):
+    with pytest.raises(UserError, match=r"warmup must lie in \[0, 1\]"):
         Schedule(warmup=5).build(1.0, 10)
