@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxaccel.compress.coupled import Coupled, Flat, Kept, coupled, taken, without, working
+from jaxaccel.compress.coupled import Coupled, Flat, Kept, coupled, is_array, taken, without, working
 from jaxaccel.compress.work import multiply_adds
 from jaxaccel.errors import UserError
 from jaxaccel.options import checked
@@ -236,10 +236,11 @@ def _filled(args: Sequence[Any]) -> Sequence[Any]:
 
 def _verify(f: Callable[..., Any], tree: Flat, args: Sequence[Any], kept: Kept) -> None:
     """Checks that f on what is kept equals f on parameters with zeros for what is not."""
-    example, call = _filled(args), jax.jit(f)
+    example, call = _filled(args), jax.jit(tree.call(f))
 
     def result(params: PyTree) -> list[np.ndarray]:
-        return [np.asarray(x, np.complex128) for x in jax.tree.leaves(call(params, *example))]
+        leaves = [x if is_array(x) else 0.0 for x in jax.tree.leaves(params)]
+        return [np.asarray(x, np.complex128) for x in jax.tree.leaves(call(leaves, *example))]
 
     small, masked = result(tree.cut(kept)), result(tree.masked(kept))
     if any(np.isnan(x).any() for x in masked):  # a weight that is divided by its norm, which is 0

@@ -31,7 +31,7 @@ class Coupled:
 
 
 class Flat:
-    """A pytree of dense arrays as a list, with paths."""
+    """A pytree of dense arrays as a list, with paths. Numbers, texts and other objects of Python are constants."""
 
     def __init__(self, params: PyTree) -> None:
         leaves, self.treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_compressed)
@@ -48,13 +48,19 @@ class Flat:
         return self.leaves[self._number[path]]
 
     def call(self, f: Callable[..., Any]) -> Callable[..., Any]:
-        """f of a list of leaves."""
-        return lambda leaves, *args: f(jax.tree.unflatten(self.treedef, leaves), *args)
+        """f of a list of leaves; the constants are always those of the pytree."""
+
+        def called(leaves: Sequence[Any], *args: Any) -> Any:
+            arrays = [new if is_array(x) else x for new, x in zip(leaves, self.leaves, strict=True)]
+            return f(jax.tree.unflatten(self.treedef, arrays), *args)
+
+        return called
 
     def shapes(self, kept: Kept) -> list[jax.ShapeDtypeStruct]:
-        """Those of the leaves when only `kept` is left of them."""
+        """Those of the leaves when only `kept` is left of them; a constant counts as a number."""
         found = []
-        for path, x in zip(self.paths, self.leaves, strict=True):
+        for path, leaf in zip(self.paths, self.leaves, strict=True):
+            x = leaf if is_array(leaf) else np.float32(0)
             sizes = [len(kept[path][a]) if a in kept.get(path, {}) else n for a, n in enumerate(jnp.shape(x))]
             found.append(jax.ShapeDtypeStruct(tuple(sizes), jnp.result_type(x)))
         return found
@@ -70,6 +76,11 @@ class Flat:
             _faded(x, kept.get(path, {}), factor) for path, x in zip(self.paths, self.leaves, strict=True)
         ]
         return jax.tree.unflatten(self.treedef, leaves)
+
+
+def is_array(x: Any) -> bool:
+    """Whether a leaf is an array, of JAX, NumPy or shapes alone."""
+    return hasattr(x, "dtype")
 
 
 def taken(x: Any, kept: Mapping[int, np.ndarray]) -> jax.Array:
@@ -99,7 +110,7 @@ def coupled(f: Callable[..., Any], tree: Flat, args: Sequence[Any]) -> tuple[lis
         groups.setdefault(tuple(sorted({(path, axis) for path, axis, _ in named})), []).append(named)
     needed: dict[str, list[str]] = {}
     for (number, axis, _), why in whole.items():
-        if axis == jnp.ndim(tree.leaves[number]) - 1 > 0:
+        if axis == np.ndim(tree.leaves[number]) - 1 > 0:
             needed.setdefault(tree.paths[number], []).append(why)
     says = {
         path: f"{why[0]} needs {len(why)} of its {jnp.shape(tree.leaf(path))[-1]} outputs"

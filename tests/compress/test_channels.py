@@ -331,6 +331,30 @@ def test_what_cannot_be_is_said_in_a_line(options, says):
         ja.remove_channels(residual, RESIDUAL, random(2, 8, 8, 3), **options)
 
 
+def test_numbers_and_texts_among_the_parameters_are_constants():
+    """A function may count layers by one of them, or look an activation up by its name."""
+    a, b = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(6, 8), (8, 3)]))
+    params = {"a": a, "b": b, "layers": 2, "act": "relu", "eps": 1e-3, "head": True}
+
+    def f(p, x):
+        h = x @ p["a"]
+        for _ in range(p["layers"]):
+            h = getattr(jax.nn, p["act"])(h + p["eps"])
+        return h @ p["b"] if p["head"] else h
+
+    x = jnp.ones((4, 6))
+    removed = ja.remove_channels(f, params, x, flops=0.5)
+    assert {name: removed.params[name] for name in ("layers", "act", "eps", "head")} == {
+        name: params[name] for name in ("layers", "act", "eps", "head")
+    }
+    assert removed.params["a"].shape == (6, 4)
+    kept = removed.kept["a"][1]
+    np.testing.assert_allclose(
+        f(removed.params, x), f(params | {"a": a[:, kept], "b": b[kept]}, x), rtol=1e-6
+    )
+    ja.remove_channels(f, params, x, parameters=0.5)
+
+
 def test_compressed_parameters_come_later():
     with pytest.raises(UserError, match="remove channels first"):
         ja.remove_channels(
