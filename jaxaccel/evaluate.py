@@ -51,7 +51,8 @@ class EvaluateOptions(Options):
     """What to evaluate, and where to write it."""
 
     split: str = ""
-    """Split of the data, slices as TFDS writes them: train[:90%] [default: the one the run was evaluated on]."""
+    """Split of the data, slices as TFDS writes them: train[:90%]; validation is the share that
+    --data.validation set aside [default: the run's --data.eval-split]."""
     which: str = "best"
     """Checkpoint: best, last or the number of a step; of a compressed model the name of a step, the last by default."""
     data: str = ""
@@ -177,10 +178,12 @@ def _write(out: Path, trained: Trained, source: Source, found: Evaluation, count
 
 def _source(trained: Trained, options: EvaluateOptions) -> Source:
     data = trained.recipe.data
-    split, directory = options.split or data.eval_split, options.data_dir or data.dir
-    return trained.accept(
-        open_source(options.data or data.name, split, directory=directory, downloads=data.downloads)
-    )
+    directory = options.data_dir or data.dir
+    if not options.data:
+        own = dataclasses.replace(trained.recipe, data=dataclasses.replace(data, dir=directory))
+        return dataclasses.replace(trained, recipe=own).source(options.split or None)
+    split = options.split or data.eval_split
+    return trained.accept(open_source(options.data, split, directory=directory, downloads=data.downloads))
 
 
 def _csv(report: ClassReport) -> str:

@@ -13,6 +13,7 @@ from jaxaccel import prediction, runtime
 from jaxaccel.checkpoint import flat
 from jaxaccel.data import Source, open_source
 from jaxaccel.data.elements import read_elements
+from jaxaccel.data.opening import set_aside
 from jaxaccel.errors import UserError
 from jaxaccel.evaluation import Evaluation, evaluation, metrics
 from jaxaccel.facts import Facts, fitted_options, read_facts
@@ -108,7 +109,8 @@ class Trained:
         """The task's metrics over a split, as training computed them for result.json.
 
         Args:
-          split: of the run's data set, with slices as TFDS writes them; by default the one it was evaluated on.
+          split: of the run's data set, with slices as TFDS writes them; "validation" is the share that
+            `Data.validation` set aside, where it did; by default `Data.eval_split`.
           source: examples to evaluate on instead, of the same classes: ``ja.open_source("folder:photos", "test")``.
           advance: called after each batch.
 
@@ -136,9 +138,11 @@ class Trained:
           UserError: it cannot be opened, or is no longer what it was.
         """
         data = self.recipe.data
-        return self.accept(
-            open_source(data.name, split or data.eval_split, directory=data.dir, downloads=data.downloads)
-        )
+        where: dict[str, Any] = {"directory": data.dir, "downloads": data.downloads}
+        if split == "validation" and data.validation:
+            whole = open_source(data.name, data.train_split, **where)
+            return self.accept(set_aside(whole, data.validation)[1])
+        return self.accept(open_source(data.name, split or data.eval_split, **where))
 
     @functools.cached_property
     def function(self) -> Callable[[PyTree, Any], PyTree]:

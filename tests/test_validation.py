@@ -77,6 +77,17 @@ def test_a_share_is_set_aside_by_both_feeds(run, tmp_path):
     assert run.summary["steps"] == 18  # 4 epochs of 36 examples, by 8
 
 
+def test_a_run_is_evaluated_again_on_what_was_set_aside(run):
+    trained = ja.load(run.directory, which="last")
+    assert trained.evaluate("validation") == pytest.approx(run.summary["eval"], rel=1e-5)
+    best = ja.load(run.directory)
+    assert best.evaluate() == best.evaluate("test") == pytest.approx(run.summary["test"], rel=1e-5)
+    assert (
+        best.source("validation").split == "validation share of train"
+        and len(best.source("validation")) == 12
+    )
+
+
 def test_a_run_goes_on_with_the_same_arrays_only(run):
     before = recipe(ja.data.from_arrays(TRAIN, test=TEST), validation=0.25)
     assert ja.load_recipe(str(run.directory)).data == before.data
