@@ -1,5 +1,6 @@
 """One data directory and one compile cache for all tests, so that digits is prepared and steps compile once."""
 
+import collections
 import json
 import logging
 import os
@@ -27,32 +28,57 @@ def pytest_configure(config):
 
 
 EVERY_NTH = {
-    "interpret/test_contract.py": 2,
-    "interpret/test_identity.py": 2,
-    "transforms/test_int8_products.py": 4,
-    "transforms/test_hints.py": 3,
-    "transforms/test_keywords.py": 4,
-    "transforms/test_stacked.py": 2,
-    "transforms/test_moments.py": 2,
-    "transforms/test_strict_promotion.py": 3,
-    "compress/test_channel_axes.py": 2,
-    "compress/test_stacks.py": 2,
+    "augment/test_every.py": 3,
+    "augment/test_geometry.py": 3,
     "augment/test_x64.py": 6,
+    "compress/test_channel_axes.py": 2,
+    "compress/test_channels.py": 2,
+    "compress/test_stacks.py": 2,
     "data_sources/test_images.py": 2,
+    "interpret/test_contract.py": 4,
+    "interpret/test_identity.py": 4,
+    "interpret/test_loops.py": 2,
+    "interpret/test_silence.py": 3,
+    "lowerings/test_forms.py": 2,
+    "models/test_layers.py": 2,
+    "models/test_models.py": 3,
+    "models/test_scan.py": 2,
+    "models/test_training.py": 3,
+    "optim/test_every_optimizer.py": 2,
+    "test_initial.py": 2,
+    "test_recipes.py": 2,
+    "test_step.py": 2,
+    "optim/test_freeze.py": 2,
+    "transforms/test_arrays.py": 3,
+    "transforms/test_calibrate.py": 2,
+    "transforms/test_fold.py": 3,
+    "transforms/test_hints.py": 3,
+    "transforms/test_int8.py": 2,
+    "transforms/test_int8_exact.py": 3,
+    "transforms/test_int8_products.py": 8,
+    "transforms/test_keywords.py": 4,
+    "transforms/test_moments.py": 2,
+    "transforms/test_precision.py": 2,
+    "transforms/test_qat.py": 2,
+    "transforms/test_retarget.py": 2,
+    "transforms/test_stacked.py": 2,
+    "transforms/test_strict_promotion.py": 6,
 }
-"""Files of many cases of one thing, of which the everyday run takes every n-th; the others are slow."""
+"""Files whose tests have many cases: the everyday run takes the first of each test and every n-th after it, the
+others are slow."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     here = Path(__file__).parent
-    seen = dict.fromkeys(EVERY_NTH, 0)
+    seen = collections.Counter()
     for item in items:
         name = item.path.relative_to(here).as_posix() if item.path.is_relative_to(here) else ""
-        if name in seen:
-            if seen[name] % EVERY_NTH[name]:
+        if name in EVERY_NTH:
+            test = name, getattr(item, "originalname", item.name)
+            if seen[test] % EVERY_NTH[name]:
                 item.add_marker(pytest.mark.slow)
-            seen[name] += 1
+            seen[test] += 1
     if not os.environ.get("JAXACCEL_DATA_DIR"):
         for item in items:
             if item.get_closest_marker("data"):

@@ -25,7 +25,7 @@ from jaxaccel.step import Training  # noqa: E402
 from jaxaccel.sweep import training_of  # noqa: E402
 from jaxaccel.tasks import ImageClassification  # noqa: E402
 
-STEPS, BATCH = 50, 32
+STEPS, BATCH = 12, 32
 # The compile time is the cost here: a third of it without LLVM's optimisations.
 QUICKLY = {"xla_backend_optimization_level": 0}
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import optax
 import pytest
+from grids import slow_but
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"
 
@@ -36,8 +37,11 @@ def test_train_step(tmp_path):
 
 @pytest.mark.parametrize(
     "script",
-    ["train_step.py", "allocator.py", "startup.py", "precision.py", "models.py", "augment.py",
-     "sparse_step.py", "channels.py", "freezing.py", "retargeted.py"],
+    slow_but(
+        ["train_step.py", "channels.py"],
+        ["train_step.py", "allocator.py", "startup.py", "precision.py", "models.py", "augment.py",
+         "sparse_step.py", "channels.py", "freezing.py", "retargeted.py"],
+    ),
 )  # fmt: skip
 def test_help_teaches(script):
     done = subprocess.run(
@@ -106,6 +110,7 @@ def test_precision(tmp_path):
     assert "× float32" in done.stdout
 
 
+@pytest.mark.slow
 def test_precision_layers(tmp_path):
     done = subprocess.run(
         [sys.executable, SCRIPTS / "precision.py", "--layers", "--sites", "lstm gate", "depthwise 14", "1-D, 64",
@@ -149,6 +154,7 @@ def test_lowerings(tmp_path):
         assert all(form["relative_error"] < 1e-5 for form in case["forms"])
 
 
+@pytest.mark.slow
 def test_augment(tmp_path):
     done = subprocess.run(
         [sys.executable, SCRIPTS / "augment.py", "--quick", "--only", "horizontal_flip", "CIFAR",

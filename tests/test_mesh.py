@@ -21,8 +21,8 @@ MESHES = ["8,1,1", "1,8,1", "2,2,2", "4,1,2", "1,2,4"]
 
 @pytest.mark.parametrize("mesh", MESHES)
 def test_the_loss_curve_is_that_of_one_device(report, mesh):
-    # Float32 sums in another order: after 50 steps of Adam the curves still agree to 1e-5.
-    assert len(report["vit"]["1,1,1"]["losses"]) == 50
+    # Float32 sums in another order: after 12 steps of Adam the curves still agree to 1e-5.
+    assert len(report["vit"]["1,1,1"]["losses"]) == 12
     assert report["vit"][mesh]["losses"] == pytest.approx(report["vit"]["1,1,1"]["losses"], rel=0, abs=1e-5)
     assert report["vit"]["1,1,1"]["losses"][-1] < report["vit"]["1,1,1"]["losses"][0] - 0.01
 

@@ -125,6 +125,7 @@ def test_quickstart_survives_a_disconnect(tmp_path, monkeypatch):
     )  # resuming a finished run changes nothing
 
 
+@pytest.mark.slow
 def test_compress_goes_from_a_run_to_an_int8_model(tmp_path, monkeypatch):
     kernel(tmp_path, monkeypatch, {"EPOCHS": 5, "TUNING": 1.0})
     done = client(ROOT / "colab" / "compress.ipynb", tmp_path).execute()

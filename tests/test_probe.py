@@ -17,6 +17,7 @@ def data():
     return x.astype(np.float32), labels
 
 
+@pytest.mark.slow
 def test_no_other_classifier_is_better():
     x, labels = data()
     found = linear_probe(x, labels, 3, l2=1e-2)

@@ -96,6 +96,7 @@ def test_each_replica_is_the_run_trained_alone(unrolled):
 
 
 @pytest.mark.parametrize("unrolled", [True, False])
+@pytest.mark.slow
 def test_masks_at_random_are_those_of_each_seed(unrolled):
     how = Sparse(0.5, "set", where="dense/kernel", end=1.0, every=1, regrow=1.0)
     options = {"sparse": how, "optimizer": Optimizer("sgd", 0.1)}
@@ -110,6 +111,7 @@ def test_masks_at_random_are_those_of_each_seed(unrolled):
     assert (masks[0] != masks[1]).any()
 
 
+@pytest.mark.slow
 def test_numbers_of_all_parts_may_differ():
     numbers = {
         "task.label_smoothing": (0.0, 0.3),
@@ -267,6 +269,7 @@ def test_a_cpu_is_divided_among_its_cores(parts, said, devices):
     assert out.split() == [str(devices)] * 2
 
 
+@pytest.mark.slow
 def test_devices_share_replicas_and_tell_each_other_nothing(run_train, tmp_path):
     flags = (
         os.environ["XLA_FLAGS"], "--xla_force_host_platform_device_count=3",
@@ -284,6 +287,7 @@ def test_devices_share_replicas_and_tell_each_other_nothing(run_train, tmp_path)
     assert len(programs) >= 2 and not any(word in hlo for hlo in programs for word in COLLECTIVES)
 
 
+@pytest.mark.slow
 def test_from_the_command_line(run_train, tmp_path):
     small = ("digits", "--model", "ConvNet(widths=(4,), hidden=0)", "--steps-per-call", "1")
     sweep = ("--sweep", "seed", "0,1")

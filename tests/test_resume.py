@@ -101,6 +101,7 @@ def largest(directory):
     return max((p for p in directory.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_and_passed_over(run_train, tmp_path, whole):
     directory = tmp_path / "runs" / "digits"
     shutil.copytree(whole.directory, directory)
@@ -122,6 +123,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(run_train, tmp_path, whol
     assert "all checkpoints in" in err and len(err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_weights_of_another(run_train, tmp_path, whole):
     forked = ("--name", "fork", "--epochs", "0.05", "--optimizer.learning-rate", "1e-9")
     code, _, err = run_train(*WORDS, *forked, "--init-from", whole.directory)
@@ -136,6 +138,7 @@ def test_a_run_starts_from_the_weights_of_another(run_train, tmp_path, whole):
     assert not (tmp_path / "runs" / "other" / "metrics.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_resume_needs_the_same_recipe(run_train, tmp_path, whole):
     directory = tmp_path / "runs" / "digits"
     shutil.copytree(whole.directory, directory)

@@ -286,6 +286,7 @@ def test_a_regression_trains_to_its_end(ink, capsys):
     assert again.summary["finished"] and "odd nan" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_replicas_of_a_regression(tmp_path):
     recipe = dataclasses.replace(
         RECIPE, sweep={"optimizer.learning_rate": (1e-2, 1e-5)}, mesh=MeshShape(data=1), epochs=2
@@ -297,6 +298,7 @@ def test_replicas_of_a_regression(tmp_path):
     assert best["optimizer"]["learning_rate"] == (1e-2, 1e-5)[int(np.argmin(errors))]
 
 
+@pytest.mark.slow
 def test_a_regression_is_compressed(ink, tmp_path, capsys):
     route = Route({"prune": Prune(0.5), "fold": Fold(), "int8": Quantize()})
     done = ja.follow(route, ink.directory, RECIPE, run=tmp_path / "r", batch=64)

@@ -219,6 +219,7 @@ def test_the_teacher_is_split_as_the_student_is():
     assert partition_spec(f"teacher/{path}", shape, mesh) == partition_spec(path, shape, mesh)
 
 
+@pytest.mark.slow
 def test_replicas_differ_in_what_they_learn():
     """Each is the one trained alone, also where one learns nothing from the teacher."""
     recipe = Recipe(
@@ -346,6 +347,7 @@ def convnet(width=4):
     return as_model(factory, {"classes": 10, "channels": 1, "image_size": 8}, inputs)
 
 
+@pytest.mark.slow
 def test_it_goes_on_without_the_teacher(place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(place / "student", "student")
@@ -379,6 +381,7 @@ def test_a_run_from_before_there_were_teachers_goes_on(place, tmp_path, capsys):
     assert "is finished" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_two_devices_learn_the_same(place, tmp_path, run_train):
     words = [*STUDENT, "--mesh.data", "1", "--mesh.fsdp", "2", "--distill.teacher", place / "teacher"]
     code, _, err = run_train(*words, "--run", "student", devices=2)
@@ -387,6 +390,7 @@ def test_two_devices_learn_the_same(place, tmp_path, run_train):
         assert losses(tmp_path / "student", name) == pytest.approx(losses(place / "student", name), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_replicas_of_a_student(here, tmp_path):
     words = ("--epochs", "0.2", "--replicas", "2", "--distill.teacher", "teacher")
     main([*LINEAR, *words, "--run", str(tmp_path / "two")])
@@ -397,6 +401,7 @@ def test_replicas_of_a_student(here, tmp_path):
         main([*LINEAR, "--distill.teacher", str(tmp_path / "two"), "--run", str(tmp_path / "three")])
 
 
+@pytest.mark.slow
 def test_a_file_of_weights(tmp_path):
     rng, model = np.random.default_rng(0), "ConvNet(widths=(6,), hidden=0)"
     shapes = flat(dict(zip(("params", "model_state"), abstract(convnet(6)), strict=True)))

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
-from scipy.sparse.csgraph import connected_components
 
 from jaxaccel.errors import UserError
 from jaxaccel.pretrained.layouts import Layer, fits, thirds
@@ -192,6 +190,8 @@ def _doubtful(made: Sequence[tuple[int, int]], possible: np.ndarray, score: np.n
 
 def _assigned(possible: np.ndarray, score: np.ndarray) -> list[tuple[int, int]]:
     # What cannot be costs more than any pairing could gain, so that as many as possible are made.
+    from scipy.optimize import linear_sum_assignment  # half a second, for those alone who load a file
+
     rows, columns = linear_sum_assignment(np.where(possible, -score, 1e6))
     return [(int(i), int(j)) for i, j in zip(rows, columns, strict=True) if possible[i, j]]
 
@@ -231,6 +231,8 @@ def _guesses(
     count, taken = len(possible), {x for _, x in made}
     links = np.zeros((sum(possible.shape),) * 2, bool)
     links[:count, count:] = possible
+    from scipy.sparse.csgraph import connected_components
+
     groups = connected_components(links, directed=False)[1]
     for group in np.unique(groups[:count]).tolist():
         pairs = [(a, x) for a, x in made if groups[a] == group]

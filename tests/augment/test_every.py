@@ -217,6 +217,7 @@ print("same")
 """
 
 
+@pytest.mark.slow
 def test_eight_devices_need_no_gather_and_give_the_same_bits():
     flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     run = subprocess.run(

@@ -118,6 +118,7 @@ def test_every_kind_of_body(name, options):
 @given(
     st.integers(0, 3), st.integers(1, 3), st.integers(1, 4), st.booleans(), st.sampled_from(["ij", "ji"])
 )  # fmt: skip
+@pytest.mark.slow
 def test_shapes_and_axes(steps, batch, features, reverse, layout):
     """Any einsum of the input and of the carry, with several matrices each."""
     sizes = {"i": features, "j": features}

@@ -86,6 +86,7 @@ def test_max_pool_2x2_shares_the_gradient_of_ties():
     np.testing.assert_array_equal(gradient[0, :, :, 0], [[0.25, 0.25], [0.25, 0.25], [0.5, 0.5]])
 
 
+@pytest.mark.slow
 def test_max_pool_2x2_has_its_gradient_where_xla_computes_its_input_anew():
     model = ConvNet((4, 4), hidden=16, dropout=0.0, image_size=14, rngs=nnx.Rngs(0))
     graph, params, rest = nnx.split(model, nnx.Param, ...)

@@ -81,6 +81,7 @@ def test_muon_is_optaxs_at_a_falling_rate():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), *found)
 
 
+@pytest.mark.slow
 def test_what_an_optimizer_draws_is_of_the_seed():
     def after(seed, name):
         args = {"clip_threshold": 1e9} if name == "sophia" else {}

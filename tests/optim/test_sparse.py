@@ -281,6 +281,7 @@ def test_a_pattern_that_does_not_divide():
         sparse(optax.sgd(0.1), Sparse(pattern="4:8"), STEPS).init(problem()[0])
 
 
+@pytest.mark.slow
 def test_a_recipe_that_prunes(tmp_path):
     recipe = dataclasses.replace(
         ja.load_recipe("digits"), model=partial(ja.models.ConvNet, widths=(8,), hidden=16), epochs=1, augment=(),
@@ -313,6 +314,7 @@ def test_what_is_frozen_is_not_pruned(method):
     assert (np.asarray(moved["head"]["kernel"]) == 0).sum() == (8 if method == "fixed" else 48)
 
 
+@pytest.mark.slow
 def test_a_recipe_that_prunes_what_moves_and_keeps_the_rest(tmp_path):
     recipe = dataclasses.replace(
         ja.load_recipe("digits"), model=partial(ja.models.ConvNet, widths=(8,), hidden=16), epochs=0.1, augment=(),

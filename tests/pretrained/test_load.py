@@ -234,6 +234,7 @@ NAMES = json.loads(
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
 def test_sorted_names_lead_to_the_layers_that_the_file_in_order_leads_to(name, saved):
     """Names and shapes of timm and torchvision, whose state dicts load into ours and compute the same."""
     file = saved({key: np.zeros(shape, np.float32) for key, shape in NAMES[name]["arrays"].items()})

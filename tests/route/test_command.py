@@ -170,6 +170,7 @@ def test_what_is_there_is_not_lost(tmp_path, origin):
     assert (place / "thesis.txt").read_text() == "all of it"
 
 
+@pytest.mark.slow
 def test_from_the_command_line(run_train, tmp_path):
     run_train("digits", "--model", "ConvNet(widths=(4,))", "--epochs", "1", "--run", "o")
     code, out, err = run_train("o", "--recipe", "int8", "--run", "r", module="jaxaccel.compress")

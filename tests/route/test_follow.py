@@ -87,6 +87,7 @@ def images(count):
     return np.zeros((count, 8, 8, 1), np.float32)
 
 
+@pytest.mark.slow
 def test_everything_composes_and_goes_on(run, tmp_path, monkeypatch):
     place, _, _ = run
     tune = FineTune(epochs=0.2, teacher="origin")
@@ -127,6 +128,7 @@ def test_everything_composes_and_goes_on(run, tmp_path, monkeypatch):
         ja.follow(Route(steps | {"prune": Prune(0.5)}), place, run=tmp_path / "r", resume=True, batch=64)
 
 
+@pytest.mark.slow
 def test_stopped_within_a_fine_tuning_it_goes_on_as_if_nothing_had_been(run, tmp_path, monkeypatch, capsys):
     place, recipe, _ = run
     route = Route({"prune": Prune(0.5), "fine_tune": FineTune(epochs=0.5), "fold": Fold()})
@@ -166,6 +168,7 @@ def test_what_examples_say_decides_what_goes(run, tmp_path):
     assert low_rank.scores["accuracy"] > sized.scores["accuracy"] + 0.1
 
 
+@pytest.mark.slow
 def test_shared_values_are_tuned_and_stay_shared(run, tmp_path):
     place, _, _ = run
     steps = {"prune": Prune(0.6), "share": Share(3), "fine_tune": FineTune(epochs=0.2)}
@@ -181,6 +184,7 @@ def test_shared_values_are_tuned_and_stay_shared(run, tmp_path):
     assert done.receipts[-1].packed_bytes < done.receipts[0].packed_bytes / 5
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_the_origin(run, tmp_path):
     place, _, _ = run
     steps = {

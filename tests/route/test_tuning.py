@@ -21,6 +21,7 @@ from jaxaccel.route.tuning import recipe_of
 from jaxaccel.trees import with_leaves
 
 
+@pytest.mark.slow
 def test_a_thinned_origin_of_low_rank_teaches(tmp_path):
     factory = partial(models.ConvNet, widths=(8, 16), hidden=0)
     setting = Setting(dataclasses.replace(ja.load_recipe("digits"), model=factory), tmp_path, batch=4)

@@ -80,6 +80,7 @@ def test_hints_train_their_projections_and_the_student():
     assert not np.allclose(both["student"]["a"]["kernel"], STUDENT["a"]["kernel"])
 
 
+@pytest.mark.slow
 def test_equal_networks_have_nothing_to_learn():
     kinds = [ja.Hint("a/kernel", "a/kernel", kind) for kind in ("attention", "relation")]
     _, term = ja.distill(net, net, hints=kinds)(STUDENT, STUDENT, X)
