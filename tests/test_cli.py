@@ -136,6 +136,7 @@ def test_not_finite_stops_with_the_state_before_it(run_train, tmp_path):
     assert max(saved) == failed  # the state in which `failed` steps are done is the last good one
 
 
+@pytest.mark.slow
 def test_a_full_disk_says_so(run_train, tmp_path):
     small = tmp_path / "small"
     small.mkdir()

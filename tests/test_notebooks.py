@@ -75,6 +75,7 @@ def kept(notebook, name):
         nbformat.write(notebook, Path(keep) / name)
 
 
+@pytest.mark.slow
 def test_quickstart_survives_a_disconnect(tmp_path, monkeypatch):
     kernel(tmp_path, monkeypatch, SETTINGS)
     runs = tmp_path / "jaxaccel-runs"

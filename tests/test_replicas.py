@@ -77,7 +77,7 @@ def trained(training, steps=3):
 SWEEP = {"optimizer.learning-rate": (0.05, 0.2), "seed": (3, 8)}
 
 
-@pytest.mark.parametrize("unrolled", [True, False])
+@pytest.mark.parametrize("unrolled", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_each_replica_is_the_run_trained_alone(unrolled):
     recipe, replicas = small(sweep=SWEEP)
     replicas = dataclasses.replace(replicas, unrolled=unrolled)

@@ -58,6 +58,7 @@ def test_killed_and_resumed_bit_for_bit(run_train, tmp_path, whole):
     assert evaluated == [42, 84, 126, 168, 210, 253]  # each once
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_says_how_to_go_on(run_train, tmp_path, whole):
     directory = tmp_path / "runs" / "digits"
     process = run_train(*WORDS, wait=False)

@@ -230,6 +230,7 @@ def network(factory, **options):
     return f, {"params": params, "state": state}
 
 
+@pytest.mark.slow
 def test_state_and_optimizer_are_cut_alike():
     f, both = network(models.ResNetCifar, depth=8, width=8)
     params, x = both["params"], random(2, 16, 16, 3)

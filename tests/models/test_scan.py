@@ -167,6 +167,7 @@ def test_a_loop_gathers_weights_and_reduces_gradients_only_as_often_as_needed(to
         assert moved[kind]["all-gather"] < gathers and reduced < 1.1, moved
 
 
+@pytest.mark.slow
 def test_a_loop_needs_no_more_memory_than_its_blocks_one_by_one():
     def temporaries(scan):
         model = models.VisionTransformer(

@@ -46,6 +46,7 @@ def no_data(monkeypatch):
     monkeypatch.setattr(trained, "open_source", gone)
 
 
+@pytest.mark.slow
 def test_the_last_step_opens_as_it_was(followed, images, monkeypatch):
     no_data(monkeypatch)
     before = {path: path.stat().st_mtime_ns for path in followed.directory.rglob("*")}
@@ -57,6 +58,7 @@ def test_the_last_step_opens_as_it_was(followed, images, monkeypatch):
     assert before == {path: path.stat().st_mtime_ns for path in followed.directory.rglob("*")}
 
 
+@pytest.mark.slow
 def test_each_step_opens(followed, digits_run, images):
     origin = ja.load(followed.directory, which="origin")
     np.testing.assert_allclose(
@@ -70,10 +72,12 @@ def test_each_step_opens(followed, digits_run, images):
         ja.load(followed.directory, which="foldd")
 
 
+@pytest.mark.slow
 def test_the_route_is_a_line(followed):
     assert "\n" not in repr(followed) and "channels, prune, fold, int8" in repr(followed)
 
 
+@pytest.mark.slow
 def test_missing_ranges_and_damage_are_told(followed, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(followed.directory, copy)
