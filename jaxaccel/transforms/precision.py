@@ -223,7 +223,9 @@ class _Float8:
         dtype = params["preferred_element_type"] or jnp.result_type(lhs, rhs)
         (lhs, lhs_scale), (rhs, rhs_scale) = _scaled(lhs, self.lhs), _scaled(rhs, self.rhs)
         out = primitive.bind(lhs, rhs, **{**params, "preferred_element_type": jnp.dtype("float32")})
-        return (out * (lhs_scale * rhs_scale)).astype(dtype)
+        # One after the other: the product of two small scales may be 0 where the result is not.
+        smaller, larger = jnp.minimum(lhs_scale, rhs_scale), jnp.maximum(lhs_scale, rhs_scale)
+        return (out * smaller * larger).astype(dtype)
 
     def transposed(self, cotangent: int) -> "_Float8":
         return dataclasses.replace(self, **{"lhs" if cotangent == 0 else "rhs": "float8_e5m2"})
@@ -231,9 +233,10 @@ class _Float8:
 
 def _scaled(x: jax.Array, dtype: str) -> tuple[jax.Array, jax.Array]:
     """`x` in a float8 dtype and the scalar scale that it is to be multiplied by."""
-    top = float(jnp.finfo(dtype).max)
-    scale = jnp.maximum(jnp.max(jnp.abs(x), initial=0), numerics.TINY).astype(jnp.float32) / top
-    return jnp.clip(x / scale, -top, top).astype(dtype), scale
+    top, x = float(jnp.finfo(dtype).max), numerics.wide(x)
+    # The bound is one of the scale, not of the magnitude: TINY divided is 0, and 0 / 0 is no number.
+    scale = jnp.maximum(jnp.max(jnp.abs(x), initial=0) / top, numerics.TINY)
+    return jnp.clip(x / scale, -top, top).astype(dtype), scale.astype(jnp.float32)
 
 
 def _has_float8(backend: str) -> bool:

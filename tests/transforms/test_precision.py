@@ -256,6 +256,29 @@ def test_float64_and_complex_are_left_alone():
     np.testing.assert_array_equal(jit(ja.bfloat16(lambda z: z @ z))(z), jit(lambda z: z @ z)(z))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("size", [0.0, 1e-37, 1e-20, 1.0, 100.0])
+def test_float8_of_any_magnitude(size, dtype):
+    """Zeros are what the first tangent of a loop and the gradient of a dead unit are."""
+    w = jax.random.normal(jax.random.key(0), (16, 8), dtype)
+    x = (size * jax.random.normal(jax.random.key(1), (4, 16))).astype(dtype)
+
+    def f(w, x):
+        return (x @ w).astype(jnp.float32)
+
+    def difference(a, b):
+        a, b = (np.asarray(x, np.float64) for x in (a, b))
+        return np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-300)
+
+    narrow = ja.float8(f, emulate=True)
+    exact = np.asarray(x, np.float64) @ np.asarray(w, np.float64)
+    assert difference(narrow(w, x), exact) < 0.1
+    _, tangents = jax.jvp(narrow, (w, x), (jnp.zeros_like(w), jnp.ones_like(x)))
+    assert difference(tangents, np.ones(x.shape) @ np.asarray(w, np.float64)) < 0.1
+    gradient = jax.grad(lambda w: narrow(w, x).sum())(w)
+    assert difference(gradient, np.asarray(x, np.float64).T @ np.ones(exact.shape)) < 0.3
+
+
 def test_float8_is_refused_where_there_is_none_and_leaves_convolutions():
     with pytest.raises(ja.UserError, match="no float8 products on this cpu"):
         ja.float8(mlp)
