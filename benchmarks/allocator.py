@@ -29,7 +29,7 @@ SETTINGS = {
 
 def child(workload: str, batch_size: int, seconds: float) -> dict[str, Any]:
     """Measures in this process, whose allocator stands as JAXACCEL_ALLOCATOR says."""
-    from jaxaccel import runtime
+    from jaxaccel.core import runtime
 
     said = runtime.keep_freed_memory()
     from jax_steps import Jaxaccel  # only now, so that the setting comes before everything else

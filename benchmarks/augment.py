@@ -23,7 +23,8 @@ from rich.table import Table
 from train_step import Process, Remote
 from turns import measured, ratio, spread, timed
 
-from jaxaccel import augment, runtime
+from jaxaccel import augment
+from jaxaccel.core import runtime
 
 FLOAT, EIGHT = "jaxaccel", "jaxaccel, uint8"
 RIVALS = {

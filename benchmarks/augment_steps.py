@@ -9,9 +9,9 @@ import numpy as np
 import optax
 
 from jaxaccel import augment, models
-from jaxaccel.modules import as_model
-from jaxaccel.step import Training
+from jaxaccel.models.adapter import as_model
 from jaxaccel.tasks import ImageClassification
+from jaxaccel.training.step import Training
 
 
 def images(size: int, batch: int, classes: int) -> dict[str, jax.Array]:

@@ -25,8 +25,9 @@ from turns import Turn, measured, ratio, repeated, span, spread, timed
 from variants import relative_error
 
 import jaxaccel as ja
-from jaxaccel import models, runtime
-from jaxaccel.compress.channels import Removed
+from jaxaccel import models
+from jaxaccel.core import runtime
+from jaxaccel.transforms.params.channels.remove import Removed
 
 PyTree = Any
 Function = Callable[[PyTree, jax.Array], jax.Array]

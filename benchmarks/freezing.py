@@ -23,15 +23,16 @@ from augment_steps import images
 from rich.table import Table
 from turns import Turn, measured, ratio, span, spread, timed
 
-from jaxaccel import models, runtime
-from jaxaccel.modules import Model, as_model
+from jaxaccel import models
+from jaxaccel.core import runtime
+from jaxaccel.distributed import MeshShape, make_mesh
+from jaxaccel.models.adapter import Model, as_model
 from jaxaccel.optim import Optimizer
 from jaxaccel.optim.freeze import frozen
-from jaxaccel.parallel import MeshShape, make_mesh
-from jaxaccel.recipe import Recipe
-from jaxaccel.step import Training, TrainState
-from jaxaccel.sweep import training_of
 from jaxaccel.tasks.task import Batch
+from jaxaccel.training.recipe import Recipe
+from jaxaccel.training.step import Training, TrainState
+from jaxaccel.training.sweep import training_of
 
 PyTree = Any
 

@@ -15,17 +15,18 @@ import optax
 from flax import nnx
 from workloads import CLASSES, Workload, batches
 
-from jaxaccel import augment, models, pacing
-from jaxaccel.data.feed import resident_feed
+from jaxaccel import augment, models
 from jaxaccel.data.order import Shuffled
-from jaxaccel.fuse import gather, several
-from jaxaccel.modules import as_model
+from jaxaccel.distributed import MeshShape, batch_sharding, make_mesh, replicated, state_sharding
+from jaxaccel.models.adapter import as_model
 from jaxaccel.optim import Optimizer, Schedule
-from jaxaccel.parallel import MeshShape, batch_sharding, make_mesh, replicated, state_sharding
-from jaxaccel.runlog import Meter, RunLog
-from jaxaccel.state import TrainState
-from jaxaccel.step import Training
 from jaxaccel.tasks import ImageClassification
+from jaxaccel.training import pacing
+from jaxaccel.training.feed import resident_feed
+from jaxaccel.training.fuse import gather, several
+from jaxaccel.training.runlog import Meter, RunLog
+from jaxaccel.training.state import TrainState
+from jaxaccel.training.step import Training
 
 
 class MLP(nnx.Module):
@@ -153,7 +154,7 @@ class Jaxaccel:
 
 
 def scanned(unroll: bool) -> Callable[..., Callable]:
-    """`jaxaccel.fuse.several` by one `jax.lax.scan`, rolled or unrolled whatever the device."""
+    """`jaxaccel.training.fuse.several` by one `jax.lax.scan`, rolled or unrolled whatever the device."""
 
     def fuse(training: Training, constrain: Callable) -> Callable:
         def steps(state: TrainState, arrays: Any, fed: Any) -> tuple[TrainState, Any]:

@@ -2,8 +2,8 @@
 
     python benchmarks/lowerings.py [--batch 1 16 128] [--sites resnet20 pool ...] [--repeats 7]
 
-Writes benchmarks/results/lowerings-DEVICE.json and a plot of the speed-ups beside it. What `jaxaccel.lowerings.menu`
-chooses is marked `*`; where another form is 10% faster or more, the line is marked.
+Writes benchmarks/results/lowerings-DEVICE.json and a plot of the speed-ups beside it. What
+`jaxaccel.transforms.lowering.menu` chooses is marked `*`; where another form is 10% faster or more, the line is marked.
 """
 
 import argparse
@@ -24,8 +24,8 @@ from rich.table import Table
 from sites import SITES
 from train_step import measure
 
-from jaxaccel import runtime
-from jaxaccel.lowerings import menu
+from jaxaccel.core import runtime
+from jaxaccel.transforms.lowering import menu
 
 SLOWER = 1.1
 LIMIT = 3e8

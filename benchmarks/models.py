@@ -27,9 +27,11 @@ from rich.table import Table
 from train_step import measure
 
 import jaxaccel as ja
-from jaxaccel import models, modules, runtime
-from jaxaccel.models import counts
-from jaxaccel.trees import path_text
+from jaxaccel import models
+from jaxaccel.core import runtime
+from jaxaccel.core.trees import path_text
+from jaxaccel.models import adapter as modules
+from jaxaccel.models.layers import counts
 
 DOCS = Path(__file__).parents[1] / "docs" / "models.md"
 NAMES = tuple(name for name in models.__all__ if name[0].islower())

@@ -13,9 +13,9 @@ from flax import nnx
 from jax_steps import MLP
 
 from jaxaccel import models
-from jaxaccel.models.vit import Block
-from jaxaccel.modules import as_model
-from jaxaccel.trees import path_text
+from jaxaccel.core.trees import path_text
+from jaxaccel.models.adapter import as_model
+from jaxaccel.models.vision.vit import Block
 
 
 class LSTM(nnx.Module):

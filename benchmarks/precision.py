@@ -24,7 +24,7 @@ from rich.table import Table
 from train_step import Process, Remote, measure
 from variants import LIMITS, Compiled, Variant, explained_share, ours, qwix, relative_error
 
-from jaxaccel import runtime
+from jaxaccel.core import runtime
 
 
 def cell(

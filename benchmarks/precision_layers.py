@@ -1,4 +1,4 @@
-"""Single matrix products and convolutions in every form that `jaxaccel.lowerings` has; for precision.py."""
+"""Single matrix products and convolutions in every form that `jaxaccel.transforms.lowering` has; for precision.py."""
 
 import argparse
 import dataclasses
@@ -17,9 +17,9 @@ from train_step import measure
 from variants import LIMITS, Compiled, Variant, relative_error
 
 import jaxaccel as ja
-from jaxaccel import numerics
-from jaxaccel.lowerings import convolution, menu, products
+from jaxaccel.core import numerics
 from jaxaccel.transforms import integer
+from jaxaccel.transforms.lowering import convolution, menu, products
 
 TWO_ROWS = "int8, a vector as two rows"
 FORMS = ("matmul", "patches", "space to depth", "channels last")

@@ -13,7 +13,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from jaxaccel import runtime
+from jaxaccel.core import runtime
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -26,14 +26,16 @@ import record
 from jax.sharding import Mesh
 from rich.table import Table
 
-from jaxaccel import load_recipe, pacing, runtime
+from jaxaccel import load_recipe
+from jaxaccel.core import runtime
 from jaxaccel.data.order import Phase
-from jaxaccel.fuse import several
-from jaxaccel.modules import as_model
-from jaxaccel.parallel import MeshShape, make_mesh, replicated
-from jaxaccel.recipe import Recipe
-from jaxaccel.replicas import Replicas
-from jaxaccel.sweep import training_of
+from jaxaccel.distributed import MeshShape, make_mesh, replicated
+from jaxaccel.models.adapter import as_model
+from jaxaccel.training import pacing
+from jaxaccel.training.fuse import several
+from jaxaccel.training.recipe import Recipe
+from jaxaccel.training.replicas import Replicas
+from jaxaccel.training.sweep import training_of
 
 SIZES = {"digits": (8, 1347), "mnist": (28, 60_000), "fashion_mnist": (28, 60_000)}
 """Height and width, and examples."""

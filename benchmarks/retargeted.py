@@ -22,8 +22,9 @@ from rich.table import Table
 from turns import Turn, measured, ratio, span, spread, timed
 
 import jaxaccel as ja
-from jaxaccel import models, runtime
-from jaxaccel.modules import as_model
+from jaxaccel import models
+from jaxaccel.core import runtime
+from jaxaccel.models.adapter import as_model
 
 WAYS: Mapping[str, Callable[..., Any]] = {"XLA": lambda step: step, "retargeted": ja.retarget}
 QUICK = {

@@ -25,9 +25,10 @@ from rich.table import Table
 from turns import Turn, measured, ratio, span, spread, timed
 
 import jaxaccel as ja
-from jaxaccel import models, runtime
-from jaxaccel.compress.prune import sparsity_of
-from jaxaccel.modules import as_model
+from jaxaccel import models
+from jaxaccel.core import runtime
+from jaxaccel.models.adapter import as_model
+from jaxaccel.transforms.params.prune import sparsity_of
 
 PyTree = Any
 SPARSITY, STEPS, EVERY = 0.8, 10_000, 100

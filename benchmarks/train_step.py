@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from workloads import WORKLOADS, Workload, data
 
-from jaxaccel import runtime
+from jaxaccel.core import runtime
 
 BATCHES = (64, 256, 1024)
 PAUSE = 0.3

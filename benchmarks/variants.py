@@ -12,7 +12,7 @@ from flax import nnx
 from networks import Network, function, module
 
 import jaxaccel as ja
-from jaxaccel import hlo
+from jaxaccel.core import hlo
 
 PyTree = Any
 Function = Callable[[PyTree, jax.Array], jax.Array]

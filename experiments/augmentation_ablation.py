@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxaccel as ja
-from jaxaccel import augment, cli, runtime
+from jaxaccel import augment, cli
+from jaxaccel.core import runtime
 
 AUGMENTATIONS: dict[str, tuple[Callable, ...]] = {
     "none": (),

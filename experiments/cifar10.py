@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxaccel as ja
-from jaxaccel import models, pretrained
-from jaxaccel.modules import Model, as_model
+from jaxaccel import models
+from jaxaccel.models import pretrained
+from jaxaccel.models.adapter import Model, as_model
 
 PUBLISHED = {20: 91.73, 32: 92.63, 44: 93.10, 56: 93.39}
 """Percent of the test images that are classified right, by depth."""

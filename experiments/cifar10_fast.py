@@ -23,8 +23,10 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxaccel as ja
-from jaxaccel import cli, models, runlog, runtime
+from jaxaccel import cli, models
+from jaxaccel.core import runtime
 from jaxaccel.tasks import ImageClassification
+from jaxaccel.training import runlog
 
 
 @dataclasses.dataclass(frozen=True)

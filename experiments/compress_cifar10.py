@@ -19,9 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxaccel as ja
-from jaxaccel import cli, models, runtime
-from jaxaccel.optim import Sparse
-from jaxaccel.route import (
+from jaxaccel import cli, models
+from jaxaccel.compression import (
     FineTune,
     Fold,
     LowRank,
@@ -32,6 +31,8 @@ from jaxaccel.route import (
     Share,
     Step,
 )
+from jaxaccel.core import runtime
+from jaxaccel.optim import Sparse
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxaccel as ja
-from jaxaccel import cli, runtime
+from jaxaccel import cli
+from jaxaccel.core import runtime
 from jaxaccel.optim import Optimizer, Schedule
 
 MARKS = {"mnist": (0.99, 2.0, True), "fashion_mnist": (0.92, 4.0, False)}

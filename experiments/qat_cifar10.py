@@ -24,8 +24,9 @@ from rich.progress import track
 from rich.table import Table
 
 import jaxaccel as ja
-from jaxaccel import augment, cli, runtime
-from jaxaccel.modules import Model
+from jaxaccel import augment, cli
+from jaxaccel.core import runtime
+from jaxaccel.models.adapter import Model
 
 PLACES = ("weights", "downloads", "out")
 """Options that say where files are, which a record of the results leaves out."""

@@ -20,7 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxaccel as ja
-from jaxaccel import cli, runtime
+from jaxaccel import cli
+from jaxaccel.core import runtime
 
 
 @dataclasses.dataclass(frozen=True)

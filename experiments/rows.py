@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 import jaxaccel as ja
-from jaxaccel import runlog, runtime
+from jaxaccel.core import runtime
+from jaxaccel.training import runlog
 
 
 def trained(recipe: ja.Recipe) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -20,8 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxaccel as ja
-from jaxaccel import augment, cli, models, runtime
-from jaxaccel.modules import as_model
+from jaxaccel import augment, cli, models
+from jaxaccel.core import runtime
+from jaxaccel.models.adapter import as_model
 from jaxaccel.optim import Optimizer, Schedule
 
 FIRST = "{stem,stages/0,stages/1}/**"

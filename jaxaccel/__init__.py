@@ -14,35 +14,22 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from jaxaccel import augment, data, models, optim
-    from jaxaccel.arrays import CodebookArray, LowRankArray, QuantArray
-    from jaxaccel.compress import (
-        dequantize,
-        low_rank,
-        masked,
-        multiply_adds,
-        pack,
-        prune,
-        quantize,
-        remove_channels,
-        share,
-        unpack,
-    )
-    from jaxaccel.data import open_source
+    from jaxaccel import data, models, optim
+    from jaxaccel.compression import Route, follow, load_route
+    from jaxaccel.core.arrays import CodebookArray, LowRankArray, QuantArray
+    from jaxaccel.data import augment, open_source
+    from jaxaccel.deployment.trained import Trained, load
+    from jaxaccel.distributed import MeshShape
     from jaxaccel.errors import UserError
-    from jaxaccel.explanation import explain
-    from jaxaccel.loggers import Logger
-    from jaxaccel.loop import train
+    from jaxaccel.models.linear_probe import linear_probe
+    from jaxaccel.models.pretrained import load_pretrained
     from jaxaccel.optim import Optimizer, Schedule
-    from jaxaccel.parallel import MeshShape
-    from jaxaccel.pretrained import load_pretrained
-    from jaxaccel.probe import linear_probe
-    from jaxaccel.recipe import Data, Recipe
-    from jaxaccel.recipe_file import load_recipe
-    from jaxaccel.result import TrainResult
-    from jaxaccel.route import Route, follow, load_route
     from jaxaccel.tasks import ImageClassification, Task
-    from jaxaccel.trained import Trained, load
+    from jaxaccel.training.loggers import Logger
+    from jaxaccel.training.loop import train
+    from jaxaccel.training.recipe import Data, Recipe
+    from jaxaccel.training.recipe_file import load_recipe
+    from jaxaccel.training.result import TrainResult
     from jaxaccel.transforms import (
         Calibration,
         Hint,
@@ -62,61 +49,74 @@ if TYPE_CHECKING:
         int8,
         retarget,
     )
+    from jaxaccel.transforms.explain import explain
+    from jaxaccel.transforms.params import (
+        dequantize,
+        low_rank,
+        masked,
+        multiply_adds,
+        pack,
+        prune,
+        quantize,
+        remove_channels,
+        share,
+        unpack,
+    )
 
 _HOMES = {
     "Calibration": "transforms",
-    "CodebookArray": "arrays",
-    "Data": "recipe",
+    "CodebookArray": "core.arrays",
+    "Data": "training.recipe",
     "Hint": "transforms",
     "ImageClassification": "tasks",
-    "Logger": "loggers",
+    "Logger": "training.loggers",
     "LossScale": "transforms",
-    "LowRankArray": "arrays",
-    "MeshShape": "parallel",
+    "LowRankArray": "core.arrays",
+    "MeshShape": "distributed",
     "Optimizer": "optim",
-    "QuantArray": "arrays",
-    "Recipe": "recipe",
-    "Route": "route",
+    "QuantArray": "core.arrays",
+    "Recipe": "training.recipe",
+    "Route": "compression",
     "RunningRanges": "transforms",
     "Schedule": "optim",
     "Task": "tasks",
-    "TrainResult": "result",
-    "Trained": "trained",
+    "TrainResult": "training.result",
+    "Trained": "deployment.trained",
     "UserError": "errors",
     "bfloat16": "transforms",
     "calibrate": "transforms",
     "compressed": "transforms",
-    "dequantize": "compress",
+    "dequantize": "transforms.params",
     "distill": "transforms",
-    "explain": "explanation",
+    "explain": "transforms.explain",
     "fake_int8": "transforms",
     "features": "transforms",
     "float16": "transforms",
     "float8": "transforms",
     "fold": "transforms",
-    "follow": "route",
+    "follow": "compression",
     "input_covariances": "transforms",
     "input_norms": "transforms",
     "int8": "transforms",
-    "linear_probe": "probe",
-    "load": "trained",
-    "load_pretrained": "pretrained",
-    "load_recipe": "recipe_file",
-    "load_route": "route",
-    "low_rank": "compress",
-    "masked": "compress",
-    "multiply_adds": "compress",
+    "linear_probe": "models.linear_probe",
+    "load": "deployment.trained",
+    "load_pretrained": "models.pretrained",
+    "load_recipe": "training.recipe_file",
+    "load_route": "compression",
+    "low_rank": "transforms.params",
+    "masked": "transforms.params",
+    "multiply_adds": "transforms.params",
     "open_source": "data",
-    "pack": "compress",
-    "prune": "compress",
-    "quantize": "compress",
-    "remove_channels": "compress",
+    "pack": "transforms.params",
+    "prune": "transforms.params",
+    "quantize": "transforms.params",
+    "remove_channels": "transforms.params",
     "retarget": "transforms",
-    "share": "compress",
-    "train": "loop",
-    "unpack": "compress",
+    "share": "transforms.params",
+    "train": "training.loop",
+    "unpack": "transforms.params",
 }
-_MODULES = ("augment", "data", "models", "optim")
+_MODULES = {"augment": "data.augment", "data": "data", "models": "models", "optim": "optim"}
 
 __all__ = [
     "Calibration",
@@ -179,7 +179,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        return importlib.import_module(f"jaxaccel.{name}")
+        return importlib.import_module(f"jaxaccel.{_MODULES[name]}")
     if name not in _HOMES:
         raise AttributeError(f"module 'jaxaccel' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"jaxaccel.{_HOMES[name]}"), name)

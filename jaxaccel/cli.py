@@ -17,13 +17,14 @@ from typing import Annotated, Any, NoReturn, get_type_hints
 import jax
 import tyro
 
-from jaxaccel import peers, recipe_file
-from jaxaccel.calls import nearest
+from jaxaccel.core.calls import nearest
+from jaxaccel.core.files import disk_error
+from jaxaccel.core.options import Options
+from jaxaccel.distributed import peers
 from jaxaccel.errors import UserError
-from jaxaccel.files import disk_error
-from jaxaccel.flags import UnreadableCall, own_names
-from jaxaccel.options import Options
-from jaxaccel.recipe import Recipe
+from jaxaccel.training import recipe_file
+from jaxaccel.training.flags import UnreadableCall, own_names
+from jaxaccel.training.recipe import Recipe
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,8 +25,9 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
-from jaxaccel import cli, runtime
-from jaxaccel.findings import GB, Facts, Finding, findings
+from jaxaccel import cli
+from jaxaccel.advisor.findings import GB, Facts, Finding, findings
+from jaxaccel.core import runtime
 
 WATCHED = re.compile(r"(JAX|XLA|JAXACCEL|LIBTPU|CUDA_VISIBLE|TPU|NVIDIA_TF32|OMP_NUM|TFDS)_?")
 
@@ -36,7 +37,7 @@ def gather(measure: bool = True) -> Facts:
     environment = {name: value for name, value in sorted(os.environ.items()) if WATCHED.match(name)}
     # A run that is under way on the same GPU must not find its memory taken.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    importlib.import_module("jaxaccel.loop")
+    importlib.import_module("jaxaccel.training.loop")
     imported = tuple(name for name in ("tensorflow", "torch") if name in sys.modules)
     allocator, cache = runtime.keep_freed_memory(), runtime.compile_cache()
     error, kinds, memory = "", [], 0

@@ -31,16 +31,17 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from jaxaccel import cli, mistakes, rundir
+from jaxaccel import cli
+from jaxaccel.core.files import write_text
+from jaxaccel.core.options import CountOrZero, Options
 from jaxaccel.data import Source, open_source
+from jaxaccel.deployment.trained import Trained, load
 from jaxaccel.errors import UserError, option
-from jaxaccel.evaluation import Evaluation
-from jaxaccel.files import write_text
-from jaxaccel.mistakes import Mistake
-from jaxaccel.options import CountOrZero, Options
 from jaxaccel.tasks.report import ClassReport
-from jaxaccel.trained import Trained, load
-from jaxaccel.wording import scores_text
+from jaxaccel.training import mistakes, rundir
+from jaxaccel.training.evaluation import Evaluation
+from jaxaccel.training.mistakes import Mistake
+from jaxaccel.training.wording import scores_text
 
 MOST_ROWS = 20
 """Classes up to which the table on the terminal has all of them."""

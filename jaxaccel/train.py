@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from jaxaccel import cli
-from jaxaccel.parallel import MeshShape
+from jaxaccel.distributed import MeshShape
 
 if TYPE_CHECKING:
-    from jaxaccel.result import TrainResult
+    from jaxaccel.training.result import TrainResult
 
 
 def main(argv: Sequence[str]) -> int:
@@ -22,10 +22,10 @@ def main(argv: Sequence[str]) -> int:
     if read is None:
         return 0
     # What is imported here takes a second, which nobody should pay for a mistyped flag.
-    from jaxaccel import runtime
-    from jaxaccel.loggers import find_maker
-    from jaxaccel.loop import train
-    from jaxaccel.sweep import points
+    from jaxaccel.core import runtime
+    from jaxaccel.training.loggers import find_maker
+    from jaxaccel.training.loop import train
+    from jaxaccel.training.sweep import points
 
     recipe, options, source = read
     if recipe.mesh == MeshShape():
@@ -42,7 +42,7 @@ class _CallableModule(types.ModuleType):
     """This module, for ``python -m``, that may also be called, for ``ja.train(recipe)``."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> "TrainResult":
-        from jaxaccel.loop import train
+        from jaxaccel.training.loop import train
 
         return train(*args, **kwargs)
 

@@ -4,7 +4,7 @@ import json
 import re
 from functools import partial
 
-from jaxaccel import runtime
+from jaxaccel.core import runtime
 
 runtime.setup()
 
@@ -12,18 +12,18 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
 from jaxaccel import augment, models  # noqa: E402
-from jaxaccel.checkpoint import flat  # noqa: E402
 from jaxaccel.data import open_source  # noqa: E402
-from jaxaccel.data.feed import resident_feed  # noqa: E402
 from jaxaccel.data.order import Phase, Shuffled  # noqa: E402
-from jaxaccel.fuse import several  # noqa: E402
-from jaxaccel.modules import as_model  # noqa: E402
+from jaxaccel.distributed import MeshShape, batch_sharding, make_mesh, state_sharding  # noqa: E402
+from jaxaccel.models.adapter import as_model  # noqa: E402
 from jaxaccel.optim import Optimizer, Schedule  # noqa: E402
-from jaxaccel.parallel import MeshShape, batch_sharding, make_mesh, state_sharding  # noqa: E402
-from jaxaccel.recipe import Recipe  # noqa: E402
-from jaxaccel.step import Training  # noqa: E402
-from jaxaccel.sweep import training_of  # noqa: E402
 from jaxaccel.tasks import ImageClassification  # noqa: E402
+from jaxaccel.training.checkpoint import flat  # noqa: E402
+from jaxaccel.training.feed import resident_feed  # noqa: E402
+from jaxaccel.training.fuse import several  # noqa: E402
+from jaxaccel.training.recipe import Recipe  # noqa: E402
+from jaxaccel.training.step import Training  # noqa: E402
+from jaxaccel.training.sweep import training_of  # noqa: E402
 
 STEPS, BATCH = 12, 32
 # The compile time is the cost here: a third of it without LLVM's optimisations.

@@ -5,12 +5,13 @@ from functools import partial
 import jax.numpy as jnp
 import pytest
 
-from jaxaccel import augment, models, pacing
-from jaxaccel.calls import parse, render
+from jaxaccel import augment, models
+from jaxaccel.core.calls import parse, render
+from jaxaccel.core.trees import matches
 from jaxaccel.errors import UserError
-from jaxaccel.flags import NAMES
-from jaxaccel.metrics import Mean, add
-from jaxaccel.trees import matches
+from jaxaccel.tasks.metrics import Mean, add
+from jaxaccel.training import pacing
+from jaxaccel.training.flags import NAMES
 
 
 @pytest.mark.parametrize(
@@ -19,7 +20,7 @@ from jaxaccel.trees import matches
         "resnet20",
         "pad_and_crop(padding=4)",
         "affine(rotation=10.0, scale=(0.9, 1.1))",
-        "jaxaccel.models.pooling.max_pool_2x2",
+        "jaxaccel.models.layers.pooling.max_pool_2x2",
         "ConvNet(hidden=0, widths=(8, 16))",
     ],
 )

@@ -12,10 +12,10 @@ from flax import nnx
 
 from jaxaccel import augment
 from jaxaccel.errors import UserError
-from jaxaccel.modules import as_model
-from jaxaccel.step import Training
+from jaxaccel.models.adapter import as_model
 from jaxaccel.tasks import ImageClassification
 from jaxaccel.tasks.image_classification import balanced_weights
+from jaxaccel.training.step import Training
 
 B, CLASSES = 8, 3
 WEIGHTS = (0.5, 2.0, 3.0)

@@ -6,10 +6,10 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from jaxaccel import models
+from jaxaccel.distributed import check_split
+from jaxaccel.distributed.mesh import AXES
 from jaxaccel.errors import UserError
-from jaxaccel.modules import abstract, as_model
-from jaxaccel.parallel import check_split
-from jaxaccel.parallel.mesh import AXES
+from jaxaccel.models.adapter import abstract, as_model
 
 
 def mesh(data=1, fsdp=1, model=1):

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from jaxaccel.advisor.findings import Facts, findings
 from jaxaccel.doctor import summary
-from jaxaccel.findings import Facts, findings
 
 VERSIONS = {"python": "3.12.1", "jaxaccel": "0.1.0", "jax": "0.10.2", "jaxlib": "0.10.2", "flax": "0.12.8"}
 WELL = Facts(

@@ -10,12 +10,13 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from jaxaccel import evaluate, mistakes
+from jaxaccel import evaluate
 from jaxaccel.errors import UserError
 from jaxaccel.evaluate import EvaluateOptions, main, tables
-from jaxaccel.mistakes import Mistake
 from jaxaccel.tasks import ImageClassification
 from jaxaccel.tasks.report import ClassReport
+from jaxaccel.training import mistakes
+from jaxaccel.training.mistakes import Mistake
 
 LABELS = np.array([0, 0, 0, 0, 1, 1, 1, 2, 2, 2])
 PREDICTED = np.array([0, 0, 0, 1, 1, 1, 2, 1, 1, 1])

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 import jaxaccel as ja
-from jaxaccel.explanation import COLUMNS
+from jaxaccel.transforms.explain import COLUMNS
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 KEYS = jax.random.split(jax.random.key(0), 4)

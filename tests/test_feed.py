@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from jaxaccel.data import open_source
-from jaxaccel.data.feed import choose, resident_feed, stream_feed
 from jaxaccel.data.order import Phase, Sequential, Shuffled, permutation
-from jaxaccel.data.stream import Batches, local_part
-from jaxaccel.fuse import gather
-from jaxaccel.parallel import MeshShape, batch_sharding, make_mesh
+from jaxaccel.distributed import MeshShape, batch_sharding, make_mesh
 from jaxaccel.tasks import ImageClassification
+from jaxaccel.training.feed import choose, resident_feed, stream_feed
+from jaxaccel.training.fuse import gather
+from jaxaccel.training.stream import Batches, local_part
 
 
 def test_an_epoch_holds_each_example_once():
@@ -92,7 +92,7 @@ def test_local_part_is_the_whole_batch_in_one_process():
 
 def test_workers_see_no_accelerator(digits, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    from jaxaccel.data import stream
+    from jaxaccel.training import stream
 
     monkeypatch.delenv("JAX_PLATFORMS")
     monkeypatch.setattr(stream, "end_with", lambda parent: None)

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from jaxaccel import hlo
-from jaxaccel.hlo import Inside
+from jaxaccel.core import hlo
+from jaxaccel.core.hlo import Inside
 
 TEXTS = Path(__file__).parent / "data" / "hlo"
 IMAGE_LABELS = ("NHWC", "HWIO", "NHWC")

@@ -12,12 +12,12 @@ import hostile_pickles as pickles
 import numpy as np
 import pytest
 
-from jaxaccel import torch_files
-from jaxaccel.compress import unpack
+from jaxaccel.core.formats import torch_files
 from jaxaccel.data.images import decode_image
 from jaxaccel.errors import UserError
-from jaxaccel.pretrained.files import read
+from jaxaccel.models.pretrained.files import read
 from jaxaccel.transforms.calibrate import Calibration
+from jaxaccel.transforms.params import unpack
 
 READERS = {".packed": unpack, ".json": Calibration.load}
 MANY = 2_000
@@ -165,7 +165,7 @@ def test_work_is_bounded(many, some, tmp_path):
         "sys.path.insert(0, sys.argv[1])\n"
         "import hostile_pickles as pickles\n"
         "from jaxaccel.errors import UserError\n"
-        "from jaxaccel.torch_files import read\n"  # which needs no JAX
+        "from jaxaccel.core.formats.torch_files import read\n"  # which needs no JAX
         "path, some = pathlib.Path(sys.argv[2]), json.loads(sys.argv[4])\n"
         "resource.setrlimit(resource.RLIMIT_CPU, (300, 300))\n"
         "for what, operations in pickles.pickle_programs('true', int(sys.argv[3])).items():\n"

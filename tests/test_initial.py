@@ -9,12 +9,13 @@ import pytest
 from safetensors.numpy import save_file
 
 import jaxaccel as ja
-from jaxaccel import initial, models
-from jaxaccel.metrics import ACCURACY
-from jaxaccel.modules import abstract, as_model
+from jaxaccel import models
+from jaxaccel.models.adapter import abstract, as_model
 from jaxaccel.optim import Optimizer
 from jaxaccel.tasks import ImageClassification
-from jaxaccel.teacher import Distill, Teacher
+from jaxaccel.tasks.metrics import ACCURACY
+from jaxaccel.training import initial
+from jaxaccel.training.teacher import Distill, Teacher
 
 
 @pytest.fixture(scope="module")

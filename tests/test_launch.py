@@ -6,7 +6,8 @@ import threading
 import jax
 import pytest
 
-from jaxaccel import launch, peers
+from jaxaccel.core import launch
+from jaxaccel.distributed import peers
 from jaxaccel.errors import UserError
 
 SLURM = {"SLURM_PROCID": "1", "SLURM_NTASKS": "4", "SLURM_STEP_NODELIST": "n[1-4]"}

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
+from jaxaccel.distributed import MeshShape, make_mesh
 from jaxaccel.errors import UserError
-from jaxaccel.parallel import MeshShape, make_mesh
 
 
 @pytest.fixture(scope="module")

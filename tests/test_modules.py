@@ -9,7 +9,7 @@ import pytest
 from flax import linen, nnx
 
 from jaxaccel.errors import UserError
-from jaxaccel.modules import abstract, as_model, output_shape
+from jaxaccel.models.adapter import abstract, as_model, output_shape
 
 FACTS = {"classes": 3, "channels": 1, "image_size": 4}
 INPUTS = (jax.ShapeDtypeStruct((8, 4, 4, 1), jnp.float32),)

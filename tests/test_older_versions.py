@@ -8,7 +8,7 @@ import jax
 import pytest
 
 import jaxaccel as ja
-from jaxaccel.saved import CHECKPOINTS
+from jaxaccel.training.saved import CHECKPOINTS
 
 WRITTEN = Path(__file__).parent / "data" / "runs" / "whole"
 

@@ -14,11 +14,14 @@ import pytest
 from annotated_types import Gt, Interval
 
 import jaxaccel as ja
-from jaxaccel import cli, compress, pretrained, route, transforms
+from jaxaccel import cli, transforms
+from jaxaccel import compression as route
+from jaxaccel.compression import Fold, Route, Step
+from jaxaccel.core.options import Options, Share, annotations_of, check_value, checked, plain_type
 from jaxaccel.errors import UserError, option
-from jaxaccel.options import Options, Share, annotations_of, check_value, checked, plain_type
-from jaxaccel.route import Fold, Route, Step
+from jaxaccel.models import pretrained
 from jaxaccel.tasks import Task
+from jaxaccel.transforms import params as compress
 
 # ---- one value ----------------------------------------------------------------------------------------------
 

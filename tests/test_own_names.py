@@ -5,16 +5,17 @@ import sys
 import pytest
 
 import jaxaccel as ja
-from jaxaccel import cli, user_code
+from jaxaccel import cli
+from jaxaccel.compress import main as compress
+from jaxaccel.core import user_code
 from jaxaccel.errors import UserError
-from jaxaccel.route.command import main as compress
-from jaxaccel.rundir import claimed
+from jaxaccel.training.rundir import claimed
 
 FILE = '''
 from functools import partial as bound
 
 import jaxaccel as ja
-from jaxaccel.augment import horizontal_flip as imported
+from jaxaccel.data.augment import horizontal_flip as imported
 
 
 class MyNet(ja.models.ConvNet):
@@ -90,6 +91,6 @@ def test_a_recipe_file_kept_beside_a_run(recipe_file, tmp_path, monkeypatch):
 
 def test_a_recipe_file_of_compress(recipe_file, monkeypatch):
     seen = []
-    monkeypatch.setattr("jaxaccel.route.command.follow", lambda *args, **_: seen.append(args))
+    monkeypatch.setattr("jaxaccel.compress.follow", lambda *args, **_: seen.append(args))
     compress(["x.npz", "--like", str(recipe_file), "--training.model", "MyNet(width=32)"])
     assert seen[0][2].model.func is sys.modules[recipe_file.stem].MyNet

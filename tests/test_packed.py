@@ -9,16 +9,16 @@ import pytest
 
 import jaxaccel as ja
 from jaxaccel import models
-from jaxaccel.arrays import CodebookArray, LowRankArray
-from jaxaccel.calls import parse, render
-from jaxaccel.compress import trainable, with_trained
-from jaxaccel.compress.unpack import is_packed
+from jaxaccel.core.arrays import CodebookArray, LowRankArray
+from jaxaccel.core.calls import parse, render
 from jaxaccel.errors import UserError
-from jaxaccel.flags import NAMES
-from jaxaccel.initial import start
-from jaxaccel.metrics import ACCURACY
-from jaxaccel.modules import abstract, as_model
-from jaxaccel.packed import packed
+from jaxaccel.models.adapter import abstract, as_model
+from jaxaccel.models.compressed import packed
+from jaxaccel.tasks.metrics import ACCURACY
+from jaxaccel.training.flags import NAMES
+from jaxaccel.training.initial import start
+from jaxaccel.transforms.params import trainable, with_trained
+from jaxaccel.transforms.params.unpack import is_packed
 
 FACTS = {"classes": 10, "channels": 1, "image_size": 8}
 INPUTS = (jax.ShapeDtypeStruct((4, 8, 8, 1), jnp.float32),)

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxaccel import augment, models, pacing
+from jaxaccel import augment, models
 from jaxaccel.data.order import Shuffled
 from jaxaccel.errors import UserError
-from jaxaccel.recipe import Phases, Recipe
+from jaxaccel.training import pacing
+from jaxaccel.training.recipe import Phases, Recipe
 
 RECIPE = Recipe(name="parts", model=models.ConvNet, epochs=3, batch_size=10)
 

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import jaxaccel as ja
-from jaxaccel.probe import linear_probe
+from jaxaccel.models.linear_probe import linear_probe
 
 
 def data():

@@ -36,7 +36,7 @@ import dataclasses, json, sys, traceback
 document, epochs = sys.argv[1], float(sys.argv[2])
 blocks = json.load(sys.stdin)
 if any("jaxaccel" in code for _, code in blocks):
-    import jaxaccel.loop as module
+    import jaxaccel.training.loop as module
     whole = module.train
     def shortened(recipe, **options):
         return whole(dataclasses.replace(recipe, epochs=min(recipe.epochs, epochs)), **options)

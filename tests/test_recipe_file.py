@@ -18,11 +18,12 @@ import pytest
 from flax import linen, nnx
 
 import jaxaccel as ja
-from jaxaccel.calls import parse, render
+from jaxaccel.core.calls import parse, render
 from jaxaccel.errors import UserError
-from jaxaccel.file_names import FileNames
-from jaxaccel.flags import NAMES
-from jaxaccel.recipe_file import (
+from jaxaccel.tasks import ImageClassification
+from jaxaccel.training.file_names import FileNames
+from jaxaccel.training.flags import NAMES
+from jaxaccel.training.recipe_file import (
     changes,
     differences,
     free_on_resume,
@@ -32,8 +33,7 @@ from jaxaccel.recipe_file import (
     to_json,
     write,
 )
-from jaxaccel.rundir import claimed
-from jaxaccel.tasks import ImageClassification
+from jaxaccel.training.rundir import claimed
 
 
 def prepare(directory, recipe, resume=False):

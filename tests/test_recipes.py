@@ -12,13 +12,13 @@ import pytest
 from grids import slow_but
 
 from jaxaccel import augment, models
-from jaxaccel import recipe_file as recipe
-from jaxaccel.augment import chain
+from jaxaccel.data.augment import chain
 from jaxaccel.errors import UserError
-from jaxaccel.modules import as_model, output_shape
-from jaxaccel.recipe import Recipe
-from jaxaccel.recipe_file import differences, to_json
-from jaxaccel.step import Training
+from jaxaccel.models.adapter import as_model, output_shape
+from jaxaccel.training import recipe_file as recipe
+from jaxaccel.training.recipe import Recipe
+from jaxaccel.training.recipe_file import differences, to_json
+from jaxaccel.training.step import Training
 
 # The shipped model with less of it: (model, image shape, classes).
 SHRUNKEN = {

@@ -13,18 +13,19 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxaccel import augment, runtime
+from jaxaccel import augment
+from jaxaccel.core import runtime
 from jaxaccel.data.order import Phase
+from jaxaccel.distributed import MeshShape, make_mesh
 from jaxaccel.errors import UserError
-from jaxaccel.fuse import gather, several, several_evaluations
-from jaxaccel.metrics import ACCURACY, add
-from jaxaccel.modules import as_model
+from jaxaccel.models.adapter import as_model
 from jaxaccel.optim import Optimizer, Schedule, Sparse
-from jaxaccel.parallel import MeshShape, make_mesh
-from jaxaccel.recipe import Recipe
-from jaxaccel.replicas import Replicas, pick, spread
-from jaxaccel.saved import read_state
-from jaxaccel.sweep import keep_best, points, training_of, with_values
+from jaxaccel.tasks.metrics import ACCURACY, add
+from jaxaccel.training.fuse import gather, several, several_evaluations
+from jaxaccel.training.recipe import Recipe
+from jaxaccel.training.replicas import Replicas, pick, spread
+from jaxaccel.training.saved import read_state
+from jaxaccel.training.sweep import keep_best, points, training_of, with_values
 
 B = 16
 

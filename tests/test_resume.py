@@ -27,7 +27,7 @@ def steps_of(directory):
 def whole(tmp_path_factory):
     """The run that nothing disturbed."""
     from jaxaccel import cli
-    from jaxaccel.loop import train
+    from jaxaccel.training.loop import train
 
     recipe, _, _ = cli.read("test", "", [*WORDS])
     return train(recipe, run=tmp_path_factory.mktemp("whole") / "digits")

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from jaxaccel import hlo
+from jaxaccel.advisor.roofline import CHIPS, compile_for, roofline
+from jaxaccel.core import hlo
 from jaxaccel.errors import UserError
-from jaxaccel.roofline import CHIPS, compile_for, roofline
 
 TEXTS = Path(__file__).parent / "data" / "hlo"
 

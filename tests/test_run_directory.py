@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 
 import jaxaccel as ja
-from jaxaccel import lock, models, rundir, runlog, saved
-from jaxaccel.checkpoint import Checkpoints, flat, restore
+from jaxaccel import models
+from jaxaccel.core.files import disk_error, read_json
 from jaxaccel.errors import UserError
-from jaxaccel.files import disk_error, read_json
-from jaxaccel.recipe_file import load_recipe
-from jaxaccel.saved import read_state, read_weights
+from jaxaccel.training import lock, rundir, runlog, saved
+from jaxaccel.training.checkpoint import Checkpoints, flat, restore
+from jaxaccel.training.recipe_file import load_recipe
+from jaxaccel.training.saved import read_state, read_weights
 
 
 def state(value):
@@ -278,7 +279,7 @@ def test_nothing_changes_before_the_replacement_begins(tmp_path):
 KILLED = """
 import os, shutil, sys
 from pathlib import Path
-from jaxaccel.swap import Swap
+from jaxaccel.training.swap import Swap
 calls = int(sys.argv[2])
 def counted(change):
     def call(*words, **how):
@@ -411,7 +412,7 @@ PARENT = "import os, subprocess, sys\nsubprocess.Popen([sys.executable, '-c', sy
 STREAMS = """
 import time
 import numpy as np
-from jaxaccel.data.stream import Batches, stream
+from jaxaccel.training.stream import Batches, stream
 class Source:
     features = {}
     def __getitems__(self, indices):

@@ -7,7 +7,7 @@ import types
 
 import pytest
 
-from jaxaccel import runtime
+from jaxaccel.core import runtime
 
 ALLOCATES = """
 import ctypes

@@ -13,15 +13,15 @@ from flax import nnx
 from grids import slow_but
 
 from jaxaccel import augment
-from jaxaccel.checkpoint import digest
-from jaxaccel.fuse import gather, several, several_evaluations
-from jaxaccel.interpret.jaxprs import parts, sub_jaxprs
-from jaxaccel.metrics import add
-from jaxaccel.modules import as_model
+from jaxaccel.core.interpret.jaxprs import parts, sub_jaxprs
+from jaxaccel.models.adapter import as_model
 from jaxaccel.optim import Optimizer, Sparse, sparse
 from jaxaccel.optim.averaging import Averaging
-from jaxaccel.step import Training
 from jaxaccel.tasks import ImageClassification
+from jaxaccel.tasks.metrics import add
+from jaxaccel.training.checkpoint import digest
+from jaxaccel.training.fuse import gather, several, several_evaluations
+from jaxaccel.training.step import Training
 
 B = 16
 

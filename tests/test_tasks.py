@@ -13,21 +13,21 @@ import pytest
 from flax import nnx
 
 import jaxaccel as ja
-from jaxaccel import curves, pacing, runlog, saved
-from jaxaccel.checkpoint import Checkpoints
+from jaxaccel.compression import Fold, Prune, Quantize, Route
 from jaxaccel.data.order import Phase
+from jaxaccel.distributed import MeshShape, make_mesh
 from jaxaccel.errors import UserError
-from jaxaccel.loggers import find_maker, make_loggers
-from jaxaccel.metrics import Headline, Mean, score_text
-from jaxaccel.modules import as_model
+from jaxaccel.models.adapter import as_model
 from jaxaccel.optim import Sparse
-from jaxaccel.parallel import MeshShape, make_mesh
-from jaxaccel.recipe import Recipe
-from jaxaccel.replicas import Replicas, spread
-from jaxaccel.route import Fold, Prune, Quantize, Route
-from jaxaccel.sweep import training_of
+from jaxaccel.tasks.metrics import Headline, Mean, score_text
 from jaxaccel.tasks.task import check_metrics
-from jaxaccel.teacher import Distill
+from jaxaccel.training import curves, pacing, runlog, saved
+from jaxaccel.training.checkpoint import Checkpoints
+from jaxaccel.training.loggers import find_maker, make_loggers
+from jaxaccel.training.recipe import Recipe
+from jaxaccel.training.replicas import Replicas, spread
+from jaxaccel.training.sweep import training_of
+from jaxaccel.training.teacher import Distill
 
 ERROR = Headline("mae", "lower")
 
@@ -401,7 +401,7 @@ def test_a_run_stops_early_and_a_resumed_one_where_it_would_have(tmp_path, monke
 
     with monkeypatch.context() as signalled:  # stopped between the last two evaluations
         late = summary["steps"] - 2
-        signalled.setattr("jaxaccel.signals.StopSignal.asked", lambda self, call: call == late)
+        signalled.setattr("jaxaccel.training.signals.StopSignal.asked", lambda self, call: call == late)
         stopped = ja.train(recipe, run=tmp_path / "r")
     assert not stopped.summary["finished"] and not stopped.summary["stopped_early"]
     resumed = ja.train(recipe, run=tmp_path / "r", resume=True)

@@ -18,22 +18,22 @@ from flax import nnx
 
 import jaxaccel as ja
 from jaxaccel import augment
-from jaxaccel.checkpoint import Checkpoints, flat
+from jaxaccel.distributed import MeshShape, make_mesh
+from jaxaccel.distributed.sharding import partition_spec
 from jaxaccel.errors import UserError
-from jaxaccel.fuse import several
-from jaxaccel.modules import abstract, as_model
+from jaxaccel.models.adapter import abstract, as_model
 from jaxaccel.optim import Optimizer
-from jaxaccel.parallel import MeshShape, make_mesh
-from jaxaccel.parallel.sharding import partition_spec
-from jaxaccel.recipe import Recipe
-from jaxaccel.recipe_file import differences, from_json, to_json
-from jaxaccel.replicas import Replicas, pick
-from jaxaccel.saved import read_weights
-from jaxaccel.step import Training
-from jaxaccel.sweep import training_of
 from jaxaccel.tasks import ImageClassification
-from jaxaccel.teacher import Distill, Teacher
 from jaxaccel.train import main
+from jaxaccel.training.checkpoint import Checkpoints, flat
+from jaxaccel.training.fuse import several
+from jaxaccel.training.recipe import Recipe
+from jaxaccel.training.recipe_file import differences, from_json, to_json
+from jaxaccel.training.replicas import Replicas, pick
+from jaxaccel.training.saved import read_weights
+from jaxaccel.training.step import Training
+from jaxaccel.training.sweep import training_of
+from jaxaccel.training.teacher import Distill, Teacher
 
 B = 8
 QUICKLY = {"xla_backend_optimization_level": 0}

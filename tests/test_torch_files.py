@@ -36,9 +36,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from jaxaccel import torch_files
+from jaxaccel.core.formats import torch_files
+from jaxaccel.core.formats.pickles import Opaque
 from jaxaccel.errors import UserError
-from jaxaccel.pickles import Opaque
 
 FIXTURES = Path(__file__).parent / "data" / "torch"
 KINDS = [FIXTURES / "kinds_zip.pt", FIXTURES / "kinds_legacy.pt"]

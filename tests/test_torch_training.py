@@ -55,10 +55,10 @@ import numpy as np
 import pytest
 from hostile_pickles import program, tensor, text, torch_zip
 
-from jaxaccel import safetensors_files, torch_files
+from jaxaccel.core.formats import safetensors_files, torch_files
+from jaxaccel.core.formats.pickles import Opaque
 from jaxaccel.errors import UserError
-from jaxaccel.pickles import Opaque
-from jaxaccel.pretrained.files import read
+from jaxaccel.models.pretrained.files import read
 
 DTYPES = ("uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz",
           "float8_e8m0fnu")  # fmt: skip

@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 import jaxaccel as ja
-from jaxaccel import prediction, trained
+from jaxaccel.deployment import trained
 from jaxaccel.errors import UserError
-from jaxaccel.facts import Facts, read_facts
-from jaxaccel.metrics import Mean
-from jaxaccel.tasks import ImageClassification, Task
+from jaxaccel.tasks import ImageClassification, Task, prediction
 from jaxaccel.tasks.given import shapes
+from jaxaccel.tasks.metrics import Mean
+from jaxaccel.training.facts import Facts, read_facts
 
 
 @pytest.fixture(scope="module")

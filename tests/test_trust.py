@@ -15,14 +15,16 @@ import numpy as np
 import pytest
 
 import jaxaccel as ja
-from jaxaccel import route, trust, user_code
+from jaxaccel import compression as route
+from jaxaccel.compress import main as compress
+from jaxaccel.core import user_code
 from jaxaccel.errors import UserError
-from jaxaccel.recipe_file import load, said_of, to_json
-from jaxaccel.route.command import main as compress
-from jaxaccel.rundir import claimed, keep_teacher
 from jaxaccel.tasks import ImageClassification
-from jaxaccel.teacher import Distill
 from jaxaccel.train import main as train
+from jaxaccel.training import trust
+from jaxaccel.training.recipe_file import load, said_of, to_json
+from jaxaccel.training.rundir import claimed, keep_teacher
+from jaxaccel.training.teacher import Distill
 
 
 def prepare(directory, recipe, resume=False):
@@ -92,9 +94,9 @@ HOSTILE = {
     "through flax": record(model="flax.linen.jax.numpy.save(file='{canary}', arr=1)"),
     "through models": record(model="jaxaccel.models.np.load(file='x')"),
     "through a class": record(model="flax.linen.Module.__init_subclass__"),
-    "import module": record(model="jaxaccel.calls.importlib.import_module(name='evil')"),
-    "ours, but no model": record(model="jaxaccel.user_code.load_file(path='evil.py')"),
-    "ours, but no model either": record(model="jaxaccel.files.write_text(path='{canary}', text='x')"),
+    "import module": record(model="jaxaccel.core.calls.importlib.import_module(name='evil')"),
+    "ours, but no model": record(model="jaxaccel.core.user_code.load_file(path='evil.py')"),
+    "ours, but no model either": record(model="jaxaccel.core.files.write_text(path='{canary}', text='x')"),
     "optax, but no model": record(model="optax.adam(learning_rate=1.0)"),
     "a module of jaxaccel that is not imported": record(model="jaxaccel.compress.__main__.main"),
     # Code beside the run, in the working directory, or in a file of either.
@@ -243,7 +245,7 @@ def test_recipe_json_itself_may_be_anything(stranger):
 
 def test_what_names_only_ours_opens(stranger):
     models = [
-        "ConvNet(hidden=0, widths=(4,))", "jaxaccel.models.convnet.ConvNet(widths=(4,))",
+        "ConvNet(hidden=0, widths=(4,))", "jaxaccel.models.vision.convnet.ConvNet(widths=(4,))",
         "flax.linen.Dense(features=10)", "flax.nnx.nn.linear.Linear(in_features=4)",
         "packed(file='x', model=resnet20)",
     ]  # fmt: skip
@@ -424,8 +426,8 @@ def test_a_relative_configuration_directory_is_ignored(monkeypatch, tmp_path):
 def test_compress_and_train_take_trust(own, monkeypatch):
     (own / "signature").unlink()
     seen = []
-    monkeypatch.setattr("jaxaccel.route.command.follow", lambda *args, **kwargs: seen.append((args, kwargs)))
-    monkeypatch.setattr("jaxaccel.loop.train", lambda *args, **kwargs: seen.append((args, kwargs)))
+    monkeypatch.setattr("jaxaccel.compress.follow", lambda *args, **kwargs: seen.append((args, kwargs)))
+    monkeypatch.setattr("jaxaccel.training.loop.train", lambda *args, **kwargs: seen.append((args, kwargs)))
     with pytest.raises(UserError, match="trust"):
         compress([str(own)])
     compress([str(own), "--trust"])

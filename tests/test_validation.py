@@ -135,7 +135,7 @@ def test_a_number_is_no_class():
 
 
 def test_a_route_is_measured_on_the_test_split():
-    from jaxaccel.route.stage import Setting
+    from jaxaccel.compression.stage import Setting
 
     name = ja.data.from_arrays(TRAIN, test=TEST)
     setting = Setting(dataclasses.replace(recipe(name, validation=0.25)), None, 8)

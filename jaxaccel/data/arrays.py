@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxaccel import npz_files
+from jaxaccel.core.formats import npz_files
 from jaxaccel.data.columns import Column, class_column, to_columns
 from jaxaccel.data.sources import Example
 from jaxaccel.data.splits import NAMES, divide, take

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxaccel.bounds import check_pixels
+from jaxaccel.core.formats.bounds import check_pixels
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 """What is read, by Pillow's names; others may start programs (EPS starts Ghostscript)."""

@@ -1,22 +1,22 @@
 """Image classifiers in plain Flax NNX: nothing here depends on the rest of jaxaccel."""
 
-from jaxaccel.models.cifar_fast import CifarFast, cifar_fast
-from jaxaccel.models.convnet import ConvNet
-from jaxaccel.models.convnext import ConvNeXt, convnext_tiny
-from jaxaccel.models.densenet import DenseNet, densenet121
-from jaxaccel.models.efficientnet import EfficientNet, efficientnet_b0, efficientnet_v2_s
-from jaxaccel.models.inception import Inception, googlenet, inception_v3
-from jaxaccel.models.mixer import Mixer, mixer_b16, mixer_s16
-from jaxaccel.models.mobilenet import (
+from jaxaccel.models.vision.cifar_fast import CifarFast, cifar_fast
+from jaxaccel.models.vision.convnet import ConvNet
+from jaxaccel.models.vision.convnext import ConvNeXt, convnext_tiny
+from jaxaccel.models.vision.densenet import DenseNet, densenet121
+from jaxaccel.models.vision.efficientnet import EfficientNet, efficientnet_b0, efficientnet_v2_s
+from jaxaccel.models.vision.inception import Inception, googlenet, inception_v3
+from jaxaccel.models.vision.mixer import Mixer, mixer_b16, mixer_s16
+from jaxaccel.models.vision.mobilenet import (
     MobileNetV2,
     MobileNetV3,
     mobilenet_v2,
     mobilenet_v3_large,
     mobilenet_v3_small,
 )
-from jaxaccel.models.resnet import ResNet
-from jaxaccel.models.resnet_cifar import ResNetCifar, resnet20, resnet32, resnet44, resnet56, resnet110
-from jaxaccel.models.resnet_variants import (
+from jaxaccel.models.vision.resnet import ResNet
+from jaxaccel.models.vision.resnet_cifar import ResNetCifar, resnet20, resnet32, resnet44, resnet56, resnet110
+from jaxaccel.models.vision.resnet_variants import (
     resnet18,
     resnet34,
     resnet50,
@@ -25,7 +25,7 @@ from jaxaccel.models.resnet_variants import (
     resnext50_32x4d,
     se_resnet50,
 )
-from jaxaccel.models.vit import VisionTransformer, vit_b16, vit_s16, vit_ti16
+from jaxaccel.models.vision.vit import VisionTransformer, vit_b16, vit_s16, vit_ti16
 
 __all__ = [
     "CifarFast",

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from jaxaccel import numerics
+from jaxaccel.core import numerics
+from jaxaccel.core.options import Options
 from jaxaccel.errors import UserError
 from jaxaccel.optim.lookahead import LookaheadState
-from jaxaccel.options import Options
 
 PyTree = Any
 Batch = Any

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxaccel.core.trees import Where, parameter_path
 from jaxaccel.errors import UserError
 from jaxaccel.optim.paths import check_where, selects
-from jaxaccel.trees import Where, parameter_path
 
 PyTree = Any
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxaccel import numerics
+from jaxaccel.core import numerics
 from jaxaccel.errors import UserError
 
 PyTree = Any

@@ -7,8 +7,8 @@ import jax
 import optax
 import optax.contrib
 
+from jaxaccel.core.trees import path_text, selects
 from jaxaccel.optim.kronecker import columns_from
-from jaxaccel.trees import path_text, selects
 
 PyTree = Any
 

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from jaxaccel.calls import nearest
+from jaxaccel.core.calls import nearest
+from jaxaccel.core.options import Count, CountOrZero, NonNegative, Options, Share, ShareBelowOne
+from jaxaccel.core.trees import path_text
 from jaxaccel.errors import UserError, option
 from jaxaccel.optim.averaging import Averaging
 from jaxaccel.optim.conjugate_gradient import conjugate_gradient
@@ -23,8 +25,6 @@ from jaxaccel.optim.shampoo import shampoo
 from jaxaccel.optim.sharpness import sharpness_aware
 from jaxaccel.optim.soap import soap
 from jaxaccel.optim.wide import in_float32
-from jaxaccel.options import Count, CountOrZero, NonNegative, Options, Share, ShareBelowOne
-from jaxaccel.trees import path_text
 
 OURS = {"shampoo": shampoo, "soap": soap, "conjugate_gradient": conjugate_gradient, "muon": muon}
 """What Optax lacks, and `muon` for kernels of any rank."""

@@ -1,10 +1,10 @@
-"""Parameters by path, as in `jaxaccel.trees`; a low-rank weight's factors count under the weight's own path too."""
+"""Parameters by path, as in `jaxaccel.core.trees`; factors of a low-rank weight count under its own path too."""
 
 from collections.abc import Iterable
 
-from jaxaccel import trees
-from jaxaccel.compress.selected import names_of
-from jaxaccel.trees import Where
+from jaxaccel.core import trees
+from jaxaccel.core.trees import Where
+from jaxaccel.transforms.params.selected import names_of
 
 
 def selects(where: Where, path: str) -> bool:

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxaccel.core.trees import path_text
 from jaxaccel.errors import UserError
 from jaxaccel.optim.paths import check_where, selects
-from jaxaccel.trees import path_text
 
 PyTree = Any
 
@@ -25,7 +25,7 @@ def scale_by_path(groups: Mapping[str, float]) -> optax.GradientTransformation:
     """Multiplies the updates of the parameters that a pattern matches.
 
     Args:
-      groups: pattern (see `jaxaccel.trees.matches`) -> multiplier; of several that match a parameter the last one
+      groups: pattern (see `jaxaccel.core.trees.matches`) -> multiplier; of several that match a parameter the last one
         counts. 0 freezes, whatever the update was, and parameters that none matches keep theirs.
 
     Raises:

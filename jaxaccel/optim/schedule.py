@@ -5,7 +5,7 @@ from typing import Literal
 
 import optax
 
-from jaxaccel.options import NonNegative, Options, Share
+from jaxaccel.core.options import NonNegative, Options, Share
 
 
 @dataclasses.dataclass(frozen=True)

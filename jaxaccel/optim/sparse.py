@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxaccel.compress.prune import KERNELS, Pattern, Scope, best, masked, prune, shares_by_shape
-from jaxaccel.compress.selected import selected
+from jaxaccel.core.options import Count, Options, Share, ShareBelowOne, checked
+from jaxaccel.core.trees import parameter_path
 from jaxaccel.errors import UserError, option
 from jaxaccel.optim.wide import apply_updates
-from jaxaccel.options import Count, Options, Share, ShareBelowOne, checked
-from jaxaccel.trees import parameter_path
+from jaxaccel.transforms.params.prune import KERNELS, Pattern, Scope, best, masked, prune, shares_by_shape
+from jaxaccel.transforms.params.selected import selected
 
 PyTree = Any
 Method = Literal["one_shot", "gradual", "straight_through", "set", "rigl", "lottery", "fixed"]

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import optax
 
-from jaxaccel import numerics
+from jaxaccel.core import numerics
 
 PyTree = Any
 

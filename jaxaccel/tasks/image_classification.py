@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxaccel.core.options import CountOrZero, NonNegative, Positive, ShareBelowOne, checked
 from jaxaccel.errors import UserError, option
-from jaxaccel.metrics import Mean
-from jaxaccel.options import CountOrZero, NonNegative, Positive, ShareBelowOne, checked
 from jaxaccel.tasks import pictures
 from jaxaccel.tasks.given import Example, Given
+from jaxaccel.tasks.metrics import Mean
 from jaxaccel.tasks.report import ClassReport
 from jaxaccel.tasks.task import Apply, Batch, PyTree, Task
 

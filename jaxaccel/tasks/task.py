@@ -12,10 +12,10 @@ from typing import Any, ClassVar, Literal
 import jax
 import numpy as np
 
+from jaxaccel.core.options import Options
 from jaxaccel.errors import UserError
-from jaxaccel.metrics import Headline, Mean
-from jaxaccel.options import Options
 from jaxaccel.tasks.given import Example, Given, sole_name, split
+from jaxaccel.tasks.metrics import Headline, Mean
 
 PyTree = Any
 Batch = Mapping[str, jax.Array]

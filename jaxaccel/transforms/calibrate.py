@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxaccel import files, numerics
-from jaxaccel.bounds import check, read_json, reading
-from jaxaccel.calls import nearest
+from jaxaccel.core import files, numerics
+from jaxaccel.core.calls import nearest
+from jaxaccel.core.formats.bounds import check, read_json, reading
+from jaxaccel.core.interpret import Observation, Transformation, is_compressed, transform
+from jaxaccel.core.options import checked
+from jaxaccel.core.sites import BILINEAR, Site
 from jaxaccel.errors import UserError
-from jaxaccel.interpret import Observation, Transformation, is_compressed, transform
-from jaxaccel.options import checked
-from jaxaccel.sites import BILINEAR, Site
 
 PyTree = Any
 Method = Literal["absmax", "percentile", "mse", "entropy"]

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jaxaccel.interpret import Transformation, transform
-from jaxaccel.options import checked
+from jaxaccel.core.interpret import Transformation, transform
+from jaxaccel.core.options import checked
 
 
 @checked

@@ -7,8 +7,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from jaxaccel.core.options import NonNegative, Options, checked
 from jaxaccel.errors import UserError
-from jaxaccel.options import NonNegative, Options, checked
 from jaxaccel.transforms.features import features
 
 PyTree = Any

@@ -6,11 +6,11 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxaccel.calls import nearest
+from jaxaccel.core.calls import nearest
+from jaxaccel.core.interpret import Observation, Transformation, is_compressed, transform
+from jaxaccel.core.options import checked
+from jaxaccel.core.sites import BILINEAR, Site
 from jaxaccel.errors import UserError
-from jaxaccel.interpret import Observation, Transformation, is_compressed, transform
-from jaxaccel.options import checked
-from jaxaccel.sites import BILINEAR, Site
 
 
 @checked
@@ -23,7 +23,7 @@ def features(
 ) -> Callable[..., Any]:
     """`f` with what the products with some weights give, or take: ``(result, {path: array})``, differentiable.
 
-    The input of a classifier's last weight is what a linear probe learns from (`jaxaccel.probe`).
+    The input of a classifier's last weight is what a linear probe learns from (`jaxaccel.models.linear_probe`).
 
     Args:
       f: any JAX function.

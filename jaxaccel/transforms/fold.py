@@ -5,13 +5,13 @@ from typing import Any
 
 import jax
 
-from jaxaccel.arrays import LowRankArray
+from jaxaccel.core.arrays import LowRankArray
+from jaxaccel.core.interpret import is_compressed
+from jaxaccel.core.interpret.affine import folded
+from jaxaccel.core.interpret.partial import Split, split
+from jaxaccel.core.trees import parameter_path
 from jaxaccel.errors import UserError
-from jaxaccel.interpret import is_compressed
-from jaxaccel.interpret.affine import folded
-from jaxaccel.interpret.partial import Split, split
 from jaxaccel.transforms.compressed import compressed
-from jaxaccel.trees import parameter_path
 
 PyTree = Any
 _DECIDED = (jax.errors.ConcretizationTypeError, jax.errors.TracerIntegerConversionError)

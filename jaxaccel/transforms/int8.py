@@ -10,16 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import core
 
-from jaxaccel import numerics
-from jaxaccel.arrays import QuantArray, expand
+from jaxaccel.core import numerics
+from jaxaccel.core.arrays import QuantArray, expand
+from jaxaccel.core.interpret import Transformation, is_compressed, transform
+from jaxaccel.core.options import checked
+from jaxaccel.core.sites import BILINEAR, GROUPED, Backend, Site, on
 from jaxaccel.errors import UserError
-from jaxaccel.interpret import Transformation, is_compressed, transform
-from jaxaccel.lowerings import convolution, menu, products
-from jaxaccel.options import checked
-from jaxaccel.sites import BILINEAR, GROUPED, Backend, Site, on
 from jaxaccel.transforms import integer
 from jaxaccel.transforms.calibrate import Calibration
 from jaxaccel.transforms.int8_training import training_rules
+from jaxaccel.transforms.lowering import convolution, menu, products
 
 Activations = Literal["dynamic", "static", "none"]
 

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxaccel import numerics
-from jaxaccel.sites import BILINEAR, GROUPED, Site
+from jaxaccel.core import numerics
+from jaxaccel.core.sites import BILINEAR, GROUPED, Site
 from jaxaccel.transforms import integer
 
 

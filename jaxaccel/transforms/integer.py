@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxaccel import numerics
-from jaxaccel.arrays import QuantArray, expand
-from jaxaccel.sites import Site
+from jaxaccel.core import numerics
+from jaxaccel.core.arrays import QuantArray, expand
+from jaxaccel.core.sites import Site
 
 Bind = Callable[..., jax.Array]
 """``bind(lhs, rhs, **changed_params)``: the primitive itself."""

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxaccel import numerics
+from jaxaccel.core import numerics
+from jaxaccel.core.options import Options
 from jaxaccel.errors import UserError
-from jaxaccel.options import Options
 
 PyTree = Any
 

@@ -6,10 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxaccel.core.interpret import Observation, Transformation, is_compressed, transform
+from jaxaccel.core.options import checked
+from jaxaccel.core.sites import BILINEAR, Site
 from jaxaccel.errors import UserError
-from jaxaccel.interpret import Observation, Transformation, is_compressed, transform
-from jaxaccel.options import checked
-from jaxaccel.sites import BILINEAR, Site
 from jaxaccel.transforms.calibrate import compiled
 
 PyTree = Any

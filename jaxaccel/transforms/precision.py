@@ -13,13 +13,13 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxaccel import numerics
+from jaxaccel.core import numerics
+from jaxaccel.core.interpret import Transformation, transform
+from jaxaccel.core.options import checked
+from jaxaccel.core.sites import BILINEAR, GROUPED, Backend, Site, on
+from jaxaccel.core.trees import Where, selects
 from jaxaccel.errors import UserError
-from jaxaccel.interpret import Transformation, transform
-from jaxaccel.lowerings import products
-from jaxaccel.options import checked
-from jaxaccel.sites import BILINEAR, GROUPED, Backend, Site, on
-from jaxaccel.trees import Where, selects
+from jaxaccel.transforms.lowering import products
 
 
 @checked

@@ -8,17 +8,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxaccel import numerics
-from jaxaccel.compress.quantize import Axes, can_quantize, quantize
+from jaxaccel.core import numerics
+from jaxaccel.core.interpret import Observation, Transformation, is_compressed, transform
+from jaxaccel.core.options import checked
+from jaxaccel.core.sites import BILINEAR, GROUPED, Backend, Site, on
+from jaxaccel.core.trees import Where, selects
 from jaxaccel.errors import UserError
-from jaxaccel.interpret import Observation, Transformation, is_compressed, transform
-from jaxaccel.lowerings import menu
-from jaxaccel.options import checked
-from jaxaccel.sites import BILINEAR, GROUPED, Backend, Site, on
 from jaxaccel.transforms import integer
 from jaxaccel.transforms.calibrate import Calibration
 from jaxaccel.transforms.int8 import Activations
-from jaxaccel.trees import Where, selects
+from jaxaccel.transforms.lowering import menu
+from jaxaccel.transforms.params.quantize import Axes, can_quantize, quantize
 
 PyTree = Any
 

@@ -1,7 +1,7 @@
 """The same numbers, lowered well: convolutions, products, poolings and loops in forms that the backend runs fast.
 
 XLA takes a program as it is written, and on a CPU equal mathematics written in another way runs up to 20 times as
-fast. The forms are in `jaxaccel.lowerings`; results are equal up to the order of summation.
+fast. The forms are in `jaxaccel.transforms.lowering`; results are equal up to the order of summation.
 """
 
 import dataclasses
@@ -10,10 +10,10 @@ from typing import Any
 
 import jax
 
-from jaxaccel.interpret import Transformation, hoist, transform
-from jaxaccel.lowerings import menu
-from jaxaccel.options import checked
-from jaxaccel.sites import BILINEAR, Backend, Site, on
+from jaxaccel.core.interpret import Transformation, hoist, transform
+from jaxaccel.core.options import checked
+from jaxaccel.core.sites import BILINEAR, Backend, Site, on
+from jaxaccel.transforms.lowering import menu
 
 
 @checked
@@ -35,7 +35,7 @@ def retarget(
     Args:
       f: any JAX function.
       tune: time all forms of each site on this device, once, rather than go by the menu's rules. Verdicts are kept on
-        disk (`jaxaccel.lowerings.tuning`).
+        disk (`jaxaccel.transforms.lowering.tuning`).
       argnums: which arguments hold the parameters, by whose paths `explain` names the sites.
       backend: ``cpu``, ``gpu`` or ``tpu``, to compile for another backend than the default one.
     """

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from jaxaccel.options import Options, ShareBelowOne
+from jaxaccel.core.options import Options, ShareBelowOne
 from jaxaccel.transforms.calibrate import Calibration
 
 

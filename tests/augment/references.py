@@ -66,7 +66,7 @@ def unpil(picture):
 
 
 def scipy_sample(image, rows, columns, fill: Any = 0, order=1):
-    """One image (H, W, C) at float64 places (h, w), with the modes of `jaxaccel.augment.resample`."""
+    """One image (H, W, C) at float64 places (h, w), with the modes of `jaxaccel.data.augment.resample`."""
     mode = {"edge": "nearest", "reflect": "mirror"}.get(fill, "grid-constant")
     cval = 0 if isinstance(fill, str) else fill
     channels = [

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from references import KEY, apply, image_after, images_after, make_batch, photograph
 
-from jaxaccel.augment import (
+from jaxaccel.data.augment import (
     brightness,
     chain,
     color_jitter,
@@ -27,7 +27,7 @@ from jaxaccel.augment import (
     translate,
     vertical_flip,
 )  # fmt: skip
-from jaxaccel.augment.deferred import Deferred
+from jaxaccel.data.augment.deferred import Deferred
 from jaxaccel.errors import UserError
 
 

@@ -7,10 +7,19 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 from references import KEY, assert_uniform, compiled, image_after, make_batch, photograph, pil, unpil
 
-from jaxaccel.augment import brightness, chain, color_jitter, contrast, grayscale, hue, invert, saturation
-from jaxaccel.augment.color import Recoloring, mean_color
-from jaxaccel.augment.color_matrices import blending, contrasting, gray, hue_matrices, scaling
-from jaxaccel.augment.exact import unit_fixed_point
+from jaxaccel.data.augment import (
+    brightness,
+    chain,
+    color_jitter,
+    contrast,
+    grayscale,
+    hue,
+    invert,
+    saturation,
+)
+from jaxaccel.data.augment.color import Recoloring, mean_color
+from jaxaccel.data.augment.color_matrices import blending, contrasting, gray, hue_matrices, scaling
+from jaxaccel.data.augment.exact import unit_fixed_point
 from jaxaccel.errors import UserError
 
 FACTORS = np.array([0.0, 0.25, 0.75, 1.0, 1.5, 1.9], np.float32)

@@ -7,14 +7,14 @@ import pytest
 from references import KEY, apply, assert_uniform, compiled, image_after, make_batch, recovered_homographies
 from scipy import stats
 
-from jaxaccel.augment import (
+from jaxaccel.data.augment import (
     alternating_flip,
     horizontal_flip,
     pad_and_crop,
     random_resized_crop,
     vertical_flip,
 )
-from jaxaccel.augment.crop import random_boxes
+from jaxaccel.data.augment.crop import random_boxes
 from jaxaccel.errors import UserError
 
 

@@ -5,8 +5,8 @@ import pytest
 from references import KEY, image_after, make_batch, scipy_sample
 from scipy.interpolate import BSpline
 
-from jaxaccel.augment import elastic, example_keys
-from jaxaccel.augment.elastic import spline, spline_weights
+from jaxaccel.data.augment import elastic, example_keys
+from jaxaccel.data.augment.elastic import spline, spline_weights
 from jaxaccel.errors import UserError
 
 

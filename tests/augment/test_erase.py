@@ -6,7 +6,7 @@ import pytest
 from references import KEY, apply, assert_uniform, image_after, make_batch
 from scipy import stats
 
-from jaxaccel.augment import cutout, random_erasing
+from jaxaccel.data.augment import cutout, random_erasing
 from jaxaccel.errors import UserError
 
 

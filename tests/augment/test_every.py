@@ -186,7 +186,7 @@ sys.path.insert(0, sys.argv[1])
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from references import compiled, make_batch
 from test_every import EVERY
-from jaxaccel.augment import chain
+from jaxaccel.data.augment import chain
 
 key = jax.random.key(1)
 assert jax.device_count() == 8

@@ -8,8 +8,8 @@ from PIL import ImageEnhance, ImageFilter
 from references import KEY, assert_uniform, compiled, image_after, make_batch, photograph, pil, unpil
 from scipy import ndimage, stats
 
-from jaxaccel.augment import gaussian_blur, gaussian_noise, sharpness
-from jaxaccel.augment.filters import blurred, gaussian_weights, sharpened, smoothed
+from jaxaccel.data.augment import gaussian_blur, gaussian_noise, sharpness
+from jaxaccel.data.augment.filters import blurred, gaussian_weights, sharpened, smoothed
 from jaxaccel.errors import UserError
 
 

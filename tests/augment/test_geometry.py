@@ -17,10 +17,10 @@ from references import (
 )
 from scipy import ndimage
 
-from jaxaccel.augment import affine, chain, mixup, perspective, rotate, scale, shear, translate
-from jaxaccel.augment.geometry import affine_matrix, perspective_matrix
-from jaxaccel.augment.moves import Resampling
-from jaxaccel.augment.resample import fraction_bits
+from jaxaccel.data.augment import affine, chain, mixup, perspective, rotate, scale, shear, translate
+from jaxaccel.data.augment.geometry import affine_matrix, perspective_matrix
+from jaxaccel.data.augment.moves import Resampling
+from jaxaccel.data.augment.resample import fraction_bits
 from jaxaccel.errors import UserError
 
 KEY = jax.random.key(5)

@@ -6,7 +6,7 @@ import pytest
 from references import KEY, apply, compiled, make_batch
 from scipy import stats
 
-from jaxaccel.augment import chain, cutmix, mixup, mixup_or_cutmix
+from jaxaccel.data.augment import chain, cutmix, mixup, mixup_or_cutmix
 from jaxaccel.errors import UserError
 
 

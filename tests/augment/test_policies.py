@@ -10,8 +10,8 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 from references import KEY, compiled, image_after, images_after, make_batch, photograph, pil, unpil
 
-from jaxaccel.augment import augmix, auto_augment, policies, rand_augment, three_augment, trivial_augment
-from jaxaccel.augment.policy_tables import (
+from jaxaccel.data.augment import augmix, auto_augment, policies, rand_augment, three_augment, trivial_augment
+from jaxaccel.data.augment.policy_tables import (
     AUGMIX,
     AUTO,
     COLUMNS,

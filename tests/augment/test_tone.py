@@ -6,8 +6,8 @@ import pytest
 from PIL import ImageOps
 from references import KEY, compiled, image_after, make_batch, photograph, pil, unpil
 
-from jaxaccel.augment import autocontrast, equalize, posterize, solarize
-from jaxaccel.augment.tone import counted_by_products, counted_one_by_one
+from jaxaccel.data.augment import autocontrast, equalize, posterize, solarize
+from jaxaccel.data.augment.tone import counted_by_products, counted_one_by_one
 from jaxaccel.errors import UserError
 
 

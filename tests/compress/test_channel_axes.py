@@ -10,8 +10,8 @@ from grids import thinned
 from test_channels import _blank, conv, random
 
 import jaxaccel as ja
+from jaxaccel.core.trees import parameter_path
 from jaxaccel.errors import UserError
-from jaxaccel.trees import parameter_path
 
 
 def layer_scaled(p, x):

@@ -9,11 +9,11 @@ from flax import nnx
 
 import jaxaccel as ja
 from jaxaccel import models
-from jaxaccel.compress import channels
 from jaxaccel.errors import UserError
-from jaxaccel.models.efficientnet import Stage
-from jaxaccel.models.mobilenet import Block
-from jaxaccel.modules import as_model
+from jaxaccel.models.adapter import as_model
+from jaxaccel.models.vision.efficientnet import Stage
+from jaxaccel.models.vision.mobilenet import Block
+from jaxaccel.transforms.params.channels import remove as channels
 
 
 def random(*shape, seed=0):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxaccel as ja
-from jaxaccel.compress.prune import densities
+from jaxaccel.transforms.params.prune import densities
 
 KEYS = jax.random.split(jax.random.key(0), 4)
 LARGE, SMALL = 10 + jnp.abs(jax.random.normal(KEYS[0], (16, 8))), 0.1 * jax.random.normal(KEYS[1], (32, 24))

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import jaxaccel as ja
-from jaxaccel.compress.low_rank import spectra
-from jaxaccel.compress.svd import randomised_svd
 from jaxaccel.errors import UserError
+from jaxaccel.transforms.params.low_rank import spectra
+from jaxaccel.transforms.params.svd import randomised_svd
 
 
 def conv(x, kernel, strides=(1, 1), padding="SAME"):
@@ -166,7 +166,7 @@ def test_large_weights_are_cut_as_small_ones_are(monkeypatch):
 
     expected, energy, stable = ranks()
     assert 8 < expected[2] < 23 and expected[3] is None and expected[4:] == [3, 15, 23, None]
-    monkeypatch.setattr(sys.modules["jaxaccel.compress.svd"], "LARGE", 16)
+    monkeypatch.setattr(sys.modules["jaxaccel.transforms.params.svd"], "LARGE", 16)
     found = ranks()
     assert found[0] == expected
     np.testing.assert_allclose(found[1], energy, rtol=1e-2)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import jaxaccel as ja
-from jaxaccel.compress.pack import transfer_seconds
 from jaxaccel.errors import UserError
+from jaxaccel.transforms.params.pack import transfer_seconds
 
 
 def random(*shape, seed=0):

@@ -9,9 +9,9 @@ import pytest
 
 import jaxaccel as ja
 from jaxaccel import models
-from jaxaccel.compress.prune import densities, sparsity_of
 from jaxaccel.errors import UserError
-from jaxaccel.modules import as_model
+from jaxaccel.models.adapter import as_model
+from jaxaccel.transforms.params.prune import densities, sparsity_of
 
 
 def network():

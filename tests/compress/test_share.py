@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import jaxaccel as ja
-from jaxaccel.compress import trainable, with_trained
 from jaxaccel.errors import UserError
+from jaxaccel.transforms.params import trainable, with_trained
 
 
 def random(*shape, seed=0):

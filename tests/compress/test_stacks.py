@@ -9,10 +9,10 @@ import optax
 import pytest
 
 import jaxaccel as ja
-from jaxaccel.compress import trainable, with_trained
-from jaxaccel.compress.low_rank import spectra
-from jaxaccel.interpret import is_compressed
+from jaxaccel.core.interpret import is_compressed
 from jaxaccel.optim import Sparse, sparse
+from jaxaccel.transforms.params import trainable, with_trained
+from jaxaccel.transforms.params.low_rank import spectra
 
 LAYERS = 3
 SIZES = jnp.asarray([1.0, 0.01, 30.0])[:, None, None]  # one budget for all would empty the second layer

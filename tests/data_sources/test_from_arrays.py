@@ -182,7 +182,7 @@ def test_npz(tmp_path):
 
 
 def test_bad_npz_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr("jaxaccel.npz_files.FLOOR", 1000)
+    monkeypatch.setattr("jaxaccel.core.formats.npz_files.FLOOR", 1000)
     path = tmp_path / "my.npz"
     np.savez_compressed(path, image=np.zeros((4, 1000, 1000), np.uint8), label=np.zeros(400))
     bomb = path.read_bytes()

@@ -9,10 +9,10 @@ from jaxaccel.data import from_arrays
 from jaxaccel.data.elements import read_elements
 from jaxaccel.data.opening import open_splits
 from jaxaccel.data.order import Sequential
-from jaxaccel.data.resident import load
-from jaxaccel.data.stream import Batches
 from jaxaccel.errors import UserError
 from jaxaccel.tasks import ImageClassification
+from jaxaccel.training.resident import load
+from jaxaccel.training.stream import Batches
 
 
 def numbers(source):

@@ -16,7 +16,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as Spec
 
 import jaxaccel as ja
-from jaxaccel import sites
+from jaxaccel.core import sites
 
 # LLVM's optimisations are most of the compile time and see nothing that differs.
 OPTIONS = {"xla_backend_optimization_level": 0}

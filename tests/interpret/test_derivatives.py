@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxaccel as ja
-from jaxaccel import sites
+from jaxaccel.core import sites
 
 PARAMS = {"kernel": jnp.asarray(np.random.default_rng(0).standard_normal((8, 4)), jnp.float32)}
 X = jnp.asarray(np.random.default_rng(1).standard_normal((6, 8)), jnp.float32)

@@ -16,8 +16,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.ode import odeint
 
 from jaxaccel import models
-from jaxaccel.interpret import Transformation, transform
-from jaxaccel.modules import as_model
+from jaxaccel.core.interpret import Transformation, transform
+from jaxaccel.models.adapter import as_model
 
 ENTERED = ("dot_general", "conv_general_dilated", "gather", "exp", "add", "mul")
 # LLVM's optimisations are most of the compile time and see nothing that differs.

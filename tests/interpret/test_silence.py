@@ -13,7 +13,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as Spec
 
 import jaxaccel as ja
-from jaxaccel import sites
+from jaxaccel.core import sites
 
 
 def normal(*shape, seed=0, scale=1.0):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 import jaxaccel as ja
-from jaxaccel.lowerings import menu
+from jaxaccel.transforms.lowering import menu
 
 # Most of the time goes to compiling the reference.
 few = settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])

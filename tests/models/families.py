@@ -8,10 +8,10 @@ import numpy as np
 from flax import nnx
 
 from jaxaccel import models
-from jaxaccel.models.efficientnet import Stage
-from jaxaccel.models.inception import Conv, Split
-from jaxaccel.models.mobilenet import Block
-from jaxaccel.models.pooling import average_pool_3x3, max_pool_2x2, max_pool_3x3
+from jaxaccel.models.layers.pooling import average_pool_3x3, max_pool_2x2, max_pool_3x3
+from jaxaccel.models.vision.efficientnet import Stage
+from jaxaccel.models.vision.inception import Conv, Split
+from jaxaccel.models.vision.mobilenet import Block
 
 # Small enough to differentiate in a second, with every kind of layer and block of the family.
 SMALL = {

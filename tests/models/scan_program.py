@@ -3,19 +3,19 @@
 import json
 from functools import partial
 
-from jaxaccel import runtime
+from jaxaccel.core import runtime
 
 runtime.setup()
 
 import jax  # noqa: E402
 
 from jaxaccel import augment, models  # noqa: E402
-from jaxaccel.hlo.text import parse, places  # noqa: E402
-from jaxaccel.modules import as_model  # noqa: E402
+from jaxaccel.core.hlo.text import parse, places  # noqa: E402
+from jaxaccel.distributed import MeshShape, batch_sharding, make_mesh, placed  # noqa: E402
+from jaxaccel.models.adapter import as_model  # noqa: E402
 from jaxaccel.optim import Optimizer, Schedule  # noqa: E402
-from jaxaccel.parallel import MeshShape, batch_sharding, make_mesh, placed  # noqa: E402
-from jaxaccel.step import Training  # noqa: E402
 from jaxaccel.tasks import ImageClassification  # noqa: E402
+from jaxaccel.training.step import Training  # noqa: E402
 
 BATCH = 32
 

@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 from jaxaccel import models
-from jaxaccel.models.counts import multiply_adds
+from jaxaccel.models.layers.counts import multiply_adds
 
 timm = pytest.importorskip("timm")
 torch = pytest.importorskip("torch")

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from families import fast_jit, shapes_of
 
-from jaxaccel.models.cifar_fast import CifarFast, cifar_fast, partial_identity, whitening
-from jaxaccel.models.counts import multiply_adds, parameters
-from jaxaccel.modules import as_model, takes
+from jaxaccel.models.adapter import as_model, takes
+from jaxaccel.models.layers.counts import multiply_adds, parameters
+from jaxaccel.models.vision.cifar_fast import CifarFast, cifar_fast, partial_identity, whitening
 
 
 def images(count=64, size=12, channels=3):

@@ -8,17 +8,17 @@ import pytest
 from families import called, fast_jit, filled, initialized, shapes_of
 from flax import nnx
 
-from jaxaccel.models.blocks import SqueezeExcite, StochasticDepth, drop_paths
-from jaxaccel.models.convnet import ConvNet
-from jaxaccel.models.pooling import (
+from jaxaccel.models.layers.blocks import SqueezeExcite, StochasticDepth, drop_paths
+from jaxaccel.models.layers.pooling import (
     average_pool_2x2,
     average_pool_3x3,
     global_max_pool,
     max_pool_2x2,
     max_pool_3x3,
 )
-from jaxaccel.models.resnet import Bottleneck
-from jaxaccel.models.resnet_cifar import BasicBlock, option_a_shortcut
+from jaxaccel.models.vision.convnet import ConvNet
+from jaxaccel.models.vision.resnet import Bottleneck
+from jaxaccel.models.vision.resnet_cifar import BasicBlock, option_a_shortcut
 
 
 def test_stochastic_depth_drops_whole_examples():

@@ -5,8 +5,8 @@ from families import paths, published, shapes_of, small
 from flax import nnx
 
 from jaxaccel import models
-from jaxaccel.models.counts import multiply_adds, parameters
-from jaxaccel.models.efficientnet import Stage
+from jaxaccel.models.layers.counts import multiply_adds, parameters
+from jaxaccel.models.vision.efficientnet import Stage
 
 # Parameters, multiply-adds in millions, and the side of the images: as in torchvision's table of weights, in timm's
 # results (ResNet-D, RS and SE, Mixer, ViT-Ti and S), or, for CIFAR, as papers on pruning have them.

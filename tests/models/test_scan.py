@@ -9,11 +9,11 @@ from families import fast_jit, filled, initialized, shapes_of
 from flax import nnx
 
 from jaxaccel import models
-from jaxaccel.models.blocks import ConvNorm, InvertedResidual
-from jaxaccel.models.counts import multiply_adds, parameters
-from jaxaccel.models.efficientnet import Stage
-from jaxaccel.models.scan import Scan, sequence, stack, unstack
-from jaxaccel.modules import abstract, as_model
+from jaxaccel.models.adapter import abstract, as_model
+from jaxaccel.models.layers.blocks import ConvNorm, InvertedResidual
+from jaxaccel.models.layers.counts import multiply_adds, parameters
+from jaxaccel.models.layers.scan import Scan, sequence, stack, unstack
+from jaxaccel.models.vision.efficientnet import Stage
 
 # A run of equal blocks in each, with BatchNorm, stochastic depth and dropout between them.
 SMALL = {

@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from jaxaccel.errors import UserError
-from jaxaccel.modules import as_model
+from jaxaccel.models.adapter import as_model
 from jaxaccel.optim import Optimizer
 from jaxaccel.optim.averaging import Averaging, _probed, reestimator
 from jaxaccel.optim.lookahead import lookahead

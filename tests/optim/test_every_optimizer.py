@@ -10,14 +10,14 @@ import optax.contrib
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
+from jaxaccel.distributed.mesh import AXES
+from jaxaccel.distributed.sharding import state_sharding
 from jaxaccel.optim.conjugate_gradient import conjugate_gradient, scale_by_conjugate_gradient
 from jaxaccel.optim.lookahead import lookahead
 from jaxaccel.optim.scaling import layer_decay, scale_by_path
 from jaxaccel.optim.shampoo import shampoo
 from jaxaccel.optim.sharpness import sharpness_aware
 from jaxaccel.optim.soap import soap
-from jaxaccel.parallel.mesh import AXES
-from jaxaccel.parallel.sharding import state_sharding
 
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 

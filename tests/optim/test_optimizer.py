@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxaccel.arrays import LowRankArray
+from jaxaccel.core.arrays import LowRankArray
 from jaxaccel.errors import UserError
 from jaxaccel.optim import Optimizer, Schedule
 from jaxaccel.optim.averaging import weights_to_evaluate

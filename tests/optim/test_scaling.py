@@ -6,9 +6,9 @@ import pytest
 from flax import nnx
 
 from jaxaccel.errors import UserError
-from jaxaccel.models.convnet import ConvNet
-from jaxaccel.models.resnet_cifar import ResNetCifar
-from jaxaccel.models.vit import VisionTransformer
+from jaxaccel.models.vision.convnet import ConvNet
+from jaxaccel.models.vision.resnet_cifar import ResNetCifar
+from jaxaccel.models.vision.vit import VisionTransformer
 from jaxaccel.optim.scaling import layer_decay, layer_depths, scale_by_path
 
 PARAMS = {

@@ -10,10 +10,10 @@ import optax
 import pytest
 
 import jaxaccel as ja
-from jaxaccel.compress.prune import sparsity_of
 from jaxaccel.errors import UserError
 from jaxaccel.optim import Optimizer, Sparse, sparse
 from jaxaccel.optim.sharpness import sharpness_aware
+from jaxaccel.transforms.params.prune import sparsity_of
 
 STEPS = 40
 

@@ -10,7 +10,7 @@ import pytest
 
 import jaxaccel as ja
 from jaxaccel import models
-from jaxaccel.modules import as_model
+from jaxaccel.models.adapter import as_model
 
 timm = pytest.importorskip("timm")
 torch = pytest.importorskip("torch")

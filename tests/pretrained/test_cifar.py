@@ -43,10 +43,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxaccel import pretrained, torch_files
+from jaxaccel.core.formats import torch_files
 from jaxaccel.errors import UserError
-from jaxaccel.models.resnet_cifar import ResNetCifar
-from jaxaccel.modules import abstract, as_model
+from jaxaccel.models import pretrained
+from jaxaccel.models.adapter import abstract, as_model
+from jaxaccel.models.vision.resnet_cifar import ResNetCifar
 
 SMALL = Path(__file__).parents[1] / "data" / "torch" / "resnet14.th"
 

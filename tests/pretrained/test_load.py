@@ -16,9 +16,9 @@ from safetensors.numpy import save_file
 
 import jaxaccel as ja
 from jaxaccel import models
-from jaxaccel.modules import Model, as_model
-from jaxaccel.pretrained.files import read
-from jaxaccel.pretrained.names import counted, counts_on, similarity
+from jaxaccel.models.adapter import Model, as_model
+from jaxaccel.models.pretrained.files import read
+from jaxaccel.models.pretrained.names import counted, counts_on, similarity
 
 
 def drawn(**shapes):

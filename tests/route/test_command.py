@@ -8,10 +8,11 @@ import pytest
 from safetensors.numpy import save_file
 
 import jaxaccel as ja
-from jaxaccel import rundir
+from jaxaccel import compress as command
+from jaxaccel.compression import Route
+from jaxaccel.compression.route import load, names
 from jaxaccel.errors import UserError, option
-from jaxaccel.route import Route, command
-from jaxaccel.route.route import load, names
+from jaxaccel.training import rundir
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def test_flags_reach_their_step(followed, origin):
 
 def test_alternatives_take_the_place_of_defaults(followed, origin, tmp_path):
     own = tmp_path / "pruned.py"
-    own.write_text("from jaxaccel.route import *\ndef route():\n    return Route({'prune': Prune()})\n")
+    own.write_text("from jaxaccel.compression import *\ndef route():\n    return Route({'prune': Prune()})\n")
     for recipe, *words in (
         ("thin", "--channels.latency", "0.5"),
         ("low_rank", "--low-rank.energy", "0.9"),
@@ -88,7 +89,7 @@ def test_every_route_can_be_made(capsys, followed, origin):
 
 def test_a_file_of_ones_own(tmp_path, followed, origin):
     own = tmp_path / "mine.py"
-    own.write_text("from jaxaccel.route import *\ndef route():\n    return Route({'fold': Fold()})\n")
+    own.write_text("from jaxaccel.compression import *\ndef route():\n    return Route({'fold': Fold()})\n")
     assert command.main([str(origin), "--recipe", str(own)]) == 0
     assert list(followed[0][0][0].steps) == ["fold"]
     own.write_text("def route():\n    return 3\n")

@@ -9,11 +9,9 @@ import numpy as np
 import pytest
 
 import jaxaccel as ja
+from jaxaccel import compress as command
 from jaxaccel import models
-from jaxaccel.arrays import CodebookArray, LowRankArray, QuantArray
-from jaxaccel.errors import UserError
-from jaxaccel.interpret import is_compressed
-from jaxaccel.route import (
+from jaxaccel.compression import (
     FineTune,
     Fold,
     LowRank,
@@ -23,10 +21,12 @@ from jaxaccel.route import (
     Route,
     Share,
     Student,
-    command,
 )
-from jaxaccel.route.route import load
-from jaxaccel.route.stage import batches
+from jaxaccel.compression.route import load
+from jaxaccel.compression.stage import batches
+from jaxaccel.core.arrays import CodebookArray, LowRankArray, QuantArray
+from jaxaccel.core.interpret import is_compressed
+from jaxaccel.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,9 @@ def test_everything_composes_and_goes_on(run, tmp_path, monkeypatch):
     last = tmp_path / "r" / "6-int8.safetensors"
     content = last.read_bytes()
     last.unlink()
-    monkeypatch.setattr("jaxaccel.route.learning.fine_tuned", lambda *args: pytest.fail("trained again"))
+    monkeypatch.setattr(
+        "jaxaccel.compression.learning.fine_tuned", lambda *args: pytest.fail("trained again")
+    )
     again = ja.follow(Route(steps), place, run=tmp_path / "r", resume=True, batch=64)
     assert [row.step for row in again.receipts] == ["origin", *steps]
     assert last.read_bytes() == content
@@ -135,7 +137,7 @@ def test_stopped_within_a_fine_tuning_it_goes_on_as_if_nothing_had_been(run, tmp
     training = dataclasses.replace(recipe, steps_per_call=2)
     whole = ja.follow(route, place, training, run=tmp_path / "whole")
     with monkeypatch.context() as signalled:
-        signalled.setattr("jaxaccel.signals.StopSignal.asked", lambda self, call: call == 2)
+        signalled.setattr("jaxaccel.training.signals.StopSignal.asked", lambda self, call: call == 2)
         with pytest.raises(SystemExit) as stopped:
             ja.follow(route, place, training, run=tmp_path / "r")
     assert stopped.value.code == 0

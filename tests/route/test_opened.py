@@ -9,12 +9,22 @@ import numpy as np
 import pytest
 
 import jaxaccel as ja
-from jaxaccel import trained
+from jaxaccel.compression import (
+    FineTune,
+    Fold,
+    Prune,
+    Quantize,
+    RemoveChannels,
+    Route,
+    Student,
+    opened,
+    stage,
+)
+from jaxaccel.core.interpret import is_compressed
+from jaxaccel.deployment import trained
 from jaxaccel.errors import UserError
-from jaxaccel.file_names import FileNames
-from jaxaccel.interpret import is_compressed
 from jaxaccel.optim import Sparse
-from jaxaccel.route import FineTune, Fold, Prune, Quantize, RemoveChannels, Route, Student, opened, stage
+from jaxaccel.training.file_names import FileNames
 
 
 @pytest.fixture(scope="module")

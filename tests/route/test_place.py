@@ -11,14 +11,14 @@ import pytest
 
 import jaxaccel as ja
 from jaxaccel import models
+from jaxaccel.compression import FineTune, LowRank, Prune, Route, place
+from jaxaccel.compression.learning import renamed
+from jaxaccel.compression.receipts import Receipt
 from jaxaccel.errors import UserError, option
-from jaxaccel.modules import as_model
-from jaxaccel.recipe import Data
-from jaxaccel.recipe_file import to_json
-from jaxaccel.route import FineTune, LowRank, Prune, Route, place
-from jaxaccel.route.receipts import Receipt
-from jaxaccel.route.tuning import renamed
-from jaxaccel.swap import Swap
+from jaxaccel.models.adapter import as_model
+from jaxaccel.training.recipe import Data
+from jaxaccel.training.recipe_file import to_json
+from jaxaccel.training.swap import Swap
 
 PRUNED = Route({"prune": Prune(0.5)})
 
@@ -43,7 +43,7 @@ def origin(tmp_path_factory):
 def follow(monkeypatch, origin):
     """`ja.follow` from that model, without the measurements."""
     fields = {field.name: 1 for field in dataclasses.fields(Receipt)}
-    module = sys.modules["jaxaccel.route.follow"]
+    module = sys.modules["jaxaccel.compression.follow"]
     monkeypatch.setattr(module, "pareto", lambda *_: None)
     monkeypatch.setattr(
         module, "receipt", lambda name, *_: Receipt(**fields | {"step": name, "scores": {"accuracy": 0.5}})
@@ -146,7 +146,7 @@ def test_a_fine_tuning_that_fails_says_what_works_in_a_route(follow, tmp_path, m
             f"{option('optimizer.learning_rate')}"
         )
 
-    monkeypatch.setattr("jaxaccel.route.tuning.train", fails)
+    monkeypatch.setattr("jaxaccel.compression.learning.train", fails)
     with pytest.raises(UserError) as error:
         follow(Route({"fine_tune": FineTune()}), tmp_path / "r")
     assert error.value.as_flags() == (

@@ -9,12 +9,12 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from jaxaccel.metrics import Headline
-from jaxaccel.route import receipts
-from jaxaccel.route.labels import name_points
-from jaxaccel.route.picture import chained_noise, pareto, score_limits, title
-from jaxaccel.route.receipts import Receipt, Turns, from_json, gain_of, paired
-from jaxaccel.route.wording import gain_text, line, notes, tables
+from jaxaccel.compression import receipts
+from jaxaccel.compression.labels import name_points
+from jaxaccel.compression.picture import chained_noise, pareto, score_limits, title
+from jaxaccel.compression.receipts import Receipt, Turns, from_json, gain_of, paired
+from jaxaccel.compression.wording import gain_text, line, notes, tables
+from jaxaccel.tasks.metrics import Headline
 
 ERROR = Headline("mae", "lower")
 

@@ -8,10 +8,20 @@ import numpy as np
 import optax
 import pytest
 
+from jaxaccel.compression import (
+    FineTune,
+    Fold,
+    LowRank,
+    Prune,
+    Quantize,
+    RemoveChannels,
+    Route,
+    Share,
+    Student,
+)
+from jaxaccel.compression.stage import Stage, trained
 from jaxaccel.errors import UserError
 from jaxaccel.optim import Sparse, sparse
-from jaxaccel.route import FineTune, Fold, LowRank, Prune, Quantize, RemoveChannels, Route, Share, Student
-from jaxaccel.route.stage import Stage, trained
 
 
 def normal(*shape):
@@ -28,7 +38,7 @@ def params():
 def kept(monkeypatch):
     """How a fine-tuning keeps zeros after some steps, without the training."""
     monkeypatch.setattr(
-        "jaxaccel.route.learning.fine_tuned", lambda stage, setting, name, how, sparse: sparse
+        "jaxaccel.compression.learning.fine_tuned", lambda stage, setting, name, how, sparse: sparse
     )
 
     def after(stage, *steps, tune=None):

@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 
 import jaxaccel as ja
-from jaxaccel import initial, models
-from jaxaccel.arrays import LowRankArray
+from jaxaccel import models
+from jaxaccel.compression import FineTune, LowRank, RemoveChannels
+from jaxaccel.compression.learning import recipe_of
+from jaxaccel.compression.stage import Setting, trained
+from jaxaccel.core.arrays import LowRankArray
+from jaxaccel.core.interpret import is_compressed
+from jaxaccel.core.trees import with_leaves
 from jaxaccel.errors import UserError
-from jaxaccel.interpret import is_compressed
 from jaxaccel.optim import Sparse
-from jaxaccel.recipe_file import from_json, to_json
-from jaxaccel.route import FineTune, LowRank, RemoveChannels
-from jaxaccel.route.stage import Setting, trained
-from jaxaccel.route.tuning import recipe_of
-from jaxaccel.trees import with_leaves
+from jaxaccel.training import initial
+from jaxaccel.training.recipe_file import from_json, to_json
 
 
 @pytest.mark.slow

@@ -13,9 +13,10 @@ from flax import nnx
 from jax import lax
 
 import jaxaccel as ja
-from jaxaccel import hlo, models
+from jaxaccel import models
+from jaxaccel.advisor.roofline import compile_for, roofline
+from jaxaccel.core import hlo
 from jaxaccel.errors import UserError
-from jaxaccel.roofline import compile_for, roofline
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,

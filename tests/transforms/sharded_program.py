@@ -5,7 +5,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from jaxaccel import runtime
+from jaxaccel.core import runtime
 
 runtime.setup()
 
@@ -17,8 +17,8 @@ from jax.sharding import PartitionSpec as P  # noqa: E402
 
 import jaxaccel as ja  # noqa: E402
 from jaxaccel import models  # noqa: E402
-from jaxaccel.modules import as_model  # noqa: E402
-from jaxaccel.parallel import MeshShape, batch_sharding, make_mesh, state_sharding  # noqa: E402
+from jaxaccel.distributed import MeshShape, batch_sharding, make_mesh, state_sharding  # noqa: E402
+from jaxaccel.models.adapter import as_model  # noqa: E402
 
 MESHES = {"8,1,1": (8, 1, 1), "1,8,1": (1, 8, 1), "2,2,2": (2, 2, 2), "1,1,8": (1, 1, 8)}
 

@@ -7,9 +7,9 @@ import pytest
 from grids import thinned
 
 import jaxaccel as ja
-from jaxaccel import sites
-from jaxaccel.arrays import QuantArray, expand, pack, unpack
-from jaxaccel.interpret import Transformation, transform
+from jaxaccel.core import sites
+from jaxaccel.core.arrays import QuantArray, expand, pack, unpack
+from jaxaccel.core.interpret import Transformation, transform
 
 W = jax.random.normal(jax.random.key(0), (6, 4, 8))
 

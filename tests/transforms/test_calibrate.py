@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxaccel as ja
-from jaxaccel import numerics
+from jaxaccel.core import numerics
 from jaxaccel.transforms.calibrate import _counts
 
 

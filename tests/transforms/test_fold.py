@@ -11,9 +11,9 @@ from grids import thinned
 
 import jaxaccel as ja
 from jaxaccel import models
+from jaxaccel.core.trees import path_text
 from jaxaccel.errors import UserError
-from jaxaccel.modules import as_model
-from jaxaccel.trees import path_text
+from jaxaccel.models.adapter import as_model
 
 
 def served(make, shape):

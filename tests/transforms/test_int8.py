@@ -10,7 +10,7 @@ from flax import nnx
 from grids import thinned
 
 import jaxaccel as ja
-from jaxaccel import numerics, sites
+from jaxaccel.core import numerics, sites
 
 KEYS = jax.random.split(jax.random.key(0), 6)
 PARAMS = {

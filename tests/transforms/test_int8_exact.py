@@ -10,9 +10,9 @@ import pytest
 from grids import thinned
 
 import jaxaccel as ja
-from jaxaccel.arrays import QuantArray
-from jaxaccel.lowerings import convolution, menu, products
+from jaxaccel.core.arrays import QuantArray
 from jaxaccel.transforms import integer
+from jaxaccel.transforms.lowering import convolution, menu, products
 
 DOTS = {
     "matrix": ((5, 7), (7, 3), (((1,), (0,)), ((), ()))),

@@ -10,8 +10,8 @@ from grids import thinned
 from test_int8_exact import NHWC, numpy_conv
 
 import jaxaccel as ja
-from jaxaccel import sites
-from jaxaccel.arrays import QuantArray
+from jaxaccel.core import sites
+from jaxaccel.core.arrays import QuantArray
 from jaxaccel.transforms import integer
 
 RNG = np.random.default_rng(0)

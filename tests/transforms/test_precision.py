@@ -15,9 +15,10 @@ from grids import slow_but
 from jax.test_util import check_grads
 
 import jaxaccel as ja
-from jaxaccel import models, sites
-from jaxaccel.interpret import Transformation, transform
-from jaxaccel.modules import as_model
+from jaxaccel import models
+from jaxaccel.core import sites
+from jaxaccel.core.interpret import Transformation, transform
+from jaxaccel.models.adapter import as_model
 from jaxaccel.transforms import LossScaleState
 
 # LLVM's optimisations are most of the compile time and see nothing that differs.

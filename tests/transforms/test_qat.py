@@ -9,7 +9,7 @@ from flax import nnx
 from grids import thinned
 
 import jaxaccel as ja
-from jaxaccel import numerics
+from jaxaccel.core import numerics
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 KEYS = jax.random.split(jax.random.key(0), 4)

@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 
 import jaxaccel as ja
-from jaxaccel import numerics
-from jaxaccel.arrays import QuantArray, expand
+from jaxaccel.core import numerics
+from jaxaccel.core.arrays import QuantArray, expand
 
 PARAMS = {
     "conv": {"kernel": jax.random.normal(jax.random.key(0), (3, 3, 8, 16)), "bias": jnp.ones(16)},

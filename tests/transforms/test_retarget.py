@@ -12,7 +12,7 @@ from flax import nnx
 
 import jaxaccel as ja
 from jaxaccel import models
-from jaxaccel.lowerings import menu, tuning
+from jaxaccel.transforms.lowering import menu, tuning
 
 NUMBERS = ("NHWC", "HWIO", "NHWC")
 on_cpu = functools.partial(ja.retarget, backend="cpu")

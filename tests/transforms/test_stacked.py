@@ -7,8 +7,8 @@ import pytest
 from flax import linen, nnx
 
 import jaxaccel as ja
-from jaxaccel.compress.stacked import find_stacked
-from jaxaccel.models.scan import Scan
+from jaxaccel.models.layers.scan import Scan
+from jaxaccel.transforms.params.stacked import find_stacked
 
 LAYERS = 3
 SIZES = jnp.asarray([1.0, 0.01, 30.0])[:, None, None]  # what one scale for all would crush

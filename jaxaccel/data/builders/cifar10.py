@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from jaxaccel import npz_files, pickle_values, pickles
-from jaxaccel.bounds import Refused, check, check_pixels, open_file, reading
+from jaxaccel.core.formats import npz_files, pickle_values, pickles
+from jaxaccel.core.formats.bounds import Refused, check, check_pixels, open_file, reading
 from jaxaccel.data.builders.original import OriginalBuilder, OriginalFile, candidates, locate
 from jaxaccel.data.builders.png import encode_png
 from jaxaccel.errors import UserError

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from jaxaccel.bounds import open_file, reading, size_of
+from jaxaccel.core.formats.bounds import open_file, reading, size_of
 from jaxaccel.data.builders.original import OriginalBuilder, OriginalFile
 from jaxaccel.data.builders.png import encode_png
 from jaxaccel.errors import UserError

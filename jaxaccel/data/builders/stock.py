@@ -16,8 +16,8 @@ from urllib.parse import urlparse
 
 from jaxaccel.data.builders import ERROR
 from jaxaccel.data.builders.original import sha256
+from jaxaccel.data.parent import end_with
 from jaxaccel.errors import UserError, option
-from jaxaccel.parent import end_with
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

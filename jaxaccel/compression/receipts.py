@@ -1,0 +1,215 @@
+"""What a stage is worth and what it costs, measured: one receipt each."""
+
+import dataclasses
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from rich.progress import track
+
+from jaxaccel.compression.stage import Setting, Stage, batches
+from jaxaccel.core import runtime
+from jaxaccel.core.arrays import LowRankArray
+from jaxaccel.core.interpret import is_compressed
+from jaxaccel.tasks.metrics import Mean, add, as_scores
+from jaxaccel.transforms.params import multiply_adds
+from jaxaccel.transforms.params.pack import transfer_seconds
+
+PyTree = Any
+ROUNDS = 15
+"""Pairs of turns for each comparison with the step before."""
+TAIL = 3
+"""Ratios at either end that are left out of the interval of their median: between the 4th and the 12th of 15 in order
+the true median lies with 96% (a sign test, which asks nothing of how times are distributed)."""
+SECONDS = 0.01
+"""That a turn takes at least: quick calls are repeated."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Receipt:
+    """One row of receipts.json. Times are of this device; ratios above 1 mean faster than the step before.
+
+    The origin's times are as measured. A later step's are the step before's over the ratio that was measured in turns
+    with it: a machine that was busier for one step than for another changes no row, and rows agree with their ratios.
+    """
+
+    step: str
+    scores: dict[str, float]
+    """The task's metrics over the whole evaluation split."""
+    parameters: int
+    """Numbers that the model computes with."""
+    nonzeros: int
+    """How many of them are not 0."""
+    flops: int
+    """Of one example: two for each multiply-add of the products, zeros too."""
+    bytes: int
+    """Of all arrays as they stand in memory."""
+    packed_bytes: int
+    """Of the packed file."""
+    seconds_at_10_mbit: float
+    """To transfer the packed file at 10 Mbit/s."""
+    seconds_at_1_gbit: float
+    latency_ms: float
+    """Time of a call with one example."""
+    latency_gain: float | None
+    """Median over pairs of turns: the step before's time over this one's; None for the first."""
+    throughput: float
+    """Examples a second in batches of `batch`."""
+    throughput_gain: float | None
+    batch: int
+    peak_bytes: int | None
+    """That a call with a batch allocates, where the backend says."""
+    seconds: float
+    """That the step took."""
+    latency_noise: float | None = None
+    """How far `latency_gain` may be off: a change from 1 that is no larger is none."""
+    throughput_noise: float | None = None
+    """The same of `throughput_gain`."""
+    measured: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Median seconds of the turns themselves: ``one`` example, a ``batch``, and the step before's beside them,
+    ``one_before`` and ``batch_before``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Turns:
+    """What calls in turns took."""
+
+    seconds: float
+    """Median of this step's."""
+    before: float | None = None
+    """Median of the step before's, where there is one."""
+    gain: float | None = None
+    """Median of its ratio to this step's, pair by pair."""
+    noise: float | None = None
+    """How far `gain` may be off."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """A stage ready to be timed."""
+
+    one: Callable[[], Any]
+    many: Callable[[], Any]
+    peak_bytes: int | None
+
+
+def receipt(
+    name: str, stage: Stage, setting: Setting, before: Stage | None, last: Receipt | None, seconds: float
+) -> Receipt:
+    """Evaluates and times `stage`, each call beside one of the stage `before`, whose receipt is `last`.
+
+    Raises:
+      UserError: the task does not report its headline.
+    """
+    assert stage.file is not None
+    now, old = compiled(stage, setting), compiled(before, setting) if before else None
+    one = paired(now.one, old.one if old else None)
+    many = paired(now.many, old.many if old else None)
+    measured = {
+        "one": one.seconds,
+        "one_before": one.before,
+        "batch": many.seconds,
+        "batch_before": many.before,
+    }
+    size = stage.file.stat().st_size
+    return Receipt(
+        step=name, scores=evaluated(name, stage, setting), parameters=numbers(stage.variables),
+        nonzeros=numbers(stage.variables, lambda x: int(np.count_nonzero(x))),
+        flops=2 * sum(multiply_adds(stage.call, stage.variables, *setting.inputs(1)).values()),
+        bytes=sum(x.nbytes for x in jax.tree.leaves(stage.variables)), packed_bytes=size,
+        seconds_at_10_mbit=transfer_seconds(size, 10e6), seconds_at_1_gbit=transfer_seconds(size, 1e9),
+        latency_ms=last.latency_ms / one.gain if last and one.gain else 1000 * one.seconds,
+        latency_gain=one.gain,
+        throughput=last.throughput * many.gain if last and many.gain else setting.batch / many.seconds,
+        throughput_gain=many.gain, batch=setting.batch, peak_bytes=now.peak_bytes, seconds=seconds,
+        latency_noise=one.noise, throughput_noise=many.noise,
+        measured={name: x for name, x in measured.items() if x is not None},
+    )  # fmt: skip
+
+
+def evaluated(name: str, stage: Stage, setting: Setting) -> dict[str, float]:
+    """The task's metrics of a stage over the whole evaluation split."""
+    task, run = setting.task, stage.run
+
+    @jax.jit
+    def score(variables: PyTree, batch: Any) -> dict[str, Mean]:
+        return task.evaluate(lambda *inputs: run(variables, *inputs), batch)
+
+    count = -(-len(setting.test) // setting.batch)
+    fed = track(
+        batches(setting.test, task, setting.batch), f"{name}: evaluation", total=count, transient=True,
+        disable=jax.process_index() > 0,
+    )  # fmt: skip
+    sums = jax.device_get(add([score(stage.variables, batch) for batch in fed]))
+    found = as_scores(task.summarise(sums))
+    task.headline.check(type(task).__name__, found)
+    return found
+
+
+def compiled(stage: Stage, setting: Setting) -> Compiled:
+    """Calls with one example and with a batch of the evaluation split."""
+    batch = next(batches(setting.test, setting.task, setting.batch))
+    calls = []
+    for part in ({name: x[:1] for name, x in batch.items()}, batch):
+        inputs = jax.device_put(setting.task.inputs(part))
+        program = jax.jit(stage.run).lower(stage.variables, *inputs).compile()
+        calls.append((program, inputs))
+    variables = jax.device_put(stage.variables)
+    one, many = ((lambda p=p, x=x: p(variables, *x)) for p, x in calls)
+    return Compiled(one, many, runtime.peak_bytes(calls[1][0]))
+
+
+def paired(now: Callable[[], Any], before: Callable[[], Any] | None) -> Turns:
+    """Times `now`, in turns with `before` so that a busy machine hits both."""
+    both = [now] if before is None else [now, before]
+    slowest = max(min(_seconds(call, 1) for _ in range(3)) for call in both)
+    times = max(1, min(100, round(SECONDS / slowest)))
+    rows = []
+    for turn in range(ROUNDS):
+        order = both if turn % 2 else both[::-1]
+        taken = {call: _seconds(call, times) for call in order}
+        rows.append([taken[call] for call in both])
+    seconds = statistics.median(row[0] for row in rows)
+    if before is None:
+        return Turns(seconds)
+    return Turns(seconds, statistics.median(row[1] for row in rows), *gain_of(rows))
+
+
+def gain_of(rows: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """The median of ``before / now`` over rows of (now, before), and how far it may be off.
+
+    The noise is the larger distance from the median to the ends of its interval (`TAIL`).
+    """
+    ratios = sorted(before / now for now, before in rows)
+    gain, tail = statistics.median(ratios), TAIL * len(ratios) // ROUNDS
+    return gain, max(gain - ratios[tail], ratios[len(ratios) - 1 - tail] - gain)
+
+
+def numbers(variables: PyTree, count: Callable[[Any], int] = lambda x: x.size) -> int:
+    """Over the parameters, factors of low-rank ones counted and other compressed ones as what they stand for."""
+    params = variables.get("params", variables)
+    leaves = jax.tree.leaves(params, is_leaf=lambda x: is_compressed(x) and not isinstance(x, LowRankArray))
+    return sum(count(x.materialise() if is_compressed(x) else x) for x in leaves)
+
+
+def _seconds(call: Callable[[], Any], times: int) -> float:
+    """Of one call, the mean of some that wait for one another."""
+    start = time.perf_counter()
+    for _ in range(times):
+        jax.block_until_ready(call())
+    return (time.perf_counter() - start) / times
+
+
+def as_json(receipts: Sequence[Receipt]) -> list[dict[str, Any]]:
+    """Rows for receipts.json."""
+    return [dataclasses.asdict(row) for row in receipts]
+
+
+def from_json(row: dict[str, Any]) -> Receipt:
+    """The row of receipts.json, where null is a metric that was no finite number."""
+    scores = {name: math.nan if value is None else value for name, value in row["scores"].items()}
+    return dataclasses.replace(Receipt(**row), scores=scores)

@@ -1,0 +1,12 @@
+"""Fold and quantise, without any training: a minute's work, and often enough.
+
+BatchNorm goes into the weights; weights and activations become int8 by ranges seen on training data (Wu et al. 2020,
+arXiv:2004.09602).
+"""
+
+from jaxaccel.compression import Fold, Quantize, Route
+
+
+def route() -> Route:
+    """Two steps, no training."""
+    return Route({"fold": Fold(), "int8": Quantize()})

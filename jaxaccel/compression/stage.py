@@ -1,0 +1,156 @@
+"""A model on its way, and what the steps may know of the task that it does."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxaccel.core.trees import Where, parameter_path, selects
+from jaxaccel.data.elements import read_elements
+from jaxaccel.data.opening import Splits, open_splits
+from jaxaccel.data.sources import Source
+from jaxaccel.models.adapter import Model, as_model, inference
+from jaxaccel.tasks import Task
+from jaxaccel.tasks.batches import batches
+from jaxaccel.tasks.given import shapes
+from jaxaccel.training.facts import Facts, fitted_options
+from jaxaccel.training.recipe import Recipe
+from jaxaccel.transforms import compressed, retarget
+from jaxaccel.transforms.params import trainable
+from jaxaccel.transforms.params.selected import names_of
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What a model computes with at one point of its route, and how."""
+
+    factory: Any
+    """What makes the model, as a recipe names it."""
+    variables: PyTree
+    """The first argument of `call`: ``{"params": ..., "model_state": ...}`` while it is one that can be trained, with
+    compressed leaves from the first step on that makes some."""
+    call: Callable[..., PyTree]
+    """(dense variables, *inputs) -> outputs, in inference."""
+    accelerated: Callable[[Callable[..., PyTree]], Callable[..., PyTree]] = compressed
+    """What makes `call` one of `variables`: `ja.compressed`, or `ja.int8` with its calibration."""
+    pruned: tuple[str, ...] = ()
+    """Which weights were pruned on the way, as patterns of paths: their zeros stay."""
+    file: Path | None = None
+    """Where `variables` are packed."""
+
+    @property
+    def run(self) -> Callable[..., PyTree]:
+        """(variables, *inputs) -> outputs, in the forms that this device runs fast; to be compiled."""
+        return retarget(self.accelerated(self.call))
+
+    def with_params(self, params: PyTree) -> "Stage":
+        """The same model with other parameters."""
+        return dataclasses.replace(self, variables=self.variables | {"params": params}, file=None)
+
+    def of_params(self, f: Callable[..., PyTree] | None = None) -> Callable[..., PyTree]:
+        """`call`, or `f` of the same arguments, as a function of the parameters alone, the state being what it is."""
+        f, rest = f or self.call, {k: v for k, v in self.variables.items() if k != "params"}
+        return lambda params, *inputs: f({"params": params, **rest}, *inputs)
+
+
+def trained(factory: Any, variables: PyTree, model: Model) -> Stage:
+    """The stage of a model with weights of an earlier training.
+
+    What is zero there in part was pruned; what is wholly so may be a layer that began like that and never trained.
+    """
+    pruned = tuple(path for path, share in zeros(variables["params"]).items() if 0.01 < share < 1)
+    return Stage(factory, variables, inference(model), pruned=pruned)
+
+
+def zeros(params: PyTree, where: Where = "**") -> dict[str, float]:
+    """The share of zeros in each weight that trains and that `where` selects, by path, where there are any.
+
+    Codebooks are left out, which keep their zeros by themselves.
+    """
+    leaves, _ = jax.tree_util.tree_flatten_with_path(trainable(params))
+    named = [(parameter_path(path), x) for path, x in leaves if x.ndim > 1]
+    chosen = {path: x for path, x in named if any(selects(where, name) for name in names_of(path))}
+    return {path: share for path, x in chosen.items() if (share := float(np.mean(np.asarray(x) == 0)))}
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """The task, the data and the place of a route."""
+
+    training: Recipe
+    """How the model was trained: its task and data are those of all receipts, and fine-tuning goes by it."""
+    directory: Path
+    batch: int
+    """Examples in a batch of evaluation and of the receipts' throughput."""
+    trust: bool = False
+    """Whether to execute code that runs bring along, also where somebody else wrote it."""
+    kept: Facts | None = None
+    """What an earlier run kept of the data, which then need not be there."""
+
+    def file(self, number: int, name: str) -> Path:
+        """Where the variables after a step are packed."""
+        return self.directory / f"{number}-{name}.safetensors"
+
+    @property
+    def origin(self) -> Path:
+        """Where those are that the route begins with."""
+        return self.file(0, "origin")
+
+    @functools.cached_property
+    def task(self) -> Task:
+        """What the model does, with the options that follow from the training data."""
+        task: Any = self.training.task
+        return dataclasses.replace(task, **self.kept.fitted) if self.kept else task.fit(self.train)
+
+    @functools.cached_property
+    def train(self) -> Source:
+        """The split that was trained on, without what was set aside for validation."""
+        return self._splits.train
+
+    @functools.cached_property
+    def test(self) -> Source:
+        """The split that decides."""
+        return self._splits.test or self._splits.evaluation
+
+    @functools.cached_property
+    def known(self) -> Facts:
+        """What the data say of themselves."""
+        if self.kept is not None:
+            return self.kept
+        example = read_elements(self.train, self.task.element, range(1))[0]
+        fitted = fitted_options(self.training.task, self.task)
+        return Facts.of(self.task.facts(self.train.features), example, fitted)
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What a model's factory may ask for of it."""
+        return self.known.values
+
+    def inputs(self, size: int) -> tuple[PyTree, ...]:
+        """Shapes of a batch's inputs to the model."""
+        return jax.eval_shape(self.task.inputs, shapes(self.known.example, size))
+
+    def model(self, factory: Any) -> Model:
+        """The pure functions of what `factory` makes for this data."""
+        return as_model(factory, self.facts, self.inputs(self.batch))
+
+    def examples(self, count: int) -> list[tuple[PyTree, ...]]:
+        """Inputs of the first `count` training examples, in whole batches."""
+        size = min(self.batch, count)
+        return [
+            self.task.inputs(batch) for batch in batches(self.train, self.task, size, count // size * size)
+        ]
+
+    @functools.cached_property
+    def _splits(self) -> Splits:
+        data = self.training.data
+        return open_splits(
+            data.name, train=data.train_split, evaluation=data.eval_split, validation=data.validation,
+            directory=data.dir, downloads=data.downloads,
+        )  # fmt: skip

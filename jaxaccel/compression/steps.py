@@ -1,0 +1,240 @@
+"""The steps of a route that make a model smaller or faster; those that learn are in `learning`.
+
+The command line shows their options as ``--NAME.OPTION``.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import jax
+from annotated_types import Interval
+
+from jaxaccel.compression.learning import mean_gradient
+from jaxaccel.compression.stage import Setting, Stage
+from jaxaccel.compression.step import Part, Step, one_of
+from jaxaccel.core.arrays import CodebookArray
+from jaxaccel.core.interpret import is_compressed
+from jaxaccel.core.options import Count, CountOrZero, ShareBelowOne
+from jaxaccel.errors import UserError
+from jaxaccel.optim import Sparse
+from jaxaccel.transforms import Calibration, calibrate, fold, input_covariances, input_norms, int8
+from jaxaccel.transforms.params import (
+    low_rank,
+    masked,
+    multiply_adds,
+    prune,
+    quantize,
+    remove_channels,
+    share,
+)
+from jaxaccel.transforms.params.prune import Pattern
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class RemoveChannels(Step):
+    """Takes out whole channels: a thinner dense model. One of flops, parameters and latency says how far."""
+
+    flops: Part | None = None
+    """Share of the multiply-adds that shall be left; 0.5 where none of the three is given."""
+    parameters: Part | None = None
+    """Or of the parameters."""
+    latency: Part | None = None
+    """Or of the time of a batch on this device, measured."""
+    scope: Literal["global", "layer"] = "global"
+    """The least important channels wherever they are, or the same share everywhere."""
+    criterion: Literal["magnitude", "taylor"] = "magnitude"
+    """Of importance: sizes of the weights, or what the loss changes to first order."""
+    where: tuple[str, ...] = ("**",)
+    """Axes of which one belongs to a path like this."""
+    least: ShareBelowOne = 0.1
+    """Share of the channels that stays everywhere."""
+    multiple: Count = 1
+    """Channels are left in multiples of this, where there were; 8 and more suit vector units."""
+    examples: Count = 512
+    """taylor: training examples for the gradient."""
+
+    def check_values(self) -> None:
+        """Checks that there is one budget."""
+        assert self.budget
+
+    @property
+    def budget(self) -> dict[str, Any]:
+        """How much shall be left, and of what."""
+        return one_of(flops=self.flops, parameters=self.parameters, latency=self.latency) or {"flops": 0.5}
+
+    def apply(self, stage: Stage, setting: Setting, name: str) -> Stage:
+        """The stage with fewer channels."""
+        grads = None
+        if self.criterion == "taylor":
+            nothing = jax.tree.map(lambda _: None, stage.variables["model_state"])
+            grads = {"params": mean_gradient(stage, setting, self.examples), "model_state": nothing}
+        (inputs,) = setting.examples(setting.batch)
+        removed = remove_channels(
+            stage.call, stage.variables, *inputs, scope=self.scope, criterion=self.criterion, where=self.where,
+            grads=grads, least=self.least, multiple=self.multiple, **self.budget,
+        )  # fmt: skip
+        return dataclasses.replace(stage, variables=removed.params, file=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prune(Step):
+    """Sets the least important weights to zero: fewer bytes to pack, no fewer operations."""
+
+    sparsity: ShareBelowOne | None = None
+    """Share of the weights to remove; an n:m pattern decides it, and else it is 0.8 where none is given."""
+    pattern: str = "unstructured"
+    """unstructured, n:m (2:4), block or block:RxC."""
+    scope: Literal["layer", "global", "erk"] = "layer"
+    """Whether each layer loses that share, or all together, or each by its shape."""
+    criterion: Literal["magnitude", "taylor", "wanda"] = "magnitude"
+    """Of importance: size; what the loss changes to first order; size times the norm of the inputs."""
+    where: tuple[str, ...] = ("**/kernel",)
+    """Which weights, by path."""
+    examples: Count = 512
+    """taylor, wanda: training examples to look at."""
+
+    def check_values(self) -> None:
+        """Checks that sparsity and pattern go together."""
+        Sparse(self.sparsity or 0.0, pattern=self.pattern)
+
+    @property
+    def prunes(self) -> tuple[str, ...]:
+        """As `where` says."""
+        return self.where
+
+    def apply(self, stage: Stage, setting: Setting, name: str) -> Stage:
+        """The stage with zeros."""
+        params = stage.variables["params"]
+        grads = mean_gradient(stage, setting, self.examples) if self.criterion == "taylor" else None
+        norms = None
+        if self.criterion == "wanda":
+            norms = input_norms(stage.of_params(), params, setting.examples(self.examples))
+        default = None if Pattern.parse(self.pattern).of else 0.8
+        masks = prune(
+            params, default if self.sparsity is None else self.sparsity, self.pattern, self.scope, self.criterion,
+            self.where, grads=grads, norms=norms,
+        )  # fmt: skip
+        return stage.with_params(masked(params, masks))
+
+
+@dataclasses.dataclass(frozen=True)
+class LowRank(Step):
+    """Truncates singular values: each weight becomes two thinner ones. One of rank, energy and flops says how far."""
+
+    flops: Part | None = None
+    """Share of the selected weights' multiply-adds that shall be left, spread so that least is lost; 0.5 where none of
+    the three is given."""
+    energy: Part | None = None
+    """Or the share of the squares of each weight's singular values to keep."""
+    rank: Count | None = None
+    """Or the rank of all."""
+    where: tuple[str, ...] = ("**/kernel",)
+    """Which weights, by path."""
+    form: Literal["auto", "channel", "spatial"] = "auto"
+    """Of convolutions: all inputs to all outputs, rows to columns, or what keeps more."""
+    examples: CountOrZero = 0
+    """Above 0: training examples on whose activations the error is made least; convolutions then take channel."""
+
+    def check_values(self) -> None:
+        """Checks that there is one budget."""
+        assert self.budget
+
+    @property
+    def budget(self) -> dict[str, Any]:
+        """How far, and by what."""
+        return one_of(flops=self.flops, energy=self.energy, rank=self.rank) or {"flops": 0.5}
+
+    def apply(self, stage: Stage, setting: Setting, name: str) -> Stage:
+        """The stage with low-rank weights."""
+        params, f = stage.variables["params"], stage.of_params()
+        found = input_covariances(f, params, setting.examples(self.examples)) if self.examples else None
+        work = multiply_adds(f, params, *setting.inputs(1)) if "flops" in self.budget else None
+        thin = low_rank(params, where=self.where, form=self.form, work=work, covariances=found, **self.budget)
+        return stage.with_params(thin)
+
+
+@dataclasses.dataclass(frozen=True)
+class Share(Step):
+    """Lets the weights of each layer share few values, the centres of k-means."""
+
+    bits: Annotated[int, Interval(ge=1, le=8)] = 4
+    """2 ** bits values a layer."""
+    where: tuple[str, ...] = ("**/kernel",)
+    """Which weights, by path."""
+
+    def apply(self, stage: Stage, setting: Setting, name: str) -> Stage:
+        """The stage with codebooks."""
+        return stage.with_params(share(stage.variables["params"], self.bits, self.where))
+
+
+@dataclasses.dataclass(frozen=True)
+class Fold(Step):
+    """Computes what the parameters alone decide beforehand: BatchNorm goes into the weights. No training after it."""
+
+    same_function: ClassVar[bool] = False
+
+    def apply(self, stage: Stage, setting: Setting, name: str) -> Stage:
+        """The stage of the folded function."""
+        call, variables = fold(stage.call, stage.variables, *setting.inputs(1))
+        return dataclasses.replace(stage, call=call, variables=variables, file=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantize(Step):
+    """Rounds weights and activations to integers. No training after it."""
+
+    same_function: ClassVar[bool] = False
+    bits: Literal[4, 8] = 8
+    """Of the weights: 8, or 4, whose products are computed in floating point."""
+    activations: Literal["static", "dynamic", "none"] = "static"
+    """Rounded by ranges seen beforehand, by those of each batch, or not at all."""
+    method: Literal["mse", "absmax", "percentile", "entropy"] = "mse"
+    """static: how a range follows from what was seen."""
+    examples: Count = 512
+    """static: training examples to see."""
+    where: tuple[str, ...] = ("**/{kernel,embedding}",)
+    """Which weights, by path."""
+    lowering: Literal["auto", "int8"] = "auto"
+    """auto leaves in floating point what is slower as integers on this device."""
+
+    def apply(self, stage: Stage, setting: Setting, name: str) -> Stage:
+        """The stage of integers."""
+        if _shared(stage.variables):
+            raise UserError(
+                f"{name}: weights that share the values of a codebook are not quantised: leave out this step, or "
+                "the one that shares"
+            )
+        variables = quantize(stage.variables, self.where, bits=self.bits)
+        ranges = self._ranges(stage, setting, name) if self.ranged else None
+
+        def accelerated(f: Any) -> Any:
+            activations = self.activations if self.bits == 8 else "none"
+            return int8(f, activations=activations, calibration=ranges, lowering=self.lowering)
+
+        return dataclasses.replace(stage, variables=variables, accelerated=accelerated, file=None)
+
+    @property
+    def ranged(self) -> bool:
+        """Whether activations are rounded by ranges that are kept."""
+        return self.activations == "static" and self.bits == 8
+
+    def ranges_file(self, setting: Setting, name: str) -> Path:
+        """Where those are kept."""
+        return setting.directory / f"{name}-ranges.json"
+
+    def _ranges(self, stage: Stage, setting: Setting, name: str) -> Calibration:
+        """Those of an earlier attempt where there are any."""
+        file = self.ranges_file(setting, name)
+        if not file.exists():
+            calibrate(stage.call, stage.variables, setting.examples(self.examples), method=self.method).save(
+                file
+            )
+        return Calibration.load(file)
+
+
+def _shared(variables: PyTree) -> bool:
+    leaves = jax.tree.leaves(variables, is_leaf=is_compressed)
+    return any(isinstance(x, CodebookArray) for x in leaves)

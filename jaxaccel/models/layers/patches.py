@@ -1,0 +1,53 @@
+"""What models of patches share: Vision Transformers and Mixers."""
+
+import jax
+from flax import nnx
+
+from jaxaccel.models.layers.blocks import pair, truncated_normal
+
+
+class Mlp(nnx.Module):
+    """Two dense layers with GELU and dropout between.
+
+    GELU is the tanh approximation, as in the papers' own code of ViT and Mixer, or, for weights that were trained with
+    PyTorch's, the exact one.
+    """
+
+    def __init__(
+        self, width: int, hidden: int, *, dropout: float = 0.0, exact_gelu: bool = False, rngs: nnx.Rngs
+    ) -> None:
+        self.up = nnx.Linear(width, hidden, kernel_init=truncated_normal, rngs=rngs)
+        self.down = nnx.Linear(hidden, width, kernel_init=truncated_normal, rngs=rngs)
+        self.dropout = nnx.Dropout(dropout, rngs=rngs if dropout else None)
+        self.exact_gelu = exact_gelu
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(..., width) -> (..., width)."""
+        return self.down(self.dropout(nnx.gelu(self.up(x), approximate=not self.exact_gelu)))
+
+
+def patches(x: jax.Array, size: int) -> jax.Array:
+    """Cuts images into square patches, row by row.
+
+    Args:
+      x: (B, H, W, C); H and W are multiples of `size`.
+      size: side of a patch in pixels.
+
+    Returns:
+      (B, H/size * W/size, size * size * C), dtype of `x`.
+    """
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // size, size, width // size, size, channels)
+    return x.swapaxes(2, 3).reshape(batch, -1, size * size * channels)
+
+
+def patch_count(model: str, image_size: int | tuple[int, int], patch_size: int) -> int:
+    """Patches of an image.
+
+    Raises:
+      ValueError: they do not cover it; `model` is whose fault it is.
+    """
+    height, width = pair(image_size)
+    if patch_size < 1 or height % patch_size or width % patch_size:
+        raise ValueError(f"{model}: image size {height}x{width} is no multiple of patch_size={patch_size}")
+    return (height // patch_size) * (width // patch_size)

@@ -1,6 +1,0 @@
-"""Published weights as the parameters and state of our models, or of anybody's."""
-
-from jaxaccel.pretrained.cifar import cifar_resnet
-from jaxaccel.pretrained.load import Loaded, load_pretrained
-
-__all__ = ["Loaded", "cifar_resnet", "load_pretrained"]

@@ -1,0 +1,120 @@
+"""One split on its way into jitted steps: resident on the device, or streamed. Both yield the same batches."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from jaxaccel.core import runtime
+from jaxaccel.data.elements import Element, Item, read_elements
+from jaxaccel.data.order import Order
+from jaxaccel.data.sources import Source
+from jaxaccel.distributed import batch_sharding, replicated
+from jaxaccel.training import resident
+from jaxaccel.training.stream import Batches, local_part, prefetch, stream
+
+
+@dataclasses.dataclass(frozen=True)
+class Feed:
+    """What a jitted call needs: `arrays`, the same for all calls, and one item a call."""
+
+    arrays: dict[str, jax.Array]
+    """The whole split, copied to each device; empty where it is streamed."""
+    mesh: Mesh
+    items: Callable[[Sequence[range]], Iterator[Item]]
+    """For each range of steps, arrays (steps, batch, ...) on the device: ``index`` and ``mask`` and, where
+    the split is streamed, the examples themselves."""
+
+    def item_shape(self, batch: Mapping[str, jax.ShapeDtypeStruct], steps: int) -> dict[str, Any]:
+        """Shape, dtype and sharding of the item of a call of `steps` steps of such batches."""
+        sharding = batch_sharding(self.mesh, leading=1)
+        return {
+            name: jax.ShapeDtypeStruct((steps, *x.shape), x.dtype, sharding=sharding)
+            for name, x in batch.items()
+            if name not in self.arrays
+        }
+
+
+def batch_shape(example: Mapping[str, Any], batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of a batch of `batch_size` examples like this one."""
+    return {
+        name: jax.ShapeDtypeStruct((batch_size, *np.shape(x)), np.asarray(x).dtype)
+        for name, x in example.items()
+    }
+
+
+def choose(
+    feed: Literal["auto", "resident", "stream"], share: float, sources: Sequence[Source], element: Element
+) -> Literal["resident", "stream"]:
+    """resident where all `sources` together take no more than `share` of a device's memory."""
+    if feed != "auto":
+        return feed
+    size = sum(resident.size_in_bytes(source, element) for source in sources)
+    return "resident" if size <= share * runtime.device_memory() else "stream"
+
+
+def resident_feed(
+    source: Source,
+    element: Element,
+    order: Order,
+    mesh: Mesh,
+    advance: Callable[[int], Any] = lambda n: None,
+    *,
+    split: bool = True,
+) -> Feed:
+    """`source` read whole and copied to each device of `mesh`; batches are split over the devices, unless each is to
+    see all of them."""
+    sharding = batch_sharding(mesh, leading=1) if split else replicated(mesh)
+    arrays = {
+        name: jax.make_array_from_process_local_data(replicated(mesh), array, array.shape)
+        for name, array in resident.load(source, element, advance).items()
+    }
+
+    def items(calls: Sequence[range]) -> Iterator[Item]:
+        rows = (_stacked([order(step) for step in call]) for call in calls)
+        return prefetch(rows, lambda item: _put(item, sharding, whole=True))
+
+    return Feed(arrays, mesh, items)
+
+
+def stream_feed(source: Source, element: Element, order: Order, mesh: Mesh, workers: int = 0) -> Feed:
+    """`source` read while training; each call is one step.
+
+    Raises:
+      UserError: the first example has a label that is no class: a split without labels is found here.
+    """
+    read_elements(source, element, range(1))
+    sharding = batch_sharding(mesh, leading=1)
+
+    def items(calls: Sequence[range]) -> Iterator[Item]:
+        if not calls:
+            return iter(())
+        steps = range(calls[0].start, calls[-1].stop)
+        parts = {size: local_part(batch_sharding(mesh), size) for size in order.batch_sizes}
+        batches = stream(Batches(source, element, order, steps, parts), workers)
+        return prefetch(
+            (_stacked([batch]) for batch in batches), lambda item: _put(item, sharding, whole=False)
+        )
+
+    return Feed({}, mesh, items)
+
+
+def _stacked(rows: Sequence[Item]) -> Item:
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _put(item: Item, sharding: NamedSharding, *, whole: bool) -> Any:
+    """(k, B, ...) arrays of the host to the devices; `whole` if they hold all processes' rows."""
+    if sharding.mesh.size == 1 and whole:
+        return item  # indices and masks: the jitted call takes them in faster than `device_put` does
+    if jax.process_count() == 1:
+        return jax.device_put(item, sharding)
+    if whole:
+        return {
+            name: jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+            for name, array in item.items()
+        }
+    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in item.items()}

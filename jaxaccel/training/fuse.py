@@ -1,0 +1,54 @@
+"""Several steps in one call of the device, on batches gathered there."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from jaxaccel.tasks.metrics import Mean
+from jaxaccel.tasks.task import Batch
+from jaxaccel.training.replicas import Replicas
+from jaxaccel.training.state import StepMetrics, TrainState
+from jaxaccel.training.step import Training, loop
+
+PyTree = Any
+Arrays = Mapping[str, jax.Array]
+
+
+def several(
+    training: Training | Replicas, constrain: Callable[[Batch], Batch] = lambda batch: batch
+) -> Callable:
+    """(state, arrays, fed) -> (state, metrics): as many steps in one call as `fed` has rows.
+
+    `fed` holds ``index`` and ``mask`` (k, B), and, where the data is streamed, the batches themselves. Where
+    the data set lives on the device, `arrays` holds it and each step gathers its batch there.
+    """
+
+    def steps(state: TrainState, arrays: Arrays, fed: Batch) -> tuple[TrainState, StepMetrics]:
+        def body(state: TrainState, item: Batch) -> tuple[TrainState, StepMetrics]:
+            return training.lowered(training.step)(state, constrain(gather(arrays, item)))
+
+        return loop(body, state, dict(fed))
+
+    return steps
+
+
+def several_evaluations(
+    training: Training | Replicas, constrain: Callable[[Batch], Batch] = lambda batch: batch
+) -> Callable:
+    """(weights, model_state, arrays, fed) -> the metrics of all rows of `fed`, as sums."""
+
+    def evaluations(weights: PyTree, model_state: PyTree, arrays: Arrays, fed: Batch) -> dict[str, Mean]:
+        def body(carry: None, item: Batch) -> tuple[None, dict[str, Mean]]:
+            evaluate = training.lowered(training.evaluate)
+            return None, evaluate(weights, model_state, constrain(gather(arrays, item)))
+
+        _, means = loop(body, None, dict(fed))
+        return jax.tree.map(lambda x: x.sum(0), means)
+
+    return evaluations
+
+
+def gather(arrays: Arrays, item: Batch) -> dict[str, jax.Array]:
+    """The batch that ``item["index"]`` names, out of `arrays`; what `item` brings itself stays."""
+    return {name: array[item["index"]] for name, array in arrays.items()} | dict(item)

@@ -1,0 +1,181 @@
+"""The weights that a run starts from, and its teacher: those of another run, or of a file."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxaccel.core.trees import flat
+from jaxaccel.errors import UserError, option
+from jaxaccel.models.adapter import Model, abstract, as_model, output_shape, takes
+from jaxaccel.models.pretrained import load_pretrained
+from jaxaccel.tasks.metrics import Headline
+from jaxaccel.training import rundir
+from jaxaccel.training.recipe import Recipe
+from jaxaccel.training.recipe_file import load_recipe
+from jaxaccel.training.saved import read_weights
+from jaxaccel.training.teacher import Teacher
+from jaxaccel.transforms.params import trainable, unpack
+from jaxaccel.transforms.params.unpack import is_packed
+
+PyTree = Any
+SAME_CLASSES = "soft targets need a teacher of the same classes"
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Weights of a state, by path."""
+
+    weights: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    fresh: tuple[str, ...] = ()
+    """What is not among them and starts anew: a head for other classes."""
+
+    def said(self, origin: Path) -> str:
+        """For people."""
+        new = f"; new: {', '.join(path.removeprefix('params/') for path in self.fresh)}" if self.fresh else ""
+        return f"starting from the weights of {origin}{new}"
+
+
+def start(origin: Path, model: Model, inputs: tuple[PyTree, ...], headline: Headline) -> Start:
+    """The weights in `origin` that fit `model`.
+
+    Args:
+      origin: directory of a run, whose best checkpoint counts, or a file that `load_pretrained` reads.
+      model: what is to be trained.
+      inputs: one batch's inputs to it, as `jax.ShapeDtypeStruct`s.
+      headline: by which a run's best checkpoint was kept.
+
+    Raises:
+      UserError: there is no such run or file, or it is of another model, a larger one too. Only one layer, the last of
+        its kind, may have another number of outputs.
+    """
+    own = _named(*abstract(model))
+    found = _weights_in(origin, model, inputs, headline, new_head=True)
+    fresh = [name for name, x in own.items() if name not in found or found[name].shape != x.shape]
+    _check_head(origin, own, found, fresh)
+    return Start({name: np.asarray(found[name]) for name in own if name not in fresh}, tuple(fresh))
+
+
+def teacher(
+    recipe: Recipe,
+    facts: Mapping[str, Any],
+    student: Model,
+    inputs: tuple[PyTree, ...],
+    resumed: Path | None = None,
+    trust: bool = False,
+) -> Teacher | None:
+    """The model that `recipe` learns from, without its weights; None where there is none.
+
+    Args:
+      recipe: of the student.
+      facts: what the data set says of itself.
+      student: the model that is to be trained.
+      inputs: one batch's inputs to both, as `jax.ShapeDtypeStruct`s.
+      resumed: directory of the student's run where it goes on; the teacher's own is not needed then.
+      trust: execute code that the teacher's run brings along, also where somebody else wrote it.
+
+    Raises:
+      UserError: the model cannot be made, does not take the data, or has other outputs than the student.
+    """
+    options = recipe.distill
+    if options.teacher is None:
+        return None
+    if options.soft and not recipe.task.logits:
+        raise UserError(
+            f"{type(recipe.task).__name__} has no logits, which soft targets are made of: "
+            f"{option('distill.soft', 0)} learns from {option('distill.attention')} alone; a task whose model gives "
+            "logits says so with `logits = True`"
+        )
+    kept = resumed / rundir.TEACHER if resumed else options.teacher
+    own = load_recipe(kept, trust=trust) if (kept / "recipe.json").is_file() else None
+    if own and options.model:
+        raise UserError(
+            f"{options.teacher} is a run and knows its model: leave out {option('distill.model')}"
+        )
+    factory = own.model if own else options.model or recipe.model
+    # Of a sample, from which some models start, only the shape counts: weights are loaded.
+    sample = {"sample": np.zeros(inputs[0].shape, np.float32)} if takes(factory, "sample") else {}
+    try:
+        model = as_model(factory, {**facts, **sample}, inputs)
+        theirs, ours = (getattr(output_shape(m, inputs), "shape", None) for m in (model, student))
+    except UserError as error:
+        raise UserError(f"teacher {options.teacher}: {error.message}") from error
+    if options.soft and theirs != ours:
+        raise UserError(
+            f"the teacher {options.teacher} gives logits of shape {theirs} and the student {ours}: {SAME_CLASSES}"
+        )
+    return Teacher(model, own.task if own else recipe.task, options)
+
+
+def teacher_weights(teacher: Teacher | None, inputs: tuple[PyTree, ...]) -> dict[str, np.ndarray]:
+    """The weights of the teacher, by their paths in a state; nothing where there is no teacher.
+
+    Raises:
+      UserError: there is no such run or file, it is of another model, or its weights are for other classes.
+    """
+    origin = teacher and teacher.options.teacher
+    if not teacher or not origin:
+        return {}
+    found = _weights_in(origin, teacher.model, inputs, teacher.task.headline)
+    own = _named(*abstract(teacher.model))
+    classes = jax.tree.leaves(output_shape(teacher.model, inputs))[0].shape[-1]
+    for name, x in own.items():
+        there = found[name].shape if name in found else None
+        if there and (*there[:-1], classes) == x.shape != there:
+            raise UserError(
+                f"the teacher {origin} has {there[-1]} classes and the data {classes}: {SAME_CLASSES}"
+            )
+        if there != x.shape:
+            has = "is missing" if there is None else f"has shape {there}, not {x.shape}"
+            raise UserError(f"the teacher {origin} is of another model: {name} {has}")
+    return {f"teacher/{name}": np.asarray(found[name]) for name in own}
+
+
+def _weights_in(
+    origin: Path, model: Model, inputs: tuple[PyTree, ...], headline: Headline, new_head: bool = False
+) -> dict[str, Any]:
+    """Parameters and model state by path; without a file's last layer where that has other outputs."""
+    if origin.is_dir():
+        if (origin / "best" / "checkpoints").is_dir():
+            raise UserError(f"{origin} holds several replicas: take the best of them, {origin / 'best'}")
+        found = read_weights(origin, headline.name, headline.better).arrays
+        left = found.keys() - _named(*abstract(model)).keys()
+    elif not origin.is_file():
+        raise UserError(f"{origin} is no directory of a run and no file with weights")
+    elif is_packed(origin):
+        stored = unpack(origin)
+        if not isinstance(stored, dict) or "params" not in stored:
+            raise UserError(f"{origin} holds no model: pack {{'params': ..., 'model_state': ...}}")
+        found = _named(trainable(stored["params"]), stored.get("model_state", {}))
+        left = found.keys() - _named(*abstract(model)).keys()
+    else:
+        loaded = load_pretrained(model, origin, inputs=inputs, new_head=new_head)
+        named = _named(loaded.params, loaded.state).items()
+        found = {name: x for name, x in named if name.partition("/")[2] not in loaded.fresh}
+        # Where a new head starts, the old one is left over.
+        left = set(loaded.unused if len(loaded.unused) > bool(loaded.fresh) else ())
+    if left:
+        some = ", ".join(sorted(left)[:3]) + (", ..." if len(left) > 3 else "")
+        raise UserError(
+            f"{origin} is of another model: it has {some}, which the model lacks; name the right one with "
+            f"{option('model')}, that of a teacher with {option('distill.model')}"
+        )
+    return found
+
+
+def _named(params: PyTree, state: PyTree) -> dict[str, Any]:
+    return flat({"params": params, "model_state": state})
+
+
+def _check_head(origin: Path, own: Mapping[str, Any], found: Mapping[str, Any], fresh: list[str]) -> None:
+    """Checks that what does not fit is one layer with another number of outputs."""
+    layers = {name.rpartition("/")[0] for name in fresh}
+    for name in fresh:
+        there = found.get(name)
+        only_outputs = there is None or there.shape[:-1] == own[name].shape[:-1]
+        if len(layers) > 1 or not only_outputs or (there is None and origin.is_dir()):
+            has = "is missing" if there is None else f"has shape {there.shape}, not {own[name].shape}"
+            raise UserError(f"{origin} is of another model: {name} {has}")

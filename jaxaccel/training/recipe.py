@@ -1,0 +1,135 @@
+"""The experiment as one frozen dataclass: all that decides what a run computes."""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from jaxaccel.core.options import Count, CountOrZero, Options, Positive, ShareBelowOne
+from jaxaccel.distributed import MeshShape
+from jaxaccel.errors import UserError, option
+from jaxaccel.optim import Optimizer, Schedule, Sparse
+from jaxaccel.tasks import ImageClassification, Task
+from jaxaccel.training.flags import Call, Values
+from jaxaccel.training.step import Precision, Remat
+from jaxaccel.training.teacher import Distill
+
+MAY_DIFFER = "may differ when a run goes on"
+"""Mark of a field that changes how a run is computed or where it stands, but not what: ``Annotated[T, MAY_DIFFER]``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Data(Options):
+    """Which data set, from where, and how it reaches the device."""
+
+    name: str = "digits"
+    """A TFDS name (mnist, cifar10, cmaterdb/bangla:1.0.0, ...), a folder with one subfolder a class, a file.npz of
+    arrays, or what ja.data.from_arrays returned."""
+    dir: Annotated[Path | None, MAY_DIFFER] = None
+    """Where TFDS keeps its data sets; by default $TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    downloads: Annotated[Path | None, MAY_DIFFER] = None
+    """A directory with the original files, to prepare the data set without a network."""
+    train_split: str = "train"
+    """Split to train on, slices as TFDS writes them: train[:90%]."""
+    eval_split: str = "test"
+    """Split to evaluate on. Where there are validation examples, it is evaluated once, at the end."""
+    validation: ShareBelowOne = 0.0
+    """Share of the training split, in [0, 1), to set aside: by it the best checkpoint is chosen. With 0 that is done by
+    the data set's split validation, where it has one beside test, else by eval_split itself."""
+    feed: Annotated[Literal["auto", "resident", "stream"], MAY_DIFFER] = "auto"
+    """resident: the split lives on the device; stream: batches are read while training."""
+    resident_share: Annotated[Positive, MAY_DIFFER] = 0.25
+    """auto makes the data resident when it takes no more than this share of a device's memory."""
+    workers: Annotated[CountOrZero, MAY_DIFFER] = 0
+    """Processes that read and decode for stream; 0 reads in threads of the trainer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Phases(Options):
+    """Parts of a run with other images or batches, smaller ones at first: progressive resizing, batch-size warm-up."""
+
+    at: tuple[float, ...] = ()
+    """Where a new part begins, as shares of all examples that the run sees: 0.4 0.7 makes three parts."""
+    image_size: tuple[CountOrZero, ...] = ()
+    """Height and width of the training images in each part, resized on the device (Tan & Le 2021, arXiv:2104.00298)."""
+    batch_size: tuple[Count, ...] = ()
+    """Examples a step in each part (Smith et al. 2018, arXiv:1711.00489)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe(Options):
+    """One experiment. The same recipe gives the same run, bit for bit, on the same kind of device."""
+
+    name: Annotated[str, MAY_DIFFER]
+    """Name of the run, which writes runs/NAME."""
+    model: Call
+    """What makes the model: resnet20, vit_s16(patch_size=4), or my_package.models.MyNet(width=64)."""
+    seed: CountOrZero = 0
+    """Of everything random."""
+    epochs: Positive = 10.0
+    """Passes over the training split."""
+    batch_size: Count = 128
+    """Examples a step, over all devices."""
+    task: Task = ImageClassification()
+    data: Data = Data()
+    augment: tuple[Call, ...] = ()
+    """Augmentations of a training batch, in order, on the device: horizontal_flip 'pad_and_crop(padding=4)'."""
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    sparse: Sparse = Sparse()
+    distill: Distill = Distill()
+    phases: Phases = Phases()
+    mesh: Annotated[MeshShape, MAY_DIFFER] = MeshShape()
+    precision: Precision = "float32"
+    """Of matrix products and convolutions; int8-qat trains float32 weights to be quantised."""
+    lowering: Annotated[Literal["auto", "xla"], MAY_DIFFER] = "auto"
+    """Of convolutions and poolings: auto takes forms that a single CPU device is known to run faster than XLA's own."""
+    remat: Remat = "none"
+    """What to keep of the forward pass for the backward one; less keeps less memory and computes more."""
+    non_finite: Annotated[Literal["stop", "skip"], MAY_DIFFER] = "stop"
+    """What to do when the loss or the gradient is not finite: stop, or leave that step out."""
+    steps_per_call: Annotated[CountOrZero, MAY_DIFFER] = 0
+    """Steps fused into one call of the device; 0 chooses by how long a step takes."""
+    eval_every: Positive = 1.0
+    """Epochs between evaluations, each of which saves a checkpoint."""
+    patience: Annotated[CountOrZero, MAY_DIFFER] = 0
+    """Stop after so many evaluations in a row without a better metric; 0 trains to the end. Schedules are
+    stretched over all `epochs`: stopping early cuts them off."""
+    keep: Annotated[Count, MAY_DIFFER] = 2
+    """Checkpoints to keep, the newest ones; the best one is kept besides."""
+    replicas: Count = 1
+    """Runs with the seeds from `seed` on that train at once, as one program, spread over the devices."""
+    sweep: Mapping[str, Values] = dataclasses.field(default_factory=dict)
+    """Numbers of the recipe that differ between runs which train at once, in all combinations:
+    optimizer.learning-rate 0.01,0.1 seed 0,1,2."""
+
+    def __post_init__(self) -> None:
+        """Takes single numbers of the sweep for sequences of one, and checks the fields."""
+        if isinstance(self.sweep, Mapping):
+            values = {path: tuple(x) if isinstance(x, Iterable) else (x,) for path, x in self.sweep.items()}
+            object.__setattr__(self, "sweep", values)
+        super().__post_init__()
+
+    def check_values(self) -> None:
+        """Checks the name, which is that of a directory, and what excludes each other."""
+        if not re.fullmatch(r"[^/\\\x00-\x1f]{1,200}", self.name) or self.name in (".", ".."):
+            raise UserError(
+                f"{option('name')} is that of a directory in runs/, without slashes, got {self.name!r:.80}: choose "
+                f"another place with {option('run', 'DIR')}"
+            )
+        averaged = any((self.optimizer.lookahead, self.optimizer.ema, self.optimizer.swa))
+        if self.sparse.on and (averaged or self.optimizer.name.startswith("schedule_free")):
+            names = ", ".join(option(f"optimizer.{name}") for name in ("lookahead", "ema", "swa"))
+            raise UserError(
+                f"pruning and averages of weights do not go together: leave out {names} or {option('sparse')}"
+            )
+        if self.patience and self.sparse.on and self.sparse.method != "fixed":
+            raise UserError(
+                f"{option('patience')} and pruning do not go together: masks follow a schedule over the whole run"
+            )
+        if not dataclasses.is_dataclass(self.task):
+            kind = type(self.task).__name__
+            raise UserError(
+                f"{kind} must be a frozen dataclass: write @dataclasses.dataclass(frozen=True) above it"
+            )

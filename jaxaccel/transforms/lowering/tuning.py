@@ -1,0 +1,97 @@
+"""Which of several forms is fastest here: timed once, and kept on disk."""
+
+import functools
+import hashlib
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxaccel.core import files, runtime
+
+TURNS = 5
+"""How often each form is timed, in turns."""
+GAIN = 1.1
+"""How many times as fast as XLA's own a form must be to be taken: timings have noise."""
+
+
+def fastest(what: str, contenders: Mapping[str, Callable[..., Any]], shapes: Sequence[Any]) -> str:
+    """The name of the contender that runs fastest on this device; the first one unless another is clearly faster.
+
+    Args:
+      what: what the contenders compute, in full: verdicts are kept under it, by device and versions.
+      contenders: functions of arrays that compute the same.
+      shapes: of the arrays, with their dtypes; they are filled at random.
+    """
+    known = _verdicts()
+    if what not in known:
+        known[what] = _timed(contenders, shapes)
+        _keep(known)
+    return known[what]
+
+
+def place() -> Path | None:
+    """The file with the verdicts for this device and these versions; None where ``JAXACCEL_CACHE=0`` forbids one."""
+    wanted = os.environ.get("JAXACCEL_CACHE", "")
+    if wanted == "0":
+        return None
+    base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxaccel"
+    found = runtime.versions()
+    where = [jax.devices()[0].device_kind, platform.machine(), _processor(), str(os.cpu_count())]
+    digest = hashlib.sha256(json.dumps([*where, found["jax"], found["jaxlib"]]).encode()).hexdigest()
+    return (Path(wanted) if wanted else base) / f"lowerings-{digest[:16]}.json"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
+@functools.cache
+def _verdicts() -> dict[str, str]:
+    file = place()
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")) if file else {}
+    except (OSError, ValueError):  # none yet, or damaged: they are timed again
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _keep(known: Mapping[str, str]) -> None:
+    file = place()
+    if file is None:
+        return
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        files.write_text(file, json.dumps(known, indent=0, sort_keys=True))
+    except OSError:  # a verdict that is not kept is timed again
+        return
+
+
+def _timed(contenders: Mapping[str, Callable[..., Any]], shapes: Sequence[Any]) -> str:
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(s.shape, np.float32).astype(s.dtype) for s in shapes]
+    # Compiled before they are called: a function that is being traced around this one does not see them.
+    calls = {name: jax.jit(f).lower(*shapes).compile() for name, f in contenders.items()}
+    with jax.ensure_compile_time_eval():
+        held = jax.device_put(arrays)
+        times: dict[str, list[float]] = {name: [] for name in calls}
+        for turn in range(TURNS + 1):
+            for name, call in calls.items():
+                start = time.perf_counter()
+                jax.block_until_ready(call(*held))
+                if turn:  # the first one is a warm-up
+                    times[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    own, best = next(iter(medians)), min(medians, key=medians.__getitem__)
+    return best if medians[own] > GAIN * medians[best] else own

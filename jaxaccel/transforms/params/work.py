@@ -1,0 +1,43 @@
+"""How much arithmetic each weight of a function takes part in."""
+
+import collections
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from jaxaccel.core.arrays import LowRankArray
+from jaxaccel.core.interpret import Transformation, transform
+from jaxaccel.core.sites import BILINEAR, SITES, Site, recording
+
+PyTree = Any
+
+
+def multiply_adds(f: Callable[..., Any], params: PyTree, *args: Any) -> dict[str, int]:
+    """Multiply-adds of each weight of ``f(params, *args)``, by path; products of two activations are under an empty
+    path.
+
+    Of one call, from shapes alone: nothing is computed. Loops count as often as they run; one whose length is only
+    known as it runs counts once. Low-rank weights count as the two products that they are, together.
+
+    Args:
+      f: any JAX function.
+      params: its parameters: arrays, shapes, or compressed ones.
+      args: the rest: arrays or shapes.
+    """
+
+    def rule(site: Site, *operands: Any) -> Any:
+        if not any(isinstance(x, LowRankArray) for x in operands):  # else its two products are counted
+            site.record("-", str(site.inputs[0].dtype))
+        return NotImplemented
+
+    counted = transform(f, Transformation("count", dict.fromkeys(SITES, rule), arrays=True))
+    with recording() as runs:
+        jax.eval_shape(counted, params, *args)
+    found: dict[str, int] = collections.defaultdict(int)
+    for record in runs[-1].records:
+        if record.kind == "site" and record.primitive in BILINEAR:
+            path = record.path or ""
+            whole = path.rpartition("/")[0] if path.rsplit("/", 1)[-1] in ("left", "right") else path
+            found[whole] += record.flops // 2 * (record.trips or 1)
+    return dict(found)
