@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+FIXTURES = Path(__file__).parent / "fixtures"
+"""Small real files, which `README.md` there describes."""
 QUICKLY = "--xla_backend_optimization_level=1"
 """XLA compiles with less of LLVM: most of what whole commands take here is compiling."""
 
@@ -28,27 +30,27 @@ def pytest_configure(config):
 
 
 EVERY_NTH = {
-    "augment/test_every.py": 3,
-    "augment/test_geometry.py": 3,
-    "augment/test_x64.py": 6,
-    "compress/test_channel_axes.py": 2,
-    "compress/test_channels.py": 2,
-    "compress/test_stacks.py": 2,
-    "data_sources/test_images.py": 2,
-    "interpret/test_contract.py": 4,
-    "interpret/test_identity.py": 4,
-    "interpret/test_loops.py": 2,
-    "interpret/test_silence.py": 3,
-    "lowerings/test_forms.py": 2,
+    "core/interpret/test_contract.py": 4,
+    "core/interpret/test_identity.py": 4,
+    "core/interpret/test_loops.py": 2,
+    "core/interpret/test_silence.py": 3,
+    "data/augment/test_every.py": 3,
+    "data/augment/test_geometry.py": 3,
+    "data/augment/test_x64.py": 6,
+    "data/test_images.py": 2,
     "models/test_layers.py": 2,
     "models/test_models.py": 3,
     "models/test_scan.py": 2,
     "models/test_training.py": 3,
     "optim/test_every_optimizer.py": 2,
-    "test_initial.py": 2,
-    "test_recipes.py": 2,
-    "test_step.py": 2,
     "optim/test_freeze.py": 2,
+    "training/test_initial.py": 2,
+    "training/test_recipes.py": 2,
+    "training/test_step.py": 2,
+    "transforms/lowering/test_forms.py": 2,
+    "transforms/params/test_channel_axes.py": 2,
+    "transforms/params/test_channels.py": 2,
+    "transforms/params/test_stacks.py": 2,
     "transforms/test_arrays.py": 3,
     "transforms/test_calibrate.py": 2,
     "transforms/test_fold.py": 3,

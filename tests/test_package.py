@@ -13,7 +13,7 @@ import pytest
 import jaxaccel as ja
 from jaxaccel import __main__ as command
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 TYPED = """
 import jaxaccel as ja
 

@@ -33,7 +33,7 @@ def cifar_resnet(path: str | Path) -> tuple[PyTree, PyTree]:
         `akamaster/pytorch_resnet_cifar10`.
 
     Returns:
-      (params, state) as `jaxaccel.models.adapter.as_model` makes them of `ResNetCifar`: kernels (H, W, in, out) float32.
+      (params, state) as `models.adapter.as_model` makes them of `ResNetCifar`: kernels (H, W, in, out) float32.
 
     Raises:
       UserError: the file cannot be read, lacks a tensor of the network or has one more, of another shape too.

@@ -4,12 +4,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from conftest import FIXTURES
 
 from jaxaccel.errors import UserError
 from jaxaccel.train import main
 
 SMALL = ("digits", "--model", "ConvNet(widths=(4,), hidden=0)", "--epochs", "0.1")
-FIXTURES = Path(__file__).parent / "data"
 
 
 @pytest.fixture(autouse=True)

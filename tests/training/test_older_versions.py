@@ -6,11 +6,12 @@ from pathlib import Path
 
 import jax
 import pytest
+from conftest import FIXTURES
 
 import jaxaccel as ja
 from jaxaccel.training.saved import CHECKPOINTS
 
-WRITTEN = Path(__file__).parent / "data" / "runs" / "whole"
+WRITTEN = FIXTURES / "runs" / "whole"
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from conftest import QUICKLY
 from nbclient import NotebookClient
 from nbclient.exceptions import DeadKernelError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
 KERNEL = "jaxaccel-tests"
 CELL_SECONDS = 300

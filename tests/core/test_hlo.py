@@ -5,17 +5,17 @@
 """
 
 import math
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
+from conftest import FIXTURES
 from jax import lax
 
 from jaxaccel.core import hlo
 from jaxaccel.core.hlo import Inside
 
-TEXTS = Path(__file__).parent / "data" / "hlo"
+TEXTS = FIXTURES / "hlo"
 IMAGE_LABELS = ("NHWC", "HWIO", "NHWC")
 S8, BF16, F32, S32 = jnp.int8, jnp.bfloat16, jnp.float32, jnp.int32
 

@@ -42,6 +42,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import FIXTURES
 
 from jaxaccel.core.formats import torch_files
 from jaxaccel.errors import UserError
@@ -49,7 +50,7 @@ from jaxaccel.models import pretrained
 from jaxaccel.models.adapter import abstract, as_model
 from jaxaccel.models.vision.resnet_cifar import ResNetCifar
 
-SMALL = Path(__file__).parents[1] / "data" / "torch" / "resnet14.th"
+SMALL = FIXTURES / "torch" / "resnet14.th"
 
 
 def predict(depth, params, state, images, **facts):

@@ -47,12 +47,12 @@
 """
 
 import gzip
-from pathlib import Path
 
 import hostile_files
 import ml_dtypes
 import numpy as np
 import pytest
+from conftest import FIXTURES
 from hostile_pickles import program, tensor, text, torch_zip
 
 from jaxaccel.core.formats import safetensors_files, torch_files
@@ -68,7 +68,7 @@ BASE = np.arange(6, dtype=np.float32).reshape(2, 3) - 2
 @pytest.fixture
 def fixture(tmp_path):
     def unzip(name):
-        content = (Path(__file__).parent / "data" / "torch" / f"{name}.pt.gz").read_bytes()
+        content = (FIXTURES / "torch" / f"{name}.pt.gz").read_bytes()
         (tmp_path / name).write_bytes(gzip.decompress(content))
         return tmp_path / name
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import FIXTURES
 from grids import slow_but
 
 from jaxaccel.data import open_source
@@ -23,16 +24,15 @@ from jaxaccel.data.builders.digits.digits_dataset_builder import choose_test, lo
 from jaxaccel.data.builders.idx import Mnist, read_idx
 from jaxaccel.errors import UserError
 
-DATA = Path(__file__).parents[1] / "data"
 MNIST = [2, 0, 4, 8, 7, 6, 0, 6, 3, 1, 8, 0, 7, 9, 8, 4]
 FASHION = [4, 4, 9, 7, 5, 1, 0, 5, 7, 4, 0, 8, 2, 3, 9, 0]
 
 
 @pytest.fixture
 def small_mnist(monkeypatch):
-    """The mnist builder, made to expect the small files in tests/data."""
+    """The mnist builder, made to expect the small files in tests/fixtures."""
     small = {
-        key: file._replace(sha256=original.sha256(DATA / "mnist" / file.filename))
+        key: file._replace(sha256=original.sha256(FIXTURES / "mnist" / file.filename))
         for key, file in Mnist.ORIGINALS.items()
     }
     monkeypatch.setattr(Mnist, "ORIGINALS", small)
@@ -80,9 +80,9 @@ def test_notice_stands_beside_the_digits():
 
 
 def test_mnist_decodes_to_the_bytes_of_its_files(small_mnist, tmp_path):
-    source = open_source("mnist", "train", directory=tmp_path, downloads=DATA)
-    images = read_idx(DATA / "mnist" / "train-images-idx3-ubyte.gz")
-    labels = read_idx(DATA / "mnist" / "train-labels-idx1-ubyte.gz")
+    source = open_source("mnist", "train", directory=tmp_path, downloads=FIXTURES)
+    images = read_idx(FIXTURES / "mnist" / "train-images-idx3-ubyte.gz")
+    labels = read_idx(FIXTURES / "mnist" / "train-labels-idx1-ubyte.gz")
     examples = source.__getitems__(range(len(source)))
     expected = sorted((int(y), x.tobytes()) for x, y in zip(images, labels, strict=True))
     assert sorted((int(e["label"]), e["image"].tobytes()) for e in examples) == expected
@@ -94,7 +94,7 @@ def test_files_may_have_the_names_of_tfds(small_mnist, tmp_path):
     downloads = tmp_path / "downloads"
     downloads.mkdir()
     for file in small_mnist.values():
-        (downloads / file.tfds_filename).write_bytes((DATA / "mnist" / file.filename).read_bytes())
+        (downloads / file.tfds_filename).write_bytes((FIXTURES / "mnist" / file.filename).read_bytes())
     assert len(open_source("mnist", "test", directory=tmp_path / "prepared", downloads=downloads)) == 32
 
 
@@ -105,12 +105,12 @@ def test_name_in_a_download_folder_is_that_of_tfds():
 
 def test_files_of_another_data_set_are_refused(small_mnist, tmp_path):
     with pytest.raises(UserError, match=r"train-images.*'fashion_mnist': sha256 expected 3aede38d.*, found "):
-        open_source("fashion_mnist", "train", directory=tmp_path, downloads=DATA / "mnist")
+        open_source("fashion_mnist", "train", directory=tmp_path, downloads=FIXTURES / "mnist")
     assert not (tmp_path / "fashion_mnist" / "3.0.1").exists()
 
 
 def test_download_is_checked_and_kept(small_mnist, tmp_path, monkeypatch):
-    handler = partial(SimpleHTTPRequestHandler, directory=str(DATA / "mnist"))
+    handler = partial(SimpleHTTPRequestHandler, directory=str(FIXTURES / "mnist"))
     monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *_: None)
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -142,8 +142,8 @@ def test_bad_idx_is_refused(content, tmp_path):
 
 
 def test_cifar10_from_tiles(small_tiles, tmp_path):
-    source = open_source("cifar10", "train", directory=tmp_path, downloads=DATA)
-    pixels = parse_tiles(DATA / "cifar10" / "train-0.webp")
+    source = open_source("cifar10", "train", directory=tmp_path, downloads=FIXTURES)
+    pixels = parse_tiles(FIXTURES / "cifar10" / "train-0.webp")
     assert source.features["label"].names[:2] == ["airplane", "automobile"]
     assert len(source) == len(pixels) == 20
     for example in source.__getitems__(range(20)):
@@ -154,7 +154,7 @@ def test_cifar10_from_tiles(small_tiles, tmp_path):
 
 
 def test_damaged_tiles_are_refused(small_tiles, tmp_path):
-    for file in (DATA / "cifar10").iterdir():
+    for file in (FIXTURES / "cifar10").iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "train-0.webp").write_bytes((tmp_path / "test.webp").read_bytes())
     with pytest.raises(UserError, match=r"train-0.webp does not hold its part"):
@@ -175,7 +175,7 @@ def write_tar(path, members):
 
 @pytest.mark.parametrize("form", ["binary", "python"])
 def test_cifar10_from_batches(form, tmp_path, monkeypatch):
-    images = parse_tiles(DATA / "cifar10" / "train-0.webp")
+    images = parse_tiles(FIXTURES / "cifar10" / "train-0.webp")
     labels = (np.arange(20) % 10).astype(np.uint8)
     parts = {f"data_batch_{i + 1}": slice(4 * i, 4 * i + 4) for i in range(5)} | {"test_batch": slice(0, 6)}
     members = {}

@@ -5,12 +5,12 @@ import io
 import json
 import pickle
 import zipfile
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import FIXTURES
 from flax import nnx
 from safetensors.numpy import save_file
 
@@ -228,9 +228,7 @@ def _pickled_npy():
     return file.getvalue()
 
 
-NAMES = json.loads(
-    gzip.decompress((Path(__file__).parent.parent / "data" / "torch" / "names.json.gz").read_bytes())
-)
+NAMES = json.loads(gzip.decompress((FIXTURES / "torch" / "names.json.gz").read_bytes()))
 
 
 @pytest.mark.parametrize("name", NAMES)

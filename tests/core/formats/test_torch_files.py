@@ -35,13 +35,14 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from conftest import FIXTURES
 
 from jaxaccel.core.formats import torch_files
 from jaxaccel.core.formats.pickles import Opaque
 from jaxaccel.errors import UserError
 
-FIXTURES = Path(__file__).parent / "data" / "torch"
-KINDS = [FIXTURES / "kinds_zip.pt", FIXTURES / "kinds_legacy.pt"]
+TORCH = FIXTURES / "torch"
+KINDS = [TORCH / "kinds_zip.pt", TORCH / "kinds_legacy.pt"]
 HEADER = b"".join(
     pickle.dumps(value, protocol=2) for value in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})
 )
@@ -110,7 +111,7 @@ def path(request, tmp_path):
 def test_every_kind_of_tensor(path):
     content = torch_files.read(path)
     dtypes = {"half": np.float16, "bfloat16": ml_dtypes.bfloat16, "bool": np.bool_}
-    with np.load(FIXTURES / "kinds.npz") as expected:
+    with np.load(TORCH / "kinds.npz") as expected:
         found = [f"{part}/{key}" for part in ("tensors", "state_dict") for key in content[part]]
         assert found == list(expected)
         for where in expected:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import FIXTURES
 from flax import linen, nnx
 
 import jaxaccel as ja
@@ -42,7 +43,7 @@ def prepare(directory, recipe, resume=False):
         claim.begin()
 
 
-RUNS = Path(__file__).parent / "data" / "runs"
+RUNS = FIXTURES / "runs"
 
 
 def through_json(values):

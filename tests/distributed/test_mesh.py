@@ -12,7 +12,7 @@ from jaxaccel.errors import UserError
 
 @pytest.fixture(scope="module")
 def report(told):
-    """What tests/mesh_program.py found out in a process with eight devices."""
+    """What tests/distributed/mesh_program.py found out in a process with eight devices."""
     return told(Path(__file__).with_name("mesh_program.py"))
 
 

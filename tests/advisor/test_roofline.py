@@ -1,18 +1,18 @@
 """Roofline arithmetic on kept and compiled programs; tests/tpu has those that need the TPU's compiler."""
 
 import importlib.util
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
+from conftest import FIXTURES
 from jax import lax
 
 from jaxaccel.advisor.roofline import CHIPS, compile_for, roofline
 from jaxaccel.core import hlo
 from jaxaccel.errors import UserError
 
-TEXTS = Path(__file__).parent / "data" / "hlo"
+TEXTS = FIXTURES / "hlo"
 
 
 def kept(name):

@@ -8,7 +8,7 @@ import optax
 import pytest
 from grids import slow_but
 
-SCRIPTS = Path(__file__).parents[1] / "benchmarks"
+SCRIPTS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.mark.slow

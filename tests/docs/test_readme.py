@@ -22,7 +22,7 @@ import pytest
 from conftest import QUICKLY
 from grids import slow_but
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if path.exists()]
 EXTRAS = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
 EPOCHS = float(os.environ.get("JAXACCEL_TEST_EPOCHS", "1"))

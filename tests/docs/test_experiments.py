@@ -7,7 +7,7 @@ import pytest
 
 from jaxaccel.errors import UserError
 
-PLACE = Path(__file__).parent.parent / "experiments"
+PLACE = Path(__file__).parents[2] / "experiments"
 SCRIPTS = sorted(path.stem for path in PLACE.glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
 
 
