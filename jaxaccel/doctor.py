@@ -43,7 +43,7 @@ def gather(measure: bool = True) -> Facts:
     error, kinds, memory = "", [], 0
     try:
         kinds = [device.device_kind for device in jax.devices()]
-        memory = runtime.device_memory()
+        memory = runtime.device_memory(jax.local_devices()[0])
     except RuntimeError as raised:
         error = str(raised).splitlines()[0]
     data_dir = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()

@@ -25,10 +25,10 @@ from jaxaccel.errors import UserError, option
 from jaxaccel.models.adapter import abstract
 from jaxaccel.models.compressed import check_stored
 from jaxaccel.tasks.prediction import BATCH, predict
-from jaxaccel.training.initial import start
 from jaxaccel.training.recipe import Recipe
 from jaxaccel.training.recipe_file import load_recipe, to_json
 from jaxaccel.training.swap import Swap
+from jaxaccel.training.warm_start import start
 from jaxaccel.training.wording import scores_text
 from jaxaccel.transforms.params import pack, unpack
 from jaxaccel.transforms.params.unpack import is_packed

@@ -19,11 +19,11 @@ from jaxaccel.errors import UserError, option
 from jaxaccel.models.compressed import packed
 from jaxaccel.optim import Schedule, Sparse
 from jaxaccel.training.flags import Call
-from jaxaccel.training.initial import start
 from jaxaccel.training.loop import train
 from jaxaccel.training.recipe import Recipe
 from jaxaccel.training.step import Precision
 from jaxaccel.training.teacher import Distill
+from jaxaccel.training.warm_start import start
 from jaxaccel.transforms import compressed
 from jaxaccel.transforms.params import trainable, with_trained
 from jaxaccel.transforms.params.unpack import is_packed

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,12 @@ import jax
 import numpy as np
 
 from jaxaccel.core.trees import Where, parameter_path, selects
-from jaxaccel.data.elements import read_elements
-from jaxaccel.data.opening import Splits, open_splits
 from jaxaccel.data.sources import Source
-from jaxaccel.models.adapter import Model, as_model, inference
+from jaxaccel.models.adapter import Model, inference
 from jaxaccel.tasks import Task
 from jaxaccel.tasks.batches import batches
-from jaxaccel.tasks.given import shapes
-from jaxaccel.training.facts import Facts, fitted_options
+from jaxaccel.training.facts import Facts
+from jaxaccel.training.problem import Problem
 from jaxaccel.training.recipe import Recipe
 from jaxaccel.transforms import compressed, retarget
 from jaxaccel.transforms.params import trainable
@@ -103,42 +101,37 @@ class Setting:
         return self.file(0, "origin")
 
     @functools.cached_property
-    def task(self) -> Task:
-        """What the model does, with the options that follow from the training data."""
-        task: Any = self.training.task
-        return dataclasses.replace(task, **self.kept.fitted) if self.kept else task.fit(self.train)
-
-    @functools.cached_property
-    def train(self) -> Source:
-        """The split that was trained on, without what was set aside for validation."""
-        return self._splits.train
-
-    @functools.cached_property
-    def test(self) -> Source:
-        """The split that decides."""
-        return self._splits.test or self._splits.evaluation
-
-    @functools.cached_property
-    def known(self) -> Facts:
-        """What the data say of themselves."""
-        if self.kept is not None:
-            return self.kept
-        example = read_elements(self.train, self.task.element, range(1))[0]
-        fitted = fitted_options(self.training.task, self.task)
-        return Facts.of(self.task.facts(self.train.features), example, fitted)
+    def problem(self) -> Problem:
+        """The task and the data, opened once."""
+        return Problem(self.training, self.kept)
 
     @property
-    def facts(self) -> Mapping[str, Any]:
-        """What a model's factory may ask for of it."""
-        return self.known.values
+    def task(self) -> Task:
+        """What the model does, with the options that follow from the training data."""
+        return self.problem.task
+
+    @property
+    def train(self) -> Source:
+        """The split that was trained on, without what was set aside for validation."""
+        return self.problem.splits.train
+
+    @property
+    def test(self) -> Source:
+        """The split that decides."""
+        return self.problem.splits.test or self.problem.splits.evaluation
+
+    @property
+    def known(self) -> Facts:
+        """What the data say of themselves."""
+        return self.problem.facts
 
     def inputs(self, size: int) -> tuple[PyTree, ...]:
         """Shapes of a batch's inputs to the model."""
-        return jax.eval_shape(self.task.inputs, shapes(self.known.example, size))
+        return self.problem.inputs(size)
 
     def model(self, factory: Any) -> Model:
         """The pure functions of what `factory` makes for this data."""
-        return as_model(factory, self.facts, self.inputs(self.batch))
+        return self.problem.model(factory, self.batch)
 
     def examples(self, count: int) -> list[tuple[PyTree, ...]]:
         """Inputs of the first `count` training examples, in whole batches."""
@@ -146,11 +139,3 @@ class Setting:
         return [
             self.task.inputs(batch) for batch in batches(self.train, self.task, size, count // size * size)
         ]
-
-    @functools.cached_property
-    def _splits(self) -> Splits:
-        data = self.training.data
-        return open_splits(
-            data.name, train=data.train_split, evaluation=data.eval_split, validation=data.validation,
-            directory=data.dir, downloads=data.downloads,
-        )  # fmt: skip

@@ -1,6 +1,7 @@
 """Which devices a program is compiled for: those of the mesh in context, which need not be attached to this process."""
 
 import jax
+from jax.sharding import AbstractMesh, Mesh
 
 
 def get_platform(backend: str | None = None) -> str:
@@ -12,7 +13,12 @@ def get_platform(backend: str | None = None) -> str:
     if backend:
         return backend
     mesh = jax.sharding.get_abstract_mesh()
-    device = None if mesh.empty else mesh.abstract_device
+    return jax.default_backend() if mesh.empty else platform_of(mesh)
+
+
+def platform_of(mesh: Mesh | AbstractMesh) -> str:
+    """Gives the platform of a mesh's devices: ``cpu``, ``gpu`` or ``tpu``."""
+    device = mesh.abstract_mesh.abstract_device
     found = device.platform if device is not None else jax.default_backend()
     return "gpu" if found in ("cuda", "rocm") else found
 

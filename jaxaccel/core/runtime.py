@@ -9,6 +9,7 @@ import re
 import subprocess
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -119,9 +120,9 @@ def compile_cache() -> str:
     return str(directory)
 
 
-def device_memory() -> int:
-    """Bytes of memory of one device; on a CPU, its share of the machine's memory."""
-    stats = jax.local_devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
+def device_memory(device: Any) -> int:
+    """Bytes of memory of a device; on a CPU, its share of the machine's memory."""
+    stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"]
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()

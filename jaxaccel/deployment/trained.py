@@ -11,18 +11,19 @@ import numpy as np
 
 from jaxaccel.core import runtime
 from jaxaccel.core.options import Count, checked
+from jaxaccel.core.platform import count_devices
 from jaxaccel.core.trees import with_leaves
 from jaxaccel.data import Source, open_source
 from jaxaccel.data.elements import read_elements
 from jaxaccel.data.opening import set_aside
 from jaxaccel.errors import UserError
-from jaxaccel.models.adapter import Model, abstract, as_model, inference, takes
+from jaxaccel.models.adapter import Model, abstract, inference, takes
 from jaxaccel.tasks import Task, prediction
-from jaxaccel.tasks.given import shapes
 from jaxaccel.tasks.prediction import BATCH, Guess
 from jaxaccel.training.checkpoint import flat
 from jaxaccel.training.evaluation import Evaluation, evaluation, metrics
 from jaxaccel.training.facts import Facts, fitted_options, read_facts
+from jaxaccel.training.problem import Problem
 from jaxaccel.training.recipe import Recipe
 from jaxaccel.training.recipe_file import load_recipe
 from jaxaccel.training.saved import CHECKPOINTS, read_weights, scores
@@ -215,14 +216,8 @@ def load(run: Path | str, *, which: Which = "best", trust: bool = False) -> Trai
         what = "no directory of a run" if place.exists() else "not there"
         raise UserError(f"{place} is {what}: name one that jaxaccel.train or jaxaccel.compress wrote")
     recipe = load_recipe(place, trust=trust)
-    facts = _facts(place, recipe)
-    if facts.fitted:
-        task: Any = recipe.task
-        recipe = dataclasses.replace(recipe, task=dataclasses.replace(task, **facts.fitted))
-    inputs = jax.eval_shape(recipe.task.inputs, shapes(facts.example, recipe.batch_size))
-    # Of a sample, from which some models start, only the shape counts: weights are loaded.
-    sample = {"sample": np.zeros(inputs[0].shape, np.float32)} if takes(recipe.model, "sample") else {}
-    model = as_model(recipe.model, {**facts.values, **sample}, inputs)
+    problem = Problem(recipe, kept=_facts(place, recipe))
+    recipe, facts, model = problem.fitted, problem.facts, problem.model()
     if not (isinstance(which, int) or which in ("best", "last")):
         raise UserError(
             f"{place} has no checkpoint {which!r}: there are best, last, and the numbers of steps"
@@ -295,4 +290,4 @@ def _evaluated(recipe: Recipe, model: Model) -> Callable[..., PyTree]:
 
         return TRANSFORMATIONS[recipe.precision](call)(params["params"], *inputs)
 
-    return retarget(run, argnums=()) if recipe.lowering == "auto" and jax.device_count() == 1 else run
+    return retarget(run, argnums=()) if recipe.lowering == "auto" and count_devices() == 1 else run

@@ -10,11 +10,16 @@ from jax.sharding import Mesh, NamedSharding
 
 from jaxaccel.core import runtime
 from jaxaccel.data.elements import Element, Item, read_elements
-from jaxaccel.data.order import Order
+from jaxaccel.data.order import Order, Sequential
 from jaxaccel.data.sources import Source
 from jaxaccel.distributed import batch_sharding, replicated
+from jaxaccel.errors import UserError, option
 from jaxaccel.training import resident
+from jaxaccel.training.run_setup import RunSetup
+from jaxaccel.training.runlog import RunLog
 from jaxaccel.training.stream import Batches, local_part, prefetch, stream
+
+Mode = Literal["resident", "stream"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,22 +43,55 @@ class Feed:
         }
 
 
-def batch_shape(example: Mapping[str, Any], batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and dtypes of a batch of `batch_size` examples like this one."""
-    return {
-        name: jax.ShapeDtypeStruct((batch_size, *np.shape(x)), np.asarray(x).dtype)
-        for name, x in example.items()
-    }
+@dataclasses.dataclass(frozen=True)
+class Feeds:
+    """Those of a run."""
+
+    mode: Mode
+    train: Feed
+    held_out: tuple[Feed, ...]
+    """Of the split that decides while training and, where there is one, of the test split."""
+    lengths: tuple[int, ...]
+    """How many batches each of them has."""
 
 
-def choose(
-    feed: Literal["auto", "resident", "stream"], share: float, sources: Sequence[Source], element: Element
-) -> Literal["resident", "stream"]:
-    """resident where all `sources` together take no more than `share` of a device's memory."""
+def open_feeds(setup: RunSetup, log: RunLog) -> Feeds:
+    """Opens the feeds of a run; where the data is to be resident, it is read here.
+
+    Raises:
+      UserError: replicas would have to stream their data, or the data cannot be read.
+    """
+    data, element = setup.recipe.data, setup.problem.task.element
+    splits, mesh = setup.problem.splits, setup.mesh
+    shuffled = setup.trainer.order(len(splits.train), setup.plan.phases)
+    in_order = [Sequential(len(source), setup.recipe.batch_size) for source in splits.held_out]
+    pairs = [*zip(splits.held_out, in_order, strict=True)]
+    mode = choose_mode(data.feed, data.resident_share, (splits.train, *splits.held_out), element, mesh)
+    if mode == "resident":
+        with log.reading(len(splits.train) + sum(map(len, splits.held_out))) as advance:
+            train = resident_feed(splits.train, element, shuffled, mesh, advance)
+            held_out = [
+                resident_feed(source, element, order, mesh, advance, split=setup.split)
+                for source, order in pairs
+            ]
+    elif not setup.split:
+        raise UserError(
+            f"replicas need the data on the device: {option('data.feed', 'resident')}, or fewer examples"
+        )
+    else:
+        train = stream_feed(splits.train, element, shuffled, mesh, data.workers)
+        held_out = [stream_feed(source, element, order, mesh, data.workers) for source, order in pairs]
+    return Feeds(mode, train, tuple(held_out), tuple(map(len, in_order)))
+
+
+def choose_mode(
+    feed: Literal["auto"] | Mode, share: float, sources: Sequence[Source], element: Element, mesh: Mesh
+) -> Mode:
+    """Chooses resident where all `sources` together take no more than `share` of a device's memory."""
     if feed != "auto":
         return feed
     size = sum(resident.size_in_bytes(source, element) for source in sources)
-    return "resident" if size <= share * runtime.device_memory() else "stream"
+    return "resident" if size <= share * runtime.device_memory(mesh.local_devices[0]) else "stream"
 
 
 def resident_feed(

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -116,10 +116,17 @@ def plan(recipe: Recipe, size: int, parts: int = 1) -> Plan:
     return Plan(size, tuple(phases))
 
 
-def timetable(
-    plan: Plan, eval_every: float, per_call: Callable[[Phase, int], int], done: int
-) -> tuple[list[int], list[range]]:
-    """The steps after which the run evaluates, and the steps of each call that is left after `done` steps.
+class Timetable(NamedTuple):
+    """What a run does when."""
+
+    cuts: list[int]
+    """Steps after which it evaluates and saves."""
+    calls: list[range]
+    """The steps of each call of the devices that is left."""
+
+
+def timetable(plan: Plan, eval_every: float, per_call: Callable[[Phase, int], int], done: int) -> Timetable:
+    """Computes the steps after which the run evaluates, and the steps of each call that is left after `done` steps.
 
     Args:
       plan: of the run.
@@ -138,7 +145,7 @@ def timetable(
             range(phase.start + call.start, phase.start + call.stop)
             for call in calls(inner, fused, max(0, done - phase.start))
         ]
-    return all_cuts, all_calls
+    return Timetable(all_cuts, all_calls)
 
 
 def stops_early(
@@ -181,14 +188,14 @@ def calls(cuts: Sequence[int], per_call: int, done: int = 0) -> list[range]:
     ]
 
 
-def steps_per_call(wanted: int, flops: float, boundary: int, steps: int) -> int:
+def steps_per_call(wanted: int, flops: float, boundary: int, steps: int, platform: str) -> int:
     """How many of `steps` steps to fuse: enough to hide the dispatch, a divisor of `boundary` where one is near."""
     if not wanted:
         # On the CPU steps are unrolled (see step.loop), so each one more costs a second or two to compile, which
         # only a thousand calls bring back; and calls above some milliseconds gain nothing: about what one core
         # computes in 5 ms.
         most = min(8, 1 + steps // 1000, int(1 + 1e9 // max(flops, 1)))
-        wanted = most if jax.default_backend() == "cpu" else 32
+        wanted = most if platform == "cpu" else 32
     divisors = [k for k in range(1, min(wanted, boundary) + 1) if boundary % k == 0]
     return max(divisors) if 2 * max(divisors) > wanted else min(wanted, boundary)
 

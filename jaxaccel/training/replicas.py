@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxaccel.core.platform import platform_of
 from jaxaccel.data.order import Order, Phase, Shuffled, Together
 from jaxaccel.distributed import batch_sharding, replicated
 from jaxaccel.errors import UserError, option
 from jaxaccel.tasks.metrics import Headline, Mean, Scores, as_scores
-from jaxaccel.tasks.task import Batch
+from jaxaccel.tasks.task import Batch, Task
 from jaxaccel.training.state import StepMetrics, TrainState
 from jaxaccel.training.step import Training
 
@@ -40,12 +41,14 @@ class Replicas:
     values: Mapping[str, np.ndarray]
     """{path: (count,)}; ``seed`` is always among them."""
     mesh: Mesh
-    unrolled: bool = dataclasses.field(default_factory=lambda: jax.default_backend() == "cpu")
+    unrolled: bool | None = None
     """One replica's operations after another's, instead of `jax.vmap`: a convolution of several kernels at once is
-    one with groups, which XLA:CPU runs slowly (`benchmarks/replicas.py` shows it)."""
+    one with groups, which XLA:CPU runs slowly (`benchmarks/replicas.py` shows it). By default on the CPU."""
 
     def __post_init__(self) -> None:
-        """Checks that the replicas can be spread over the devices."""
+        """Looks at the devices, and checks that the replicas can be spread over them."""
+        if self.unrolled is None:
+            object.__setattr__(self, "unrolled", platform_of(self.mesh) == "cpu")
         split = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         if self.count % split:
             raise UserError(
@@ -57,6 +60,11 @@ class Replicas:
     def count(self) -> int:
         """How many replicas there are."""
         return len(self.values["seed"])
+
+    @property
+    def task(self) -> Task:
+        """What the models do."""
+        return self.make({}).task
 
     def init(self, weights: Mapping[str, jax.Array] | None = None) -> TrainState:
         """The states before the first step, each a function of its seed and of its `weights` (count, ...), by path."""
@@ -126,13 +134,13 @@ class Replicas:
         """Where metrics lie: with their replica, unless other processes have to read them."""
         return replicated(mesh) if jax.process_count() > 1 else None
 
-    def compiler_options(self, flops: float) -> dict[str, str | bool]:
+    def compiler_options(self, flops: float, platform: str) -> dict[str, str | bool]:
         """For the program of a step that costs `flops`.
 
         XLA:CPU runs operations of several unrolled replicas at the same time. Where one replica's keep all cores busy
         that only costs memory traffic; small ones leave cores idle, and there it helps (`benchmarks/replicas.py`).
         """
-        busy = self.unrolled and jax.default_backend() == "cpu" and flops > BUSY_FLOPS * self.count
+        busy = self.unrolled and platform == "cpu" and flops > BUSY_FLOPS * self.count
         return {"xla_cpu_enable_concurrency_optimized_scheduler": False} if busy else {}
 
     def copies(self, weights: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
@@ -141,7 +149,7 @@ class Replicas:
 
     def scores(self, means: Mapping[str, Mean]) -> list[Scores]:
         """One row of numbers a replica, from the sums over all batches."""
-        task = self.make({}).task
+        task = self.task
         return [as_scores(task.summarise(pick(dict(means), i))) for i in range(self.count)]
 
     def table(self, scores: Sequence[Scores]) -> list[dict[str, float]]:

@@ -16,12 +16,14 @@ from jaxaccel.tasks import Task
 from jaxaccel.tasks.prediction import BATCH, predict
 from jaxaccel.training import curves
 from jaxaccel.training.facts import Facts
-from jaxaccel.training.recipe import Recipe
+from jaxaccel.training.progress import is_over
+from jaxaccel.training.provenance import compare_data
 from jaxaccel.training.replicas import Replicas, pick
+from jaxaccel.training.run_setup import RunSetup
 from jaxaccel.training.rundir import check_same
 from jaxaccel.training.saved import CHECKPOINTS, read_state
 from jaxaccel.training.state import TrainState
-from jaxaccel.training.step import Training
+from jaxaccel.training.trainer import Trainer
 from jaxaccel.training.wording import scores_text
 
 
@@ -32,7 +34,7 @@ class TrainResult:
     directory: Path
     summary: dict[str, Any]
     """What result.json holds."""
-    training: Training | Replicas
+    training: Trainer
     state: TrainState
     facts: Facts
     """What the run keeps of its data set."""
@@ -40,7 +42,7 @@ class TrainResult:
     @property
     def task(self) -> Task:
         """What the model does."""
-        return task_of(self.training)
+        return self.training.task
 
     @checked
     def predict(self, given: Any, *, batch: Count = BATCH, **options: Any) -> Any:
@@ -78,34 +80,13 @@ class TrainResult:
         return f"TrainResult({self.directory}: {at}, {scores_text(self.summary.get('eval', {}))})"
 
 
-def task_of(training: Training | Replicas) -> Task:
-    """What is trained."""
-    return training.make({}).task if isinstance(training, Replicas) else training.task
-
-
-def finished(
-    directory: Path,
-    recipe: Recipe,
-    training: Training | Replicas,
-    shapes: TrainState,
-    shardings: TrainState,
-    is_over: Callable[[int], bool],
-    facts: Facts,
-) -> TrainResult | None:
-    """The result of a run that has come to its end, which is only read; None where there is something left to do.
-
-    Args:
-      directory: of the run.
-      recipe: of it.
-      training: that of the recipe.
-      shapes: of its state.
-      shardings: where the state goes.
-      is_over: whether a run that has done so many steps has come to its end.
-      facts: of its data set.
+def find_finished(setup: RunSetup) -> TrainResult | None:
+    """Finds the result of a run that has come to its end, which is only read; None where something is left to do.
 
     Raises:
-      UserError: the run there is of another recipe.
+      UserError: the run there is of another recipe, or of other data.
     """
+    directory, recipe = setup.directory, setup.recipe
     try:
         summary = read_json(directory / "result.json")
     except (UserError, FileNotFoundError):  # it is computed anew
@@ -113,13 +94,14 @@ def finished(
     if not summary.get("finished") or not isinstance(summary.get("eval"), dict):
         return None
     check_same(directory, recipe)
-    found = read_state(directory / CHECKPOINTS, shapes, shardings)
-    if found is None or not is_over(found[0]):
+    found = read_state(directory / CHECKPOINTS, setup.state, setup.shardings)
+    if found is None or not is_over(setup, found[0]):
         return None
+    compare_data(directory, recipe.data.name, setup.problem.splits.digest)
     if jax.process_index() == 0:
         scores = scores_text(summary["eval"])
         if not (directory / "curves.png").is_file():
             with contextlib.suppress(OSError):
                 curves.draw(directory, f"{recipe.name}: {scores}", recipe.task.headline)
         print(f"{directory} is finished: {scores}; see {directory}/curves.png")
-    return TrainResult(directory, summary, training, found[1], facts)
+    return TrainResult(directory, summary, setup.trainer, found[1], setup.problem.facts)

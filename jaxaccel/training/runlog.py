@@ -13,21 +13,23 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from jaxaccel.core.files import write_text
+from jaxaccel.core.platform import platform_of
 from jaxaccel.tasks.metrics import Scores, score_text
 from jaxaccel.training.loggers import Logger, Loggers, TensorBoard
 from jaxaccel.training.state import StepMetrics
 
 
-def lag() -> int:
-    """Calls that may be under way on the device before the host waits for the first of them.
+def lag(mesh: Mesh) -> int:
+    """Calls that may be under way on the devices before the host waits for the first of them.
 
     None on several CPU devices, where executions at the same time compete for threads until none moves.
     """
-    return 0 if jax.default_backend() == "cpu" and jax.device_count() > 1 else 2
+    return 0 if platform_of(mesh) == "cpu" and mesh.size > 1 else 2
 
 
 LINE_SECONDS = 10.0
@@ -123,17 +125,17 @@ class RunLog:
 class Meter:
     """Collects the metrics of calls without making the device wait.
 
-    A call's metrics are looked at only when `lag()` later calls are under way; rows go to the log about every
+    A call's metrics are looked at only when `lag` later calls are under way; rows go to the log about every
     `every` steps. `examples` says how many a run has seen after so many steps.
     """
 
     def __init__(
-        self, log: RunLog, *, examples: Callable[[int], int], done: int, every: int, stops: bool
+        self, log: RunLog, *, examples: Callable[[int], int], done: int, every: int, stops: bool, lag: int
     ) -> None:
         self.failed: int | None = None
         """The first step that came out non-finite, where that stops the run."""
-        self._log, self._examples, self._every, self._stops = log, examples, every, stops
-        self._lag = lag()
+        self.log, self._examples, self._every, self._stops = log, examples, every, stops
+        self._lag = lag
         self._lost: set[int] = set()
         self._under_way: deque[tuple[range, StepMetrics]] = deque()
         self._window: list[StepMetrics] = []
@@ -183,13 +185,13 @@ class Meter:
                 continue
             bad = call.start + int(column.argmin())
             if not self._stops:
-                self._log.say(f"step {bad}: loss or gradient not finite, {(~column).sum()} step(s) left out")
+                self.log.say(f"step {bad}: loss or gradient not finite, {(~column).sum()} step(s) left out")
                 continue
             self._lost.add(replica)
             if len(self._lost) == columns.shape[1]:
                 self.failed = bad
             else:
-                self._log.say(
+                self.log.say(
                     f"step {bad}: replica {replica} is not finite; it stays as it was before that step"
                 )
 
@@ -211,7 +213,7 @@ class Meter:
             "examples_per_second": examples / seconds,
         }
         self._window, self._reported = [], self._done
-        self._log.train(self._done, values)
+        self.log.train(self._done, values)
 
 
 def _mean(total: np.ndarray, count: np.ndarray) -> float:

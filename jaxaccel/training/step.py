@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from jaxaccel.core import numerics
 from jaxaccel.core.options import Options
+from jaxaccel.core.platform import count_devices, get_platform
 from jaxaccel.core.trees import with_leaves
 from jaxaccel.data.order import Order, Phase, Shuffled
 from jaxaccel.distributed import replicated, state_sharding
@@ -61,8 +62,11 @@ class Training(Options):
     lowering: Literal["auto", "xla"] = "auto"
     teacher: Teacher | None = None
     """What is learned from another model, besides the task."""
-    count: ClassVar[int] = 1
-    """How many models train."""
+
+    @property
+    def count(self) -> int:
+        """How many models train."""
+        return 1
 
     def init(self, weights: Mapping[str, jax.Array] | None = None) -> TrainState:
         """The state before the first step, a function of the seed and of `weights`, by path, where there are any."""
@@ -138,14 +142,18 @@ class Training(Options):
 
         return partial(TRANSFORMATIONS[self.precision](apply), weights)
 
-    def lowered(self, f: Callable[..., Any], *, whole: bool | None = None) -> Callable[..., Any]:
-        """`f` with its convolutions and poolings in the forms that this backend runs fast, or as XLA has them.
+    def lowered(self, f: Callable[..., Any], *, whole: bool = False) -> Callable[..., Any]:
+        """`f` with its convolutions and poolings in the forms that the devices run fast, or as XLA has them.
 
-        A batch that is split over devices must not be cut into pieces as well: `whole` says that it is not, by default
-        where there is one device.
+        A batch that is split over devices must not be cut into pieces as well: with several in the mesh in context `f`
+        stays as it is, unless `whole` says that each of them has a batch of its own.
         """
-        whole = jax.device_count() == 1 if whole is None else whole
-        return retarget(f, argnums=()) if self.lowering == "auto" and whole else f
+
+        def call(*args: Any) -> Any:
+            on_one = whole or count_devices() == 1
+            return (retarget(f, argnums=()) if self.lowering == "auto" and on_one else f)(*args)
+
+        return call
 
     def order(self, size: int, phases: Sequence[Phase]) -> Order:
         """step -> its batch's ``index`` and ``mask``, of a data set of `size` examples."""
@@ -163,7 +171,7 @@ class Training(Options):
         """Where metrics lie: on every device, so that each process has them."""
         return replicated(mesh)
 
-    def compiler_options(self, flops: float) -> dict[str, str | bool]:
+    def compiler_options(self, flops: float, platform: str) -> dict[str, str | bool]:
         """For the program of a step that costs `flops`."""
         return {}
 
@@ -275,13 +283,13 @@ class Training(Options):
 
 
 def loop(body: Callable, carry: PyTree, items: PyTree) -> tuple[PyTree, PyTree]:
-    """`jax.lax.scan`, unrolled on the CPU.
+    """`jax.lax.scan`, unrolled where it is compiled for the CPU.
 
     XLA:CPU runs convolutions inside a while loop without its threaded kernels: a small ConvNet's step took
     15 to 20 times longer in a rolled scan than outside it (`benchmarks/train_step.py --rolled` shows it).
     """
     length = jax.tree.leaves(items)[0].shape[0]
-    if jax.default_backend() != "cpu" and length > 1:
+    if get_platform() != "cpu" and length > 1:
         return jax.lax.scan(body, carry, items)
     rows = []
     for i in range(length):  # scan(unroll=True) keeps the loop where the length is 1

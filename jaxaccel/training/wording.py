@@ -3,35 +3,42 @@
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from jaxaccel.tasks.metrics import score_text
 from jaxaccel.training import rundir
 from jaxaccel.training.recipe import Recipe
+from jaxaccel.training.recipe_file import said_of
+from jaxaccel.training.run_setup import RunSetup
+from jaxaccel.training.warm_start import Start
 
 
-def heading(
-    recipe: Recipe,
-    mesh: jax.sharding.Mesh,
-    directory: Path,
-    examples: int,
-    params: Any,
-    replicas: int,
-    done: int,
-) -> str:
-    """What is trained, on what, and where it goes."""
+def opening_lines(setup: RunSetup, start: Start, done: int, init_from: Path | str | None) -> list[str]:
+    """Says what is trained, on what, where it goes, and what else is to be known before it begins."""
+    told = (
+        heading(setup, done),
+        *setup.unsplit,
+        setup.plan.note(setup.recipe),
+        start.said(Path(init_from)) if init_from else "",
+        said_of(setup.recipe),
+    )
+    return [line for line in told if line]
+
+
+def heading(setup: RunSetup, done: int) -> str:
+    """Says what is trained, on what, and where it goes."""
+    recipe, mesh, count = setup.recipe, setup.mesh, setup.trainer.count
     what = f"resuming {recipe.name} at step {done}" if done else f"training {recipe.name}"
-    count = sum(x.size for x in jax.tree.leaves(params)) // replicas
-    what += f" {replicas} times at once" if replicas > 1 else ""
+    parameters = sum(x.size for x in jax.tree.leaves(setup.state.params)) // count
+    what += f" {count} times at once" if count > 1 else ""
     axes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1)
-    devices = f"{mesh.size} x {jax.devices()[0].device_kind}{f' ({axes})' if axes else ''}"
+    devices = f"{mesh.size} x {mesh.devices.flat[0].device_kind}{f' ({axes})' if axes else ''}"
     learns = recipe.distill
     by = f"; teacher: {learns.teacher}, temperature {learns.temperature:g}, soft {learns.soft:g}"
     return (
-        f"{what}: {examples:,} examples of {recipe.data.name}, {count:,} parameters, {devices}, "
-        f"into {directory}{by if learns.teacher else ''}"
+        f"{what}: {len(setup.problem.splits.train):,} examples of {recipe.data.name}, {parameters:,} parameters, "
+        f"{devices}, into {setup.directory}{by if learns.teacher else ''}"
     )
 
 

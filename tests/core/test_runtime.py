@@ -11,7 +11,7 @@ from jaxaccel.core import runtime
 
 ALLOCATES = """
 import ctypes
-from jaxaccel import runtime
+from jaxaccel.core import runtime
 {setting}
 libc = ctypes.CDLL(None)
 libc.malloc.restype = libc.sbrk.restype = ctypes.c_void_p

@@ -18,12 +18,12 @@ from jaxaccel.distributed import MeshShape, batch_sharding, make_mesh, state_sha
 from jaxaccel.models.adapter import as_model  # noqa: E402
 from jaxaccel.optim import Optimizer, Schedule  # noqa: E402
 from jaxaccel.tasks import ImageClassification  # noqa: E402
+from jaxaccel.training.build import build_trainer  # noqa: E402
 from jaxaccel.training.checkpoint import flat  # noqa: E402
 from jaxaccel.training.feed import resident_feed  # noqa: E402
-from jaxaccel.training.fuse import several  # noqa: E402
+from jaxaccel.training.fused_steps import fuse_steps  # noqa: E402
 from jaxaccel.training.recipe import Recipe  # noqa: E402
 from jaxaccel.training.step import Training  # noqa: E402
-from jaxaccel.training.sweep import training_of  # noqa: E402
 
 STEPS, BATCH = 12, 32
 # The compile time is the cost here: a third of it without LLVM's optimisations.
@@ -45,7 +45,7 @@ def run(model, augmentation, mesh_shape):
     shardings = state_sharding(jax.eval_shape(training.init), mesh)
     state = jax.jit(training.init, out_shardings=shardings)()
     constrain = lambda batch: jax.lax.with_sharding_constraint(batch, batch_sharding(mesh))  # noqa: E731
-    step = jax.jit(several(training, constrain), donate_argnums=0, out_shardings=(shardings, None))
+    step = jax.jit(fuse_steps(training, constrain), donate_argnums=0, out_shardings=(shardings, None))
     calls = [range(i, i + 1) for i in range(STEPS)]
     compiled = step.lower(state, feed.arrays, next(feed.items(calls))).compile(QUICKLY)
     hlo = compiled.as_text()
@@ -72,14 +72,14 @@ def replicas(devices):
     source = open_source("digits", "train")
     inputs = (jax.ShapeDtypeStruct((BATCH, 8, 8, 1), "float32"),)
     model = as_model(recipe.model, {"classes": 10, "channels": 1}, inputs)
-    training = training_of(recipe, model, [10], mesh)
+    training = build_trainer(recipe, model, [10], mesh)
     shardings = training.sharding(jax.eval_shape(training.init), mesh)
     state = jax.jit(training.init, out_shardings=shardings)()
     feed = resident_feed(
         source, recipe.task.element, training.order(len(source), [Phase(0, 9, 0, BATCH)]), mesh
     )
     constrain = lambda batch: jax.lax.with_sharding_constraint(batch, batch_sharding(mesh))  # noqa: E731
-    step = jax.jit(several(training, constrain), donate_argnums=0, out_shardings=(shardings, None))
+    step = jax.jit(fuse_steps(training, constrain), donate_argnums=0, out_shardings=(shardings, None))
     calls = [range(i, i + 1) for i in range(3)]
     compiled = step.lower(state, feed.arrays, next(feed.items(calls))).compile(QUICKLY)
     for item in feed.items(calls):

@@ -16,7 +16,7 @@ from jaxaccel.models.adapter import abstract, as_model
 from jaxaccel.models.compressed import packed
 from jaxaccel.tasks.metrics import ACCURACY
 from jaxaccel.training.flags import NAMES
-from jaxaccel.training.initial import start
+from jaxaccel.training.warm_start import start
 from jaxaccel.transforms.params import trainable, with_trained
 from jaxaccel.transforms.params.unpack import is_packed
 

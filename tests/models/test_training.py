@@ -8,6 +8,7 @@ from families import SMALL, called, fast_jit, filled_small, paths, shapes_of, sm
 from flax import nnx
 
 from jaxaccel import models
+from jaxaccel.models.layers.patches import patches
 
 WITHOUT_BATCH_NORM = ("convnext", "mixer", "vit")
 # Softmax does not see what is added to all its inputs, BatchNorm, behind a 1x1 convolution, what is added to all
@@ -108,7 +109,7 @@ def test_vit_embedding_is_the_strided_convolution():
     expected = jax.lax.conv_general_dilated(
         x, kernel, (4, 4), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
-    embedded = model.embed(models.vit.patches(x, 4))
+    embedded = model.embed(patches(x, 4))
     np.testing.assert_allclose(
         embedded, expected.reshape(6, 6, 12) + model.embed.bias[...], rtol=1e-4, atol=1e-5
     )

@@ -22,11 +22,11 @@ from jaxaccel.optim import Sparse
 from jaxaccel.tasks.metrics import Headline, Mean, score_text
 from jaxaccel.tasks.task import check_metrics
 from jaxaccel.training import curves, pacing, runlog, saved
+from jaxaccel.training.build import build_trainer
 from jaxaccel.training.checkpoint import Checkpoints
 from jaxaccel.training.loggers import find_maker, make_loggers
 from jaxaccel.training.recipe import Recipe
 from jaxaccel.training.replicas import Replicas, spread
-from jaxaccel.training.sweep import training_of
 from jaxaccel.training.teacher import Distill
 
 ERROR = Headline("mae", "lower")
@@ -218,7 +218,7 @@ def test_what_a_task_need_not_define():
 def training(task):
     recipe = dataclasses.replace(RECIPE, task=task)
     model = as_model(Net, {}, task.inputs(shapes()))
-    return training_of(recipe, model, [10], make_mesh(MeshShape(data=1)))
+    return build_trainer(recipe, model, [10], make_mesh(MeshShape(data=1)))
 
 
 def batch(poison=False):

@@ -10,8 +10,8 @@ from jaxaccel.data import open_source
 from jaxaccel.data.order import Phase, Sequential, Shuffled, permutation
 from jaxaccel.distributed import MeshShape, batch_sharding, make_mesh
 from jaxaccel.tasks import ImageClassification
-from jaxaccel.training.feed import choose, resident_feed, stream_feed
-from jaxaccel.training.fuse import gather
+from jaxaccel.training.feed import choose_mode, resident_feed, stream_feed
+from jaxaccel.training.fused_steps import gather
 from jaxaccel.training.stream import Batches, local_part
 
 
@@ -81,9 +81,9 @@ def test_both_feeds_yield_the_same_bits(digits, workers):
 
 def test_resident_where_it_fits(digits):
     element = ImageClassification().element
-    assert choose("auto", 0.25, (digits,), element) == "resident"
-    assert choose("auto", 1e-9, (digits,), element) == "stream"
-    assert choose("stream", 0.25, (digits,), element) == "stream"
+    assert choose_mode("auto", 0.25, (digits,), element, make_mesh(MeshShape(data=1))) == "resident"
+    assert choose_mode("auto", 1e-9, (digits,), element, make_mesh(MeshShape(data=1))) == "stream"
+    assert choose_mode("stream", 0.25, (digits,), element, make_mesh(MeshShape(data=1))) == "stream"
 
 
 def test_local_part_is_the_whole_batch_in_one_process():

@@ -21,11 +21,11 @@ from jaxaccel.errors import UserError
 from jaxaccel.models.adapter import as_model
 from jaxaccel.optim import Optimizer, Schedule, Sparse
 from jaxaccel.tasks.metrics import ACCURACY, add
-from jaxaccel.training.fuse import gather, several, several_evaluations
+from jaxaccel.training.fused_steps import fuse_evaluations, fuse_steps, gather
 from jaxaccel.training.recipe import Recipe
 from jaxaccel.training.replicas import Replicas, pick, spread
 from jaxaccel.training.saved import read_state
-from jaxaccel.training.sweep import keep_best, points, training_of, with_values
+from jaxaccel.training.sweep import build_trainer, keep_best, points, with_values
 
 B = 16
 
@@ -60,14 +60,14 @@ def small(**changes):
     recipe = dataclasses.replace(RECIPE, **changes)
     element = {"image": jax.ShapeDtypeStruct((B, 4, 4, 1), jnp.uint8)}
     model = as_model(Mlp, {"classes": 3}, jax.eval_shape(recipe.task.inputs, element))
-    return recipe, training_of(recipe, model, [10], make_mesh(MeshShape()))
+    return recipe, build_trainer(recipe, model, [10], make_mesh(MeshShape()))
 
 
 def trained(training, steps=3):
     """The state after some steps, and each step's metrics."""
     order = training.order(64, [Phase(0, steps, 0, B)])
     # The compile time is the cost here: a third of it without LLVM's optimisations.
-    step = jax.jit(several(training), compiler_options={"xla_backend_optimization_level": 0})
+    step = jax.jit(fuse_steps(training), compiler_options={"xla_backend_optimization_level": 0})
     state, rows = training.init(), []
     for i in range(steps):
         state, metrics = step(state, ARRAYS, {name: x[None] for name, x in order(i).items()})
@@ -154,7 +154,7 @@ def test_evaluation_gives_each_replica_its_own_scores():
     _, replicas = small(replicas=3)
     state = replicas.init()
     item = {"index": np.arange(64, dtype=np.int32)[None], "mask": np.ones((1, 64), np.float32)}
-    sums = jax.jit(several_evaluations(replicas))(state.weights(), state.model_state, ARRAYS, item)
+    sums = jax.jit(fuse_evaluations(replicas))(state.weights(), state.model_state, ARRAYS, item)
     rows = replicas.scores(jax.device_get(add([sums])))
     batch = gather(ARRAYS, pick(item, 0))
     for i, row in enumerate(rows):
@@ -246,7 +246,7 @@ DIVIDED = """
 import os
 os.sched_getaffinity = lambda _: set(range(4))
 import jax
-from jaxaccel import runtime
+from jaxaccel.core import runtime
 runtime.divide_cpu(PARTS)
 print(jax.device_count())
 runtime.divide_cpu(4)  # too late, and no harm

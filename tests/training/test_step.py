@@ -20,7 +20,7 @@ from jaxaccel.optim.averaging import Averaging
 from jaxaccel.tasks import ImageClassification
 from jaxaccel.tasks.metrics import add
 from jaxaccel.training.checkpoint import digest
-from jaxaccel.training.fuse import gather, several, several_evaluations
+from jaxaccel.training.fused_steps import fuse_evaluations, fuse_steps, gather
 from jaxaccel.training.step import Training
 
 B = 16
@@ -276,7 +276,7 @@ def test_fused_steps_equal_single_ones():
     data = batch(5, size=64)
     arrays = {name: jnp.asarray(data[name]) for name in ("image", "label")}
     rows = [{"index": np.arange(B, dtype=np.int32) + 7 * k, "mask": np.ones(B, np.float32)} for k in range(3)]
-    fused, metrics = jax.jit(several(t))(t.init(), arrays, jax.tree.map(lambda *r: np.stack(r), *rows))
+    fused, metrics = jax.jit(fuse_steps(t))(t.init(), arrays, jax.tree.map(lambda *r: np.stack(r), *rows))
     single = t.init()
     for row in rows:
         single, _ = jax.jit(t.step)(single, gather(arrays, row))
@@ -292,7 +292,7 @@ def test_evaluation_counts_each_example_once():
     from jaxaccel.data.order import Sequential
 
     order = Sequential(21, B)
-    evaluate = jax.jit(several_evaluations(t))
+    evaluate = jax.jit(fuse_evaluations(t))
     sums = add(
         evaluate(state.params, state.model_state, arrays, jax.tree.map(lambda x: x[None], order(i)))
         for i in range(len(order))

@@ -25,14 +25,14 @@ from jaxaccel.models.adapter import abstract, as_model
 from jaxaccel.optim import Optimizer
 from jaxaccel.tasks import ImageClassification
 from jaxaccel.train import main
+from jaxaccel.training.build import build_trainer
 from jaxaccel.training.checkpoint import Checkpoints, flat
-from jaxaccel.training.fuse import several
+from jaxaccel.training.fused_steps import fuse_steps
 from jaxaccel.training.recipe import Recipe
 from jaxaccel.training.recipe_file import differences, from_json, to_json
 from jaxaccel.training.replicas import Replicas, pick
 from jaxaccel.training.saved import read_weights
 from jaxaccel.training.step import Training
-from jaxaccel.training.sweep import training_of
 from jaxaccel.training.teacher import Distill, Teacher
 
 B = 8
@@ -231,10 +231,10 @@ def test_replicas_differ_in_what_they_learn():
     item = {"index": np.arange(B, dtype=np.int32), "mask": np.ones(B, np.float32)}
 
     def trained(recipe):
-        t = training_of(recipe, made(Linear), [10], make_mesh(MeshShape()), 0, teacher())
+        t = build_trainer(recipe, made(Linear), [10], make_mesh(MeshShape()), 0, teacher())
         state = started(t)
         fed = jax.tree.map(lambda x: np.broadcast_to(x, (1, t.count, B) if t.count > 1 else (1, B)), item)
-        return t, jax.jit(several(t), compiler_options=QUICKLY)(state, arrays, fed)[0]
+        return t, jax.jit(fuse_steps(t), compiler_options=QUICKLY)(state, arrays, fed)[0]
 
     together, states = trained(recipe)
     for i in (1, 3):

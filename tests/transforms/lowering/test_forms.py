@@ -63,7 +63,7 @@ def convolutions(draw):
     layout = draw(st.sampled_from(LAYOUTS[dims]))
     axes = sorted(set(layout[0]) - set("NC"))
 
-    def several(low, high):
+    def fuse_steps(low, high):
         return tuple(draw(st.integers(low, high)) for _ in range(dims))
 
     channels, features = draw(st.integers(1, 4)), draw(st.integers(1, 4))
@@ -72,20 +72,20 @@ def convolutions(draw):
     lhs = {
         "N": draw(st.sampled_from([0, 1, 2, 16, 16])),
         "C": channels,
-        **dict(zip(axes, several(2, 7), strict=True)),
+        **dict(zip(axes, fuse_steps(2, 7), strict=True)),
     }
     rhs = {
         "I": channels // groups,
         "O": features * groups,
-        **dict(zip(axes, several(1, 3), strict=True)),
+        **dict(zip(axes, fuse_steps(1, 3), strict=True)),
     }
-    uneven = tuple(zip(several(-1, 2), several(-1, 2), strict=True))
+    uneven = tuple(zip(fuse_steps(-1, 2), fuse_steps(-1, 2), strict=True))
     padding = draw(st.sampled_from(["SAME", "VALID", uneven]))
     options = {
-        "window_strides": several(1, 3),
+        "window_strides": fuse_steps(1, 3),
         "padding": padding,
-        "lhs_dilation": several(1, 2) if padding is uneven else (1,) * dims,
-        "rhs_dilation": several(1, 2),
+        "lhs_dilation": fuse_steps(1, 2) if padding is uneven else (1,) * dims,
+        "rhs_dilation": fuse_steps(1, 2),
         "feature_group_count": groups,
         "dimension_numbers": layout,
     }

@@ -7,18 +7,16 @@ import jax
 
 from jaxaccel.tasks.metrics import Mean
 from jaxaccel.tasks.task import Batch
-from jaxaccel.training.replicas import Replicas
 from jaxaccel.training.state import StepMetrics, TrainState
-from jaxaccel.training.step import Training, loop
+from jaxaccel.training.step import loop
+from jaxaccel.training.trainer import Trainer
 
 PyTree = Any
 Arrays = Mapping[str, jax.Array]
 
 
-def several(
-    training: Training | Replicas, constrain: Callable[[Batch], Batch] = lambda batch: batch
-) -> Callable:
-    """(state, arrays, fed) -> (state, metrics): as many steps in one call as `fed` has rows.
+def fuse_steps(trainer: Trainer, constrain: Callable[[Batch], Batch] = lambda batch: batch) -> Callable:
+    """Makes (state, arrays, fed) -> (state, metrics): as many steps in one call as `fed` has rows.
 
     `fed` holds ``index`` and ``mask`` (k, B), and, where the data is streamed, the batches themselves. Where
     the data set lives on the device, `arrays` holds it and each step gathers its batch there.
@@ -26,21 +24,19 @@ def several(
 
     def steps(state: TrainState, arrays: Arrays, fed: Batch) -> tuple[TrainState, StepMetrics]:
         def body(state: TrainState, item: Batch) -> tuple[TrainState, StepMetrics]:
-            return training.lowered(training.step)(state, constrain(gather(arrays, item)))
+            return trainer.lowered(trainer.step)(state, constrain(gather(arrays, item)))
 
         return loop(body, state, dict(fed))
 
     return steps
 
 
-def several_evaluations(
-    training: Training | Replicas, constrain: Callable[[Batch], Batch] = lambda batch: batch
-) -> Callable:
-    """(weights, model_state, arrays, fed) -> the metrics of all rows of `fed`, as sums."""
+def fuse_evaluations(trainer: Trainer, constrain: Callable[[Batch], Batch] = lambda batch: batch) -> Callable:
+    """Makes (weights, model_state, arrays, fed) -> the metrics of all rows of `fed`, as sums."""
 
     def evaluations(weights: PyTree, model_state: PyTree, arrays: Arrays, fed: Batch) -> dict[str, Mean]:
         def body(carry: None, item: Batch) -> tuple[None, dict[str, Mean]]:
-            evaluate = training.lowered(training.evaluate)
+            evaluate = trainer.lowered(trainer.evaluate)
             return None, evaluate(weights, model_state, constrain(gather(arrays, item)))
 
         _, means = loop(body, None, dict(fed))
@@ -50,5 +46,5 @@ def several_evaluations(
 
 
 def gather(arrays: Arrays, item: Batch) -> dict[str, jax.Array]:
-    """The batch that ``item["index"]`` names, out of `arrays`; what `item` brings itself stays."""
+    """Takes the batch that ``item["index"]`` names out of `arrays`; what `item` brings itself stays."""
     return {name: array[item["index"]] for name, array in arrays.items()} | dict(item)

@@ -1,0 +1,90 @@
+"""What a recipe's model is to learn: its task, its data and its model, opened when first asked for, and once."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxaccel.data.elements import read_elements
+from jaxaccel.data.opening import Splits, open_splits
+from jaxaccel.models.adapter import Model, as_model, takes
+from jaxaccel.tasks import Task
+from jaxaccel.tasks.given import shapes
+from jaxaccel.training.facts import Facts, fitted_options
+from jaxaccel.training.recipe import Recipe
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """The task, the data and the models of `recipe`.
+
+    Its properties raise `UserError` where a data set cannot be opened or does not suit the task.
+    """
+
+    recipe: Recipe
+    kept: Facts | None = None
+    """What an earlier run kept of the data, which then need not be there."""
+
+    @functools.cached_property
+    def splits(self) -> Splits:
+        """What is trained on, evaluated on and tested on."""
+        data = self.recipe.data
+        return open_splits(
+            data.name, train=data.train_split, evaluation=data.eval_split, validation=data.validation,
+            directory=data.dir, downloads=data.downloads,
+        )  # fmt: skip
+
+    @functools.cached_property
+    def task(self) -> Task:
+        """What the model does, with the options that follow from the training split."""
+        task: Any = self.recipe.task
+        return dataclasses.replace(task, **self.kept.fitted) if self.kept else task.fit(self.splits.train)
+
+    @property
+    def fitted(self) -> Recipe:
+        """The recipe with that task."""
+        return dataclasses.replace(self.recipe, task=self.task)
+
+    @functools.cached_property
+    def facts(self) -> Facts:
+        """What the data say of themselves."""
+        if self.kept is not None:
+            return self.kept
+        task, train = self.recipe.task, self.splits.train
+        values = task.facts(train.features)
+        example = read_elements(train, task.element, range(1))[0]
+        return Facts.of(values, example, fitted_options(task, self.task))
+
+    def batch_shape(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of a batch of `size` examples."""
+        return shapes(self.facts.example, size)
+
+    def inputs(self, size: int) -> tuple[PyTree, ...]:
+        """Shapes and dtypes of such a batch's inputs to the model."""
+        return jax.eval_shape(self.task.inputs, self.batch_shape(size))
+
+    def model(self, factory: Any = None, size: int = 0) -> Model:
+        """The pure functions of what `factory` makes for this data.
+
+        Args:
+          factory: a function that makes a model; by default the recipe's own.
+          size: examples in the batch of which the model sees the shapes; by default the recipe's.
+
+        Raises:
+          UserError: it makes no model, or one that does not take the data.
+        """
+        factory, inputs = factory or self.recipe.model, self.inputs(size or self.recipe.batch_size)
+        return as_model(factory, {**self.facts.values, **self._sample(factory, inputs)}, inputs)
+
+    def _sample(self, factory: Any, inputs: tuple[PyTree, ...]) -> Mapping[str, np.ndarray]:
+        """Some inputs, for models that start from the statistics of their data."""
+        if not takes(factory, "sample"):
+            return {}
+        if self.kept is not None:  # weights are loaded, and only the shape counts
+            return {"sample": np.zeros(inputs[0].shape, np.float32)}
+        return {"sample": self.task.sample(self.splits.train)}

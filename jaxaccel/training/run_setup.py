@@ -1,0 +1,125 @@
+"""All that is known of a run before it begins: its plan, what trains in each phase, and the shapes of its state."""
+
+import dataclasses
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxaccel.data.order import Phase
+from jaxaccel.distributed import check_split
+from jaxaccel.models.adapter import Model, output_shape
+from jaxaccel.tasks.task import check_metrics
+from jaxaccel.training import pacing, warm_start
+from jaxaccel.training.build import build_trainer
+from jaxaccel.training.pacing import Plan
+from jaxaccel.training.problem import Problem
+from jaxaccel.training.recipe import Recipe
+from jaxaccel.training.state import TrainState
+from jaxaccel.training.sweep import points
+from jaxaccel.training.teacher import Teacher
+from jaxaccel.training.trainer import Trainer
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSetup:
+    """A recipe made ready to train."""
+
+    problem: Problem
+    mesh: Mesh
+    directory: Path
+    """Of the run."""
+    plan: Plan
+    model: Model
+    teacher: Teacher | None
+    trainers: Mapping[int, Trainer]
+    """By the size of images in pixels, 0 where they stay as they are."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """The experiment, as it was written."""
+        return self.problem.recipe
+
+    @property
+    def trainer(self) -> Trainer:
+        """What trains in the last phase, and evaluates in all."""
+        return self.trainers[self.plan.phases[-1].image_size]
+
+    @property
+    def split(self) -> bool:
+        """Whether batches are split over the devices. Replicas are spread over them whole instead."""
+        return not points(self.recipe)
+
+    @cached_property
+    def state(self) -> TrainState:
+        """Shapes of the state."""
+        return jax.eval_shape(self.trainer.init)
+
+    @cached_property
+    def shardings(self) -> TrainState:
+        """Where each array of the state lies."""
+        return self.trainer.sharding(self.state, self.mesh)
+
+    @cached_property
+    def flops(self) -> dict[Phase, float]:
+        """Floating-point operations of one step of each phase."""
+        return {
+            phase: pacing.flops(self.trainers[phase.image_size].step, self.state, self.batch_shape(phase))
+            for phase in self.plan.phases
+        }
+
+    @cached_property
+    def unsplit(self) -> list[str]:
+        """What to tell of parameters that the mesh would split and cannot."""
+        return check_split(self.state.params, self.mesh) if self.split else []
+
+    def batch_shape(self, phase: Phase) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of what one step of `phase` takes."""
+        trainer = self.trainers[phase.image_size]
+        return trainer.batch_shape(self.problem.batch_shape(phase.batch_size))
+
+    def init_state(self, weights: Mapping[str, np.ndarray]) -> TrainState:
+        """Makes the state before the first step, with these weights by path; what is not among them is random."""
+        inputs = self.problem.inputs(self.recipe.batch_size)
+        given = self.trainer.copies({**weights, **warm_start.teacher_weights(self.teacher, inputs)})
+        return jax.jit(self.trainer.init, out_shardings=self.shardings)(given)
+
+
+def set_up_run(
+    problem: Problem, mesh: Mesh, directory: Path, *, resume: bool = False, trust: bool = False
+) -> RunSetup:
+    """Makes a recipe ready to train, and checks that its parts fit each other and the data.
+
+    Args:
+      problem: that of the recipe.
+      mesh: the devices.
+      directory: of the run.
+      resume: take the teacher's recipe from the run.
+      trust: execute code that a teacher's run brings along, also where somebody else wrote it.
+
+    Raises:
+      UserError: the recipe asks for what cannot be.
+    """
+    recipe, task = problem.recipe, problem.recipe.task
+    parts = 1 if points(recipe) else mesh.shape["data"] * mesh.shape["fsdp"]
+    pacing.check_batches(recipe, parts)
+    facts = problem.facts.values
+    plan = pacing.plan(recipe, len(problem.splits.train), parts)
+    inputs, model = problem.inputs(recipe.batch_size), problem.model()
+    outputs = output_shape(model, inputs)
+    task.check(outputs, facts)
+    check_metrics(task, outputs, problem.batch_shape(recipe.batch_size))
+    teacher = warm_start.teacher(recipe, facts, model, inputs, directory if resume else None, trust)
+    trainers = {
+        size: build_trainer(problem.fitted, model, plan.ends(), mesh, size, teacher)
+        for size in {phase.image_size: None for phase in plan.phases}
+    }
+    setup = RunSetup(problem, mesh, directory, plan, model, teacher, trainers)
+    _ = (
+        setup.unsplit,
+        setup.flops,
+    )  # whatever is wrong with the mesh or the step is said before anything is written
+    return setup
