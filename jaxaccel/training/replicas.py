@@ -46,15 +46,15 @@ class Replicas:
     one with groups, which XLA:CPU runs slowly (`benchmarks/replicas.py` shows it). By default on the CPU."""
 
     def __post_init__(self) -> None:
-        """Looks at the devices, and checks that the replicas can be spread over them."""
-        if self.unrolled is None:
-            object.__setattr__(self, "unrolled", platform_of(self.mesh) == "cpu")
+        """Checks that the replicas can be spread over the devices, and looks at these."""
         split = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         if self.count % split:
             raise UserError(
                 f"{self.count} replicas do not divide over {split} devices: train a multiple of {split}, or use "
                 f"fewer devices with {option('mesh.data')}"
             )
+        if self.unrolled is None:
+            object.__setattr__(self, "unrolled", platform_of(self.mesh) == "cpu")
 
     @property
     def count(self) -> int:

@@ -7,7 +7,6 @@ import pytest
 from families import SMALL, called, fast_jit, filled_small, paths, shapes_of, small
 from flax import nnx
 
-from jaxaccel import models
 from jaxaccel.models.layers.patches import patches
 
 WITHOUT_BATCH_NORM = ("convnext", "mixer", "vit")

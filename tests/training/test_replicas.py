@@ -21,11 +21,13 @@ from jaxaccel.errors import UserError
 from jaxaccel.models.adapter import as_model
 from jaxaccel.optim import Optimizer, Schedule, Sparse
 from jaxaccel.tasks.metrics import ACCURACY, add
+from jaxaccel.training.best_replica import keep_best
+from jaxaccel.training.build import build_trainer
 from jaxaccel.training.fused_steps import fuse_evaluations, fuse_steps, gather
 from jaxaccel.training.recipe import Recipe
 from jaxaccel.training.replicas import Replicas, pick, spread
 from jaxaccel.training.saved import read_state
-from jaxaccel.training.sweep import build_trainer, keep_best, points, with_values
+from jaxaccel.training.sweep import points, with_values
 
 B = 16
 
