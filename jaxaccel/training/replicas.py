@@ -42,7 +42,7 @@ class Replicas:
     mesh: Mesh
     unrolled: bool = dataclasses.field(default_factory=lambda: jax.default_backend() == "cpu")
     """One replica's operations after another's, instead of `jax.vmap`: a convolution of several kernels at once is
-    one with groups, which XLA:CPU runs slowly (`benchmarks/replicas.py` shows it)."""
+    one with groups, which XLA:CPU runs slowly (`python -m benchmarks replicas` shows it)."""
 
     def __post_init__(self) -> None:
         """Checks that the replicas can be spread over the devices."""
@@ -130,7 +130,8 @@ class Replicas:
         """For the program of a step that costs `flops`.
 
         XLA:CPU runs operations of several unrolled replicas at the same time. Where one replica's keep all cores busy
-        that only costs memory traffic; small ones leave cores idle, and there it helps (`benchmarks/replicas.py`).
+        that only costs memory traffic; small ones leave cores idle, and there it helps
+        (`python -m benchmarks replicas`).
         """
         busy = self.unrolled and jax.default_backend() == "cpu" and flops > BUSY_FLOPS * self.count
         return {"xla_cpu_enable_concurrency_optimized_scheduler": False} if busy else {}
