@@ -26,7 +26,7 @@ class LSTM(nnx.Module):
         self.head = nnx.Linear(features, classes, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """(B, T, features) -> (B, classes)."""
+        """Maps (B, T, features) -> (B, classes)."""
         outputs: Any = self.rnn(x)
         return self.head(outputs[:, -1])
 
@@ -40,7 +40,7 @@ class Encoder(nnx.Module):
         self.head = nnx.Linear(width, classes, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """(B, T, width) -> (B, classes)."""
+        """Maps (B, T, width) -> (B, classes)."""
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x).mean(axis=1))
@@ -57,7 +57,7 @@ class Network:
     """Of one example."""
 
     def examples(self, batch_size: int, seed: int = 1) -> jax.Array:
-        """Random inputs of variance 1."""
+        """Draws inputs of variance 1."""
         return jax.random.normal(jax.random.key(seed), (batch_size, *self.shape))
 
 
@@ -76,7 +76,7 @@ NETWORKS: Mapping[str, Network] = {
 
 
 def make_function(network: Network) -> tuple[Callable[[Any, jax.Array], jax.Array], dict[str, Any]]:
-    """(f, variables): ``f(variables, x)`` are the network's outputs in inference."""
+    """Makes (f, variables): ``f(variables, x)`` are the network's outputs in inference."""
     shape = jax.ShapeDtypeStruct((1, *network.shape), jnp.float32)
     model = as_model(network.make, {}, (shape,))
 
@@ -88,7 +88,7 @@ def make_function(network: Network) -> tuple[Callable[[Any, jax.Array], jax.Arra
 
 
 def make_module(network: Network, variables: Mapping[str, Any]) -> nnx.Module:
-    """The same network as a Flax module, in inference."""
+    """Makes the same network as a Flax module, in inference."""
     made = network.make(rngs=nnx.Rngs(0))
     _, params, _, state = nnx.split(made, nnx.Param, nnx.RngState, ...)
     for part, values in ((params, variables["params"]), (state, variables["state"])):

@@ -42,7 +42,7 @@ def _conv(
     dilation: int = 1,
     **params: Any,
 ) -> Site:
-    """A convolution of a square window with padding SAME; `layout` moves the axes of NHWC, HWIO and NHWC."""
+    """Makes a convolution of a square window with padding SAME; `layout` moves axes of NHWC, HWIO and NHWC."""
     dims = len(inputs) - 1
     numbers = tuple(layout or _LAYOUTS[dims + 2])
     sizes = {**dict.fromkeys("DHW"[-dims:], size), "I": inputs[-1] // groups, "O": features}

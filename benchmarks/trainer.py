@@ -135,7 +135,7 @@ class TrainerStep:
         self._meter = Meter(log, examples=lambda step: step * batch_size, done=0, every=100, stops=True)
 
     def run(self, steps: int) -> float:
-        """Seconds a step, over at least `steps` steps after one call that does not count."""
+        """Times at least `steps` steps, in seconds each, after one call that does not count."""
         return time_steps(self._advance, -(-steps // self.steps_per_call)) / self.steps_per_call
 
     def _advance(self, calls: int) -> None:

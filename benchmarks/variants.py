@@ -90,14 +90,14 @@ def make_variants(network: Network, batch_size: int) -> Iterator[Variant]:
 
 
 def _run_in_tiles(f: Function, params: PyTree, x: jax.Array) -> jax.Array:
-    """A few examples at a time, whose 32-bit sums stay in the cache."""
+    """Computes a few examples at a time, whose 32-bit sums stay in the cache."""
     tiles = x.reshape(-1, TILE, *x.shape[1:])
     y = jax.lax.map(partial(f, params), tiles)
     return y.reshape(-1, *y.shape[2:])
 
 
 def measure_error(y: np.ndarray, reference: np.ndarray) -> float:
-    """Root mean square of the difference over that of the reference."""
+    """Measures the root mean square of the difference over that of the reference."""
     return float(np.linalg.norm(y - reference) / np.linalg.norm(reference))
 
 

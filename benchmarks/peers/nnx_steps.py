@@ -36,7 +36,7 @@ class HandWrittenStep:
         self._step = VARIANTS[variant](self._model, self._optimizer)
 
     def run(self, steps: int) -> float:
-        """Seconds a step, over `steps` steps after one that does not count."""
+        """Times `steps` steps, in seconds each, after one that does not count."""
         return time_steps(self._advance, steps)
 
     def _advance(self, steps: int) -> None:
@@ -67,7 +67,7 @@ def _cached_partial(model: nnx.Module, optimizer: nnx.Optimizer) -> Callable:
 
 
 def _split_merge(model: nnx.Module, optimizer: nnx.Optimizer) -> Callable:
-    """`jax.jit` over the modules' state, as Flax's guide to performance has it for the last bit of speed."""
+    """Jits over the modules' state, as Flax's guide to performance has it for the last bit of speed."""
     graph, state = nnx.split((model, optimizer))
 
     @partial(jax.jit, donate_argnums=0)

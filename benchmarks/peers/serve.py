@@ -25,7 +25,7 @@ def count_cores() -> int:
 
 
 def time_steps(advance: Callable[[int], Any], steps: int) -> float:
-    """Seconds a step, over `steps` of them after one that does not count; `advance` takes some and waits."""
+    """Times `steps` steps, in seconds each, after one that does not count; `advance` takes some and waits."""
     advance(1)
     start = time.perf_counter()
     advance(steps)
@@ -33,12 +33,12 @@ def time_steps(advance: Callable[[int], Any], steps: int) -> float:
 
 
 def time_calls(call: Callable[[], Any], times: int) -> float:
-    """Seconds a call, over `times` calls after one that does not count."""
+    """Times calls, in seconds each, after one that does not count."""
     return time_steps(lambda count: [call() for _ in range(count)], times)
 
 
 def repeat_call(call: Callable[[], Any], times: int) -> tuple[Any, list[float]]:
-    """The last result of a call, and the seconds of each."""
+    """Repeats a call; returns the last result, and the seconds of each."""
     seconds, result = [], None
     for _ in range(times):
         start = time.perf_counter()

@@ -15,7 +15,7 @@ from benchmarks.peers.serve import count_cores, serve, time_calls
 
 
 def make_policies(size: int) -> dict[str, Any]:
-    """By the names of augmentations.POLICIES; bilinear without smoothing beforehand, as there."""
+    """Makes policies by the names of `augmentations.POLICIES`; bilinear without smoothing beforehand, as there."""
     crop, flip = v2.RandomResizedCrop(size, antialias=False), v2.RandomHorizontalFlip()
     box = (8 / size) ** 2  # erases inside the image alone: torchvision has no cutout
     one_of_three = [
@@ -41,7 +41,7 @@ class Loader:
         self._policy, self._threads = make_policies(size)[policy], threads
 
     def run(self, steps: int) -> float:
-        """Seconds a batch, over so many of them after one that does not count."""
+        """Times so many batches, in seconds each, after one that does not count."""
         torch.set_num_threads(self._threads)
         return time_calls(self._batch, steps)
 

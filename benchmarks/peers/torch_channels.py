@@ -22,7 +22,7 @@ LEAST = 0.1
 
 
 def make_network(depth: int, width: int, classes: int) -> nn.Sequential:
-    """`jaxaccel.models.ResNetCifar`."""
+    """Makes `jaxaccel.models.ResNetCifar`."""
     blocks, features = [], width
     for stage in range(3):
         for block in range((depth - 2) // 6):
@@ -33,7 +33,7 @@ def make_network(depth: int, width: int, classes: int) -> nn.Sequential:
 
 
 def fill_weights(model: nn.Module, file: str) -> nn.Module:
-    """`model` in inference, with the arrays of an npz in the order in which it has them."""
+    """Fills `model`, in inference, with the arrays of an npz in the order in which it has them."""
     own = {name: x for name, x in model.state_dict().items() if not name.endswith("num_batches_tracked")}
     with np.load(file) as arrays:
         values = [torch.from_numpy(arrays[f"arr_{i}"]) for i in range(len(own))]
@@ -42,7 +42,7 @@ def fill_weights(model: nn.Module, file: str) -> nn.Module:
 
 
 def count_multiply_adds(model: nn.Module, x: torch.Tensor) -> int:
-    """Of one example, in convolutions and linear layers."""
+    """Counts those of one example, in convolutions and linear layers."""
     total = 0
 
     def count(layer: Any, _: Any, y: torch.Tensor) -> None:
@@ -58,7 +58,7 @@ def count_multiply_adds(model: nn.Module, x: torch.Tensor) -> int:
 
 
 def prune_model(model: nn.Sequential, x: torch.Tensor, share: float, inside: bool) -> nn.Sequential:
-    """A copy with `share` of the multiply-adds left: the least important channels of all layers together go.
+    """Makes a copy with `share` of the multiply-adds left: the least important channels of all layers together go.
 
     Args:
       model: in inference.
@@ -83,7 +83,7 @@ def prune_model(model: nn.Sequential, x: torch.Tensor, share: float, inside: boo
 
 
 def mask_channels(model: nn.Module, smaller: nn.Module) -> nn.Module:
-    """`model` with zeros behind each BatchNorm for the channels that `smaller` has not.
+    """Copies `model`, with zeros behind each BatchNorm for the channels that `smaller` has not.
 
     Running means say which those are: no two channels have the same, and they are cut but never changed.
     """
@@ -103,7 +103,7 @@ def find_norms(model: nn.Module) -> list[Any]:
 
 
 def measure_error(y: torch.Tensor, reference: torch.Tensor) -> float:
-    """Root mean square of the difference over that of the reference."""
+    """Measures the root mean square of the difference over that of the reference."""
     return float((y - reference).norm() / reference.norm())
 
 
@@ -115,14 +115,14 @@ class Session:
         self._x = torch.from_numpy(np.load(inputs).transpose(0, 3, 1, 2).copy())
 
     def describe(self) -> dict[str, Any]:
-        """What the whole network costs, and what it computes."""
+        """Describes what the whole network costs, and what it computes."""
         with torch.inference_mode():
             outputs = self._models["PyTorch"](self._x)
         versions = {name: metadata.version(name) for name in ("torch", "torch-pruning")}
         return self._costs("PyTorch") | {"outputs": outputs.tolist(), "versions": versions}
 
     def remove(self, name: str, share: float, repeats: int) -> dict[str, Any]:
-        """Seconds that it took, each time, what is left, and how far that is from masking; or why it failed."""
+        """Removes channels: how long it took each time, what is left and how far off masking; or why it failed."""
         whole = self._models["PyTorch"]
         try:
             left, seconds = repeat_call(lambda: prune_model(whole, self._x, share, "inside" in name), repeats)
@@ -134,7 +134,7 @@ class Session:
         return self._costs(name) | {"seconds": seconds, "error": error}
 
     def run(self, name: str, steps: int) -> float:
-        """Seconds a call of "MODEL, BATCH", over `steps` calls after one that does not count."""
+        """Times `steps` calls of "MODEL, BATCH", in seconds each, after one that does not count."""
         model, batch_size = name.rsplit(", ", 1)
         x = torch.randn((int(batch_size), *self._x.shape[1:]))
         with torch.inference_mode():

@@ -26,7 +26,7 @@ from onnxruntime.quantization.shape_inference import (  # pyright: ignore[report
 from torch import nn  # pyright: ignore[reportMissingImports]
 
 from benchmarks.peers.serve import count_cores, serve, time_calls
-from benchmarks.peers.torch_steps import mlp, resnet20
+from benchmarks.peers.torch_steps import make_mlp, make_resnet20
 
 LIMIT = 0.3
 """Relative error above which a result is no longer that of the same network."""
@@ -62,11 +62,11 @@ class Encoder(nn.Module):
 
 
 MAKE: dict[str, Callable[[], nn.Module]] = {
-    "resnet20": lambda: resnet20((32, 32, 3)),
+    "resnet20": lambda: make_resnet20((32, 32, 3)),
     "resnet50": torchvision.models.resnet50,
     "mobilenet_v2": torchvision.models.mobilenet_v2,
     "vit_s16": lambda: torchvision.models.VisionTransformer(224, 16, 12, 6, 384, 1536),
-    "mlp": lambda: mlp(1024, (28, 28, 1)),
+    "mlp": lambda: make_mlp(1024, (28, 28, 1)),
     "lstm": lambda: LSTM(256, 10),
     "encoder": lambda: Encoder(512, 6, 8, 10),
 }
@@ -74,7 +74,7 @@ Call = Callable[[], Any]
 
 
 def make_calls(network: str, shape: tuple[int, ...]) -> Iterator[tuple[str, Call]]:
-    """(name, what runs the network once) for inputs of `shape`, in JAX's order of axes."""
+    """Yields (name, what runs the network once) for inputs of `shape`, in JAX's order of axes."""
     torch.manual_seed(0)
     model = MAKE[network]().eval()
     x = torch.randn(shape)
@@ -125,12 +125,12 @@ class _Random(CalibrationDataReader):
         self._batches = iter([{"x": rng.standard_normal(shape, np.float32)} for _ in range(3)])
 
     def get_next(self) -> Any:
-        """The next one, or None."""
+        """Gives the next one, or None."""
         return next(self._batches, None)
 
 
 def _quantize(file: Path, shape: tuple[int, ...], dynamic: bool) -> Path:
-    """Static, in QDQ form, one scale a channel of the weights; an LSTM can only be dynamic."""
+    """Quantizes statically, in QDQ form, one scale a channel of the weights; an LSTM can only be dynamic."""
     ready, out = file.with_name("ready.onnx"), file.with_name("int8.onnx")
     quant_pre_process(file, ready)
     if dynamic:

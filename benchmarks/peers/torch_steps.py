@@ -76,8 +76,8 @@ class Block(nn.Module):
         return functional.relu(x + y)
 
 
-def resnet20(image: tuple[int, int, int]) -> nn.Module:
-    """`jaxaccel.models.resnet20`."""
+def make_resnet20(image: tuple[int, int, int]) -> nn.Module:
+    """Makes `jaxaccel.models.resnet20`."""
     blocks = [
         Block(16 * 2 ** max(stage - (block == 0), 0), 16 * 2**stage, 2 if stage and block == 0 else 1)
         for stage in range(3)
@@ -88,7 +88,8 @@ def resnet20(image: tuple[int, int, int]) -> nn.Module:
     )
 
 
-def mlp(hidden: int, image: tuple[int, int, int]) -> nn.Module:
+def make_mlp(hidden: int, image: tuple[int, int, int]) -> nn.Module:
+    """Makes `trainer.MLP`."""
     height, width, channels = image
     return nn.Sequential(
         nn.Flatten(), nn.Linear(height * width * channels, hidden), nn.ReLU(), nn.Linear(hidden, hidden),
@@ -109,7 +110,8 @@ class RowLSTM(nn.Module):
         return self.head(self.rnn(x.permute(0, 2, 3, 1).flatten(2))[0][:, -1])
 
 
-def optimizer(workload: Workload, model: nn.Module) -> torch.optim.Optimizer:
+def make_optimizer(workload: Workload, model: nn.Module) -> torch.optim.Optimizer:
+    """Makes the optimizer of a workload; biases and normalization do not decay."""
     parameters = list(model.parameters())
     groups: Any = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": workload.weight_decay},
@@ -130,14 +132,16 @@ class Eager:
         )
         self._batches = shuffle_batches(images, labels.astype("int64"), batch_size)
         self._layout = LAYOUTS[layout]
-        factory = {"mlp": mlp, "convnet": ConvNet, "resnet20": resnet20, "lstm": RowLSTM}[workload.model]
+        factory = {"mlp": make_mlp, "convnet": ConvNet, "resnet20": make_resnet20, "lstm": RowLSTM}[
+            workload.model
+        ]
         model: nn.Module = factory(**workload.options, image=workload.image)
         self._model = model.to(DEVICE, memory_format=self._layout)  # pyright: ignore[reportCallIssue]
-        self._optimizer = optimizer(workload, self._model)
+        self._optimizer = make_optimizer(workload, self._model)
         self._model.train()
 
     def run(self, steps: int) -> float:
-        """Seconds a step, over `steps` steps after one that does not count."""
+        """Times `steps` steps, in seconds each, after one that does not count."""
         return time_steps(self._advance, steps)
 
     def _advance(self, steps: int) -> None:

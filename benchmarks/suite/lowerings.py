@@ -84,7 +84,7 @@ def list_cases(batch_size: int, words: Sequence[str]) -> Iterator[Case]:
 
 
 def pull_back(f: Callable[..., Any], argument: int, w: Any, x: Any, g: Any) -> Any:
-    """The gradient of f(w, x) by one argument, given as a shape: its value does not matter."""
+    """Pulls g back to one argument of f(w, x), which is given as a shape: its value does not matter."""
     zeros = jnp.zeros(w.shape if argument == 0 else x.shape)
     one = (lambda a: f(a, x)) if argument == 0 else (lambda a: f(w, a))
     return jax.vjp(one, zeros)[1](g)[0]

@@ -70,7 +70,7 @@ class Problem:
         return training_of(recipe, self._model, [STEPS], mesh)
 
     def batch_shape(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """The shapes of a batch."""
+        """Makes the shapes of a batch."""
         batch_size = self.recipe.batch_size
         rows = {"label": jnp.int32, "index": jnp.int32, "epoch": jnp.int32, "mask": jnp.float32}
         image = jax.ShapeDtypeStruct((batch_size, self.size, self.size, 1), jnp.uint8)
@@ -114,7 +114,7 @@ class Program:
         jax.block_until_ready(metrics)
 
     def run(self, count: int) -> float:
-        """Seconds of one replica's step, over `count` of them at least."""
+        """Times steps of single replicas, in seconds each, over `count` of them at least."""
         return time_steps(self.advance, -(-count // self.steps)) / self.steps
 
 

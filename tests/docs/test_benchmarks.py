@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ sys.path.append(str(ROOT))
 from benchmarks import pages, records, tables
 from benchmarks.command import find_benchmarks, main
 from benchmarks.options import Option, choose_batches, read_options, time_by
+from benchmarks.peers import serve
 from benchmarks.peers.process import Peer, choose_peers
 
 NAMES = list(find_benchmarks())
@@ -26,7 +28,7 @@ def run(*words):
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", *map(str, words)],
-        capture_output=True, text=True, timeout=180, cwd=ROOT, env=os.environ | {"PYTHONPATH": path},
+        capture_output=True, text=True, timeout=300, cwd=ROOT, env=os.environ | {"PYTHONPATH": path},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -90,6 +92,17 @@ def test_missing_peers_say_what_to_install(capsys):
     options.without = ()
     with pytest.raises(Exception, match=r"no no_such_package: pip install two .*--without two"):
         choose_peers(peers, options)
+
+
+def test_other_end_answers_between_prints(monkeypatch, capsys):
+    def answer(command):
+        print("noise")
+        return command["count"] + 1
+
+    monkeypatch.setattr(sys, "stdin", io.StringIO('{"count": 1}\n{"count": 2}\n'))
+    serve.serve(answer)
+    printed = capsys.readouterr()
+    assert printed.out == "2\n3\n" and printed.err == "noise\nnoise\n"
 
 
 def test_quick_changes_defaults_alone():
