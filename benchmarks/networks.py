@@ -1,4 +1,4 @@
-"""The networks whose inference is measured, with weights as training leaves them: nowhere all zeros or ones."""
+"""Networks whose inference is measured, with weights as training leaves them: nowhere all zeros or ones."""
 
 import dataclasses
 import zlib
@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax_steps import MLP
 
+from benchmarks.trainer import MLP
 from jaxaccel import models
 from jaxaccel.core.trees import path_text
 from jaxaccel.models.adapter import as_model
@@ -26,7 +26,7 @@ class LSTM(nnx.Module):
         self.head = nnx.Linear(features, classes, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """(B, T, features) -> (B, classes)."""
+        """Maps (B, T, features) -> (B, classes)."""
         outputs: Any = self.rnn(x)
         return self.head(outputs[:, -1])
 
@@ -40,7 +40,7 @@ class Encoder(nnx.Module):
         self.head = nnx.Linear(width, classes, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """(B, T, width) -> (B, classes)."""
+        """Maps (B, T, width) -> (B, classes)."""
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x).mean(axis=1))
@@ -57,7 +57,7 @@ class Network:
     """Of one example."""
 
     def examples(self, batch_size: int, seed: int = 1) -> jax.Array:
-        """Random inputs of variance 1."""
+        """Draws inputs of variance 1."""
         return jax.random.normal(jax.random.key(seed), (batch_size, *self.shape))
 
 
@@ -75,8 +75,8 @@ NETWORKS: Mapping[str, Network] = {
 }
 
 
-def function(network: Network) -> tuple[Callable[[Any, jax.Array], jax.Array], dict[str, Any]]:
-    """(f, variables): ``f(variables, x)`` are the network's outputs in inference."""
+def make_function(network: Network) -> tuple[Callable[[Any, jax.Array], jax.Array], dict[str, Any]]:
+    """Makes (f, variables): ``f(variables, x)`` are the network's outputs in inference."""
     shape = jax.ShapeDtypeStruct((1, *network.shape), jnp.float32)
     model = as_model(network.make, {}, (shape,))
 
@@ -84,11 +84,11 @@ def function(network: Network) -> tuple[Callable[[Any, jax.Array], jax.Array], d
         return model.apply(variables["params"], variables["state"], x, key=jax.random.key(0), train=False)[0]
 
     params, state = jax.jit(model.init)(jax.random.key(0))
-    return f, trained({"params": params, "state": state})
+    return f, fill_constants({"params": params, "state": state})
 
 
-def module(network: Network, variables: Mapping[str, Any]) -> nnx.Module:
-    """The same network as a Flax module, in inference."""
+def make_module(network: Network, variables: Mapping[str, Any]) -> nnx.Module:
+    """Makes the same network as a Flax module, in inference."""
     made = network.make(rngs=nnx.Rngs(0))
     _, params, _, state = nnx.split(made, nnx.Param, nnx.RngState, ...)
     for part, values in ((params, variables["params"]), (state, variables["state"])):
@@ -98,10 +98,10 @@ def module(network: Network, variables: Mapping[str, Any]) -> nnx.Module:
     return made
 
 
-def trained(variables: dict[str, Any]) -> dict[str, Any]:
-    """`variables` with every constant leaf drawn at random.
+def fill_constants(variables: dict[str, Any]) -> dict[str, Any]:
+    """Draws every constant leaf of `variables` at random.
 
-    Heads and the last BatchNorm of a residual block start at 0: quantised or not, an untrained network answers 0.
+    Heads and the last BatchNorm of a residual block start at 0: quantized or not, an untrained network answers 0.
     """
 
     def one(path: tuple[Any, ...], x: jax.Array) -> jax.Array:

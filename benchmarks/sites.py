@@ -1,4 +1,4 @@
-"""Matrix products and convolutions as they occur in well-known networks, and some that are unusual."""
+"""Sites: matrix products and convolutions as they occur in well-known networks, and some that are unusual."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -42,13 +42,13 @@ def _conv(
     dilation: int = 1,
     **params: Any,
 ) -> Site:
-    """A convolution of a square window with padding SAME; `layout` moves the axes of NHWC, HWIO and NHWC."""
+    """Makes a convolution of a square window with padding SAME; `layout` moves axes of NHWC, HWIO and NHWC."""
     dims = len(inputs) - 1
     numbers = tuple(layout or _LAYOUTS[dims + 2])
     sizes = {**dict.fromkeys("DHW"[-dims:], size), "I": inputs[-1] // groups, "O": features}
     example = dict(zip(_LAYOUTS[dims + 2][0][1:], inputs, strict=True))
     f = partial(
-        _convolved, window_strides=(stride,) * dims, padding="SAME", rhs_dilation=(dilation,) * dims,
+        _convolve, window_strides=(stride,) * dims, padding="SAME", rhs_dilation=(dilation,) * dims,
         dimension_numbers=numbers, feature_group_count=groups, **params,
     )  # fmt: skip
     return Site(
@@ -59,7 +59,7 @@ def _conv(
     )
 
 
-def _convolved(w: jax.Array, x: jax.Array, **params: Any) -> jax.Array:
+def _convolve(w: jax.Array, x: jax.Array, **params: Any) -> jax.Array:
     return jax.lax.conv_general_dilated(x, w, **params)
 
 
@@ -119,3 +119,8 @@ SITES: tuple[Site, ...] = (
     _conv("24 to 24 channels", (28, 28, 24), 24, 3),
     _conv("48 to 48 channels", (28, 28, 48), 48, 3),
 )
+
+
+def pick_sites(words: Sequence[str], kind: str = "") -> list[Site]:
+    """Picks the sites whose names begin with `kind` and hold one of `words`."""
+    return [site for site in SITES if site.name.startswith(kind) and any(word in site.name for word in words)]

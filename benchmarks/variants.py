@@ -1,17 +1,15 @@
-"""One network in every precision: our transformations and, as the rival, Qwix's post-training quantisation."""
+"""Variants: one network in every precision that our transformations give it."""
 
 import dataclasses
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
-from networks import Network, function, module
 
 import jaxaccel as ja
+from benchmarks.networks import Network, make_function
 from jaxaccel.core import hlo
 
 PyTree = Any
@@ -30,7 +28,7 @@ class Variant:
 
     name: str
     group: str
-    """jaxaccel or qwix."""
+    """jaxaccel, qwix or form."""
     dtype: str
     """What it is to compute in, and with it the error it may make (`LIMITS`)."""
     f: Function
@@ -38,7 +36,7 @@ class Variant:
 
 
 class Compiled:
-    """A variant compiled for one batch, its arguments on the device: a contender of `train_step.measure`."""
+    """A variant compiled for one batch, its arguments on the device: which is what is timed."""
 
     def __init__(self, variant: Variant, x: jax.Array) -> None:
         self.name, self.group, self.dtype = variant.name, variant.group, variant.dtype
@@ -47,32 +45,27 @@ class Compiled:
         self.weight_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(variant.params))
 
     def output(self) -> np.ndarray:
-        """Of one call, in float32."""
+        """Gives the result of one call, in float32."""
         return np.asarray(self._call(*self._arguments), np.float32)
 
-    def run(self, steps: int) -> float:
-        """Seconds a call, each waited for, over `steps` calls after some that do not count."""
-        for _ in range(1 + steps // 4):
-            self._call(*self._arguments).block_until_ready()
-        start = time.perf_counter()
-        for _ in range(steps):
-            self._call(*self._arguments).block_until_ready()
-        return (time.perf_counter() - start) / steps
+    def call(self) -> jax.Array:
+        """Runs once; the result is not waited for."""
+        return self._call(*self._arguments)
 
-    def compiled_share(self) -> float:
-        """The share of FLOPs whose operands both have 16 bits or fewer in the optimised HLO."""
+    def count_compiled_share(self) -> float:
+        """Counts the share of FLOPs whose operands both have 16 bits or fewer in the optimised HLO."""
         operations = hlo.operations(self._call.as_text() or "")
         flops = [operation.flops * (operation.trips or 1) for operation in operations]
         narrow = [max(map(hlo.bits, operation.operand_dtypes)) <= 16 for operation in operations]
         return sum(n for n, is_narrow in zip(flops, narrow, strict=True) if is_narrow) / max(1, sum(flops))
 
 
-def ours(network: Network, batch_size: int) -> Iterator[Variant]:
-    """float32 first, by which the others are judged; then each transformation.
+def make_variants(network: Network, batch_size: int) -> Iterator[Variant]:
+    """Yields float32 first, by which the others are judged; then each transformation.
 
     Folding and calibration see other examples than those that are timed, of the same batch size.
     """
-    f, variables = function(network)
+    f, variables = make_function(network)
     yield Variant("float32", "jaxaccel", "float32", f, variables)
     x, *more = (network.examples(batch_size, seed) for seed in (2, 3, 4))
     folded, weights = ja.fold(f, variables, x)
@@ -82,74 +75,37 @@ def ours(network: Network, batch_size: int) -> Iterator[Variant]:
     yield Variant("bfloat16, folded", "jaxaccel", "bfloat16", ja.bfloat16(folded), weights)
     calibration = ja.calibrate(folded, weights, [x, *more])
     static = ja.int8(folded, calibration=calibration)
-    quantised, folded_quantised = ja.quantize(variables), ja.quantize(weights)
+    quantized, folded_quantized = ja.quantize(variables), ja.quantize(weights)
     for name, transformed, params in (
-        ("int8 dynamic", ja.int8(f), quantised),
-        ("int8 dynamic, folded", ja.int8(folded), folded_quantised),
-        ("int8 static, folded", static, folded_quantised),
-        ("int8 static, folded, retargeted", ja.retarget(static), folded_quantised),
-        ("int8 weight-only", ja.int8(f, activations="none"), quantised),
+        ("int8 dynamic", ja.int8(f), quantized),
+        ("int8 dynamic, folded", ja.int8(folded), folded_quantized),
+        ("int8 static, folded", static, folded_quantized),
+        ("int8 static, folded, retargeted", ja.retarget(static), folded_quantized),
+        ("int8 weight-only", ja.int8(f, activations="none"), quantized),
     ):
         yield Variant(name, "jaxaccel", "int8", transformed, params)
     if len(network.shape) == 3 and batch_size > TILE:
-        tiled = partial(_in_tiles, ja.retarget(static))
-        yield Variant(f"int8 static, {TILE} at a time", "jaxaccel", "int8", tiled, folded_quantised)
+        tiled = partial(_run_in_tiles, ja.retarget(static))
+        yield Variant(f"int8 static, {TILE} at a time", "jaxaccel", "int8", tiled, folded_quantized)
 
 
-def _in_tiles(f: Function, params: PyTree, x: jax.Array) -> jax.Array:
-    """A few examples at a time, whose 32-bit sums stay in the cache."""
+def _run_in_tiles(f: Function, params: PyTree, x: jax.Array) -> jax.Array:
+    """Computes a few examples at a time, whose 32-bit sums stay in the cache."""
     tiles = x.reshape(-1, TILE, *x.shape[1:])
     y = jax.lax.map(partial(f, params), tiles)
     return y.reshape(-1, *y.shape[2:])
 
 
-def relative_error(y: np.ndarray, reference: np.ndarray) -> float:
-    """Root mean square of the difference over that of the reference."""
+def measure_error(y: np.ndarray, reference: np.ndarray) -> float:
+    """Measures the root mean square of the difference over that of the reference."""
     return float(np.linalg.norm(y - reference) / np.linalg.norm(reference))
 
 
-def explained_share(variant: Variant, x: jax.Array) -> float | None:
-    """The share of FLOPs that `ja.explain` says are done in the narrow type; None for what is not transformed."""
+def find_explained_share(variant: Variant, x: jax.Array) -> float | None:
+    """Finds the share of FLOPs that `ja.explain` says are done in the narrow type; None for what is not transformed."""
     try:
         rows = ja.explain(variant.f, variant.params, x).rows
     except ja.UserError:
         return None
     # Weight-only products are recorded as "integers as float32": they are small in memory, not in arithmetic.
     return sum(row["share"] for row in rows if " x " in row["lowering"])
-
-
-def qwix(network: Network, variables: Mapping[str, Any]) -> Iterator[Variant | tuple[str, str]]:
-    """Qwix's variants of the same Flax module with the same weights; (name, error) where it cannot do the network.
-
-    Qwix rules match modules by path: one rule for all of them is what its documentation starts with.
-    """
-    from qwix import QuantizationRule  # pyright: ignore[reportMissingImports]
-
-    for name, rule in (
-        ("Qwix W8A8", QuantizationRule(weight_qtype="int8", act_qtype="int8")),
-        ("Qwix weight-only", QuantizationRule(weight_qtype="int8")),
-    ):
-        try:
-            graph, state = nnx.split(_quantised_by_qwix(network, variables, rule))
-        except (TypeError, ValueError) as error:
-            yield name, f"{type(error).__name__}: {str(error).splitlines()[0]}"
-            continue
-        yield Variant(name, "qwix", "int8", partial(_merged, graph), state)
-
-
-def _merged(graph: Any, state: Any, x: jax.Array) -> jax.Array:
-    return nnx.merge(graph, state)(x)
-
-
-def _quantised_by_qwix(network: Network, variables: Mapping[str, Any], rule: Any) -> nnx.Module:
-    from qwix import PtqProvider, quantize_model  # pyright: ignore[reportMissingImports]
-
-    model: Any = module(network, variables)
-    x = network.examples(1, seed=2)
-    if network.name != "lstm":
-        return quantize_model(model, PtqProvider([rule]), x)
-    # Qwix replaces parameters as it meets them, which the scan of `nnx.RNN` forbids: cell and head one by one.
-    carry = model.rnn.cell.initialize_carry(x[:, 0].shape, nnx.Rngs(0))
-    model.rnn.cell = quantize_model(model.rnn.cell, PtqProvider([rule]), carry, x[:, 0])
-    model.head = quantize_model(model.head, PtqProvider([rule]), x[:, 0])
-    return model

@@ -1,6 +1,6 @@
-"""What the benchmarks train: five models at the sizes of well-known data sets, on random images.
+"""Workloads: what the benchmarks train, five models at the sizes of well-known data sets, on random images.
 
-Needs NumPy alone, so that the PyTorch process can import it where JAX is not installed.
+It needs NumPy alone, so that the PyTorch process can import it where JAX is not installed.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ class Workload:
     """sgd: with momentum 0.9, and weight decay added to the gradient."""
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
-    """Of matrices and kernels; biases and normalisation do not decay."""
+    """Of matrices and kernels; biases and normalization do not decay."""
 
 
 WORKLOADS = {
@@ -54,17 +54,17 @@ WORKLOADS = {
 }  # fmt: skip
 
 
-def data(workload: Workload, examples: int) -> tuple[np.ndarray, np.ndarray]:
-    """Random images (N, H, W, C) uint8 and labels (N,) int32."""
+def draw_data(workload: Workload, examples: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draws random images (N, H, W, C) uint8 and labels (N,) int32."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (examples, *workload.image), dtype=np.uint8)
     return images, rng.integers(0, CLASSES, examples, dtype=np.int32)
 
 
-def batches(
+def shuffle_batches(
     images: np.ndarray, labels: np.ndarray, batch_size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Epoch after epoch, newly shuffled, the incomplete last batch dropped: the loop everybody writes."""
+    """Yields batches epoch after epoch, newly shuffled, without the incomplete last one: the usual loop."""
     if batch_size > len(images):
         raise ValueError(f"batch size {batch_size} is more than the {len(images)} examples")
     rng = np.random.default_rng(1)

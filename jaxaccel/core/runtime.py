@@ -48,7 +48,7 @@ def keep_freed_memory() -> str:
 
     XLA:CPU allocates its temporaries anew for each execution. As glibc ships, large ones are fresh
     pages each time, and the kernel must clear each on first touch: for a small ConvNet's step that
-    took more time than the arithmetic (`benchmarks/allocator.py`). All threads share one arena, unless
+    took more time than the arithmetic (`python -m benchmarks allocator`). All threads share one arena, unless
     ``MALLOC_ARENA_MAX`` says otherwise: those of their own hold 64 MB at most, and what is larger is mapped anew.
     """
     if os.environ.get("JAXACCEL_ALLOCATOR") == "0":
@@ -81,8 +81,8 @@ def divide_cpu(independent: int) -> None:
     """Makes as many devices of the CPU as it has cores for `independent` equal parts of the work.
 
     A core that computes by itself waits for no other one at the end of each operation, and a program for some of the
-    parts compiles sooner (`benchmarks/replicas.py`). For a process that does nothing else, and programs that do not
-    communicate. No effect once JAX's backend is up, or where the environment says how many devices there are.
+    parts compiles sooner (`python -m benchmarks replicas`). For a process that does nothing else, and programs that
+    do not communicate. No effect once JAX's backend is up, or where the environment says how many devices there are.
 
     At most eight: each has a copy of the data of its own.
     """

@@ -43,7 +43,8 @@ class Replicas:
     mesh: Mesh
     unrolled: bool | None = None
     """One replica's operations after another's, instead of `jax.vmap`: a convolution of several kernels at once is
-    one with groups, which XLA:CPU runs slowly (`benchmarks/replicas.py` shows it). By default on the CPU."""
+    one with groups, which XLA:CPU runs slowly (`python -m benchmarks replicas` shows it). By default on the
+    CPU."""
 
     def __post_init__(self) -> None:
         """Checks that the replicas can be spread over the devices, and looks at these."""
@@ -138,7 +139,8 @@ class Replicas:
         """For the program of a step that costs `flops`.
 
         XLA:CPU runs operations of several unrolled replicas at the same time. Where one replica's keep all cores busy
-        that only costs memory traffic; small ones leave cores idle, and there it helps (`benchmarks/replicas.py`).
+        that only costs memory traffic; small ones leave cores idle, and there it helps
+        (`python -m benchmarks replicas`).
         """
         busy = self.unrolled and platform == "cpu" and flops > BUSY_FLOPS * self.count
         return {"xla_cpu_enable_concurrency_optimized_scheduler": False} if busy else {}

@@ -286,7 +286,7 @@ def loop(body: Callable, carry: PyTree, items: PyTree) -> tuple[PyTree, PyTree]:
     """`jax.lax.scan`, unrolled where it is compiled for the CPU.
 
     XLA:CPU runs convolutions inside a while loop without its threaded kernels: a small ConvNet's step took
-    15 to 20 times longer in a rolled scan than outside it (`benchmarks/train_step.py --rolled` shows it).
+    15 to 20 times longer in a rolled scan than outside it (`python -m benchmarks rolled` shows it).
     """
     length = jax.tree.leaves(items)[0].shape[0]
     if get_platform() != "cpu" and length > 1:

@@ -1,5 +1,6 @@
-import importlib
+import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,81 +9,199 @@ import optax
 import pytest
 from grids import slow_but
 
-SCRIPTS = Path(__file__).parents[2] / "benchmarks"
+ROOT = Path(__file__).parents[2]
+if not (ROOT / "benchmarks").is_dir():
+    pytest.skip("an installed package has no benchmarks", allow_module_level=True)
+sys.path.append(str(ROOT))
+
+from benchmarks import pages, records, tables
+from benchmarks.command import find_benchmarks, main
+from benchmarks.options import Option, choose_batches, read_options, time_by
+from benchmarks.peers import serve
+from benchmarks.peers.process import Peer, choose_peers
+
+NAMES = list(find_benchmarks())
+
+
+def run(*words):
+    """Runs a benchmark in a process of its own; what it printed."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", *map(str, words)],
+        capture_output=True, text=True, timeout=300, cwd=ROOT, env=os.environ | {"PYTHONPATH": path},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def run_quick(name, out, *words):
+    """The record that a benchmark writes under ``--quick``, and what it printed."""
+    printed = run(name, "--quick", *words, "--output", out)
+    (file,) = out.glob("*.json")
+    record = json.loads(file.read_text())
+    keys = {"date", "device_kind", "cpu", "cores", "versions", "load_average"}
+    assert record["quick"] and record["benchmark"] == name and keys <= record["machine"].keys()
+    assert record["command"].startswith(f"python -m benchmarks {name} --quick")
+    return record, printed
+
+
+def check_times(row):
+    assert 0 < row["min_ms"] <= row["median_ms"] <= row["max_ms"]
+
+
+def test_list_has_a_sentence_for_each(capsys):
+    assert main([]) == 0
+    printed = capsys.readouterr().out
+    for name, sentence in find_benchmarks().items():
+        assert f"  {name} " in printed and sentence in printed
+        assert sentence.endswith(".") and sentence.split()[0].endswith("s"), "a sentence with a verb"
+
+
+@pytest.mark.parametrize("name", slow_but(["train_step", "channels"], NAMES))
+def test_help_teaches(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    printed = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert f"python -m benchmarks {name}" in printed and find_benchmarks()[name] in printed
+    assert "--quick" in printed and "--output" in printed and "--rounds" in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trian_step"], "there is no benchmark trian_step: did you mean train_step?"),
+        (["xyz"], "python -m benchmarks lists them"),
+        (["rolled", "--roundz", "3"], "there is no option --roundz: did you mean --rounds?"),
+        (["rolled", "--workload", "mnits"], "--workload: 'mnits' is unknown: did you mean 'mnist'?"),
+        (["rolled", "--rounds", "0"], "--rounds: '0' is not a whole number of at least 1"),
+        (["rolled", "--seconds", "-1"], "--seconds: '-1' is not a number of at least 0"),
+        (["train_step", "--peers-python", "/none"], "--peers-python /none does not run"),
+    ],
+)
+def test_mistakes_are_one_line(words, said, capsys):
+    assert main(words) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ") and printed.count("\n") == 1 and said in printed
+
+
+def test_missing_peers_say_what_to_install(capsys):
+    peers = [Peer("one", ["json"], "pip install one"), Peer("two", ["no_such_package"], "pip install two")]
+    options = read_options("x", "", [Option("without", "", (), several=True)], ["--without", "two"])
+    assert choose_peers(peers, options) == {"one"}
+    options.without = ()
+    with pytest.raises(Exception, match=r"no no_such_package: pip install two .*--without two"):
+        choose_peers(peers, options)
+
+
+def test_other_end_answers_between_prints(monkeypatch, capsys):
+    def answer(command):
+        print("noise")
+        return command["count"] + 1
+
+    monkeypatch.setattr(sys, "stdin", io.StringIO('{"count": 1}\n{"count": 2}\n'))
+    serve.serve(answer)
+    printed = capsys.readouterr()
+    assert printed.out == "2\n3\n" and printed.err == "noise\nnoise\n"
+
+
+def test_quick_changes_defaults_alone():
+    declared = [choose_batches(1, 16), *time_by(9, 0.5)]
+    assert read_options("x", "", declared, []).batch == (1, 16)
+    quick = read_options("x", "", declared, ["--quick", "--rounds", "2"])
+    assert (quick.batch, quick.rounds, quick.seconds) == ((4,), 2, 0.0)
+
+
+def test_cells_of_the_same_machine_stay(tmp_path):
+    file = tmp_path / "x.json"
+    machine = {"versions": {"jax": "1"}, "cpu": "c", "cores": 2, "device_kind": "cpu"}
+    old = [{"batch_size": 1, "ms": 1.0}, {"batch_size": 2, "ms": 2.0}]
+    versions = machine["versions"] | {"torch": "2"}
+    records.write_record(file, {"machine": machine | {"versions": versions}, "quick": False, "cells": old})
+    new = [{"batch_size": 2, "ms": 3.0}]
+    assert records.merge_cells(file, machine, new, ["batch_size"], quick=False) == [old[0], *new]
+    assert records.merge_cells(file, machine, new, ["batch_size"], quick=True) == new
+    other = machine | {"versions": {"jax": "2"}}
+    assert records.merge_cells(file, other, new, ["batch_size"], quick=False) == new
+
+
+def test_rivals_that_are_faster_are_named():
+    said = tables.compare_with("X", {"a": 0.5, "b": 2.0, "c": 0.8})
+    assert (
+        said.startswith("**X is faster in 2 of 3 cells**, at most 2.00 times (a)")
+        and "2.00 times as fast (b)" in said
+    )
+    assert (
+        tables.compare_with("X", {"a": 1.5})
+        == "X is faster in none of 1 cell; jaxaccel is up to 1.50 times as fast (a)."
+    )
+
+
+def test_columns_of_absent_peers_are_left_out():
+    table = tables.Table("t", ["name", "peer", "ms"], [["a", "", "1"], ["b", "", "2"]])
+    assert tables.write_markdown(table) == "| name | ms |\n|---|---:|\n| a | 1 |\n| b | 2 |"
+
+
+def test_pages_are_what_the_records_say():
+    stale = [file.name for file in pages.find_stale(pages.render_pages())]
+    assert not stale, "python -m benchmarks tables writes them"
+
+
+def test_every_benchmark_has_a_page():
+    assert {name for topic in pages.TOPICS for name in topic.benchmarks} == set(NAMES)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not SCRIPTS.is_dir(), reason="an installed package has no benchmarks")
 def test_train_step(tmp_path):
-    done = subprocess.run(
-        [sys.executable, SCRIPTS / "train_step.py", "--quick", "--workload", "mlp", "--batch", "16",
-         "--no-torch", "--out", tmp_path],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    (file,) = tmp_path.glob("train_step-mlp-*.json")
-    record = json.loads(file.read_text())
-    assert {"date", "device_kind", "cpu", "cores", "versions", "load_average"} <= record["machine"].keys()
+    words = "--workload", "mlp", "--without", "torch", "--rounds", "3"
+    record, printed = run_quick("train_step", tmp_path, *words)
+    assert next(tmp_path.glob("*.json")).name.startswith("train_step-mlp-")
     (cell,) = record["cells"]
     assert (cell["workload"], cell["batch_size"]) == ("mlp", 16) and cell["steps_per_call"] >= 1
     assert {row["name"] for row in cell["all"]} >= {"jaxaccel", "nnx.jit", "cached_partial"}
     assert cell["best"].keys() == {"jaxaccel", "nnx"}
     best = cell["best"]["jaxaccel"]
-    assert 0 < best["min_ms"] <= best["median_ms"] <= best["max_ms"]
+    check_times(best)
     assert best["examples_per_second"] == pytest.approx(16e3 / best["median_ms"])
-    ratio = cell["best"]["nnx"]["median_ms"] / best["median_ms"]
-    assert cell["times_as_fast_as"] == {"nnx": pytest.approx(ratio)}
-    assert "× NNX" in done.stdout
+    nnx = cell["best"]["nnx"]
+    assert nnx["min_ms"] / best["max_ms"] <= cell["times_as_fast_as"]["nnx"] <= nnx["max_ms"] / best["min_ms"]
+    assert "× NNX" in printed and "× PyTorch" not in printed
 
 
-@pytest.mark.parametrize(
-    "script",
-    slow_but(
-        ["train_step.py", "channels.py"],
-        ["train_step.py", "allocator.py", "startup.py", "precision.py", "models.py", "augment.py",
-         "sparse_step.py", "channels.py", "freezing.py", "retargeted.py"],
-    ),
-)  # fmt: skip
-def test_help_teaches(script):
-    done = subprocess.run(
-        [sys.executable, SCRIPTS / script, "--help"], capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0 and f"python benchmarks/{script}" in done.stdout
+@pytest.mark.slow
+def test_rolled(tmp_path):
+    record, _ = run_quick("rolled", tmp_path, "--workload", "mlp")
+    (cell,) = record["cells"]
+    unrolled, rolled = cell["all"]
+    assert cell["rolled_over_unrolled"] == pytest.approx(rolled["median_ms"] / unrolled["median_ms"])
+
+
+@pytest.mark.slow
+def test_allocator(tmp_path):
+    record, _ = run_quick("allocator", tmp_path)
+    (cell,) = record["cells"]
+    assert cell["all"]["as shipped"][0]["allocator"].startswith("left alone")
+    assert len(cell["medians"]) == 3 and cell["times_as_fast"]["as shipped"] == 1
 
 
 @pytest.mark.slow
 def test_models(tmp_path):
-    done = subprocess.run(
-        [sys.executable, SCRIPTS / "models.py", "--models", "resnet20", "--batch", "2", "--image-size", "8",
-         "--dtypes", "float32", "--rounds", "1", "--seconds", "0.001", "--out", tmp_path],
-        capture_output=True, text=True, timeout=180,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    (file,) = tmp_path.glob("models-*.json")
-    record = json.loads(file.read_text())
-    (row,) = record["rows"]
-    assert (row["model"], row["image_size"], row["parameters"]) == ("resnet20", 8, 269_722)
-    assert [program["name"] for program in row["programs"]] == ["infer float32", "train float32"]
-    for program in row["programs"]:
+    words = "--dtypes", "float32", "--seconds", "0.001"
+    record, _ = run_quick("models", tmp_path, *words)
+    (cell,) = record["cells"]
+    assert (cell["model"], cell["image_size"], cell["parameters"]) == ("resnet20", 8, 269_722)
+    assert [program["name"] for program in cell["programs"]] == ["infer float32", "train float32"]
+    for program in cell["programs"]:
         assert program["compile_seconds"] > 0
         assert program["images_per_second"] == pytest.approx(2e3 / program["median_ms"])
 
 
 @pytest.mark.slow
 def test_precision(tmp_path):
-    done = subprocess.run(
-        [sys.executable, SCRIPTS / "precision.py", "--models", "mlp", "resnet20", "--batch", "2",
-         "--repeats", "1", "--seconds", "0.001", "--no-rivals", "--out", tmp_path],
-        capture_output=True, text=True, timeout=180,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    records = [
-        json.loads(next(tmp_path.glob(f"precision-{name}-*.json")).read_text())
-        for name in ("mlp", "resnet20")
-    ]
-    keys = {"date", "device_kind", "cpu", "versions", "load_average"}
-    assert all(keys <= record["machine"].keys() for record in records)
-    cells = [cell for record in records for cell in record["cells"]]
+    words = "--models", "mlp", "resnet20", "--without", "qwix", "torch"
+    printed = run("precision", "--quick", *words, "--output", tmp_path)
+    files = [next(tmp_path.glob(f"precision-{name}-*.json")) for name in ("mlp", "resnet20")]
+    cells = [cell for file in files for cell in json.loads(file.read_text())["cells"]]
     assert [(cell["model"], cell["batch_size"]) for cell in cells] == [("mlp", 2), ("resnet20", 2)]
     for cell in cells:
         rows = {row["name"]: row for row in cell["variants"]}
@@ -97,7 +216,7 @@ def test_precision(tmp_path):
         reference = rows["float32"]
         assert reference["relative_error"] == 0 and reference["explained_share"] is None
         for row in rows.values():
-            assert 0 < row["min_ms"] <= row["median_ms"] <= row["max_ms"]
+            check_times(row)
             assert row["ratio"] == pytest.approx(row["median_ms"] / reference["median_ms"])
         # Narrow arithmetic leaves a trace in the numbers; so do weights of one byte in their size.
         assert rows["float32, folded"]["relative_error"] < 1e-5 < 1e-4 < rows["bfloat16"]["relative_error"]
@@ -107,20 +226,15 @@ def test_precision(tmp_path):
     assert mlp["int8 dynamic"]["explained_share"] == mlp["bfloat16"]["explained_share"] == pytest.approx(1)
     assert resnet["bfloat16"]["explained_share"] < 0.01, "XLA:CPU has no bfloat16 convolutions"
     assert 0.5 < resnet["int8 dynamic"]["explained_share"] < 1, "narrow stages stay in float32"
-    assert "× float32" in done.stdout
+    assert "Times as fast as float32" in printed
 
 
 @pytest.mark.slow
 def test_precision_layers(tmp_path):
-    done = subprocess.run(
-        [sys.executable, SCRIPTS / "precision.py", "--layers", "--sites", "lstm gate", "depthwise 14", "1-D, 64",
-         "--batch", "2", "--repeats", "1", "--seconds", "0.001", "--out", tmp_path],
-        capture_output=True, text=True, timeout=180,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    (file,) = tmp_path.glob("precision_layers-*.json")
-    assert file.with_suffix(".png").stat().st_size > 5000
-    sites = {entry["site"]: entry for entry in json.loads(file.read_text())["sites"]}
+    words = "--sites", "lstm gate", "depthwise 14", "1-D, 64"
+    record, _ = run_quick("precision_layers", tmp_path, *words)
+    assert next(tmp_path.glob("*.png")).stat().st_size > 5000
+    sites = {entry["site"]: entry for entry in record["cells"]}
     forms = {name: {row["name"] for row in entry["forms"]} for name, entry in sites.items()}
     assert forms == {
         "dot lstm gate": {"float32", "bfloat16", "int8"},
@@ -139,88 +253,65 @@ def test_precision_layers(tmp_path):
 
 
 def test_lowerings(tmp_path):
-    done = subprocess.run(
-        [sys.executable, SCRIPTS / "lowerings.py", "--sites", "pool 2x2", "--batch", "1", "--repeats", "1",
-         "--seconds", "0.001", "--out", tmp_path],
-        capture_output=True, text=True, timeout=180,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    (file,) = tmp_path.glob("lowerings-*.json")
-    cases = json.loads(file.read_text())["cases"]
-    assert len(cases) == 12 and file.with_suffix(".png").exists()
-    for case in cases:
-        assert case["forms"][0]["name"] == "xla" and len(case["forms"]) > 1
-        assert case["choice"] in [form["name"] for form in case["forms"]]
-        assert all(form["relative_error"] < 1e-5 for form in case["forms"])
+    record, _ = run_quick("lowerings", tmp_path, "--sites", "pool 2x2")
+    cells = record["cells"]
+    assert len(cells) == 12 and next(tmp_path.glob("*.png")).exists()
+    for cell in cells:
+        assert cell["forms"][0]["name"] == "xla" and len(cell["forms"]) > 1
+        assert cell["choice"] in [form["name"] for form in cell["forms"]]
+        assert all(form["relative_error"] < 1e-5 for form in cell["forms"])
 
 
 @pytest.mark.slow
 def test_augment(tmp_path):
-    done = subprocess.run(
-        [sys.executable, SCRIPTS / "augment.py", "--quick", "--only", "horizontal_flip", "CIFAR",
-         "--no-torch", "--no-training", "--out", tmp_path],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    (file,) = tmp_path.glob("augment-*.json")
-    assert file.with_suffix(".png").stat().st_size > 5000
-    cells = {cell["augmentation"]: cell for cell in json.loads(file.read_text())["cells"]}
+    words = "--only", "horizontal_flip", "CIFAR", "--without", "dm_pix", "augmax", "torchvision"
+    record, printed = run_quick("augment", tmp_path, *words)
+    assert next(tmp_path.glob("*.png")).stat().st_size > 5000
+    cells = {cell["augmentation"]: cell for cell in record["cells"]}
     assert cells.keys() == {"horizontal_flip", "CIFAR"}
     for entry in cells.values():
         rows = entry["contenders"]
         assert (entry["size"], entry["batch_size"], entry["rounds"]) == (32, 32, 1)
         for row in rows.values():
-            assert 0 < row["min_ms"] <= row["median_ms"] <= row["max_ms"]
+            check_times(row)
             assert row["images_per_second"] == pytest.approx(32e3 / row["median_ms"])
         assert {"jaxaccel", "jaxaccel, uint8"} <= rows.keys()
     ratio = cells["CIFAR"]["times_as_fast_as"]["Pillow"]  # of one round, the ratio of the medians
     rows = cells["CIFAR"]["contenders"]
     assert ratio == pytest.approx(rows["Pillow"]["median_ms"] / rows["jaxaccel, uint8"]["median_ms"])
-    assert "× Pillow" in done.stdout
+    assert "× Pillow" in printed and "× augmax" not in printed
 
 
-def quick(script, out, *words):
-    """The cells that a script writes."""
-    done = subprocess.run(
-        [sys.executable, SCRIPTS / script, "--quick", *words, "--out", out],
-        capture_output=True, text=True, timeout=180,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    (file,) = out.glob("*.json")
-    record = json.loads(file.read_text())
-    assert record["quick"] and {"date", "cpu", "versions"} <= record["machine"].keys()
-    return record["cells"]
+def test_sparse_variants_can_be_made():
+    from benchmarks.suite.sparse_step import make_variants
 
-
-def test_sparse_variants_can_be_made(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    made = importlib.import_module("sparse_step").variants(optax.sgd(1e-3))
-    assert [v.name for v in made][:5] == ["plain", "gradual", "straight_through", "rigl", "fixed"]
+    made = [variant.name for variant in make_variants(optax.sgd(1e-3), set())]
+    assert made == ["plain", "gradual", "straight_through", "rigl", "fixed"]
 
 
 @pytest.mark.slow
 def test_sparse_step(tmp_path):
-    (cell,) = quick("sparse_step.py", tmp_path)
+    record, _ = run_quick("sparse_step", tmp_path, "--without", "jaxpruner")
+    (cell,) = record["cells"]
     rows = cell["variants"]
-    assert {"plain", "gradual", "straight_through", "rigl", "fixed"} <= rows.keys()
+    assert {"plain", "gradual", "straight_through", "rigl", "fixed"} == rows.keys()
     for name, row in rows.items():
         assert ("step_changing" in row) == (name not in ("plain", "fixed"))
-        assert 0 < row["step"]["min_ms"] <= row["step"]["median_ms"] <= row["step"]["max_ms"]
+        check_times(row["step"])
         # Of one round, the ratio of the medians.
         ratio = row["update"]["median_ms"] / rows["plain"]["update"]["median_ms"]
         assert row["update"]["over_plain"] == pytest.approx(ratio)
     assert rows["plain"]["sparsity"] == 0
     done = 3000 / 7500
-    share = 0.8 * (1 - (1 - done) ** 3)
-    for name in {"gradual", "jaxpruner"} & rows.keys():
-        assert rows[name]["sparsity"] == pytest.approx(share, abs=0.01)
+    assert rows["gradual"]["sparsity"] == pytest.approx(0.8 * (1 - (1 - done) ** 3), abs=0.01)
     for name in ("straight_through", "rigl", "fixed"):
         assert rows[name]["sparsity"] == pytest.approx(0.8, abs=0.02)
 
 
 @pytest.mark.slow
 def test_channels(tmp_path):
-    (cell,) = quick("channels.py", tmp_path, "--no-torch")
+    record, _ = run_quick("channels", tmp_path, "--without", "torch-pruning")
+    (cell,) = record["cells"]
     whole, left = cell["results"]["JAX"], cell["results"]["jaxaccel"]
     assert 0.3 < left["multiply_adds"] / whole["multiply_adds"] <= 0.5
     assert left["parameters"] < whole["parameters"] and left["error"] < 1e-5
@@ -231,7 +322,8 @@ def test_channels(tmp_path):
 
 @pytest.mark.slow
 def test_freezing(tmp_path):
-    (cell,) = quick("freezing.py", tmp_path)
+    record, _ = run_quick("freezing", tmp_path)
+    (cell,) = record["cells"]
     rows = {(row["frozen"], row["way"], row["step"]): row for row in cell["variants"]}
     assert len(rows) == 6
     parameters, head = 4 * 886, 4 * (8 * 10 + 10)  # bytes of their momentum
@@ -246,9 +338,18 @@ def test_freezing(tmp_path):
 
 @pytest.mark.slow
 def test_retargeted(tmp_path):
-    cells = quick("retargeted.py", tmp_path)
-    assert [cell["network"] for cell in cells] == ["encoder", "small"]
-    for cell in cells:
+    record, _ = run_quick("retargeted", tmp_path)
+    assert [cell["network"] for cell in record["cells"]] == ["encoder", "small"]
+    for cell in record["cells"]:
         xla, retargeted = cell["steps"]["XLA"], cell["steps"]["retargeted"]
         assert cell["times_as_fast"] == pytest.approx(xla["median_ms"] / retargeted["median_ms"])
         assert cell["losses"]["retargeted"] == pytest.approx(cell["losses"]["XLA"], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_replicas(tmp_path):
+    record, _ = run_quick("replicas", tmp_path, "--recipes", "digits")
+    (cell,) = record["cells"]
+    rows = {row["name"]: row for row in cell["variants"]}
+    assert {"one after another", "unrolled", "vmap"} <= rows.keys()
+    assert rows["one after another"]["times_as_fast"] == 1

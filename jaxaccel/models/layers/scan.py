@@ -1,7 +1,7 @@
 """Runs of equal blocks as one loop, so that a program's size and compile time do not grow with the depth.
 
 XLA:CPU runs convolutions inside a loop without its threaded kernels: there it costs speed, as
-`benchmarks/models.py --scan` shows.
+`python -m benchmarks models_scan` shows.
 """
 
 import itertools

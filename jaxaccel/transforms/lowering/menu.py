@@ -1,9 +1,9 @@
 """Which form each convolution, product and pooling takes on the CPU: by rules that measurements back, or by timing.
 
-`benchmarks/lowerings.py` measures the menu, `benchmarks/retargeted.py` what it gives whole steps; the records are what
-`known` was written from. `integers` is the menu of int8 convolutions, from `benchmarks/precision.py --layers`: XLA:CPU
-has fused int8 kernels for ungrouped 2-D convolutions in NHWC with 32 channels or more; beside them int8 is up to 17
-times slower than float32.
+`python -m benchmarks lowerings` measures the menu, `retargeted` what it gives whole steps; the records are what
+`known` was written from. `integers` is the menu of int8 convolutions, from `python -m benchmarks precision_layers`:
+XLA:CPU has fused int8 kernels for ungrouped 2-D convolutions in NHWC with 32 channels or more; beside them int8 is up
+to 17 times slower than float32.
 """
 
 import math

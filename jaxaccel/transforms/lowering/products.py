@@ -16,7 +16,7 @@ class Integers:
     """A matrix product of integers as XLA:CPU runs it: its int8 kernels want two rows and two columns at least.
 
     Padding a vector with zeros to two of them took from as long to an eighth of the time (4096 x 4096;
-    `benchmarks/precision.py --layers`). What is a vector is known last, after `jax.vmap`.
+    `python -m benchmarks precision_layers`). What is a vector is known last, after `jax.vmap`.
     """
 
     name: str = "int8"
