@@ -5,8 +5,6 @@ import hashlib
 import json
 import os
 import platform
-import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,9 @@ import jax
 import numpy as np
 
 from jaxaccel.core import files, runtime
+from jaxaccel.core.timing import repeat, time_in_turns
 
-TURNS = 5
+ROUNDS = 5
 """How often each form is timed, in turns."""
 GAIN = 1.1
 """How many times as fast as XLA's own a form must be to be taken: timings have noise."""
@@ -85,13 +84,7 @@ def _timed(contenders: Mapping[str, Callable[..., Any]], shapes: Sequence[Any]) 
     calls = {name: jax.jit(f).lower(*shapes).compile() for name, f in contenders.items()}
     with jax.ensure_compile_time_eval():
         held = jax.device_put(arrays)
-        times: dict[str, list[float]] = {name: [] for name in calls}
-        for turn in range(TURNS + 1):
-            for name, call in calls.items():
-                start = time.perf_counter()
-                jax.block_until_ready(call(*held))
-                if turn:  # the first one is a warm-up
-                    times[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    own, best = next(iter(medians)), min(medians, key=medians.__getitem__)
-    return best if medians[own] > GAIN * medians[best] else own
+        turns = {name: repeat(lambda call=call: call(*held)) for name, call in calls.items()}
+        times = time_in_turns(turns, rounds=ROUNDS)
+    own, best = next(iter(contenders)), times.fastest()
+    return best if times.gain(best, over=own).ratio > GAIN else own
