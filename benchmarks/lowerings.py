@@ -3,7 +3,7 @@
     python benchmarks/lowerings.py [--batch 1 16 128] [--sites resnet20 pool ...] [--repeats 7]
 
 Writes benchmarks/results/lowerings-DEVICE.json and a plot of the speed-ups beside it. What
-`jaxaccel.transforms.lowering.menu` chooses is marked `*`; where another form is 10% faster or more, the line is marked.
+`jaxaccel.transforms.lowering` chooses is marked `*`; where another form is 10% faster or more, the line is marked.
 """
 
 import argparse
@@ -25,7 +25,8 @@ from sites import SITES
 from train_step import measure
 
 from jaxaccel.core import runtime
-from jaxaccel.transforms.lowering import menu
+from jaxaccel.transforms.lowering.base import XLA
+from jaxaccel.transforms.lowering.choose import LOWERINGS, choose, compute, list_forms
 
 SLOWER = 1.1
 LIMIT = 3e8
@@ -43,9 +44,7 @@ class Case:
 
     def contender(self, form: str) -> Callable[..., jax.Array]:
         """The operation in that form."""
-        if form == menu.XLA:
-            return lambda *operands: self.primitive.bind(*operands, **self.params)
-        return lambda *operands: menu.compute(self.primitive.name, self.params, operands, form)
+        return lambda *operands: compute(self.primitive.name, self.params, operands, form)
 
 
 class Compiled:
@@ -118,8 +117,8 @@ def _shape(*sizes: int) -> jax.ShapeDtypeStruct:
 
 
 def _last(name: str, f: Callable[..., Any], *shapes: Any) -> Case:
-    """The last of the operations in `f` that the menu knows."""
-    eqns = [e for e in jax.make_jaxpr(f)(*shapes).eqns if e.primitive.name in menu.PRIMITIVES]
+    """The last of the operations in `f` that have forms."""
+    eqns = [e for e in jax.make_jaxpr(f)(*shapes).eqns if e.primitive.name in LOWERINGS]
     operands = tuple(jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqns[-1].invars)
     return Case(name, eqns[-1].primitive, eqns[-1].params, operands)
 
@@ -130,7 +129,7 @@ def timed(case: Case, batch_size: int, options: argparse.Namespace) -> dict[str,
         return None
     rng = np.random.default_rng(0)
     operands = [jnp.asarray(rng.standard_normal(s.shape, np.float32)) for s in case.shapes]
-    forms = menu.forms(case.primitive.name, case.params, case.shapes)
+    forms = list_forms(case.primitive.name, case.params, case.shapes)
     entries = [Compiled(form, case.contender(form), operands) for form in forms]
     reference = entries[0].output()
     scale = np.linalg.norm(reference)
@@ -138,7 +137,7 @@ def timed(case: Case, batch_size: int, options: argparse.Namespace) -> dict[str,
     rows = measure(entries, options.repeats, options.seconds, options.budget)
     for row, error in zip(rows, errors, strict=True):
         row |= {"speed_up": rows[0]["median_ms"] / row["median_ms"], "relative_error": error}
-    choice, _ = menu.known(case.primitive.name, case.params, case.shapes)
+    choice, _ = choose(case.primitive.name, case.params, case.shapes)
     times = {row["name"]: row["median_ms"] for row in rows}
     return {
         "case": case.name, "batch_size": batch_size, "operation": case.primitive.name,
@@ -168,12 +167,12 @@ def table(found: Sequence[dict[str, Any]], where: dict[str, Any]) -> Table:
 
 
 def plot(found: Sequence[dict[str, Any]], where: dict[str, Any], file: Path) -> None:
-    """Speed-up over XLA's own form of each other form; a ring marks the menu's choice."""
+    """Speed-up over XLA's own form of each other form; a ring marks the choice."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 2 + 0.17 * len(found)), layout="constrained")
     axes = figure.add_subplot()
-    names = [n for n in dict.fromkeys(r["name"] for e in found for r in e["forms"]) if n != menu.XLA]
+    names = [n for n in dict.fromkeys(r["name"] for e in found for r in e["forms"]) if n != XLA]
     for name in names:
         points = [(r["speed_up"], i) for i, e in enumerate(found) for r in e["forms"] if r["name"] == name]
         axes.scatter(*zip(*points, strict=True), s=22, label=name)

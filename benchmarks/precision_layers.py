@@ -19,7 +19,10 @@ from variants import LIMITS, Compiled, Variant, relative_error
 import jaxaccel as ja
 from jaxaccel.core import numerics
 from jaxaccel.transforms import integer
-from jaxaccel.transforms.lowering import convolution, menu, products
+from jaxaccel.transforms.lowering import convolution
+from jaxaccel.transforms.lowering.base import XLA
+from jaxaccel.transforms.lowering.integer import IntegerProduct, choose_int8_form
+from jaxaccel.transforms.lowering.matmul import is_vector
 
 TWO_ROWS = "int8, a vector as two rows"
 FORMS = ("matmul", "patches", "space to depth", "channels last")
@@ -43,10 +46,10 @@ class Traced:
         return self.primitive.bind(*values, **{**self.params, **changed})
 
     def two_rows(self, *values: Any, **changed: Any) -> jax.Array:
-        return products.Integers()(self.primitive, {**self.params, **changed}, *values)
+        return IntegerProduct()(self.primitive, {**self.params, **changed}, *values)
 
     def formed(self, form: str, lhs: jax.Array, rhs: jax.Array, **changed: Any) -> jax.Array:
-        return convolution.convolve({**self.params, **changed}, lhs, rhs, form)
+        return convolution.convolve({**self.params, **changed}, (lhs, rhs), form)
 
 
 def traced(site: Site, batch_size: int) -> Traced:
@@ -73,8 +76,8 @@ def forms(t: Traced, static: bool) -> Iterator[Variant]:
 def possible(t: Traced) -> list[str]:
     """The int8 forms that give its result and may pay."""
     if t.primitive.name == "dot_general":
-        return ["int8"] + [TWO_ROWS] * products.is_vector(t.params, t.x.shape, t.weight.shape)
-    found = convolution.forms(t.params, t.x.shape, t.weight.shape, integers=True)
+        return ["int8"] + [TWO_ROWS] * is_vector(t.params, t.x.shape, t.weight.shape)
+    found = convolution.list_forms(t.params, t.x.shape, t.weight.shape, integers=True)
     return ["int8", *(f"int8 as {form}" for form in found if form in FORMS)]
 
 
@@ -95,8 +98,8 @@ def chosen(t: Traced) -> tuple[str, str]:
     """(form, reason) that `ja.int8` takes here."""
     if t.primitive.name == "dot_general":
         return possible(t)[-1], ""
-    form, reason = menu.integers(t.params, t.x, t.weight, jax.default_backend())
-    return {"float32": form, menu.XLA: "int8"}.get(form, f"int8 as {form}"), reason
+    form, reason = choose_int8_form(t.params, t.x, t.weight, jax.default_backend())
+    return {"float32": form, XLA: "int8"}.get(form, f"int8 as {form}"), reason
 
 
 def judged(rows: Sequence[dict[str, Any]], choice: str) -> dict[str, Any]:
@@ -146,7 +149,7 @@ def layers(options: argparse.Namespace, console: Console) -> None:
 
 
 def table(found: Sequence[dict[str, Any]], where: dict[str, Any]) -> Table:
-    """One line a site and batch size: milliseconds of each form, `*` at the one that the menu picks."""
+    """One line a site and batch size: milliseconds of each form, `*` at the one that is chosen."""
     names = list(dict.fromkeys(row["name"] for entry in found for row in entry["forms"]))
     shown = Table(title=f"Milliseconds of single sites, {where['device_kind']} ({where['cpu']})")
     for heading in ("site", "batch", *names, "fastest", "choice / fastest"):
@@ -168,7 +171,7 @@ def _cell(row: dict[str, Any] | None, choice: str) -> str:
 
 
 def plot(found: Sequence[dict[str, Any]], where: dict[str, Any], file: Path) -> None:
-    """Speed-up over float32 of each form at each site; a ring marks the menu's choice."""
+    """Speed-up over float32 of each form at each site; a ring marks the choice."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 2 + 0.22 * len(found)), layout="constrained")

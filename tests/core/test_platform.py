@@ -31,7 +31,9 @@ def test_the_mesh_in_context():
         assert count_devices() == inside(count_devices) == 1
 
 
-@pytest.mark.parametrize("platform, expected", [("tpu", "tpu"), ("gpu", "gpu"), ("cuda", "gpu"), ("cpu", "cpu")])
+@pytest.mark.parametrize(
+    "platform, expected", [("tpu", "tpu"), ("gpu", "gpu"), ("cuda", "gpu"), ("cpu", "cpu")]
+)
 def test_devices_that_are_not_attached(platform, expected):
     device = jax.sharding.AbstractDevice(device_kind="some", num_cores=None, platform=platform)
     mesh = AbstractMesh((4, 2), ("data", "model"), (AxisType.Auto,) * 2, abstract_device=device)
