@@ -3,7 +3,6 @@
 The networks are those of github akamaster/pytorch_resnet_cifar10: files ``resnet20-*.th`` and so on.
 """
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 
 import jaxaccel as ja
 from jaxaccel import models
+from jaxaccel.core.timing import time_call
 from jaxaccel.models import pretrained
 from jaxaccel.models.adapter import Model, as_model
 
@@ -71,9 +71,4 @@ def milliseconds(f: Callable[..., Any], params: Any, x: np.ndarray, repeats: int
     """Median time of a call."""
     run, x_device = jax.jit(f), jnp.asarray(x)
     params = jax.device_put(params)
-    times = []
-    for _ in range(repeats + 2):
-        start = time.perf_counter()
-        jax.block_until_ready(run(params, x_device))
-        times.append(time.perf_counter() - start)
-    return 1000 * float(np.median(times[2:]))
+    return 1000 * time_call(lambda: run(params, x_device), rounds=repeats)

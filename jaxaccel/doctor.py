@@ -11,11 +11,9 @@ import json
 import os
 import re
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,10 @@ from rich.table import Table
 from jaxaccel import cli
 from jaxaccel.advisor.findings import GB, Facts, Finding, findings
 from jaxaccel.core import runtime
+from jaxaccel.core.timing import ROUNDS, time_call
 
+UNDER_WAY = 4
+"""Calls that are made before they are waited for, so that the device is never idle."""
 WATCHED = re.compile(r"(JAX|XLA|JAXACCEL|LIBTPU|CUDA_VISIBLE|TPU|NVIDIA_TF32|OMP_NUM|TFDS)_?")
 
 
@@ -68,23 +69,21 @@ def rates(seconds: float = 1.0) -> dict[str, float]:
     side, length = (1024, 2**25) if jax.default_backend() == "cpu" else (8192, 2**28)
     product = jax.jit(lambda x: jnp.matmul(x, x, preferred_element_type=jnp.float32))
     found = {
-        dtype: 2 * side**3 / _seconds_a_call(product, jnp.ones((side, side), dtype), seconds)
+        dtype: 2 * side**3 / _measure(product, jnp.ones((side, side), dtype), seconds)
         for dtype in ("float32", "bfloat16")
     }
     # An addition, which no compiler may leave out.
-    taken = _seconds_a_call(jax.jit(lambda x: x + 1), jnp.zeros(length, jnp.float32), seconds)
+    taken = _measure(jax.jit(lambda x: x + 1), jnp.zeros(length, jnp.float32), seconds)
     return found | {"copy": 2 * 4 * length / taken}
 
 
-def _seconds_a_call(function: Callable[[jax.Array], jax.Array], x: jax.Array, seconds: float) -> float:
-    """The median over several turns of four calls each."""
-    jax.block_until_ready(function(x))
-    taken, end = [], time.perf_counter() + seconds
-    while len(taken) < 3 or time.perf_counter() < end:
-        start = time.perf_counter()
-        jax.block_until_ready([function(x) for _ in range(4)])
-        taken.append((time.perf_counter() - start) / 4)
-    return statistics.median(taken)
+def _measure(function: Callable[[jax.Array], jax.Array], x: jax.Array, seconds: float) -> float:
+    """Measures a call for about so many `seconds`: the median of turns of calls that are under way together."""
+
+    def call() -> list[jax.Array]:
+        return [function(x) for _ in range(UNDER_WAY)]
+
+    return time_call(call, seconds=seconds / ROUNDS, budget=seconds) / UNDER_WAY
 
 
 def _gpus() -> tuple[str, ...]:

@@ -25,7 +25,8 @@ from benchmarks.records import Cell, summarize_times
 from benchmarks.sites import pick_sites
 from benchmarks.tables import Table, format_ratio, format_short
 from jaxaccel.core.timing import repeat, time_in_turns
-from jaxaccel.transforms.lowering import menu
+from jaxaccel.transforms.lowering.base import XLA
+from jaxaccel.transforms.lowering.choose import LOWERINGS, choose, compute, list_forms
 
 SLOWER = 1.1
 """A choice that takes this many times as long as the fastest form is marked."""
@@ -49,9 +50,9 @@ class Case:
 
     def compute(self, form: str, *operands: jax.Array) -> jax.Array:
         """Computes the operation in that form."""
-        if form == menu.XLA:
+        if form == XLA:
             return self.primitive.bind(*operands, **self.params)
-        return menu.compute(self.primitive.name, self.params, operands, form)
+        return compute(self.primitive.name, self.params, operands, form)
 
 
 def list_cases(batch_size: int, words: Sequence[str]) -> Iterator[Case]:
@@ -97,7 +98,7 @@ def make_shape(*sizes: int) -> jax.ShapeDtypeStruct:
 
 def find_last(name: str, f: Callable[..., Any], *shapes: Any) -> Case:
     """Finds the last of the operations in `f` that have other forms."""
-    eqns = [e for e in jax.make_jaxpr(f)(*shapes).eqns if e.primitive.name in menu.PRIMITIVES]
+    eqns = [e for e in jax.make_jaxpr(f)(*shapes).eqns if e.primitive.name in LOWERINGS]
     operands = tuple(jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqns[-1].invars)
     return Case(name, eqns[-1].primitive, eqns[-1].params, operands)
 
@@ -116,12 +117,12 @@ def measure_cell(case: Case, batch_size: int, options: Options) -> Cell:
     """Compares all forms of one case with XLA's, and times them in turns."""
     rng = np.random.default_rng(0)
     operands = [jnp.asarray(rng.standard_normal(s.shape, np.float32)) for s in case.shapes]
-    forms = menu.forms(case.primitive.name, case.params, case.shapes)
+    forms = list_forms(case.primitive.name, case.params, case.shapes)
     calls = {
         form: partial(jax.jit(partial(case.compute, form)).lower(*operands).compile(), *operands)
         for form in forms
     }
-    reference = np.asarray(calls[menu.XLA]())
+    reference = np.asarray(calls[XLA]())
     errors = {
         form: float(np.linalg.norm(np.asarray(call()) - reference) / np.linalg.norm(reference))
         for form, call in calls.items()
@@ -130,10 +131,10 @@ def measure_cell(case: Case, batch_size: int, options: Options) -> Cell:
     times = time_in_turns(turns, rounds=options.rounds, seconds=options.seconds, budget=options.budget)
     rows = [
         {"name": form, "rounds": len(found), **summarize_times(found),
-         "speed_up": times.gain(form, menu.XLA).ratio, "relative_error": errors[form]}
+         "speed_up": times.gain(form, XLA).ratio, "relative_error": errors[form]}
         for form, found in times.rounds.items()
     ]  # fmt: skip
-    choice, _ = menu.known(case.primitive.name, case.params, case.shapes)
+    choice, _ = choose(case.primitive.name, case.params, case.shapes)
     fastest = times.fastest()
     return {
         "case": case.name, "batch_size": batch_size, "operation": case.primitive.name,
@@ -149,7 +150,7 @@ def tabulate(cells: Sequence[Cell]) -> list[Table]:
     for cell in cells:
         forms = {row["name"]: row for row in cell["forms"]}
         times = [format_time(forms.get(name), cell["choice"]) for name in names]
-        gain = format_ratio(forms[cell["choice"]]["speed_up"]) if cell["choice"] != menu.XLA else ""
+        gain = format_ratio(forms[cell["choice"]]["speed_up"]) if cell["choice"] != XLA else ""
         cost = format_ratio(cell["choice_over_fastest"]) if cell["choice_over_fastest"] > SLOWER else ""
         rows.append([cell["case"], format_shapes(cell), *times, gain, cost])
     slower = sum(cell["choice_over_fastest"] > SLOWER for cell in cells)
@@ -175,7 +176,7 @@ def plot(cells: Sequence[Cell], machine: Mapping[str, Any], file: Path) -> None:
     """Draws the speed-up over XLA's own form of each other form."""
     labels = [f"{cell['case']}  batch {cell['batch_size']}" for cell in cells]
     title = f"times as fast as XLA's own form on {machine['device_kind']} ({machine['cpu']})"
-    plots.scatter_forms(file, labels, cells, menu.XLA, title)
+    plots.scatter_forms(file, labels, cells, XLA, title)
 
 
 BENCHMARK = Benchmark(

@@ -27,7 +27,10 @@ from benchmarks.variants import LIMITS, Compiled, Variant, measure_error
 from jaxaccel.core import numerics
 from jaxaccel.core.timing import repeat, time_in_turns
 from jaxaccel.transforms import integer
-from jaxaccel.transforms.lowering import convolution, menu, products
+from jaxaccel.transforms.lowering import convolution
+from jaxaccel.transforms.lowering.base import XLA
+from jaxaccel.transforms.lowering.integer import IntegerProduct, choose_int8_form
+from jaxaccel.transforms.lowering.matmul import is_vector
 
 TWO_ROWS = "int8, a vector as two rows"
 FORMS = ("matmul", "patches", "space to depth", "channels last")
@@ -57,11 +60,11 @@ class Traced:
 
     def bind_two_rows(self, *values: Any, **changed: Any) -> jax.Array:
         """Computes a vector's product as that of two rows."""
-        return products.Integers()(self.primitive, {**self.params, **changed}, *values)
+        return IntegerProduct()(self.primitive, {**self.params, **changed}, *values)
 
     def bind_form(self, form: str, lhs: jax.Array, rhs: jax.Array, **changed: Any) -> jax.Array:
         """Computes a convolution in another form."""
-        return convolution.convolve({**self.params, **changed}, lhs, rhs, form)
+        return convolution.convolve({**self.params, **changed}, (lhs, rhs), form)
 
 
 def trace_site(site: Site, batch_size: int) -> Traced:
@@ -87,8 +90,8 @@ def make_forms(t: Traced, activations: str) -> Iterator[Variant]:
 def list_forms(t: Traced) -> list[str]:
     """Lists the int8 forms that give its result and may pay."""
     if t.is_dot:
-        return ["int8"] + [TWO_ROWS] * products.is_vector(t.params, t.x.shape, t.weight.shape)
-    found = convolution.forms(t.params, t.x.shape, t.weight.shape, integers=True)
+        return ["int8"] + [TWO_ROWS] * is_vector(t.params, t.x.shape, t.weight.shape)
+    found = convolution.list_forms(t.params, t.x.shape, t.weight.shape, integers=True)
     return ["int8", *(f"int8 as {form}" for form in found if form in FORMS)]
 
 
@@ -109,8 +112,8 @@ def find_choice(t: Traced) -> tuple[str, str]:
     """Finds the form that `ja.int8` takes here, and its reason."""
     if t.is_dot:
         return list_forms(t)[-1], ""
-    form, reason = menu.integers(t.params, t.x, t.weight, jax.default_backend())
-    return {"float32": form, menu.XLA: "int8"}.get(form, f"int8 as {form}"), reason
+    form, reason = choose_int8_form(t.params, t.x, t.weight, jax.default_backend())
+    return {"float32": form, XLA: "int8"}.get(form, f"int8 as {form}"), reason
 
 
 def judge_choice(rows: Sequence[Cell], choice: str) -> Cell:

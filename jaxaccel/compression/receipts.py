@@ -2,8 +2,6 @@
 
 import dataclasses
 import math
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,18 +13,16 @@ from jaxaccel.compression.stage import Setting, Stage, batches
 from jaxaccel.core import runtime
 from jaxaccel.core.arrays import LowRankArray
 from jaxaccel.core.interpret import is_compressed
+from jaxaccel.core.timing import Times, repeat, time_in_turns
 from jaxaccel.tasks.metrics import Mean, add, as_scores
 from jaxaccel.transforms.params import multiply_adds
 from jaxaccel.transforms.params.pack import transfer_seconds
 
 PyTree = Any
-ROUNDS = 15
-"""Pairs of turns for each comparison with the step before."""
-TAIL = 3
-"""Ratios at either end that are left out of the interval of their median: between the 4th and the 12th of 15 in order
-the true median lies with 96% (a sign test, which asks nothing of how times are distributed)."""
 SECONDS = 0.01
-"""That a turn takes at least: quick calls are repeated."""
+"""That a turn takes about: quick calls are repeated."""
+BUDGET = 60.0
+"""Seconds after which no further round of a slow model begins."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,20 +71,6 @@ class Receipt:
 
 
 @dataclasses.dataclass(frozen=True)
-class Turns:
-    """What calls in turns took."""
-
-    seconds: float
-    """Median of this step's."""
-    before: float | None = None
-    """Median of the step before's, where there is one."""
-    gain: float | None = None
-    """Median of its ratio to this step's, pair by pair."""
-    noise: float | None = None
-    """How far `gain` may be off."""
-
-
-@dataclasses.dataclass(frozen=True)
 class Compiled:
     """A stage ready to be timed."""
 
@@ -107,14 +89,11 @@ def receipt(
     """
     assert stage.file is not None
     now, old = compiled(stage, setting), compiled(before, setting) if before else None
-    one = paired(now.one, old.one if old else None)
-    many = paired(now.many, old.many if old else None)
-    measured = {
-        "one": one.seconds,
-        "one_before": one.before,
-        "batch": many.seconds,
-        "batch_before": many.before,
-    }
+    one = time_beside("one", now.one, old.one if old else None)
+    many = time_beside("batch", now.many, old.many if old else None)
+    latency = one.gain("one", over="one_before") if old else None
+    throughput = many.gain("batch", over="batch_before") if old else None
+    measured = {name: times.median(name) for times in (one, many) for name in times.rounds}
     size = stage.file.stat().st_size
     return Receipt(
         step=name, scores=evaluated(name, stage, setting), parameters=numbers(stage.variables),
@@ -122,12 +101,13 @@ def receipt(
         flops=2 * sum(multiply_adds(stage.call, stage.variables, *setting.inputs(1)).values()),
         bytes=sum(x.nbytes for x in jax.tree.leaves(stage.variables)), packed_bytes=size,
         seconds_at_10_mbit=transfer_seconds(size, 10e6), seconds_at_1_gbit=transfer_seconds(size, 1e9),
-        latency_ms=last.latency_ms / one.gain if last and one.gain else 1000 * one.seconds,
-        latency_gain=one.gain,
-        throughput=last.throughput * many.gain if last and many.gain else setting.batch / many.seconds,
-        throughput_gain=many.gain, batch=setting.batch, peak_bytes=now.peak_bytes, seconds=seconds,
-        latency_noise=one.noise, throughput_noise=many.noise,
-        measured={name: x for name, x in measured.items() if x is not None},
+        latency_ms=last.latency_ms / latency.ratio if last and latency else 1000 * measured["one"],
+        latency_gain=latency and latency.ratio,
+        throughput=last.throughput * throughput.ratio if last and throughput else setting.batch / measured["batch"],
+        throughput_gain=throughput and throughput.ratio,
+        batch=setting.batch, peak_bytes=now.peak_bytes, seconds=seconds,
+        latency_noise=latency and latency.noise, throughput_noise=throughput and throughput.noise,
+        measured=measured,
     )  # fmt: skip
 
 
@@ -163,30 +143,12 @@ def compiled(stage: Stage, setting: Setting) -> Compiled:
     return Compiled(one, many, runtime.peak_bytes(calls[1][0]))
 
 
-def paired(now: Callable[[], Any], before: Callable[[], Any] | None) -> Turns:
-    """Times `now`, in turns with `before` so that a busy machine hits both."""
-    both = [now] if before is None else [now, before]
-    slowest = max(min(_seconds(call, 1) for _ in range(3)) for call in both)
-    times = max(1, min(100, round(SECONDS / slowest)))
-    rows = []
-    for turn in range(ROUNDS):
-        order = both if turn % 2 else both[::-1]
-        taken = {call: _seconds(call, times) for call in order}
-        rows.append([taken[call] for call in both])
-    seconds = statistics.median(row[0] for row in rows)
-    if before is None:
-        return Turns(seconds)
-    return Turns(seconds, statistics.median(row[1] for row in rows), *gain_of(rows))
-
-
-def gain_of(rows: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """The median of ``before / now`` over rows of (now, before), and how far it may be off.
-
-    The noise is the larger distance from the median to the ends of its interval (`TAIL`).
-    """
-    ratios = sorted(before / now for now, before in rows)
-    gain, tail = statistics.median(ratios), TAIL * len(ratios) // ROUNDS
-    return gain, max(gain - ratios[tail], ratios[len(ratios) - 1 - tail] - gain)
+def time_beside(name: str, now: Callable[[], Any], before: Callable[[], Any] | None) -> Times:
+    """Times the call `now` under that name and, where there is one, `before` under ``NAME_before``."""
+    turns = {name: repeat(now)}
+    if before is not None:
+        turns[f"{name}_before"] = repeat(before)
+    return time_in_turns(turns, seconds=SECONDS, budget=BUDGET)
 
 
 def numbers(variables: PyTree, count: Callable[[Any], int] = lambda x: x.size) -> int:
@@ -194,14 +156,6 @@ def numbers(variables: PyTree, count: Callable[[Any], int] = lambda x: x.size) -
     params = variables.get("params", variables)
     leaves = jax.tree.leaves(params, is_leaf=lambda x: is_compressed(x) and not isinstance(x, LowRankArray))
     return sum(count(x.materialise() if is_compressed(x) else x) for x in leaves)
-
-
-def _seconds(call: Callable[[], Any], times: int) -> float:
-    """Of one call, the mean of some that wait for one another."""
-    start = time.perf_counter()
-    for _ in range(times):
-        jax.block_until_ready(call())
-    return (time.perf_counter() - start) / times
 
 
 def as_json(receipts: Sequence[Receipt]) -> list[dict[str, Any]]:

@@ -7,8 +7,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
-import jax
-
 Backend = Literal["cpu", "gpu", "tpu"]
 BILINEAR: tuple[str, ...] = ("dot_general", "conv_general_dilated")
 """The primitives that do nearly all the arithmetic, each linear in both of its operands."""
@@ -146,8 +144,3 @@ def flops(site: Site) -> int:
         # A dilated input is mostly zeros, which nothing has to multiply.
         return 2 * out * math.prod(rhs) // max(features, 1) // math.prod(site.params["lhs_dilation"])
     return 0
-
-
-def on(backend: Backend | None) -> str:
-    """The backend to lower for: ``cpu``, ``gpu`` or ``tpu``."""
-    return backend or jax.default_backend()

@@ -77,9 +77,11 @@ def time_in_turns(
     return Times(times)
 
 
-def time_call(call: Callable[[], Any], *, rounds: int = ROUNDS, seconds: float = 0.0) -> float:
+def time_call(
+    call: Callable[[], Any], *, rounds: int = ROUNDS, seconds: float = 0.0, budget: float = math.inf
+) -> float:
     """Median seconds of one call, its result waited for."""
-    return time_in_turns({"": repeat(call)}, rounds=rounds, seconds=seconds).median("")
+    return time_in_turns({"": repeat(call)}, rounds=rounds, seconds=seconds, budget=budget).median("")
 
 
 def repeat(call: Callable[[], Any]) -> Turn:

@@ -14,12 +14,15 @@ from jaxaccel.core import numerics
 from jaxaccel.core.arrays import QuantArray, expand
 from jaxaccel.core.interpret import Transformation, is_compressed, transform
 from jaxaccel.core.options import checked
-from jaxaccel.core.sites import BILINEAR, GROUPED, Backend, Site, on
+from jaxaccel.core.platform import get_platform
+from jaxaccel.core.sites import BILINEAR, GROUPED, Backend, Site
 from jaxaccel.errors import UserError
 from jaxaccel.transforms import integer
 from jaxaccel.transforms.calibrate import Calibration
 from jaxaccel.transforms.int8_training import training_rules
-from jaxaccel.transforms.lowering import convolution, menu, products
+from jaxaccel.transforms.lowering import convolution
+from jaxaccel.transforms.lowering.base import XLA
+from jaxaccel.transforms.lowering.integer import FLOAT32, IntegerProduct, Preference, choose_int8_form
 
 Activations = Literal["dynamic", "static", "none"]
 
@@ -31,7 +34,7 @@ def int8(
     activations: Activations | None = None,
     calibration: Calibration | None = None,
     attention: bool = False,
-    lowering: menu.Choice = "auto",
+    lowering: Preference = "auto",
     train: bool = False,
     key: jax.Array | None = None,
     argnums: int | Sequence[int] = 0,
@@ -58,7 +61,8 @@ def int8(
       key: random key for stochastic rounding; give each step its own.
       argnums: which arguments hold the parameters.
       strict: raise `UserError` where a compressed parameter had to be materialised.
-      backend: ``cpu``, ``gpu`` or ``tpu``, to compile for another backend than the default one.
+      backend: ``cpu``, ``gpu`` or ``tpu``, to compile for another one than that of the mesh in context (`jax.set_mesh`)
+        or, where there is none, the default one.
 
     Raises:
       UserError: the options contradict each other; or, when called, a calibrated range is missing; or, when
@@ -73,7 +77,7 @@ def int8(
         raise UserError(
             'activations="static" and calibration= go together: make one with ja.calibrate(f, ...)'
         )
-    rule = _Rule(activations, calibration, attention, lowering, on(backend))
+    rule = _Rule(activations, calibration, attention, lowering, backend)
     rules = {**dict.fromkeys(BILINEAR, rule), GROUPED: integer.leave_grouped, "gather": _lookup}
     return transform(f, Transformation("int8", rules, argnums=argnums, arrays=True, strict=strict))
 
@@ -85,8 +89,13 @@ class _Rule:
     activations: Activations
     calibration: Calibration | None
     attention: bool
-    lowering: menu.Choice
-    backend: str
+    lowering: Preference
+    backend: Backend | None
+
+    @property
+    def platform(self) -> str:
+        """The platform that this call is compiled for."""
+        return get_platform(self.backend)
 
     def __call__(self, site: Site, lhs: Any, rhs: Any) -> Any:
         operands = [lhs, rhs]
@@ -100,7 +109,7 @@ class _Rule:
         side = quantised.index(True)
         w, x = operands[side], operands[1 - side]
         form, reason = self._form(site, side, w, x)
-        if form == "float32":
+        if form == FLOAT32:
             return _dense(site, lhs, rhs, reason)
         if form == "weight-only":
             return self._weight_only(site, side, w, x)
@@ -116,7 +125,7 @@ class _Rule:
     def _form(self, site: Site, side: int, w: QuantArray, x: Any) -> tuple[str, str]:
         """Which lowering the product takes, and why where it is not the plain one."""
         if not jnp.issubdtype(x.dtype, jnp.floating):
-            return "float32", f"the other operand is {x.dtype}"
+            return FLOAT32, f"the other operand is {x.dtype}"
         dot = site.primitive == "dot_general"
         if self.activations == "none":
             fits = integer.fits(site.primitive, site.params, side, w) and w.zero_point is None
@@ -124,9 +133,9 @@ class _Rule:
             fits = fits and (dot or x.dtype != jnp.float16)
             return ("weight-only" if fits else "float32"), "weight-only"
         if integer.may_overflow(site.primitive, site.params, *((w, x) if side == 0 else (x, w))):
-            return "float32", "its sum may exceed int32"
+            return FLOAT32, "its sum may exceed int32"
         if not dot and (side == 0 or w.zero_point is not None):
-            return "float32", "quantised input" if side == 0 else "zero points in a convolution"
+            return FLOAT32, "quantised input" if side == 0 else "zero points in a convolution"
         if not integer.fits(site.primitive, site.params, side, w):
             if dot and integer.is_blocked(site.params, side, w):
                 return "blocks", ""
@@ -136,10 +145,10 @@ class _Rule:
                 and integer.scales_contracted_alone(site.params, side, w)
             ):
                 return "folded", ""
-            return "float32", "its scales vary along the sum"
+            return FLOAT32, "its scales vary along the sum"
         if dot:
-            return menu.XLA, ""
-        return menu.integers(site.params, x, w, self.backend, self.lowering)
+            return XLA, ""
+        return choose_int8_form(site.params, x, w, self.platform, self.lowering)
 
     def _quantised(self, site: Site, operand: int, x: jax.Array) -> QuantArray:
         if self.calibration is None:
@@ -159,30 +168,30 @@ class _Rule:
 
     def _product(self, site: Site, form: str, lhs: QuantArray, rhs: QuantArray, lowering: str) -> Any:
         def formed(lhs: jax.Array, rhs: jax.Array, **changed: Any) -> jax.Array:
-            return convolution.convolve({**site.params, **changed}, lhs, rhs, form)
+            return convolution.convolve({**site.params, **changed}, (lhs, rhs), form)
 
         dot = site.primitive == "dot_general"
-        bind = self._bind(site) if dot else (site.bind if form == menu.XLA else formed)
+        bind = self._bind(site) if dot else (site.bind if form == XLA else formed)
         weight = rhs if site.weight in (1, None) else lhs
         site.record(lowering, _dtype(weight))
         return integer.product(site.primitive, site.params, bind, lhs, rhs)
 
     def _bind(self, site: Site) -> integer.Bind:
         """A matrix product of integers in the form that the backend runs fast."""
-        return partial(site.product, products.Integers()) if self.backend == "cpu" else site.bind
+        return partial(site.product, IntegerProduct()) if self.platform == "cpu" else site.bind
 
     def _between_parameters(self, site: Site, lhs: QuantArray, rhs: QuantArray) -> Any:
         """The product of two parameters: of integers where their scales can be multiplied in after the sum."""
-        form, reason = menu.XLA, ""
+        form, reason = XLA, ""
         if not all(integer.fits(site.primitive, site.params, k, w) for k, w in enumerate((lhs, rhs))):
-            form, reason = "float32", "its scales vary along the sum"
+            form, reason = FLOAT32, "its scales vary along the sum"
         elif integer.may_overflow(site.primitive, site.params, lhs, rhs):
-            form, reason = "float32", "its sum may exceed int32"
+            form, reason = FLOAT32, "its sum may exceed int32"
         elif site.primitive != "dot_general":
-            form, reason = menu.integers(site.params, lhs, rhs, self.backend, self.lowering)
+            form, reason = choose_int8_form(site.params, lhs, rhs, self.platform, self.lowering)
             if lhs.zero_point is not None or rhs.zero_point is not None:
-                form, reason = "float32", "zero points in a convolution"
-        if form == "float32":
+                form, reason = FLOAT32, "zero points in a convolution"
+        if form == FLOAT32:
             return _dense(site, lhs, rhs, reason)
         return self._product(site, form, lhs, rhs, _lowering(form))
 
@@ -207,7 +216,7 @@ class _Rule:
                 integer.quantised(_for_inference(x), "dot_general", site.params, k)
                 for k, x in enumerate((lhs, rhs))
             ]
-            return self._product(site, menu.XLA, pair[0], pair[1], "dynamic: int8 x int8 -> int32")
+            return self._product(site, XLA, pair[0], pair[1], "dynamic: int8 x int8 -> int32")
         why = "no parameter is quantised" if site.path is None else "not quantised"
         why = "its sum may exceed int32" if overflows else why
         site.record("-", site.narrowed or str(site.inputs[0].dtype), why)

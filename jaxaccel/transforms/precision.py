@@ -7,6 +7,7 @@ backward pass are narrow as well, whether `jax.grad` is applied to the result or
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -16,10 +17,11 @@ import jax.numpy as jnp
 from jaxaccel.core import numerics
 from jaxaccel.core.interpret import Transformation, transform
 from jaxaccel.core.options import checked
-from jaxaccel.core.sites import BILINEAR, GROUPED, Backend, Site, on
+from jaxaccel.core.platform import get_platform
+from jaxaccel.core.sites import BILINEAR, GROUPED, Backend, Site
 from jaxaccel.core.trees import Where, selects
 from jaxaccel.errors import UserError
-from jaxaccel.transforms.lowering import products
+from jaxaccel.transforms.lowering.matmul import is_vector, multiply_narrow
 
 
 @checked
@@ -47,12 +49,14 @@ def bfloat16(
         products with a vector); ``bfloat16`` rounds its operands all the same, to study what they cost in accuracy.
       argnums: which arguments hold the parameters that `keep` selects from.
       strict: raise `UserError` where a product could not be reached.
-      backend: ``cpu``, ``gpu`` or ``tpu``, to compile for another backend than the default one.
+      backend: ``cpu``, ``gpu`` or ``tpu``, to compile for another one than that of the mesh in context (`jax.set_mesh`)
+        or, where there is none, the default one.
 
     Raises:
       UserError: when called, if `keep` matches no parameter.
     """
-    return _narrowed(f, _Narrow("bfloat16", on(backend), lowering != "auto"), keep, argnums, strict)
+    make = functools.partial(_Narrow, "bfloat16", insist=lowering != "auto")
+    return _narrowed(f, lambda: make(platform=get_platform(backend)), keep, argnums, strict)
 
 
 @checked
@@ -69,7 +73,8 @@ def float16(
 
     Values above 65,504 overflow and gradients below 6e-8 vanish: train with `LossScale`. Arguments as of `bfloat16`.
     """
-    return _narrowed(f, _Narrow("float16", on(backend), lowering != "auto"), keep, argnums, strict)
+    make = functools.partial(_Narrow, "float16", insist=lowering != "auto")
+    return _narrowed(f, lambda: make(platform=get_platform(backend)), keep, argnums, strict)
 
 
 @checked
@@ -91,34 +96,46 @@ def float8(
       emulate: go on where the backend has no such products, to study what they cost in accuracy.
 
     Raises:
-      UserError: the backend has none.
+      UserError: when called, if the backend has none.
     """
-    if not emulate and not _has_float8(on(backend)):
-        raise UserError(
-            f"no float8 products on this {on(backend)}: they need a GPU of compute capability 8.9 or newer; use"
-            " bfloat16, or emulate=True to study the accuracy alone"
-        )
-    return _narrowed(f, _Float8(), keep, argnums, strict)
+
+    def make() -> _Float8:
+        platform = get_platform(backend)
+        if not emulate and not _has_float8(platform):
+            raise UserError(
+                f"no float8 products on this {platform}: they need a GPU of compute capability 8.9 or newer; use"
+                " bfloat16, or emulate=True to study the accuracy alone"
+            )
+        return _Float8()
+
+    return _narrowed(f, make, keep, argnums, strict)
 
 
 def _narrowed(
     f: Callable[..., Any],
-    compute: "_Narrow | _Float8",
+    make: "Callable[[], _Narrow | _Float8]",
     keep: Where,
     argnums: int | Sequence[int],
     strict: bool,
 ) -> Callable[..., Any]:
-    def rule(site: Site, lhs: Any, rhs: Any, *groups: Any) -> Any:
-        reason = _left_alone(site, keep) or compute.refuses(site)
-        if reason:
-            site.record("-", site.narrowed or str(site.inputs[0].dtype), reason)
-            return NotImplemented
-        site.record(*compute.lowered(site))
-        return site.product(compute, lhs, rhs, *groups)
+    @functools.wraps(f)
+    def narrowed(*args: Any, **kwargs: Any) -> Any:
+        compute = make()  # now, for the platform that this call is compiled for
 
-    rules = dict.fromkeys((*BILINEAR, GROUPED), rule)
-    where = {"keep": keep} if keep else {}
-    return transform(f, Transformation(compute.name, rules, argnums=argnums, strict=strict, where=where))
+        def rule(site: Site, lhs: Any, rhs: Any, *groups: Any) -> Any:
+            reason = _left_alone(site, keep) or compute.refuses(site)
+            if reason:
+                site.record("-", site.narrowed or str(site.inputs[0].dtype), reason)
+                return NotImplemented
+            site.record(*compute.lowered(site))
+            return site.product(compute, lhs, rhs, *groups)
+
+        rules = dict.fromkeys((*BILINEAR, GROUPED), rule)
+        where = {"keep": keep} if keep else {}
+        t = Transformation(compute.name, rules, argnums=argnums, strict=strict, where=where)
+        return transform(f, t)(*args, **kwargs)
+
+    return narrowed
 
 
 def _left_alone(site: Site, keep: Where) -> str:
@@ -149,7 +166,7 @@ class _Narrow:
     """A product of operands rounded to `name`, summed in float32."""
 
     name: str
-    backend: str
+    platform: str
     insist: bool
     elementwise: ClassVar[bool] = True
 
@@ -158,7 +175,7 @@ class _Narrow:
             site.primitive, site.params, *site.inputs
         ):
             return f"XLA:CPU has no {self.name} convolutions"
-        if site.primitive == GROUPED and self.backend == "cpu" and not self.insist:
+        if site.primitive == GROUPED and self.platform == "cpu" and not self.insist:
             return f"XLA:CPU has no {self.name} grouped products"
         return ""
 
@@ -173,19 +190,19 @@ class _Narrow:
 
     def _widened(self, primitive: str, params: Mapping[str, Any], lhs: Any, rhs: Any, *groups: Any) -> bool:
         """Whether the backend would compute it in float32 whatever it is given."""
-        if self.backend != "cpu" or self.insist:
+        if self.platform != "cpu" or self.insist:
             return False
         return (
             primitive == GROUPED
             or primitive == "conv_general_dilated"
-            or products.is_vector(params, lhs.shape, rhs.shape)
+            or is_vector(params, lhs.shape, rhs.shape)
         )
 
     def __call__(
         self, primitive: Any, params: Mapping[str, Any], lhs: jax.Array, rhs: jax.Array, *groups: jax.Array
     ) -> jax.Array:
         dtype = params["preferred_element_type"] or jnp.result_type(lhs, rhs)
-        cpu, convolution = self.backend == "cpu", primitive.name == "conv_general_dilated"
+        cpu, convolution = self.platform == "cpu", primitive.name == "conv_general_dilated"
         if self._widened(primitive.name, params, lhs, rhs):
             return primitive.bind(lhs, rhs, *groups, **params)
         lhs, rhs = lhs.astype(self.name), rhs.astype(self.name)
@@ -196,7 +213,7 @@ class _Narrow:
         preferred = self.name if convolution and not cpu else "float32"
         params = {**params, "preferred_element_type": jnp.dtype(preferred)}
         if cpu and primitive.name == "dot_general" and params.get("out_sharding") is None:
-            return products.narrow_product(primitive, params, lhs, rhs).astype(dtype)
+            return multiply_narrow(primitive, params, lhs, rhs).astype(dtype)
         return primitive.bind(lhs, rhs, *groups, **params).astype(dtype)
 
     def transposed(self, cotangent: int) -> "_Narrow":
@@ -239,8 +256,12 @@ def _scaled(x: jax.Array, dtype: str) -> tuple[jax.Array, jax.Array]:
     return jnp.clip(x / scale, -top, top).astype(dtype), scale.astype(jnp.float32)
 
 
-def _has_float8(backend: str) -> bool:
-    if backend != "gpu":
+def _has_float8(platform: str) -> bool:
+    """Tells whether a platform has such products. A GPU that is not attached is taken to."""
+    if platform != "gpu":
         return False
-    capability = getattr(jax.devices("gpu")[0], "compute_capability", "0")
-    return float(capability) >= 8.9
+    try:
+        device = jax.devices("gpu")[0]
+    except RuntimeError:
+        return True
+    return float(getattr(device, "compute_capability", "0")) >= 8.9

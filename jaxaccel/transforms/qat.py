@@ -11,13 +11,14 @@ import jax.numpy as jnp
 from jaxaccel.core import numerics
 from jaxaccel.core.interpret import Observation, Transformation, is_compressed, transform
 from jaxaccel.core.options import checked
-from jaxaccel.core.sites import BILINEAR, GROUPED, Backend, Site, on
+from jaxaccel.core.platform import get_platform
+from jaxaccel.core.sites import BILINEAR, GROUPED, Backend, Site
 from jaxaccel.core.trees import Where, selects
 from jaxaccel.errors import UserError
 from jaxaccel.transforms import integer
 from jaxaccel.transforms.calibrate import Calibration
 from jaxaccel.transforms.int8 import Activations
-from jaxaccel.transforms.lowering import menu
+from jaxaccel.transforms.lowering.integer import FLOAT32, Preference, choose_int8_form
 from jaxaccel.transforms.params.quantize import Axes, can_quantize, quantize
 
 PyTree = Any
@@ -38,7 +39,7 @@ def fake_int8(
     observe: bool = False,
     argnums: int | Sequence[int] = 0,
     strict: bool = False,
-    lowering: menu.Choice = "auto",
+    lowering: Preference = "auto",
     backend: Backend | None = None,
 ) -> Callable[..., Any]:
     """`f` with the rounding of ``int8(f)`` on ``quantize(params)``, in float32 and differentiable.
@@ -79,7 +80,9 @@ def fake_int8(
         operands = [lhs, rhs]
         x = operands[1 - weight]
         reason = (
-            _float_because(site, operands, on(backend), lowering) if activations != "none" else "weight-only"
+            _float_because(site, operands, get_platform(backend), lowering)
+            if activations != "none"
+            else "weight-only"
         )
         largest = None
         if all(path is not None and selects(where, path) for path in site.paths[:2]):
@@ -143,14 +146,14 @@ def _straight_through(quantised: Any, x: Any) -> Any:
     return jax.lax.stop_gradient(quantised.materialise()) + (x - jax.lax.stop_gradient(x))
 
 
-def _float_because(site: Site, operands: list[Any], backend: str, choice: menu.Choice) -> str:
+def _float_because(site: Site, operands: list[Any], platform: str, lowering: Preference) -> str:
     """Why `int8` will leave the activations of this product in float32, or nothing."""
     if site.primitive == "dot_general":
         return ""
     if site.weight == 0:
         return "quantised input"
-    form, reason = menu.integers(site.params, operands[0], operands[1], backend, choice)
-    return reason if form == "float32" else ""
+    form, reason = choose_int8_form(site.params, operands[0], operands[1], platform, lowering)
+    return reason if form == FLOAT32 else ""
 
 
 def _scale(

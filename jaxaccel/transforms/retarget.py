@@ -5,15 +5,19 @@ fast. The forms are in `jaxaccel.transforms.lowering`; results are equal up to t
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
 from jaxaccel.core.interpret import Transformation, hoist, transform
 from jaxaccel.core.options import checked
-from jaxaccel.core.sites import BILINEAR, Backend, Site, on
-from jaxaccel.transforms.lowering import menu
+from jaxaccel.core.platform import get_platform
+from jaxaccel.core.sites import BILINEAR, Backend, Site
+from jaxaccel.transforms.lowering.base import XLA, Choice, Params
+from jaxaccel.transforms.lowering.choose import LOWERINGS, choose, choose_by_timing, compute
+from jaxaccel.transforms.lowering.matmul import should_hoist
 
 
 @checked
@@ -34,26 +38,44 @@ def retarget(
 
     Args:
       f: any JAX function.
-      tune: time all forms of each site on this device, once, rather than go by the menu's rules. Verdicts are kept on
-        disk (`jaxaccel.transforms.lowering.tuning`).
+      tune: time all forms of each site on this device, once, rather than go by the rules. Verdicts are kept on
+        disk (`jaxaccel.transforms.lowering.autotune`).
       argnums: which arguments hold the parameters, by whose paths `explain` names the sites.
-      backend: ``cpu``, ``gpu`` or ``tpu``, to compile for another backend than the default one.
+      backend: ``cpu``, ``gpu`` or ``tpu``, to compile for another one than that of the mesh in context (`jax.set_mesh`)
+        or, where there is none, the default one.
     """
-    compute = Retargeted(on(backend), tune)
 
-    def rule(site: Site, *operands: Any) -> Any:
-        form, reason = compute.choose(site.primitive, site.params, site.inputs)
-        if site.narrowed:
-            form, reason = menu.XLA, f"is {site.narrowed} already"
-        site.record("-" if form == menu.XLA else form, str(site.inputs[0].dtype), reason)
-        if form == menu.XLA:
-            return NotImplemented
-        if site.primitive in BILINEAR:
-            return site.product(compute, *operands)
-        return menu.compute(site.primitive, site.params, operands, form)
+    @functools.wraps(f)
+    def retargeted(*args: Any, **kwargs: Any) -> Any:
+        product = Retargeted(get_platform(backend), tune)
+        inner = _move_out_of_loops(f, argnums) if product.platform == "cpu" else f
+        rules = dict.fromkeys(LOWERINGS, functools.partial(_lower, product))
+        return transform(inner, Transformation("retarget", rules, argnums=argnums))(*args, **kwargs)
+
+    return retargeted
+
+
+def _lower(product: "Retargeted", site: Site, *operands: Any) -> Any:
+    """Computes an operation in the form that was chosen, and record it."""
+    form, reason = product.choose(site.primitive, site.params, site.inputs)
+    if site.narrowed:
+        form, reason = XLA, f"is {site.narrowed} already"
+    site.record("-" if form == XLA else form, str(site.inputs[0].dtype), reason)
+    if form == XLA:
+        return NotImplemented
+    if site.primitive in BILINEAR:
+        return site.product(product, *operands)
+    return compute(site.primitive, site.params, operands, form)
+
+
+def _move_out_of_loops(f: Callable[..., Any], argnums: int | Sequence[int]) -> Callable[..., Any]:
+    """Computes products of each scan outside of it, where that pays."""
+
+    def inside(f: Callable[..., Any]) -> Callable[..., Any]:
+        return transform(f, Transformation("retarget loops", {"scan": loop}, argnums=argnums))
 
     def loop(site: Site, *operands: Any) -> Any:
-        found = hoist(site.params, operands, menu.leaves_a_loop, inside)
+        found = hoist(site.params, operands, should_hoist, inside)
         if found is None:
             return NotImplemented
         counts = {"before the loop": found.before, "after it": found.after, "merged in it": found.merged}
@@ -61,38 +83,30 @@ def retarget(
         site.record(f"products: {said}", str(site.output.dtype), "small products at each step")
         return found.outs
 
-    def inside(f: Callable[..., Any]) -> Callable[..., Any]:
-        return transform(f, Transformation("retarget loops", {"scan": loop}, argnums=argnums))
-
-    if compute.backend == "cpu":
-        f = inside(f)
-    return transform(f, Transformation("retarget", dict.fromkeys(menu.PRIMITIVES, rule), argnums=argnums))
+    return inside(f)
 
 
 @dataclasses.dataclass(frozen=True)
 class Retargeted:
     """A product in the form that suits its shapes, which are known last: after `jax.vmap`, and of its gradients."""
 
-    backend: str
+    platform: str
     tune: bool
     name: str = "retargeted"
 
-    def choose(self, primitive: str, params: Mapping[str, Any], shapes: Sequence[Any]) -> tuple[str, str]:
-        """(form, reason)."""
-        if self.backend != "cpu":
-            return menu.XLA, f"XLA's own form is the best on a {self.backend}"
-        pick = menu.tuned if self.tune else menu.known
-        return pick(primitive, params, shapes)
+    def choose(self, primitive: str, params: Params, shapes: Sequence[Any]) -> Choice:
+        """Chooses a form."""
+        if self.platform != "cpu":
+            return XLA, f"XLA's own form is the best on a {self.platform}"
+        if self.tune:
+            return choose_by_timing(primitive, params, shapes, self.platform)
+        return choose(primitive, params, shapes)
 
-    def __call__(
-        self, primitive: Any, params: Mapping[str, Any], lhs: jax.Array, rhs: jax.Array
-    ) -> jax.Array:
-        """``primitive.bind(lhs, rhs, **params)``, up to rounding."""
+    def __call__(self, primitive: Any, params: Params, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+        """Computes ``primitive.bind(lhs, rhs, **params)``, up to rounding."""
         form, _ = self.choose(primitive.name, params, (lhs, rhs))
-        if form == menu.XLA:
-            return primitive.bind(lhs, rhs, **params)
-        return menu.compute(primitive.name, params, (lhs, rhs), form)
+        return compute(primitive.name, params, (lhs, rhs), form)
 
     def transposed(self, cotangent: int) -> "Retargeted":
-        """The same: a gradient chooses a form of its own."""
+        """Returns the same: a gradient chooses a form of its own."""
         return self

@@ -80,4 +80,5 @@ def test_calls_are_timed_and_repeated():
     made = []
     assert repeat(lambda: made.append(0))(5) > 0 and len(made) == 5
     assert time_call(lambda: None, rounds=3) > 0
+    assert time_call(lambda: made.append(0), budget=0.0) > 0 and len(made) == 5 + 2 + 3
     assert Times({"x": [1.0, 9.0, 2.0]}).median("x") == 2.0

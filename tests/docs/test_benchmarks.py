@@ -249,7 +249,7 @@ def test_precision_layers(tmp_path):
         cost = times[entry["choice"]] / min(times.values())
         assert entry["choice_over_fastest"] == pytest.approx(cost) and entry["slower"] == (cost > 1.1)
     choices = [entry["choice"] for entry in sites.values()]
-    assert choices == ["int8", "float32", "int8 as channels last"], "what the menu picks on the CPU"
+    assert choices == ["int8", "float32", "int8 as channels last"], "what is chosen on the CPU"
 
 
 def test_lowerings(tmp_path):

@@ -147,7 +147,7 @@ def test_products_of_activations_on_request():
     assert error(ja.int8(attend, attention=True)(q, x), attend(params, x)) < 0.05
 
 
-def test_the_menu_leaves_what_is_slower_in_float32():
+def test_convolutions_stay_in_float32_where_that_is_faster():
     def stem(params, x):
         return jax.lax.conv_general_dilated(x, params["kernel"], (1, 1), "SAME", dimension_numbers=NHWC)
 

@@ -12,7 +12,8 @@ from grids import thinned
 import jaxaccel as ja
 from jaxaccel.core.arrays import QuantArray
 from jaxaccel.transforms import integer
-from jaxaccel.transforms.lowering import convolution, menu, products
+from jaxaccel.transforms.lowering import convolution
+from jaxaccel.transforms.lowering.integer import IntegerProduct, choose_int8_form
 
 DOTS = {
     "matrix": ((5, 7), (7, 3), (((1,), (0,)), ((), ()))),
@@ -149,7 +150,7 @@ def test_matrix_products(form, kind):
 
     def lowered(a, b):
         (eqn,) = jax.make_jaxpr(plain)(a, b).eqns
-        return products.Integers()(eqn.primitive, eqn.params, a, b)
+        return IntegerProduct()(eqn.primitive, eqn.params, a, b)
 
     for f in (plain, lowered):
         got = jax.jit(f)(a, b)
@@ -180,7 +181,7 @@ def forms(conv):
     """All that it has but XLA's own."""
     lhs, rhs, numbers, options = CONVS[conv]
     eqn = conv_eqn((lhs, rhs), numbers, options)
-    yield from convolution.forms(eqn.params, lhs, rhs, integers=True)[1:]
+    yield from convolution.list_forms(eqn.params, lhs, rhs, integers=True)[1:]
 
 
 LOWERED = [(conv, form) for conv in CONVS for form in forms(conv)]
@@ -192,7 +193,7 @@ def test_convolutions_in_every_lowering(conv, form, kind):
     eqn = conv_eqn((lhs, rhs), numbers, options)
     x, w = integers(lhs, kind, 0), integers(rhs, kind, 1)
     params = {**eqn.params, "preferred_element_type": jnp.dtype("int32"), "precision": None}
-    got = jax.jit(lambda x, w: convolution.convolve(params, x, w, form))(x, w)
+    got = jax.jit(lambda x, w: convolution.convolve(params, (x, w), form))(x, w)
     assert got.dtype == jnp.int32
     np.testing.assert_array_equal(got, numpy_conv(x, w, eqn.params))
 
@@ -237,5 +238,5 @@ def test_scales_meet_the_right_axes_of_convolutions(conv):
 
 def test_a_grouped_convolution_is_not_given_to_a_gpu_as_int8():
     eqn = conv_eqn(CONVS["grouped"][:2], NHWC, CONVS["grouped"][3])
-    form, reason = menu.integers(eqn.params, *(x.aval for x in eqn.invars), "gpu", "int8")
+    form, reason = choose_int8_form(eqn.params, *(x.aval for x in eqn.invars), "gpu", "int8")
     assert form == "float32" and "wrong" in reason

@@ -282,7 +282,7 @@ def test_float8_of_any_magnitude(size, dtype):
 
 def test_float8_is_refused_where_there_is_none_and_leaves_convolutions():
     with pytest.raises(ja.UserError, match="no float8 products on this cpu"):
-        ja.float8(mlp)
+        ja.float8(mlp)(PARAMS, X)
     conv = ja.float8(lambda x, k: jax.lax.conv(x, k, (1, 1), "SAME"), emulate=True, argnums=1)
     with sites.recording() as runs:
         jax.eval_shape(conv, normal(1, 2, 5, 5), normal(3, 2, 3, 3))

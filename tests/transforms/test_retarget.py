@@ -12,7 +12,8 @@ from flax import nnx
 
 import jaxaccel as ja
 from jaxaccel import models
-from jaxaccel.transforms.lowering import menu, tuning
+from jaxaccel.transforms.lowering import autotune
+from jaxaccel.transforms.lowering.choose import choose, list_forms
 
 NUMBERS = ("NHWC", "HWIO", "NHWC")
 on_cpu = functools.partial(ja.retarget, backend="cpu")
@@ -131,10 +132,10 @@ def test_a_training_step_of_a_real_network():
 
 def test_tuning_times_each_site_once_and_keeps_the_verdict(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXACCEL_CACHE", str(tmp_path))
-    tuning._verdicts.cache_clear()
+    autotune._load.cache_clear()
     timed = []
     monkeypatch.setattr(
-        tuning, "_timed", lambda contenders, shapes: timed.append(list(contenders)) or "blocks"
+        autotune, "_time", lambda contenders, shapes, device: timed.append(list(contenders)) or "blocks"
     )
 
     def f(x):
@@ -147,27 +148,27 @@ def test_tuning_times_each_site_once_and_keeps_the_verdict(tmp_path, monkeypatch
     assert timed == [["xla", "blocks", "taps"]]
     (file,) = tmp_path.glob("lowerings-*.json")
     assert list(json.loads(file.read_text()).values()) == ["blocks"]
-    tuning._verdicts.cache_clear()  # another process
+    autotune._load.cache_clear()  # another process
     run()
     assert len(timed) == 1
     file.write_text("{ damaged")
-    tuning._verdicts.cache_clear()
+    autotune._load.cache_clear()
     assert_near(run(), f(X))
     assert len(timed) == 2
-    tuning._verdicts.cache_clear()
+    autotune._load.cache_clear()
 
 
 def test_tuning_really_times(monkeypatch):
     monkeypatch.setenv("JAXACCEL_CACHE", "0")
-    tuning._verdicts.cache_clear()
+    autotune._load.cache_clear()
     x = normal(4, 8, 8, 4)
     g = jax.jit(ja.retarget(jax.grad(lambda x: pool(x).sum()), tune=True, backend="cpu"))
     assert_near(g(x), jax.grad(lambda x: pool(x).sum())(x))
-    tuning._verdicts.cache_clear()
+    autotune._load.cache_clear()
 
 
-def test_the_menu_chooses_among_the_forms_there_are():
+def test_the_rules_choose_among_the_forms_there_are():
     x = jax.ShapeDtypeStruct((8, 28, 28, 32), jnp.float32)
     eqn = jax.make_jaxpr(pool)(x).eqns[-1]
-    form, reason = menu.known(eqn.primitive.name, eqn.params, [x])
-    assert form in menu.forms(eqn.primitive.name, eqn.params, [x]) and reason
+    form, reason = choose(eqn.primitive.name, eqn.params, [x])
+    assert form in list_forms(eqn.primitive.name, eqn.params, [x]) and reason

@@ -2,13 +2,13 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-Params = Mapping[str, Any]
+from jaxaccel.transforms.lowering.base import Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,14 +20,14 @@ class Canonical:
     dilation: tuple[int, ...]
     window: tuple[int, ...]
     sizes: tuple[int, ...]
-    """Of the output."""
+    """Sizes of the output, along the window's axes."""
     features: int
     padding: tuple[tuple[int, int, int], ...]
     """For `jax.lax.pad`: exactly what the windows reach, and the dilation of the input."""
 
     @classmethod
     def of(cls, params: Params, lhs: Sequence[int], rhs: Sequence[int]) -> "Canonical":
-        """That of operands of these shapes."""
+        """Makes that of operands of these shapes."""
         numbers = params["dimension_numbers"]
         spatial = [lhs[a] for a in numbers.lhs_spec[2:]]
         window = tuple(rhs[a] for a in numbers.rhs_spec[2:])
@@ -46,46 +46,46 @@ class Canonical:
 
     @property
     def is_channels_last(self) -> bool:
-        """Whether all three arrays have that layout already."""
+        """Tells whether all three arrays have that layout already."""
         n = len(self.window) + 2
         last = (0, n - 1, *range(1, n - 1))
         return self.numbers == (last, (n - 1, n - 2, *range(n - 2)), last)
 
     @property
     def taps(self) -> int:
-        """Places in the window."""
+        """Number of places in the window."""
         return math.prod(self.window)
 
     def inputs(self, lhs: jax.Array) -> jax.Array:
-        """`lhs` in that layout, padded."""
+        """Brings `lhs` into that layout, padded."""
         spec = self.numbers.lhs_spec
         x = jnp.transpose(lhs, (spec[0], *spec[2:], spec[1]))
         return jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *self.padding, (0, 0, 0)])
 
     def weights(self, rhs: jax.Array) -> jax.Array:
-        """`rhs` in that layout."""
+        """Brings `rhs` into that layout."""
         spec = self.numbers.rhs_spec
         return jnp.transpose(rhs, (*spec[2:], spec[1], spec[0]))
 
     def output(self, out: jax.Array) -> jax.Array:
-        """The result, in the layout that was asked for."""
+        """Brings the result into the layout that was asked for."""
         return from_last(out, self.numbers.out_spec)
 
     def tap(self, x: jax.Array, place: Sequence[int]) -> jax.Array:
-        """The inputs that one place in the window meets: (N, spatial of the output..., C)."""
+        """Slices the inputs that one place in the window meets: (N, spatial of the output..., C)."""
         start = [i * d for i, d in zip(place, self.dilation, strict=True)]
         stop = [a + (n - 1) * s + 1 for a, n, s in zip(start, self.sizes, self.strides, strict=True)]
         return jax.lax.slice(x, [0, *start, 0], [x.shape[0], *stop, x.shape[-1]], [1, *self.strides, 1])
 
     def window_at(self, x: jax.Array, place: Sequence[int]) -> jax.Array:
-        """The inputs that one output place is made of: (N, window..., C)."""
+        """Slices the inputs that one output place is made of: (N, window..., C)."""
         start = [i * s for i, s in zip(place, self.strides, strict=True)]
         stop = [a + (w - 1) * d + 1 for a, w, d in zip(start, self.window, self.dilation, strict=True)]
         return jax.lax.slice(x, [0, *start, 0], [x.shape[0], *stop, x.shape[-1]], [1, *self.dilation, 1])
 
 
 def from_last(out: jax.Array, spec: Sequence[int]) -> jax.Array:
-    """(N, spatial..., O) in the layout of `spec`."""
+    """Brings (N, spatial..., O) into the layout of `spec`."""
     order = [0] * out.ndim
     for axis, source in zip(spec, (0, out.ndim - 1, *range(1, out.ndim - 1)), strict=True):
         order[axis] = source

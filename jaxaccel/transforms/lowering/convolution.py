@@ -12,20 +12,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxaccel.transforms.lowering.canonical import Canonical, Params, from_last
+from jaxaccel.transforms.lowering import rearranged
+from jaxaccel.transforms.lowering.base import XLA, Choice, Lowering, Params
+from jaxaccel.transforms.lowering.canonical import Canonical
 
-MANY = 64
+MAX_UNROLLED_PRODUCTS = 64
 """Products that a form may be made of."""
-PIECE = 8
-"""Features of the sum in each of the ``pieces``, at least."""
-CACHED = 2**16
-"""Numbers in each of the ``pieces``, about: smaller ones cost more than they gain, larger ones leave the cache."""
-BLOCK = 2048
-"""Rows of the sum in each of the ``row blocks``, at most."""
+MAX_BLOCK_ROWS = 2048
+"""Rows of the sum in each of the ``row blocks``."""
+MIN_SUMMED_CHANNELS = 128
+"""Channels from which on the gradient of a depthwise convolution by its weights is better summed channel by channel."""
+MIN_PIECED_EXAMPLES = 64
+"""Examples from which on the gradient of a convolution by its weights is better made of a few at a time."""
 
 
-def forms(params: Params, lhs: Sequence[int], rhs: Sequence[int], integers: bool = False) -> list[str]:
-    """The forms in which a convolution of operands of these shapes can be computed, ``xla`` first.
+def list_forms(params: Params, lhs: Sequence[int], rhs: Sequence[int], integers: bool = False) -> list[str]:
+    """Lists the forms in which a convolution of operands of these shapes can be computed, `XLA` first.
 
     - ``channels last``: XLA's own, of operands brought into the layout that it likes, 1-D as 2-D.
     - ``pieces``: XLA's own for a few features of the sum at a time, which stay in the cache; in a gradient by weights
@@ -46,93 +48,76 @@ def forms(params: Params, lhs: Sequence[int], rhs: Sequence[int], integers: bool
     """
     c = Canonical.of(params, lhs, rhs)
     if 0 in (*lhs, *rhs, *c.sizes):
-        return ["xla"]
+        return [XLA]
+    few_taps, few_places = c.taps <= MAX_UNROLLED_PRODUCTS, math.prod(c.sizes) <= MAX_UNROLLED_PRODUCTS
     if params["batch_group_count"] > 1:
         alone = params["batch_group_count"] == lhs[params["dimension_numbers"].lhs_spec[0]]
-        return ["xla", "sums"] if alone and math.prod(c.sizes) <= MANY else ["xla"]
+        return [XLA, "sums"] if alone and few_places else [XLA]
     if params["feature_group_count"] > 1:
-        depthwise = params["feature_group_count"] == c.features and c.taps <= MANY
-        return ["xla", "shifts"] if depthwise else ["xla"]
-    found = ["xla"] if c.is_channels_last and len(c.window) > 1 else ["xla", "channels last"]
-    if 1 < c.features // _piece(c.features, math.prod(lhs)) <= MANY:
+        depthwise = params["feature_group_count"] == c.features
+        return [XLA, "shifts"] if depthwise and few_taps else [XLA]
+    found = [XLA] if c.is_channels_last and len(c.window) > 1 else [XLA, "channels last"]
+    if 1 < rearranged.count_pieces(c.features, math.prod(lhs)) <= rearranged.MAX_PIECES:
         found.append("pieces")
     if c.taps == 1:
         found.append("matmul")
-    elif c.taps <= MANY:
+    elif few_taps:
         found += ["taps", "patches"]
-    if c.features == 1 and c.taps <= MANY:
+    if c.features == 1 and few_taps:
         found.append("shifts")
-    if c.taps > 1 and math.prod(c.sizes) <= MANY:
+    if c.taps > 1 and few_places:
         found += ["places", "row blocks"] if math.prod(c.sizes) == 1 else ["places"]
     if integers and c.taps > 1 and max(c.strides) > 1 and set(c.dilation) == {1}:
         found.append("space to depth")
     return found
 
 
-def places(params: Params, lhs: Sequence[int], rhs: Sequence[int]) -> int:
-    """How many places the output has for each example."""
-    return math.prod(Canonical.of(params, lhs, rhs).sizes)
-
-
-def convolve(params: Params, lhs: jax.Array, rhs: jax.Array, form: str) -> jax.Array:
-    """``conv_general_dilated`` in that form, in its own dtype."""
+def convolve(params: Params, operands: Sequence[jax.Array], form: str) -> jax.Array:
+    """Computes ``conv_general_dilated`` in that form, in its own dtype."""
+    lhs, rhs = operands
+    if form in _XLA_OF_OTHERS:
+        return _XLA_OF_OTHERS[form](params, lhs, rhs)
     c = Canonical.of(params, lhs.shape, rhs.shape)
-    if form == "pieces":
-        return _pieces(params, lhs, rhs)
-    if form == "channels last":
-        return _channels_last(params, lhs, rhs)
     x, w = c.inputs(lhs), c.weights(rhs)
     dtype = params["preferred_element_type"] or jnp.result_type(lhs, rhs)
-    out = _COMPUTE[form](c, x, w, params["precision"], dtype)
+    out = _CANONICAL[form](c, x, w, params["precision"], dtype)
     return c.output(out).astype(dtype)
 
 
-def _piece(features: int, size: int) -> int:
-    """Features in each of the ``pieces`` of an array of `size` numbers: all, where they cannot be divided."""
-    if features % PIECE:
-        return features
-    piece = PIECE
-    while features % (2 * piece) == 0 and (piece * (size // features) < CACHED or features // piece > MANY):
-        piece *= 2
-    return piece
-
-
-def _pieces(params: Params, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+def choose_form(params: Params, shapes: Sequence[Any]) -> Choice:
+    """Chooses the form that XLA:CPU runs fast in float32."""
+    lhs, rhs = (x.shape for x in shapes)
     numbers = params["dimension_numbers"]
-    features = lhs.shape[numbers.lhs_spec[1]]
-    count = features // _piece(features, lhs.size)
-    pairs = zip(
-        jnp.split(lhs, count, numbers.lhs_spec[1]), jnp.split(rhs, count, numbers.rhs_spec[1]), strict=True
-    )
-    return sum(jax.lax.conv_general_dilated_p.bind(x, w, **params) for x, w in pairs)  # type: ignore[return-value]
+    if params["batch_group_count"] > 1:
+        wide = rhs[numbers.rhs_spec[0]] >= MIN_SUMMED_CHANNELS
+        reason = "XLA:CPU runs gradients of depthwise convolutions one group at a time"
+        return ("sums", reason) if wide else (XLA, "")
+    if params["feature_group_count"] > 1:
+        return "shifts", "XLA:CPU runs depthwise convolutions one group at a time"
+    c = Canonical.of(params, lhs, rhs)
+    places = math.prod(c.sizes)
+    if c.taps > 1 and places == 1:
+        examples_last = numbers.lhs_spec[0] == len(lhs) - 1
+        form = "row blocks" if examples_last else "places"
+        return form, "is a matrix product: the gradient of a window of 1"
+    if c.features == 1:
+        return "shifts", "a single input channel"
+    if places < c.taps and c.features >= MIN_PIECED_EXAMPLES:
+        return "pieces", "the gradient by weights; a few examples at a time stay in the cache"
+    return XLA, ""
 
 
-def _channels_last(params: Params, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-    numbers, n = params["dimension_numbers"], lhs.ndim
-    last = (0, n - 1, *range(1, n - 1))
-    lhs = jnp.transpose(lhs, (numbers.lhs_spec[0], *numbers.lhs_spec[2:], numbers.lhs_spec[1]))
-    rhs = jnp.transpose(rhs, (*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0]))
-    # Without the barrier XLA undoes it.
-    lhs, rhs = jax.lax.optimization_barrier((lhs, rhs))
-    if n > 3:
-        plain = jax.lax.ConvDimensionNumbers(last, (n - 1, n - 2, *range(n - 2)), last)
-        out = jax.lax.conv_general_dilated_p.bind(lhs, rhs, **{**params, "dimension_numbers": plain})
-        return from_last(out, numbers.out_spec)
-    out = jax.lax.conv_general_dilated(
-        lhs[:, None],
-        rhs[None],
-        (1, *params["window_strides"]),
-        ((0, 0), *params["padding"]),
-        (1, *params["lhs_dilation"]),
-        (1, *params["rhs_dilation"]),
-        ("NHWC", "HWIO", "NHWC"),
-        precision=params["precision"],
-        preferred_element_type=params["preferred_element_type"],
-    )
-    return from_last(out[:, 0], numbers.out_spec)
+CONVOLUTION = Lowering(
+    jax.lax.conv_general_dilated_p,
+    lambda params, shapes: list_forms(params, shapes[0].shape, shapes[1].shape),
+    convolve,
+    choose_form,
+    evidence="python -m benchmarks lowerings",
+)
+"""Also what gradients of convolutions are computed by."""
 
 
-def _taps(c: Canonical, x: jax.Array, w: jax.Array, precision: Any, dtype: Any) -> jax.Array:
+def _sum_taps(c: Canonical, x: jax.Array, w: jax.Array, precision: Any, dtype: Any) -> jax.Array:
     out = None
     for place in np.ndindex(*c.window):
         part = jnp.matmul(c.tap(x, place), w[place], precision=precision, preferred_element_type=dtype)
@@ -141,7 +126,7 @@ def _taps(c: Canonical, x: jax.Array, w: jax.Array, precision: Any, dtype: Any) 
     return out
 
 
-def _patches(c: Canonical, x: jax.Array, w: jax.Array, precision: Any, dtype: Any) -> jax.Array:
+def _multiply_patches(c: Canonical, x: jax.Array, w: jax.Array, precision: Any, dtype: Any) -> jax.Array:
     # Without the barriers XLA computes what is copied anew for each place, and again for each output feature.
     x = jax.lax.optimization_barrier(x)
     patches = jnp.concatenate([c.tap(x, place) for place in np.ndindex(*c.window)], -1)
@@ -149,44 +134,7 @@ def _patches(c: Canonical, x: jax.Array, w: jax.Array, precision: Any, dtype: An
     return jnp.matmul(patches, w.reshape(-1, w.shape[-1]), precision=precision, preferred_element_type=dtype)
 
 
-def _space_to_depth(c: Canonical, x: jax.Array, w: jax.Array, precision: Any, dtype: Any) -> jax.Array:
-    windows = [-(-k // s) for k, s in zip(c.window, c.strides, strict=True)]
-    blocks = [n - 1 + k for n, k in zip(c.sizes, windows, strict=True)]
-    x = _blocks(x, blocks, c.strides, first=1)
-    w = _blocks(w, windows, c.strides, first=0)
-    # Without the barrier XLA writes the blocks anew for each channel that it multiplies.
-    x = jax.lax.optimization_barrier(x)
-    n = x.ndim
-    last = (0, n - 1, *range(1, n - 1))
-    numbers = jax.lax.ConvDimensionNumbers(last, (n - 1, n - 2, *range(n - 2)), last)
-    return jax.lax.conv_general_dilated(
-        x,
-        w,
-        (1,) * (n - 2),
-        "VALID",
-        dimension_numbers=numbers,
-        precision=precision,
-        preferred_element_type=dtype,
-    )
-
-
-def _blocks(x: jax.Array, counts: Sequence[int], size: Sequence[int], first: int) -> jax.Array:
-    """Axes from `first` on as `counts` blocks of that size, filled up with zeros, which move to the next-to-last axes.
-
-    The axes of a block are joined with the one that follows them: (..., counts..., product of `size` * C, ...).
-    """
-    dims = len(counts)
-    fill = [(0, n * s - x.shape[first + k]) for k, (n, s) in enumerate(zip(counts, size, strict=True))]
-    x = jnp.pad(x, [(0, 0)] * first + fill + [(0, 0)] * (x.ndim - first - dims))
-    head, tail = x.shape[:first], x.shape[first + dims :]
-    pairs = [n for pair in zip(counts, size, strict=True) for n in pair]
-    x = x.reshape(*head, *pairs, *tail)
-    outer, inner = range(first, first + 2 * dims, 2), range(first + 1, first + 2 * dims, 2)
-    x = jnp.transpose(x, (*range(first), *outer, *inner, *range(first + 2 * dims, x.ndim)))
-    return x.reshape(*head, *counts, math.prod(size) * tail[0], *tail[1:])
-
-
-def _places(c: Canonical, x: jax.Array, w: jax.Array, precision: Any, dtype: Any) -> jax.Array:
+def _multiply_places(c: Canonical, x: jax.Array, w: jax.Array, precision: Any, dtype: Any) -> jax.Array:
     sums = tuple(range(1, x.ndim)), tuple(range(w.ndim - 1))
     parts = [
         jax.lax.dot_general(
@@ -197,13 +145,13 @@ def _places(c: Canonical, x: jax.Array, w: jax.Array, precision: Any, dtype: Any
     return jnp.stack(parts, 1).reshape(x.shape[0], *c.sizes, w.shape[-1])
 
 
-def _row_blocks(c: Canonical, x: jax.Array, w: jax.Array, precision: Any, dtype: Any) -> jax.Array:
+def _multiply_row_blocks(c: Canonical, x: jax.Array, w: jax.Array, precision: Any, dtype: Any) -> jax.Array:
     # The features of a gradient by weights are examples: first, as they are in its operands.
     x = jnp.swapaxes(c.window_at(x, (0,) * len(c.window)), 0, -1)
     w = jnp.moveaxis(w, -2, 0)
     x, w = x.reshape(-1, x.shape[-1]), w.reshape(-1, w.shape[-1])
     rows = len(x)
-    least = -(-rows // BLOCK)
+    least = -(-rows // MAX_BLOCK_ROWS)
     count = next((n for n in range(least, 4 * least) if rows % n == 0), least)
     if fill := -rows % count:
         x, w = (jnp.pad(operand, [(0, fill), (0, 0)]) for operand in (x, w))
@@ -217,7 +165,7 @@ def _row_blocks(c: Canonical, x: jax.Array, w: jax.Array, precision: Any, dtype:
     return out.reshape(out.shape[0], *c.sizes, out.shape[1])
 
 
-def _shifts(c: Canonical, x: jax.Array, w: jax.Array, precision: Any, dtype: Any) -> jax.Array:
+def _sum_shifts(c: Canonical, x: jax.Array, w: jax.Array, precision: Any, dtype: Any) -> jax.Array:
     repeats = w.shape[-1] // c.features
     out = None
     for place in np.ndindex(*c.window):
@@ -229,7 +177,7 @@ def _shifts(c: Canonical, x: jax.Array, w: jax.Array, precision: Any, dtype: Any
     return out
 
 
-def _sums(c: Canonical, x: jax.Array, w: jax.Array, precision: Any, dtype: Any) -> jax.Array:
+def _sum_places(c: Canonical, x: jax.Array, w: jax.Array, precision: Any, dtype: Any) -> jax.Array:
     """Every output feature comes from the one example of its group."""
     x = jnp.repeat(x, w.shape[-1] // x.shape[0], axis=0)
     w = jnp.moveaxis(w, -1, 0).astype(dtype)
@@ -238,10 +186,11 @@ def _sums(c: Canonical, x: jax.Array, w: jax.Array, precision: Any, dtype: Any) 
     return jnp.stack(parts).reshape(1, *c.sizes, w.shape[0])
 
 
-_COMPUTE = {
-    "matmul": _taps, "taps": _taps, "patches": _patches, "places": _places, "row blocks": _row_blocks,
-    "shifts": _shifts, "sums": _sums,
-    "space to depth": _space_to_depth,
+_CANONICAL = {
+    "matmul": _sum_taps, "taps": _sum_taps, "patches": _multiply_patches, "places": _multiply_places,
+    "row blocks": _multiply_row_blocks, "shifts": _sum_shifts, "sums": _sum_places,
+    "space to depth": rearranged.convolve_blocks,
 }  # fmt: skip
-FORMS = frozenset(("pieces", "channels last", *_COMPUTE))
+_XLA_OF_OTHERS = {"pieces": rearranged.sum_pieces, "channels last": rearranged.convolve_channels_last}
+FORMS = frozenset((*_XLA_OF_OTHERS, *_CANONICAL))
 """All there are, but XLA's own."""

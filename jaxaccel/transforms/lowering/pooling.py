@@ -5,65 +5,121 @@ for each place in the window. Of equal elements the first one in the window gets
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-Params = Mapping[str, Any]
+from jaxaccel.transforms.lowering.base import XLA, Choice, Lowering, Params
+
+MAX_UNROLLED_TAPS = 9
+"""Elements of a window up to which one slice for each of them is fast."""
+MAX_UNROLLED_SUM_TAPS = 64
+"""The same for sums of windows at every place."""
+MAX_UNROLLED_BYTES = 2**26
+"""Bytes of an input up to which several passes over it cost little."""
 
 
-def forms(params: Params, shape: Sequence[int]) -> list[str]:
-    """The forms in which the pooling of an array of this shape can be computed, ``xla`` first."""
-    if any(d != 1 for d in params.get("base_dilation", ())) or 0 in shape or 0 in sizes(params, shape):
-        return ["xla"]
-    window, strides = params["window_dimensions"], params["window_strides"]
-    apart = all(d == 1 for d in params.get("window_dilation", ())) and tuple(window) == tuple(strides)
-    return ["xla", *(["blocks"] if apart else []), "taps"]
+def list_forms(params: Params, shape: Sequence[int]) -> list[str]:
+    """Lists the forms in which the pooling of an array of this shape can be computed, `XLA` first."""
+    if (
+        any(d != 1 for d in params.get("base_dilation", ()))
+        or 0 in shape
+        or 0 in count_windows(params, shape)
+    ):
+        return [XLA]
+    undilated = all(d == 1 for d in params.get("window_dilation", ()))
+    return [XLA, *(["blocks"] if undilated and _are_apart(params) else []), "taps"]
 
 
-def maximum(x: jax.Array, params: Params, form: str) -> jax.Array:
-    """``reduce_window`` with `jax.lax.max`."""
+def pool_maximum(params: Params, operands: Sequence[jax.Array], form: str) -> jax.Array:
+    """Computes ``reduce_window`` with `jax.lax.max`."""
+    (x,) = operands
     return _split(x, params, form, _lowest(x.dtype)).reduce(jnp.maximum)
 
 
-def total(x: jax.Array, params: Params, form: str) -> jax.Array:
-    """``reduce_window`` with `jax.lax.add`."""
+def pool_sum(params: Params, operands: Sequence[jax.Array], form: str) -> jax.Array:
+    """Computes ``reduce_window`` with `jax.lax.add`."""
+    (x,) = operands
     return _split(x, params, form, 0).reduce(jnp.add)
 
 
-def scatter(source: jax.Array, x: jax.Array, params: Params, form: str) -> jax.Array:
-    """``select_and_scatter_add`` with `jax.lax.ge`: the gradient of a maximum, added up in x."""
+def scatter_gradient(params: Params, operands: Sequence[jax.Array], form: str) -> jax.Array:
+    """Computes ``select_and_scatter_add`` with `jax.lax.ge`: the gradient of a maximum, added up in its operand."""
+    source, x = operands
     parts = _split(x, params, form, _lowest(x.dtype))
     zero = jnp.zeros((), source.dtype)
     return parts.back([jnp.where(first, source, zero) for first in parts.first()])
 
 
-def gather(tangents: jax.Array, x: jax.Array, params: Params, form: str) -> jax.Array:
-    """``select_and_gather_add`` with `jax.lax.ge`: the tangents at the places of the maxima."""
-    chosen = _split(x, params, form, _lowest(x.dtype)).first()
-    moved = _split(tangents, params, form, 0).taps
-    zero = jnp.zeros((), tangents.dtype)
-    return sum((jnp.where(c, t, zero) for c, t in zip(chosen, moved, strict=True)), start=zero)
+def _list_pooling_forms(params: Params, shapes: Sequence[Any]) -> list[str]:
+    return list_forms(params, shapes[0].shape)
+
+
+def _list_gradient_forms(params: Params, shapes: Sequence[Any]) -> list[str]:
+    return list_forms(params, shapes[1].shape) if params["select_prim"] is jax.lax.ge_p else [XLA]
+
+
+def _choose_pooling(params: Params, shapes: Sequence[Any]) -> Choice:
+    if _are_apart(params):
+        return "blocks", "windows that do not overlap"
+    small = math.prod(shapes[0].shape) * shapes[0].dtype.itemsize <= MAX_UNROLLED_BYTES
+    if math.prod(params["window_dimensions"]) <= MAX_UNROLLED_TAPS and small:
+        return "taps", "a window of few elements"
+    return XLA, ""
+
+
+def _choose_sum(params: Params, shapes: Sequence[Any]) -> Choice:
+    everywhere = set(params["window_strides"]) == {1} and _overlap(params, shapes[0].shape)
+    few = math.prod(params["window_dimensions"]) <= MAX_UNROLLED_SUM_TAPS
+    if everywhere and few and not _are_apart(params):
+        return "taps", "windows at every place: the gradient of a sum"
+    return _choose_pooling(params, shapes)
+
+
+def _choose_gradient(params: Params, shapes: Sequence[Any]) -> Choice:
+    reason = "XLA:CPU scatters one element at a time"
+    if _are_apart(params):
+        return "blocks", reason
+    return ("taps", reason) if math.prod(params["window_dimensions"]) <= MAX_UNROLLED_TAPS else (XLA, "")
+
+
+def _are_apart(params: Params) -> bool:
+    """Tells whether each window begins where the last one ends."""
+    return tuple(params["window_dimensions"]) == tuple(params["window_strides"])
+
+
+def _overlap(params: Params, shape: Sequence[int]) -> bool:
+    """Tells whether there is more than one window along an axis on which windows are larger than 1."""
+    counts = count_windows(params, shape)
+    return any(n > 1 and w > 1 for n, w in zip(counts, params["window_dimensions"], strict=True))
+
+
+EVIDENCE = "python -m benchmarks lowerings --sites pool"
+MAXIMUM = Lowering(jax.lax.reduce_window_max_p, _list_pooling_forms, pool_maximum, _choose_pooling, EVIDENCE)
+SUM = Lowering(jax.lax.reduce_window_sum_p, _list_pooling_forms, pool_sum, _choose_sum, EVIDENCE)
+MAXIMUM_GRADIENT = Lowering(
+    jax.lax.select_and_scatter_add_p, _list_gradient_forms, scatter_gradient, _choose_gradient, EVIDENCE
+)
 
 
 class _Split:
-    """An array as one array for each place in the window, each with one element a window."""
+    """An array is split into one for each place in the window, each with one element a window."""
 
     def __init__(self, taps: list[jax.Array], back: Callable[[list[jax.Array]], jax.Array]) -> None:
         self.taps, self.back = taps, back
 
     def reduce(self, combine: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
-        """All places combined."""
+        """Combines all places."""
         out = self.taps[0]
         for tap in self.taps[1:]:
             out = combine(out, tap)
         return out
 
     def first(self) -> list[jax.Array]:
-        """For each place, whether it holds the first of the largest elements."""
+        """Tells for each place whether it holds the first of the largest elements."""
         # By number, not by which equals the maximum: XLA may compute the elements anew, rounded differently, for that.
         largest, place = self.taps[0], jnp.zeros(self.taps[0].shape, jnp.int32)
         for i, tap in enumerate(self.taps[1:], 1):
@@ -75,7 +131,7 @@ class _Split:
 def _split(x: jax.Array, params: Params, form: str, fill: Any) -> _Split:
     window, strides = params["window_dimensions"], params["window_strides"]
     dilation = params.get("window_dilation") or (1,) * x.ndim
-    counts = sizes(params, x.shape)
+    counts = count_windows(params, x.shape)
     low = [p[0] for p in params["padding"]]
     # Just as much padding as the windows reach; negative where they leave elements out.
     reach = [
@@ -123,8 +179,8 @@ def _split(x: jax.Array, params: Params, form: str, fill: Any) -> _Split:
     return _Split(taps, added)
 
 
-def sizes(params: Params, shape: Sequence[int]) -> list[int]:
-    """How many windows fit along each axis."""
+def count_windows(params: Params, shape: Sequence[int]) -> list[int]:
+    """Counts the windows that fit along each axis."""
     dilation = params.get("window_dilation") or (1,) * len(shape)
     found = []
     for n, w, s, d, (low, high) in zip(

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from jax import lax
 
 import jaxaccel as ja
-from jaxaccel.transforms.lowering import menu
+from jaxaccel.transforms.lowering.base import XLA
+from jaxaccel.transforms.lowering.choose import LOWERINGS, choose, compute, list_forms
 
 # Most of the time goes to compiling the reference.
 few = settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -33,8 +34,8 @@ def normal(shape, seed=0, dtype=jnp.float32):
 
 
 def equation(f, *args):
-    """The last operation of the menu in the program of `f`."""
-    return [e for e in jax.make_jaxpr(f)(*args).eqns if e.primitive.name in menu.PRIMITIVES][-1]
+    """The last operation that has forms in the program of `f`."""
+    return [e for e in jax.make_jaxpr(f)(*args).eqns if e.primitive.name in LOWERINGS][-1]
 
 
 def check_forms(eqn, tolerance=1e-4):
@@ -45,9 +46,9 @@ def check_forms(eqn, tolerance=1e-4):
     operands = [normal(s.shape, i, s.dtype) for i, s in enumerate(shapes)]
     operands = [jnp.round(x) if pooled else x for x in operands]
     want = eqn.primitive.bind(*operands, **eqn.params)
-    found = menu.forms(eqn.primitive.name, eqn.params, shapes)
+    found = list_forms(eqn.primitive.name, eqn.params, shapes)
     for form in found[1:]:
-        got = jax.jit(lambda *x, form=form: menu.compute(eqn.primitive.name, eqn.params, x, form))(*operands)
+        got = jax.jit(lambda *x, form=form: compute(eqn.primitive.name, eqn.params, x, form))(*operands)
         assert got.shape == want.shape and got.dtype == want.dtype, form
         scale = np.abs(np.asarray(want, np.float32)).max(initial=1)
         np.testing.assert_allclose(
@@ -184,7 +185,7 @@ def test_the_gradient_of_a_window_of_1_by_its_weights_is_a_product_of_blocks(siz
     eqn = equation(lambda g: jax.vjp(f, w)[1](g)[0], jnp.zeros((batch, size, size, channels[1])))
     assert "row blocks" in check_forms(eqn)
     shapes = [v.aval for v in eqn.invars]
-    assert menu.known(eqn.primitive.name, eqn.params, shapes)[0] == "row blocks"
+    assert choose(eqn.primitive.name, eqn.params, shapes)[0] == "row blocks"
 
 
 def test_a_gradient_by_weights_transposes_no_whole_activation():
@@ -237,7 +238,7 @@ def test_products_that_sum_over_rows(lhs, rhs, contracting, swaps):
 
     eqn = equation(f, jnp.zeros(lhs), jnp.zeros(rhs))
     assert check_forms(eqn) == (["xla", "swapped"] if swaps else ["xla"])
-    assert (menu.known("dot_general", eqn.params, [v.aval for v in eqn.invars])[0] == "swapped") == swaps
+    assert (choose("dot_general", eqn.params, [v.aval for v in eqn.invars])[0] == "swapped") == swaps
 
 
 def test_batches_of_products_have_no_other_form():
@@ -285,5 +286,5 @@ def test_gradients_by_weights_are_made_of_pieces_that_are_worth_it(size, pieces)
 
     eqn = equation(lambda g: jax.vjp(f, w)[1](g)[0], jnp.zeros((64, size, size, 8)))
     assert ("pieces" in check_forms(eqn)) == pieces
-    found = menu.known(eqn.primitive.name, eqn.params, [v.aval for v in eqn.invars])[0]
-    assert found == ("pieces" if pieces else menu.XLA)
+    found = choose(eqn.primitive.name, eqn.params, [v.aval for v in eqn.invars])[0]
+    assert found == ("pieces" if pieces else XLA)

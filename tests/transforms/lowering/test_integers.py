@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from jaxaccel.transforms.lowering import menu
+from jaxaccel.transforms.lowering import integer
 
 NHWC, NCHW = ("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW")
 
@@ -18,12 +18,12 @@ def chosen(x, w, numbers=NHWC, strides=1, padding="SAME", choice="auto", backend
         )
 
     (eqn,) = jax.make_jaxpr(f)(jnp.zeros(x, jnp.int8), jnp.zeros(w, jnp.int8)).eqns
-    return menu.integers(eqn.params, *(v.aval for v in eqn.invars), backend, choice)
+    return integer.choose_int8_form(eqn.params, *(v.aval for v in eqn.invars), backend, choice)
 
 
 @pytest.mark.parametrize("copies_pay", [False, True])
 def test_few_channels_go_by_the_version_of_jax(monkeypatch, copies_pay):
-    monkeypatch.setattr(menu, "COPIES_PAY", copies_pay)
+    monkeypatch.setattr(integer, "COPIES_PAY", copies_pay)
     stem = chosen((1, 224, 224, 3), (7, 7, 3, 64), strides=2)
     narrow = chosen((1, 32, 32, 16), (3, 3, 16, 16))
     strided = chosen((1, 32, 32, 16), (3, 3, 16, 32), strides=2)

@@ -1,8 +1,7 @@
 """Channels removed for good: smaller dense parameters on which the same function works."""
 
 import dataclasses
-import statistics
-import time
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxaccel.core.options import checked
+from jaxaccel.core.timing import time_call
 from jaxaccel.core.trees import Where, check_where, path_text, selects
 from jaxaccel.errors import UserError
 from jaxaccel.transforms.params.channels.coupled import (
@@ -30,6 +30,8 @@ Scope = Literal["layer", "global"]
 Criterion = Literal["magnitude", "taylor", "random"]
 TOLERANCE = 1e-3
 """Of the largest output, by which removed and masked channels may differ in float32."""
+ROUNDS = 9
+"""Calls from which the latency is taken."""
 FAINT = 1e-6
 """What masked channels are multiplied by where 0 has no direction: as good as nothing in float32."""
 
@@ -215,19 +217,10 @@ def _cost(budget: str, f: Callable[..., Any], tree: Flat, args: Sequence[Any]) -
 
     def seconds(kept: Kept) -> float:
         leaves = [jnp.zeros(x.shape, x.dtype) for x in tree.shapes(kept)]
-        return _median_seconds(jax.jit(tree.call(f)).lower(leaves, *example).compile(), leaves, example)
+        call = jax.jit(tree.call(f)).lower(leaves, *example).compile()
+        return time_call(functools.partial(call, leaves, *example), rounds=ROUNDS)
 
     return seconds
-
-
-def _median_seconds(call: Callable[..., Any], leaves: list[jax.Array], example: Sequence[Any]) -> float:
-    jax.block_until_ready(call(leaves, *example))
-    times = []
-    for _ in range(9):
-        start = time.perf_counter()
-        jax.block_until_ready(call(leaves, *example))
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
 
 
 def _filled(args: Sequence[Any]) -> Sequence[Any]:

@@ -1,0 +1,94 @@
+"""Products and convolutions of int8 as XLA:CPU runs them fast, and where they had better stay in float32.
+
+XLA:CPU has fused int8 kernels for ungrouped 2-D convolutions in NHWC with 32 channels or more; beside them int8 is up
+to 17 times slower than float32 (`python -m benchmarks precision_layers`).
+"""
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxaccel.transforms.lowering import convolution
+from jaxaccel.transforms.lowering.base import XLA, Choice, Params
+from jaxaccel.transforms.lowering.matmul import get_free_sizes
+
+MIN_KERNEL_CHANNELS = 32
+"""Channels from which on the CPU's int8 kernels are fast."""
+MIN_OUTPUTS = 16
+"""Output channels from which on int8 gains anything on the CPU."""
+COPIES_PAY = jax.__version_info__ >= (0, 11)
+"""Whether int8 products of copied windows beat float32 convolutions: since JAX 0.11 the CPU's are twice as fast."""
+FLOAT32 = "float32"
+"""The choice to leave a convolution as it was."""
+Preference = Literal["auto", "int8"]
+"""``int8`` leaves a convolution in float32 only where integers give wrong values."""
+
+
+@dataclasses.dataclass(frozen=True)
+class IntegerProduct:
+    """A matrix product of integers as XLA:CPU runs it: its int8 kernels want two rows and two columns at least.
+
+    Padding a vector with zeros to two of them took from as long to an eighth of the time (4096 x 4096;
+    `python -m benchmarks precision_layers`). What is a vector is known last, after `jax.vmap`.
+    """
+
+    name: str = "int8"
+
+    def __call__(self, primitive: Any, params: Params, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+        """Computes ``primitive.bind(lhs, rhs, **params)``."""
+        rows, columns = get_free_sizes(params, lhs.shape, rhs.shape)
+        if rows == columns or min(rows, columns) != 1 or params.get("out_sharding") is not None:
+            return primitive.bind(lhs, rhs, **params)
+        pair, few = [lhs, rhs], 0 if rows == 1 else 1
+        pair[few] = jnp.pad(pair[few][..., None], [(0, 0)] * pair[few].ndim + [(0, 1)])
+        out = primitive.bind(*pair, **params)
+        added = out.ndim - 1 if few else lhs.ndim - len(params["dimension_numbers"][0][0])
+        return jax.lax.index_in_dim(out, 0, added, keepdims=False)
+
+    def transposed(self, cotangent: int) -> "IntegerProduct":
+        """Returns the same: integers have no derivative."""
+        return self
+
+
+def choose_int8_form(
+    params: Params, lhs: Any, rhs: Any, platform: str, preference: Preference = "auto"
+) -> Choice:
+    """Chooses the form of an int8 convolution of operands of these shapes, or `FLOAT32`."""
+    grouped = params["feature_group_count"] > 1 or params["batch_group_count"] > 1
+    if platform == "gpu" and grouped:
+        return FLOAT32, "grouped int8 convolutions give wrong values on GPUs (openxla/xla#49123)"
+    if platform != "cpu":
+        return XLA, ""
+    form, reason = FLOAT32, "grouped int8 convolutions are slow on the CPU"
+    if not grouped:
+        form, reason = _choose_on_cpu(params, lhs, rhs)
+    return (form, reason) if preference == "auto" or form != FLOAT32 else (XLA, "")
+
+
+def _choose_on_cpu(params: Params, lhs: Any, rhs: Any) -> Choice:
+    """Chooses the form of an ungrouped one."""
+    numbers = params["dimension_numbers"]
+    if not 3 <= lhs.ndim <= 4:
+        return FLOAT32, f"{lhs.ndim - 2}-D int8 convolutions are slow on the CPU"
+    if any(d > 1 for d in params["lhs_dilation"]):
+        return FLOAT32, "transposed int8 convolutions are slow on the CPU"
+    features, outputs = lhs.shape[numbers.lhs_spec[1]], rhs.shape[numbers.rhs_spec[0]]
+    window = math.prod(rhs.shape[axis] for axis in numbers.rhs_spec[2:])
+    if outputs < MIN_OUTPUTS or features * window < MIN_KERNEL_CHANNELS:
+        return FLOAT32, f"{features} x {outputs} channels are too few for int8 on the CPU"
+    found = convolution.list_forms(params, lhs.shape, rhs.shape, integers=True)
+    if "matmul" in found:
+        return "matmul", ""
+    if lhs.ndim == 4 and (numbers.lhs_spec != (0, 3, 1, 2) or numbers.out_spec != (0, 3, 1, 2)):
+        return FLOAT32, "int8 convolutions with channels first are slow on the CPU"
+    if min(features, outputs) >= MIN_KERNEL_CHANNELS:
+        return ("channels last" if lhs.ndim == 3 else XLA), ""
+    if not COPIES_PAY:
+        return FLOAT32, f"{features} x {outputs} channels are too few for int8 on the CPU before JAX 0.11"
+    block = features * math.prod(params["window_strides"])
+    if block < MIN_KERNEL_CHANNELS and "space to depth" in found:
+        return "space to depth", ""
+    return ("patches", "") if "patches" in found else (FLOAT32, "few channels and a large window")
