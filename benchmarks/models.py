@@ -4,7 +4,7 @@
     python benchmarks/models.py --scan
     python benchmarks/models.py --docs
 
-`--docs` measures nothing: it writes the tables of docs/models.md from the JSON. README.md says what is measured.
+`--docs` measures nothing: it writes the tables of docs/guides/models.md from the JSON. README.md says what is measured.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from jaxaccel.core.trees import path_text
 from jaxaccel.models import adapter as modules
 from jaxaccel.models.layers import counts
 
-DOCS = Path(__file__).parents[1] / "docs" / "models.md"
+DOCS = Path(__file__).parents[1] / "docs" / "guides" / "models.md"
 NAMES = tuple(name for name in models.__all__ if name[0].islower())
 SIDES = {
     "efficientnet_v2_s": 384, "inception_v3": 299, "resnet_rs50": 160,
@@ -290,7 +290,7 @@ def main(argv: Sequence[str]) -> int:
     add(
         "--scan", action="store_true", help="training steps of deep models, their blocks unrolled and scanned"
     )
-    add("--docs", action="store_true", help="write the tables of docs/models.md from the JSON, and end")
+    add("--docs", action="store_true", help="write the tables of docs/guides/models.md from the JSON, and end")
     add(
         "--out", type=Path, default=record.RESULTS, help="directory of the JSON (default: benchmarks/results)"
     )

@@ -1,4 +1,4 @@
-"""Draws the pictures of docs/augmentation.md: every augmentation on a photograph, as it was and six draws of each.
+"""Draws the pictures of docs/guides/augmentation.md: every augmentation on a photograph, as it was and six draws of each.
 
 python docs/pictures.py
 """
