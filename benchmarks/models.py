@@ -290,7 +290,9 @@ def main(argv: Sequence[str]) -> int:
     add(
         "--scan", action="store_true", help="training steps of deep models, their blocks unrolled and scanned"
     )
-    add("--docs", action="store_true", help="write the tables of docs/guides/models.md from the JSON, and end")
+    add(
+        "--docs", action="store_true", help="write the tables of docs/guides/models.md from the JSON, and end"
+    )
     add(
         "--out", type=Path, default=record.RESULTS, help="directory of the JSON (default: benchmarks/results)"
     )

@@ -5,6 +5,7 @@ The sources are parsed, never imported. Whatever cannot be resolved is a warning
 
 import ast
 import functools
+import itertools
 import logging
 import os
 import re
@@ -58,6 +59,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             kind = "tree" if path.is_dir() else "blob"
             target = f"{config.repo_url}/{kind}/main/{path.relative_to(ROOT).as_posix()}"
         markdown = markdown.replace(f"]({link}", f"]({target}")
+    markdown = re.sub(
+        r"^(!\[[^]]*\]\(([^)]+)\))$", r"[\1](\2)", markdown, flags=re.MULTILINE
+    )  # opens in full size
     markdown = re.sub(r"<!-- file: (\S+) -->\n(\s*```\w+)", r'\2 title="\1"', markdown)
     return re.sub(r"<!-- api: (\S+) -->", lambda match: _reference(match[1], _level(match)), markdown)
 
@@ -98,10 +102,11 @@ def _root_reference() -> str:
 
 
 def _module_reference(module: str, level: int) -> str:
-    """Docstring of a module, and its public names: those that it exports and those of the root defined in it."""
+    """Docstring of a module, and its public names; without ``__all__``, also those of the root at home in it."""
     homes = dict.fromkeys(_home(module, name) for name in _exported(module))
     names = {home: home.rpartition(".")[2] for home in homes} | _short_names()
-    homes |= dict.fromkeys(home for home in _short_names() if home.startswith(f"{module}."))
+    if _listed(module) is None:
+        homes |= dict.fromkeys(home for home in _short_names() if home.startswith(f"{module}."))
     homes = [home for home in homes if not _file(home)]
     if not homes:
         log.warning("%s has no public names", module)
@@ -114,9 +119,8 @@ def _module_reference(module: str, level: int) -> str:
 
 
 def _table(rows: list[tuple[str, str]]) -> str:
-    return "\n".join(
-        ["| name | |", "|---|---|", *(f"| {link} | {_first_line(home)} |" for link, home in rows)]
-    )
+    lines = [f"| {link} | {_first_line(home)} |" for link, home in rows]
+    return "\n".join(['<div class="names" markdown>', "", "| name | |", "|---|---|", *lines, "", "</div>"])
 
 
 @functools.cache
@@ -146,15 +150,21 @@ def _tree(module: str) -> ast.Module:
     return ast.parse(file.read_text(encoding="utf-8"))
 
 
+def _listed(module: str) -> list[str] | None:
+    """``__all__``, if the module has one."""
+    for node in _tree(module).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
+            return ast.literal_eval(node.value)
+    return None
+
+
 @functools.cache
 def _exported(module: str) -> list[str]:
     """``__all__``; in a module without one, the public functions and classes that it defines."""
-    for node in _tree(module).body:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
-            return [name for name in ast.literal_eval(node.value) if not name.startswith("__")]
-    return [
-        name for name, node in _definitions(module) if not name.startswith("_") and ast.get_docstring(node)
-    ]
+    names = _listed(module)
+    if names is None:
+        names = [name for name, node in _definitions(module) if ast.get_docstring(node)]
+    return [name for name in names if not name.startswith("_")]
 
 
 def _definitions(module: str) -> Iterator[tuple[str, Any]]:
@@ -186,7 +196,7 @@ def _docstring(path: str) -> str:
     if node is not None:
         return ast.get_docstring(node) or ""
     body = _tree(module).body  # a constant, with its docstring behind it
-    for node, following in zip(body, body[1:], strict=False):
+    for node, following in itertools.pairwise(body):
         targets = getattr(node, "targets", [getattr(node, "target", None)])
         if any(getattr(target, "id", "") == name for target in targets):
             value = getattr(following, "value", None)

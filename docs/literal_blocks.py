@@ -10,5 +10,6 @@ class LiteralBlocks(griffe.Extension):
     """Turns ``text::`` into ``text:`` in every docstring."""
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
+        """Griffe calls it with each object that it has read."""
         if obj.docstring:
             obj.docstring.value = re.sub(r"::$", ":", obj.docstring.value, flags=re.MULTILINE)
