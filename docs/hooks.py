@@ -51,6 +51,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Rewrites what GitHub shows as it is: links out of docs/, ``<!-- file: NAME -->``, ``<!-- api: MODULES -->``."""
+    if page.parent is None:  # a tab of one page has nothing to navigate
+        page.meta["hide"] = ["navigation", "toc"] if page.is_homepage else ["navigation"]
     source = DOCS / page.file.src_uri
     for path, link, picture in _outside(source):
         if picture:
