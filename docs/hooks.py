@@ -20,7 +20,8 @@ from mkdocs.structure.pages import Page
 log = logging.getLogger("mkdocs.hooks.jaxaccel")
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-PICTURES = (".png", ".jpg", ".svg")
+OUTWARD = re.compile(r"(!?)\[([^]]*)\]\((\.\./[^)#\s]+)")
+"""A link that leads upwards; in front of it ! if it is a picture."""
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -42,48 +43,51 @@ def _expand(entry: Any) -> Any:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pictures that pages show from outside docs/ to the site."""
-    found = {path for page in DOCS.rglob("*.md") for path, _, picture in _outside(page) if picture}
-    for path in sorted(found):
-        name = f"assets/{path.relative_to(ROOT).as_posix()}"
-        files.append(File.generated(config, name, abs_src_path=str(path)))
+    links = {
+        (page, *link) for page in DOCS.rglob("*.md") for link in OUTWARD.findall(page.read_text("utf-8"))
+    }
+    pictures = {(page.parent / link).resolve() for page, bang, _, link in links if bang}
+    for path in sorted(pictures):
+        if not path.is_relative_to(DOCS):
+            files.append(File.generated(config, _asset(path), abs_src_path=str(path)))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Rewrites what GitHub shows as it is: links out of docs/, ``<!-- file: NAME -->``, ``<!-- api: MODULES -->``."""
+    """Rewrites what GitHub shows as it is: links out of docs/, ``<!-- file: NAME -->``, ``<!-- api: MODULE -->``."""
     if page.parent is None:  # a tab of one page has nothing to navigate
         page.meta["hide"] = ["navigation", "toc"] if page.is_homepage else ["navigation"]
     source = DOCS / page.file.src_uri
-    for path, link, picture in _outside(source):
-        if picture:
-            target = os.path.relpath(DOCS / "assets" / path.relative_to(ROOT), source.parent)
-        else:
-            kind = "tree" if path.is_dir() else "blob"
-            target = f"{config.repo_url}/{kind}/main/{path.relative_to(ROOT).as_posix()}"
-        markdown = markdown.replace(f"]({link}", f"]({target}")
-    markdown = re.sub(
-        r"^(!\[[^]]*\]\(([^)]+)\))$", r"[\1](\2)", markdown, flags=re.MULTILINE
-    )  # opens in full size
+    markdown = OUTWARD.sub(lambda match: _link(match, source.parent, config.repo_url), markdown)
+    # A picture opens in full size; a block that is a file has its name above it.
+    markdown = re.sub(r"^(!\[[^]]*\]\(([^)]+)\))$", r"[\1](\2)", markdown, flags=re.MULTILINE)
     markdown = re.sub(r"<!-- file: (\S+) -->\n(\s*```\w+)", r'\2 title="\1"', markdown)
     return re.sub(r"<!-- api: (\S+) -->", lambda match: _reference(match[1], _level(match)), markdown)
+
+
+def _link(match: re.Match[str], folder: Path, repository: str) -> str:
+    """A link that leads upwards: as it is within docs/, else to the picture's copy or to the file on GitHub."""
+    bang, text, link = match.groups()
+    path = (folder / link).resolve()
+    if not path.exists():
+        log.warning("a page of %s links to %s, which is not there", folder.relative_to(ROOT), link)
+    elif path.is_relative_to(DOCS):
+        pass
+    elif bang:
+        link = os.path.relpath(DOCS / _asset(path), folder)
+    else:
+        link = f"{repository}/{'tree' if path.is_dir() else 'blob'}/main/{path.relative_to(ROOT).as_posix()}"
+    return f"{bang}[{text}]({link}"
+
+
+def _asset(path: Path) -> str:
+    return f"assets/{path.relative_to(ROOT).as_posix()}"
 
 
 def _level(match: re.Match[str]) -> int:
     """One below the heading that a place in a page stands under."""
     headings = re.findall(r"^(#+) ", match.string[: match.start()], flags=re.MULTILINE)
     return len(headings[-1]) + 1 if headings else 2
-
-
-def _outside(page: Path) -> list[tuple[Path, str, bool]]:
-    """Path, link and whether it is shown as a picture, of each link of a page that leaves docs/."""
-    found = []
-    for bang, link in re.findall(r"(!?)\[[^]]*\]\((\.\./[^)#\s]+)", page.read_text(encoding="utf-8")):
-        path = (page.parent / link).resolve()
-        if not path.exists():
-            log.warning("%s links to %s, which is not there", page.relative_to(ROOT), link)
-        elif not path.is_relative_to(DOCS):
-            found.append((path, link, bool(bang) and path.suffix in PICTURES))
-    return found
 
 
 # The reference: a table of names with the first line of their docstrings, then each of them.
