@@ -74,7 +74,7 @@ def render_pages() -> dict[Path, str]:
     """Renders all pages from the records, by file."""
     kept = find_records()
     pages = {PAGES / f"{topic.file}.md": render_topic(topic, kept) for topic in TOPICS}
-    return pages | {PAGES / "README.md": render_index()}
+    return pages | {PAGES / "index.md": render_index()}
 
 
 def find_records() -> dict[str, list[Kept]]:

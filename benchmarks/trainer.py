@@ -152,7 +152,7 @@ class TrainerStep:
 
 
 def fuse_by_scan(unroll: bool) -> Callable[..., Callable]:
-    """Fuses steps as `jaxaccel.training.fused_steps.fuse_steps`, by one `jax.lax.scan`, rolled or unrolled on any device."""
+    """Fuses steps as `fuse_steps` does, by one `jax.lax.scan`, rolled or unrolled on any device."""
 
     def fuse(training: Training, constrain: Callable) -> Callable:
         def steps(state: TrainState, arrays: Any, fed: Any) -> tuple[TrainState, Any]:

@@ -1,4 +1,6 @@
-"""Draws the pictures of docs/augmentation.md: every augmentation on a photograph, as it was and six draws of each.
+"""Draws the pictures of docs/guides/augmentation.md: each augmentation on a photograph.
+
+A row shows the photograph as it was, then six draws.
 
 python docs/pictures.py
 """

@@ -27,7 +27,7 @@ class Task(Options, abc.ABC):
     """Base of all tasks: a frozen dataclass whose fields are its options.
 
     `inputs` and `loss` are all that a task must define. Batches carry ``index`` and ``epoch`` (B,) int32 and ``mask``
-    (B,) float32 besides what `element` gives. ``docs/tasks.md`` shows how to write one.
+    (B,) float32 besides what `element` gives. ``docs/guides/tasks.md`` shows how to write one.
     """
 
     metric: ClassVar[str] = "accuracy"

@@ -92,7 +92,8 @@ def explain(f: Callable[..., Any], *args: Any, compiled: bool = False, **kwargs:
 
     Args:
       f: a transformed function, or one that calls transformed functions; not one that was jitted and called inside.
-      args, kwargs: what it is called with: arrays, or `jax.ShapeDtypeStruct`s. Nothing is computed.
+      *args: what it is called with: arrays, or `jax.ShapeDtypeStruct`s. Nothing is computed.
+      **kwargs: keywords that it is called with.
       compiled: compile it for this backend and read from the optimised HLO what really became of each site: with which
         types it is computed, and by which fused kernel.
 

@@ -59,7 +59,8 @@ def fake_int8(
       observe: return (result, {site: largest magnitude of its activations}), for `RunningRanges`.
       argnums: which arguments hold the parameters; `where` must match one of them all.
       strict: raise `UserError` where a product could not be reached.
-      lowering, backend: as for `int8`: products that will stay in float32 there do so here.
+      lowering: as for `int8`: products that will stay in float32 there do so here.
+      backend: as for `int8`.
 
     Raises:
       UserError: when called, if `where` matches no parameter, or a calibrated range is missing.

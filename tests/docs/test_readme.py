@@ -23,7 +23,8 @@ from conftest import QUICKLY
 from grids import slow_but
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if path.exists()]
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
+DOCUMENTS = ["README.md", *(page for page in PAGES if not page.startswith("docs/api/"))]
 EXTRAS = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
 EPOCHS = float(os.environ.get("JAXACCEL_TEST_EPOCHS", "1"))
 SHELL = ("bash", "console", "sh", "shell")
@@ -159,24 +160,22 @@ def run_commands(path, folder):
     return ""
 
 
-@pytest.mark.parametrize(
-    "path", slow_but([d for d in DOCUMENTS if d.name != "training.md"], DOCUMENTS), ids=lambda path: path.name
-)
-def test_python_blocks(path, tmp_path):
+@pytest.mark.parametrize("name", slow_but([d for d in DOCUMENTS if d != "docs/guides/train.md"], DOCUMENTS))
+def test_python_blocks(name, tmp_path):
+    path = ROOT / name
     if not python_blocks(path.read_text(encoding="utf-8")):
         pytest.skip("no python block")
     failure = run_python(path, tmp_path)
     assert not failure, failure
 
 
-LONG = ("training.md", "transformations.md", "models.md", "compression.md")
+LONG = [f"docs/guides/{name}.md" for name in ("accelerate", "compress", "models", "train")]
 """Their commands train in every way there is; those of README.md in the main ones."""
 
 
-@pytest.mark.parametrize(
-    "path", slow_but([d for d in DOCUMENTS if d.name not in LONG], DOCUMENTS), ids=lambda path: path.name
-)
-def test_commands(path, tmp_path):
+@pytest.mark.parametrize("name", slow_but([d for d in DOCUMENTS if d not in LONG], DOCUMENTS))
+def test_commands(name, tmp_path):
+    path = ROOT / name
     if not commands(path.read_text(encoding="utf-8")):
         pytest.skip("no command")
     failure = run_commands(path, tmp_path)

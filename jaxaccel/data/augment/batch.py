@@ -12,7 +12,9 @@ from jax.sharding import AxisType
 from jaxaccel.errors import UserError
 
 Batch = Mapping[str, jax.Array]
+"""The arrays of a batch by name, examples along their first axes: ``image``, ``label``, ``index``, ``epoch``."""
 Augmentation = Callable[[jax.Array, Batch], Batch]
+"""A pure function of a key and a batch that returns the augmented batch."""
 
 
 def image_of(batch: Batch, operation: str) -> jax.Array:
