@@ -1,8 +1,8 @@
-"""The published CIFAR-10 ResNets made smaller along several routes, each step with its receipt.
+"""The published CIFAR-10 ResNets made smaller along several pipelines, each step with its receipt.
 
     python experiments/compress_cifar10.py --weights DIR --downloads DIR
 
-follows each route from a published network to its end, on all 10,000 test images, and prints one table. Fine-tuning is
+takes a published network through each pipeline, on all 10,000 test images, and prints one table. Fine-tuning is
 short: `--epochs` passes over the 50,000 training images, on a CPU some minutes. It goes on where it was stopped.
 """
 
@@ -24,10 +24,10 @@ from jaxaccel.compression import (
     FineTune,
     Fold,
     LowRank,
+    Pipeline,
     Prune,
     Quantize,
     RemoveChannels,
-    Route,
     Share,
     Step,
 )
@@ -46,16 +46,16 @@ class Options:
     epochs: float = 1.0
     """Passes over the training split in each fine-tuning."""
     only: tuple[str, ...] = ()
-    """Names of routes; all by default."""
+    """Names of pipelines; all by default."""
     train_split: str = "train"
     eval_split: str = "test"
     run: Path = Path("runs/compress_cifar10")
-    """Directory of all the routes."""
+    """Directory of all the pipelines."""
     out: Path | None = None
     """Also write the rows here, as JSON."""
 
 
-def routes(epochs: float, teacher: Path) -> dict[str, tuple[int, dict[str, Step]]]:
+def pipelines(epochs: float, teacher: Path) -> dict[str, tuple[int, dict[str, Step]]]:
     """By name: the depth of the network, and the steps."""
 
     def pruned(**how: Any) -> FineTune:
@@ -121,20 +121,20 @@ def file_of(depth: int, weights: Path) -> Path:
 
 
 def followed(name: str, depth: int, steps: dict[str, Step], options: Options) -> list[dict[str, Any]]:
-    """The receipts of one route."""
+    """The receipts of one pipeline."""
     place = options.run / name.replace(" ", "_").replace("%", "").replace(":", "_").replace("'", "")
-    done = ja.follow(
-        Route(steps), file_of(depth, options.weights), training(depth, options), run=place,
-        resume=(place / "route.json").exists(),
+    done = ja.compress(
+        Pipeline(steps), file_of(depth, options.weights), training(depth, options), run=place,
+        resume=(place / "pipeline.json").exists(),
     )  # fmt: skip
     return [dataclasses.asdict(row) for row in done.receipts]
 
 
 def table(rows: dict[str, Any], title: str) -> Table:
-    """Every step of every route; ratios are to the published network."""
+    """Every step of every pipeline; ratios are to the published network."""
     made = Table(title=title, title_justify="left")
     for head in (
-        "route",
+        "pipeline",
         "step",
         "accuracy %",
         "MFLOPs",
@@ -144,7 +144,7 @@ def table(rows: dict[str, Any], title: str) -> Table:
         "ms, one",
         "ms, 128",
     ):
-        made.add_column(head, justify="left" if head in ("route", "step") else "right", no_wrap=True)
+        made.add_column(head, justify="left" if head in ("pipeline", "step") else "right", no_wrap=True)
     for name, found in rows.items():
         first = found["receipts"][0]
         for row in found["receipts"]:
@@ -163,9 +163,9 @@ def main(argv: Sequence[str]) -> int:
     options = cli.parsed("python experiments/compress_cifar10.py", __doc__ or "", Options, argv)
     runtime.setup()
     known = json.loads(options.out.read_text())["rows"] if options.out and options.out.exists() else {}
-    plans = routes(options.epochs, file_of(56, options.weights))
+    plans = pipelines(options.epochs, file_of(56, options.weights))
     if unknown := set(options.only) - plans.keys():
-        raise ja.UserError(f"no route {min(unknown)!r}: {', '.join(plans)}")
+        raise ja.UserError(f"no pipeline {min(unknown)!r}: {', '.join(plans)}")
     for name, (depth, steps) in plans.items():
         if options.only and name not in options.only:
             continue

@@ -61,8 +61,9 @@ def recipe(options: Options, optimizer: Optimizer) -> ja.Recipe:
     """ResNet-20 on the first images, tested at the end."""
     return ja.Recipe(
         name="transfer", model=models.resnet20, epochs=options.epochs, batch_size=64, eval_every=options.epochs,
-        task=ja.ImageClassification(mean=(0.449,), std=(0.226,)),  # the grey of what it was trained on
-        data=ja.Data(name="fashion_mnist", downloads=options.downloads, train_split=f"train[:{options.images}]"),
+        task=ja.tasks.ImageClassification(mean=(0.449,), std=(0.226,)),  # the grey of what it was trained on
+        data=ja.training.Data(name="fashion_mnist", downloads=options.downloads,
+                              train_split=f"train[:{options.images}]"),
         augment=(augment.horizontal_flip,), optimizer=optimizer, schedule=Schedule("cosine", warmup=0.05),
         sweep={"seed": tuple(range(options.seeds))},
     )  # fmt: skip
@@ -78,7 +79,7 @@ def pretrained(options: Options, file: Path) -> dict[str, Any]:
     params = variables["params"] | {"head": own["head"]}
     stem = params["stem"] | {"conv": {"kernel": params["stem"]["conv"]["kernel"].sum(2, keepdims=True)}}
     params |= {"stem": stem}  # the three colors of a grey image are the same
-    ja.pack({"params": params, "model_state": variables["state"]}, file)
+    ja.params.save({"params": params, "model_state": variables["state"]}, file)
     return {"params": params, "state": variables["state"]}
 
 
@@ -103,10 +104,10 @@ def probed(options: Options, variables: dict[str, Any]) -> dict[str, Any]:
     def f(params: Any, x: jax.Array) -> jax.Array:
         return model.apply(params, variables["state"], x, key=jax.random.key(0), train=False)[0]
 
-    seen = jax.jit(ja.features(f, ["head/kernel"], of="input"))
+    seen = jax.jit(ja.transforms.features(f, ["head/kernel"], of="input"))
 
     def cached(split: str) -> tuple[np.ndarray, np.ndarray]:
-        source = ja.open_source("fashion_mnist", split, downloads=options.downloads)
+        source = ja.data.open("fashion_mnist", split, downloads=options.downloads)
         examples = source.__getitems__(range(len(source)))
         images = np.stack([example["image"] for example in examples])
         parts = [
@@ -116,7 +117,7 @@ def probed(options: Options, variables: dict[str, Any]) -> dict[str, Any]:
         return np.concatenate(parts), np.array([example["label"] for example in examples])
 
     features, labels = cached(f"train[:{options.images}]")
-    head = ja.linear_probe(features, labels, 10)
+    head = ja.models.linear_probe(features, labels, 10)
     features, labels = cached("test")
     right = np.argmax(features @ head["kernel"] + head["bias"], -1) == labels
     return {"accuracy": [100 * float(right.mean())], "optimizer_bytes": 0, "examples_per_second": None}

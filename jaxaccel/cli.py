@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import errno
+import importlib
 import io
 import os
 import re
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 import traceback
+import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, get_type_hints
@@ -53,6 +55,25 @@ class RunOptions(Options):
 class _Command:
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
     options: Annotated[RunOptions, tyro.conf.arg(name="")]
+
+
+def make_callable(module: str, home: str, name: str) -> None:
+    """Lets a command's module be called as the public function of its name.
+
+    ``ja.train`` is a function, and ``python -m jaxaccel.train`` a module; once that is imported, Python puts it where
+    the function was.
+
+    Args:
+      module: of the command.
+      home: the module that has the function.
+      name: of the function.
+    """
+
+    class CallableModule(types.ModuleType):
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return getattr(importlib.import_module(home), name)(*args, **kwargs)
+
+    sys.modules[module].__class__ = CallableModule
 
 
 def read(

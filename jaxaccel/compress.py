@@ -1,8 +1,8 @@
 """From a trained model to a smaller one: ``python -m jaxaccel.compress ORIGIN --recipe NAME [--overrides]``.
 
 ORIGIN is the directory of a run, or a file of weights together with --like RECIPE, the recipe that trained them.
---list shows the routes, and a path to a Python file with a function `route()` is one too. Every step's options are
-flags under its name, and those of the training that it came from are under --training.
+--list shows the recipes, and a path to a Python file with a function `pipeline()` is one too. Every step's options
+are flags under its name, and those of the training that it came from are under --training.
 """
 
 import dataclasses
@@ -15,9 +15,9 @@ from typing import Annotated, Any
 import tyro
 
 from jaxaccel import cli
-from jaxaccel.compression.follow import follow
 from jaxaccel.compression.learning import NOT_TAKEN
-from jaxaccel.compression.route import Route, load, names
+from jaxaccel.compression.loop import compress
+from jaxaccel.compression.pipeline import Pipeline, load, names
 from jaxaccel.core.options import Count, Options
 from jaxaccel.errors import UserError, option
 from jaxaccel.training.flags import own_names
@@ -28,11 +28,11 @@ DEFAULT = "prune_and_int8"
 
 
 @dataclasses.dataclass(frozen=True)
-class RouteOptions(Options):
-    """Where the route leads, and how it is measured."""
+class PipelineOptions(Options):
+    """Where the pipeline leads, and how it is measured."""
 
     run: Path | None = None
-    """Directory of the route [default: runs/ORIGIN-compressed]."""
+    """Directory of the pipeline [default: runs/ORIGIN-compressed]."""
     resume: bool = False
     """Go on after the last step that has its receipt."""
     overwrite: bool = False
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     named, like = _taken(words, "--recipe") or DEFAULT, _taken(words, "--like")
     origin = Path(words.pop(0)) if words and not words[0].startswith("-") else None
-    route, module = load(named)
+    pipeline, module = load(named)
     asked = {"-h", "--help"} & set(words)
     if origin is None and not asked:
         raise UserError(
@@ -67,16 +67,16 @@ def main(argv: Sequence[str]) -> int:
     training = loaded.recipe if loaded else None
     with own_names(loaded.definitions if loaded else dict):
         command = _parsed(
-            route, training, f"{__doc__}\n\nRecipe {named}: {(module.__doc__ or '').strip()}", words
+            pipeline, training, f"{__doc__}\n\nRecipe {named}: {(module.__doc__ or '').strip()}", words
         )
     options = command.options
     if training is not None:
         _check_taken(training, command.training)
-    steps = {name: getattr(command, name) for name in route.steps}
+    steps = {name: getattr(command, name) for name in pipeline.steps}
     assert origin is not None
     try:
-        follow(
-            Route(steps), origin, getattr(command, "training", None), run=options.run, resume=options.resume,
+        compress(
+            Pipeline(steps), origin, getattr(command, "training", None), run=options.run, resume=options.resume,
             overwrite=options.overwrite, batch=options.batch, trust=options.trust,
         )  # fmt: skip
     except UserError as error:
@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _flag(path: str) -> str:
-    """What an option of `follow`, or of the training, is called on this command line."""
+    """What an option of `compress`, or of the training, is called on this command line."""
     if path == "training":
         return "like"
     of_training = {field.name for field in dataclasses.fields(Recipe)}
@@ -122,18 +122,20 @@ def _taken(words: list[str], flag: str) -> str | None:
     return None
 
 
-def _parsed(route: Route, training: Recipe | None, description: str, words: Sequence[str]) -> Any:
+def _parsed(pipeline: Pipeline, training: Recipe | None, description: str, words: Sequence[str]) -> Any:
     """A dataclass with a field for each step, one for the training where it is known, and the options."""
     default: dict[str, Any] = {
-        **route.steps,
+        **pipeline.steps,
         **({"training": training} if training else {}),
-        "options": RouteOptions(),
+        "options": PipelineOptions(),
     }
-    unnamed = Annotated[RouteOptions, tyro.conf.arg(name="")]
+    unnamed = Annotated[PipelineOptions, tyro.conf.arg(name="")]
     kinds = [(name, unnamed if name == "options" else type(value)) for name, value in default.items()]
     made = dataclasses.make_dataclass("Command", kinds, frozen=True)
     return cli.parsed("python -m jaxaccel.compress ORIGIN", description, made(**default), words)
 
+
+cli.make_callable(__name__, "jaxaccel.compression.loop", "compress")
 
 if __name__ == "__main__":
     cli.run(main, sys.argv[1:])

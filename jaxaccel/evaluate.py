@@ -34,7 +34,8 @@ from rich.table import Table
 from jaxaccel import cli
 from jaxaccel.core.files import write_text
 from jaxaccel.core.options import CountOrZero, Options
-from jaxaccel.data import Source, open_source
+from jaxaccel.data import Source
+from jaxaccel.data.opening import open_source
 from jaxaccel.deployment.trained import Trained, load
 from jaxaccel.errors import UserError, option
 from jaxaccel.tasks.report import ClassReport

@@ -5,15 +5,10 @@ to a Python file with a function `recipe()` is a recipe too. Every value of a re
 """
 
 import sys
-import types
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 from jaxaccel import cli
 from jaxaccel.distributed import MeshShape
-
-if TYPE_CHECKING:
-    from jaxaccel.training.result import TrainResult
 
 
 def main(argv: Sequence[str]) -> int:
@@ -38,16 +33,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-class _CallableModule(types.ModuleType):
-    """This module, for ``python -m``, that may also be called, for ``ja.train(recipe)``."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> "TrainResult":
-        from jaxaccel.training.loop import train
-
-        return train(*args, **kwargs)
-
-
-sys.modules[__name__].__class__ = _CallableModule
+cli.make_callable(__name__, "jaxaccel.training.loop", "train")
 
 if __name__ == "__main__":
     cli.run(main, sys.argv[1:])

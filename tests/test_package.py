@@ -18,10 +18,10 @@ TYPED = """
 import jaxaccel as ja
 
 result = ja.train(ja.load_recipe("digits"))
-reveal_type(ja.Schedule(name="linear").warmup)
+reveal_type(ja.optim.Schedule(name="linear").warmup)
 reveal_type(result.summary)
-ja.Schedule(name="cosin")
-ja.Data(wrkers=3)
+ja.optim.Schedule(name="cosin")
+ja.training.Data(wrkers=3)
 """
 
 

@@ -74,7 +74,10 @@ def mask_removed(variables: PyTree, removed: Removed) -> PyTree:
 def count_costs(f: Function, variables: PyTree, x: jax.Array) -> dict[str, int]:
     """Counts multiply-adds of one example, and parameters."""
     parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-    return {"multiply_adds": sum(ja.multiply_adds(f, variables, x[:1]).values()), "parameters": parameters}
+    return {
+        "multiply_adds": sum(ja.params.count_multiply_adds(f, variables, x[:1]).values()),
+        "parameters": parameters,
+    }
 
 
 def measure(options: Options) -> Iterator[Cell]:
@@ -91,7 +94,7 @@ def measure_cell(torch: Process | None, options: Options) -> Cell:
     )  # fmt: skip
     f, variables = make_function(network)
     if options.weights:
-        loaded = ja.load_pretrained((variables["params"], variables["state"]), options.weights)
+        loaded = ja.models.load_pretrained((variables["params"], variables["state"]), options.weights)
         variables = {"params": loaded.params, "state": loaded.state}
     x = network.examples(32)
     rows: dict[str, Any] = {"JAX": count_costs(f, variables, x)}

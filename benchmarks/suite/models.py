@@ -59,8 +59,8 @@ def measure_cell(name: str, options: Options) -> Cell:
     for row in rows:
         row["images_per_second"] = 1e3 * options.batch / row["median_ms"]
     return {
-        "model": name, "image_size": side, "batch_size": options.batch, "parameters": counts.parameters(shapes),
-        "multiply_adds": counts.multiply_adds(shapes, (side, side, 3)), "programs": rows,
+        "model": name, "image_size": side, "batch_size": options.batch, "parameters": counts.count_parameters(shapes),
+        "multiply_adds": counts.count_multiply_adds(shapes, (side, side, 3)), "programs": rows,
     }  # fmt: skip
 
 

@@ -82,7 +82,7 @@ class Program:
     ) -> None:
         """`gradients` takes (params, state, given) and returns (gradients, new state)."""
         if variant.name == "fixed":
-            params = ja.masked(params, ja.prune(params, SPARSITY))
+            params = ja.params.masked(params, ja.prune(params, SPARSITY))
 
         def step(carry: Any, given: Any) -> Any:
             params, state, opt_state = carry

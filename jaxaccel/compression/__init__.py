@@ -1,8 +1,8 @@
 """The way from a trained model to a smaller one, in steps, each with its receipt: ``python -m jaxaccel.compress``."""
 
-from jaxaccel.compression.follow import Followed, follow
 from jaxaccel.compression.learning import FineTune, Student
-from jaxaccel.compression.route import Route, load_route
+from jaxaccel.compression.loop import CompressResult, compress
+from jaxaccel.compression.pipeline import Pipeline, load_pipeline
 from jaxaccel.compression.step import Step
 from jaxaccel.compression.steps import (
     Fold,
@@ -14,17 +14,17 @@ from jaxaccel.compression.steps import (
 )
 
 __all__ = [
+    "CompressResult",
     "FineTune",
     "Fold",
-    "Followed",
     "LowRank",
+    "Pipeline",
     "Prune",
     "Quantize",
     "RemoveChannels",
-    "Route",
     "Share",
     "Step",
     "Student",
-    "follow",
-    "load_route",
+    "compress",
+    "load_pipeline",
 ]

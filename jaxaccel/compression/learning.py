@@ -1,4 +1,4 @@
-"""The steps of a route that learn: training on, and another model that is to learn from the first.
+"""The steps of a pipeline that learn: training on, and another model that is to learn from the first.
 
 Training on is a run of its own, by a recipe made of how the model was trained and of what the step says.
 """
@@ -26,7 +26,7 @@ from jaxaccel.training.teacher import Distill
 from jaxaccel.training.warm_start import start
 from jaxaccel.transforms import compressed
 from jaxaccel.transforms.params import trainable, with_trained
-from jaxaccel.transforms.params.unpack import is_packed
+from jaxaccel.transforms.params.load import is_packed
 
 PyTree = Any
 NOT_TAKEN = (
@@ -122,15 +122,15 @@ class Student(Step):
 
 
 def fine_tuned(stage: Stage, setting: Setting, name: str, how: FineTune, sparse: Sparse) -> Stage:
-    """The stage after a run of its own in the route's directory, which goes on where it was stopped."""
+    """The stage after a run of its own in the pipeline's directory, which goes on where it was stopped."""
     directory = setting.directory / name
     begun = any(directory.glob("checkpoints/*"))
     recipe = recipe_of(stage, setting, name, how, sparse)
     try:
         result = train(recipe, run=directory, resume=begun, overwrite=not begun, trust=setting.trust)
     except UserError as error:
-        of_route = error.renamed(partial(renamed, step=name))
-        raise UserError(f"{name}: {of_route.message}") from error
+        of_pipeline = error.renamed(partial(renamed, step=name))
+        raise UserError(f"{name}: {of_pipeline.message}") from error
     if not result.summary["finished"]:
         raise SystemExit(0)  # a signal asked it to stop, and it has said how to go on
     weights, state = jax.device_get((result.state.weights(), result.state.model_state))
@@ -139,7 +139,7 @@ def fine_tuned(stage: Stage, setting: Setting, name: str, how: FineTune, sparse:
 
 
 def renamed(path: str, step: str) -> str:
-    """What an option of the training is called in a route, of which `step` is a fine-tuning."""
+    """What an option of the training is called in a pipeline, of which `step` is a fine-tuning."""
     for theirs, ours in OF_THE_STEP.items():
         if f"{path}.".startswith(f"{theirs}."):
             return f"{step}.{ours}{path.removeprefix(theirs)}"

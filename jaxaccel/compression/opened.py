@@ -1,12 +1,12 @@
-"""A route's directory opened again: the model as one of its steps left it, without the data set."""
+"""A pipeline's directory opened again: the model as one of its steps left it, without the data set."""
 
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxaccel.compression import place
 from jaxaccel.compression.learning import FineTune, Student
-from jaxaccel.compression.place import RECEIPTS, RECORD
 from jaxaccel.compression.receipts import Receipt
 from jaxaccel.compression.stage import Setting, Stage, trained
 from jaxaccel.compression.step import Step
@@ -19,7 +19,7 @@ from jaxaccel.training import plain
 from jaxaccel.training.facts import read_facts
 from jaxaccel.training.file_names import FileNames
 from jaxaccel.training.recipe_file import from_json, read_record
-from jaxaccel.transforms.params import unpack
+from jaxaccel.transforms.params.load import load_params
 
 KINDS: Mapping[str, type[Step]] = {
     kind.__name__: kind for kind in (FineTune, Fold, LowRank, Prune, Quantize, RemoveChannels, Share, Student)
@@ -36,16 +36,16 @@ def opened(directory: Path, step: str | None = None, trust: bool = False) -> tup
       UserError: the directory holds no such step, or is damaged, or a step of the user's own is in the way.
     """
     try:
-        record, receipts = read_json(directory / RECORD), read_json(directory / RECEIPTS)
+        record, receipts = place.read_record(directory), read_json(directory / place.RECEIPTS)
     except OSError as error:
         raise UserError(
-            f"{error.filename} cannot be read ({error.strerror}): take the route again"
+            f"{error.filename} cannot be read ({error.strerror}): take the pipeline again"
         ) from error
-    names, kept = _names(directory / RECORD, record, trust), read_facts(directory)
+    names, kept = _names(place.find_record(directory), record, trust), read_facts(directory)
     try:
         rows = [Receipt(**row) for row in receipts["receipts"]]
         steps = {"origin": None} | {
-            name: _step(name, values, names) for name, values in record["route"].items()
+            name: _step(name, values, names) for name, values in record["pipeline"].items()
         }
         setting = Setting(
             from_json(record["training"], names),
@@ -64,13 +64,13 @@ def opened(directory: Path, step: str | None = None, trust: bool = False) -> tup
     last = done.index(step) if step else len(done) - 1
     factory = setting.training.model
     model, file = setting.model(factory), setting.origin
-    params, state = check_stored(unpack(file), model, file)
+    params, state = check_stored(load_params(file), model, file)
     stage = trained(factory, {"params": params, "model_state": state}, model)
     for number, (name, taken) in enumerate([*steps.items()][: last + 1]):
         file = setting.file(number, name)
         if taken is not None and not taken.same_function:
             stage = _again(taken, stage, setting, name)
-        stage = dataclasses.replace(stage, variables=unpack(file, like=stage.variables), file=file)
+        stage = dataclasses.replace(stage, variables=load_params(file, like=stage.variables), file=file)
     return stage, setting, rows[last]
 
 
@@ -80,13 +80,13 @@ def _again(step: Step, stage: Stage, setting: Setting, name: str) -> Stage:
         step = dataclasses.replace(step, init_from=None)
     if isinstance(step, Quantize) and step.ranged and not step.ranges_file(setting, name).exists():
         raise UserError(
-            f"{step.ranges_file(setting, name)} is missing, the ranges of {name}: take the route again"
+            f"{step.ranges_file(setting, name)} is missing, the ranges of {name}: take the pipeline again"
         )
     return step.apply(stage, setting, name)
 
 
 def _names(file: Path, record: Mapping[str, Any], trust: bool) -> FileNames:
-    """What names in a route stand for: as in the run that it began with, where that is still there."""
+    """What names in a pipeline stand for: as in the run that it began with, where that is still there."""
     origin = Path(str(record.get("origin"))) / "recipe.json"
     if not origin.is_file():
         return FileNames(file, b"", trust=trust)
@@ -95,7 +95,7 @@ def _names(file: Path, record: Mapping[str, Any], trust: bool) -> FileNames:
 
 
 def _step(name: str, values: Mapping[str, Any], names: FileNames) -> Step:
-    """The step that `Route.as_json` wrote down."""
+    """The step that `Pipeline.as_json` wrote down."""
     kind = KINDS.get(values["kind"])
     if kind is None:
         raise UserError(f"{name} is a {values['kind']}, which is no step of jaxaccel: take it in Python")

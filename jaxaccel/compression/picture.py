@@ -1,4 +1,4 @@
-"""The picture of a route: what each step pays in its metric for bytes and for time."""
+"""The picture of a pipeline: what each step pays in its metric for bytes and for time."""
 
 import itertools
 import math
@@ -40,7 +40,7 @@ def pareto(path: Path, rows: Sequence[Receipt], headline: Headline) -> None:
 
 
 def title(rows: Sequence[Receipt], headline: Headline) -> str:
-    """What the whole route came to."""
+    """What the whole pipeline came to."""
     first, last, gain = rows[0], rows[-1], chained(rows)[-1]
     noise = chained_noise(rows)
     speed = gain_text(gain, noise) if changed(gain, noise) else f"speed {gain_text(gain, noise)}"

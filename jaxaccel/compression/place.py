@@ -1,4 +1,4 @@
-"""The directory of a route: whose it is, what of it is there already, and what it replaces."""
+"""The directory of a pipeline: whose it is, what of it is there already, and what it replaces."""
 
 import contextlib
 import json
@@ -18,43 +18,46 @@ from jaxaccel.training.recipe_file import changes, differences, upgraded, with_d
 from jaxaccel.training.rundir import command, write_json
 from jaxaccel.training.swap import Swap
 
-RECORD, RECEIPTS = "route.json", "receipts.json"
+RECORD, RECEIPTS = "pipeline.json", "receipts.json"
+OLD_RECORD, OLD_KEY = "route.json", "route"
+"""What version 0.1.0 called the record, and the steps in it."""
 BEGINNING = {RECORD, RECEIPTS, "facts.json", "0-origin.safetensors"}
 """What is there before the first step: nothing that would be a loss."""
 
 
 def default(origin: Path) -> Path:
-    """Where a route from there leads: ``runs/ORIGIN-compressed``."""
+    """Where a pipeline from there leads: ``runs/ORIGIN-compressed``."""
     return Path("runs") / f"{origin.name if origin.is_dir() else origin.stem}-compressed"
 
 
 def resumed(
     directory: Path, record: dict[str, Any], training: Recipe, steps: Mapping[str, Any]
 ) -> list[Receipt]:
-    """The receipts that are there already, of the same route; options that an older version lacked have their defaults.
+    """The receipts that are there, of the same pipeline; options that an older version lacked have their defaults.
 
     Args:
-      directory: of the route.
-      record: what its route.json would hold now.
+      directory: of the pipeline.
+      record: what its pipeline.json would hold now.
       training: how the model was trained.
-      steps: of the route, by name.
+      steps: of the pipeline, by name.
 
     Raises:
       UserError: there is none, or it is another one.
     """
-    if not (directory / RECORD).is_file():
+    file = find_record(directory)
+    if not file.is_file():
         raise UserError(
             f"nothing to resume in {directory}: there is no {RECORD}; leave out {option('resume', True)}"
         )
-    before = read_json(directory / RECORD)
+    before = read_record(directory)
     now = json.loads(json.dumps({name: value for name, value in record.items() if name != "training"}))
-    taken = before.get("route")
+    taken = before.get("pipeline")
     if isinstance(taken, dict):
-        before["route"] = {name: with_defaults(step, steps.get(name)) for name, step in taken.items()}
+        before["pipeline"] = {name: with_defaults(step, steps.get(name)) for name, step in taken.items()}
     found = differences(now, {name: before.get(name) for name in now})
     trained_before = before.get("training", {})
     if not isinstance(trained_before, dict):
-        raise UserError(f"{directory / RECORD} was not written by jaxaccel, or is damaged")
+        raise UserError(f"{file} was not written by jaxaccel, or is damaged")
     trained = changes(training, upgraded(trained_before))
     found += [(f"training.{path}", value, old) for path, value, old in trained]
     for path, value, old in found:
@@ -71,8 +74,27 @@ def resumed(
         return []
 
 
+def find_record(directory: Path) -> Path:
+    """Finds the file in which a pipeline's directory says what was asked for, also where version 0.1.0 wrote it."""
+    old = directory / OLD_RECORD
+    return old if old.is_file() and not (directory / RECORD).is_file() else directory / RECORD
+
+
+def read_record(directory: Path) -> dict[str, Any]:
+    """Reads that file, in today's names.
+
+    Raises:
+      UserError: it is damaged.
+      OSError: it cannot be read.
+    """
+    record = read_json(find_record(directory))
+    if OLD_KEY in record:
+        record["pipeline"] = record.pop(OLD_KEY)
+    return record
+
+
 def check_free(directory: Path, origin: Path, overwrite: bool) -> None:
-    """Checks that a route from `origin` may be written to `directory`; nothing is touched.
+    """Checks that a pipeline from `origin` may be written to `directory`; nothing is touched.
 
     Raises:
       UserError: something would be lost.
@@ -86,7 +108,7 @@ def check_free(directory: Path, origin: Path, overwrite: bool) -> None:
         )
     if RECORD not in _names(directory):
         raise UserError(
-            f"{directory} is no route of jaxaccel and will not be deleted: choose another {option('run', 'DIR')}"
+            f"{directory} is no pipeline of jaxaccel and will not be deleted: choose another {option('run', 'DIR')}"
         )
     if directory.resolve() in origin.resolve().parents:
         raise UserError(
@@ -96,9 +118,9 @@ def check_free(directory: Path, origin: Path, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def claimed(directory: Path, origin: Path, *, resume: bool, overwrite: bool) -> Iterator[Swap]:
-    """Holds `directory` for a route from `origin`, once it is clear that nothing would be lost.
+    """Holds `directory` for a pipeline from `origin`, once it is clear that nothing would be lost.
 
-    What `begin` replaces is deleted when the new route has come to a result, and stands there again if it comes to
+    What `begin` replaces is deleted when the new pipeline has come to a result, and stands there again if it comes to
     none; if this process is killed, then at the next start.
 
     Raises:
@@ -116,7 +138,7 @@ def claimed(directory: Path, origin: Path, *, resume: bool, overwrite: bool) -> 
 
 
 def begin(swap: Swap, record: dict[str, Any]) -> None:
-    """Makes the directory and its route.json; what was there is set aside."""
+    """Makes the directory and its pipeline.json; what was there is set aside."""
 
     def write(directory: Path) -> None:
         written = record | {"command": command(), "versions": runtime.versions()}
@@ -152,4 +174,5 @@ def write_receipts(directory: Path, rows: list[Receipt], record: dict[str, Any])
 def _names(directory: Path) -> set[str]:
     """What is in `directory`, but for locks and drafts, which a process that was killed may leave."""
     paths = directory.iterdir() if directory.is_dir() else ()
-    return {path.name for path in paths if not is_left_over(path)}
+    names = {path.name for path in paths if not is_left_over(path)}
+    return names - {OLD_RECORD} | {RECORD} if OLD_RECORD in names else names

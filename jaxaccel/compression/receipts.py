@@ -15,8 +15,8 @@ from jaxaccel.core.arrays import LowRankArray
 from jaxaccel.core.interpret import is_compressed
 from jaxaccel.core.timing import Times, repeat, time_in_turns
 from jaxaccel.tasks.metrics import Mean, add, as_scores
-from jaxaccel.transforms.params import multiply_adds
-from jaxaccel.transforms.params.pack import transfer_seconds
+from jaxaccel.transforms.params import count_multiply_adds
+from jaxaccel.transforms.params.save import transfer_seconds
 
 PyTree = Any
 SECONDS = 0.01
@@ -98,7 +98,7 @@ def receipt(
     return Receipt(
         step=name, scores=evaluated(name, stage, setting), parameters=numbers(stage.variables),
         nonzeros=numbers(stage.variables, lambda x: int(np.count_nonzero(x))),
-        flops=2 * sum(multiply_adds(stage.call, stage.variables, *setting.inputs(1)).values()),
+        flops=2 * sum(count_multiply_adds(stage.call, stage.variables, *setting.inputs(1)).values()),
         bytes=sum(x.nbytes for x in jax.tree.leaves(stage.variables)), packed_bytes=size,
         seconds_at_10_mbit=transfer_seconds(size, 10e6), seconds_at_1_gbit=transfer_seconds(size, 1e9),
         latency_ms=last.latency_ms / latency.ratio if last and latency else 1000 * measured["one"],

@@ -26,7 +26,7 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """What a model computes with at one point of its route, and how."""
+    """What a model computes with at one point of its pipeline, and how."""
 
     factory: Any
     """What makes the model, as a recipe names it."""
@@ -36,7 +36,7 @@ class Stage:
     call: Callable[..., PyTree]
     """(dense variables, *inputs) -> outputs, in inference."""
     accelerated: Callable[[Callable[..., PyTree]], Callable[..., PyTree]] = compressed
-    """What makes `call` one of `variables`: `ja.compressed`, or `ja.int8` with its calibration."""
+    """What makes `call` one of `variables`: `ja.transforms.compressed`, or `ja.int8` with its calibration."""
     pruned: tuple[str, ...] = ()
     """Which weights were pruned on the way, as patterns of paths: their zeros stay."""
     file: Path | None = None
@@ -79,7 +79,7 @@ def zeros(params: PyTree, where: Where = "**") -> dict[str, float]:
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """The task, the data and the place of a route."""
+    """The task, the data and the place of a pipeline."""
 
     training: Recipe
     """How the model was trained: its task and data are those of all receipts, and fine-tuning goes by it."""
@@ -97,7 +97,7 @@ class Setting:
 
     @property
     def origin(self) -> Path:
-        """Where those are that the route begins with."""
+        """Where those are that the pipeline begins with."""
         return self.file(0, "origin")
 
     @functools.cached_property

@@ -1,4 +1,4 @@
-"""What a step of a route is, and checks of its options."""
+"""What a step of a pipeline is, and checks of its options."""
 
 import abc
 from typing import Annotated, Any, ClassVar
@@ -26,7 +26,7 @@ class Step(Options, abc.ABC):
 
     @abc.abstractmethod
     def apply(self, stage: Stage, setting: Setting, name: str) -> Stage:
-        """The stage after this step, which is called `name` in its route.
+        """The stage after this step, which is called `name` in its pipeline.
 
         Raises:
           UserError: an option has no meaning for this model.

@@ -1,4 +1,4 @@
-"""The steps of a route that make a model smaller or faster; those that learn are in `learning`.
+"""The steps of a pipeline that make a model smaller or faster; those that learn are in `learning`.
 
 The command line shows their options as ``--NAME.OPTION``.
 """
@@ -20,9 +20,9 @@ from jaxaccel.errors import UserError
 from jaxaccel.optim import Sparse
 from jaxaccel.transforms import Calibration, calibrate, fold, input_covariances, input_norms, int8
 from jaxaccel.transforms.params import (
+    count_multiply_adds,
     low_rank,
     masked,
-    multiply_adds,
     prune,
     quantize,
     remove_channels,
@@ -151,7 +151,7 @@ class LowRank(Step):
         """The stage with low-rank weights."""
         params, f = stage.variables["params"], stage.of_params()
         found = input_covariances(f, params, setting.examples(self.examples)) if self.examples else None
-        work = multiply_adds(f, params, *setting.inputs(1)) if "flops" in self.budget else None
+        work = count_multiply_adds(f, params, *setting.inputs(1)) if "flops" in self.budget else None
         thin = low_rank(params, where=self.where, form=self.form, work=work, covariances=found, **self.budget)
         return stage.with_params(thin)
 

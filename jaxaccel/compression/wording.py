@@ -1,4 +1,4 @@
-"""What a person reads of a route."""
+"""What a person reads of a pipeline."""
 
 from collections.abc import Sequence
 

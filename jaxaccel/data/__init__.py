@@ -1,11 +1,15 @@
 """Data sets with random access, the order of their examples, and how examples are augmented.
 
 Only what imports neither JAX nor TFDS until a data set is opened is re-exported, so that worker processes which
-read examples stay light. Import `jaxaccel.data.order` and `jaxaccel.data.augment` by name.
+read examples stay light. `augment` is imported when it is first used.
 """
 
+import lazy_loader
+
 from jaxaccel.data.arrays import from_arrays
-from jaxaccel.data.opening import open_source
+from jaxaccel.data.opening import open_source as open
 from jaxaccel.data.sources import Source
 
-__all__ = ["Source", "from_arrays", "open_source"]
+__all__ = ["Source", "from_arrays", "open"]
+
+__getattr__, *_ = lazy_loader.attach(__name__, ["augment"])

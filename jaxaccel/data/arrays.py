@@ -26,7 +26,7 @@ _SESSION: dict[str, ArraySet] = {}
 def from_arrays(
     train: Any, *, test: Any = None, validation: Any = None, class_names: Sequence[str] | None = None
 ) -> str:
-    """Makes a data set of arrays, and returns its name: ``ja.Data(name=ja.data.from_arrays(...))``.
+    """Makes a data set of arrays, and returns its name: ``ja.training.Data(name=ja.data.from_arrays(...))``.
 
     The name holds a digest of all that is in the arrays, so that a run is resumed with the same data only. Another
     Python session calls `from_arrays` on the same arrays first. The arrays must not change.

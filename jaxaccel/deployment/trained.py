@@ -9,13 +9,15 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from jaxaccel.compression.opened import opened
+from jaxaccel.compression.place import find_record
 from jaxaccel.core import runtime
 from jaxaccel.core.options import Count, checked
 from jaxaccel.core.platform import count_devices
 from jaxaccel.core.trees import with_leaves
-from jaxaccel.data import Source, open_source
+from jaxaccel.data import Source
 from jaxaccel.data.elements import read_elements
-from jaxaccel.data.opening import set_aside
+from jaxaccel.data.opening import open_source, set_aside
 from jaxaccel.errors import UserError
 from jaxaccel.models.adapter import Model, abstract, inference, takes
 from jaxaccel.tasks import Task, prediction
@@ -46,17 +48,17 @@ class Trained:
     facts: Facts
     """What the run kept of its data set."""
     step: int | str
-    """Training steps that these weights have seen, or the step of a route that they come from."""
+    """Training steps that these weights have seen, or the step of a pipeline that they come from."""
     metrics: Mapping[str, float]
     """What was measured when these weights were saved; empty where nothing was."""
     params: PyTree
-    """``{"params": ..., "model_state": ...}``, as `ja.pack` stores them: the first argument of `function`."""
+    """``{"params": ..., "model_state": ...}``, as `ja.params.save` stores them: the first argument of `function`."""
     call: Callable[..., PyTree]
     """(params, *inputs of the model) -> outputs, in inference: the model itself."""
     run: Callable[..., PyTree]
     """The same as evaluations compute it: in the precision of the recipe, in forms that this device runs fast."""
     model: Model | None = None
-    """``init`` and ``apply``, with which training could go on; None for the last stages of a route, which cannot."""
+    """``init`` and ``apply``, with which training could go on; None for the last stages of a pipeline, which cannot."""
 
     @property
     def task(self) -> Task:
@@ -112,7 +114,7 @@ class Trained:
         Args:
           split: of the run's data set, with slices as TFDS writes them; "validation" is the share that
             `Data.validation` set aside, where it did; by default `Data.eval_split`.
-          source: examples to evaluate on instead, of the same classes: ``ja.open_source("folder:photos", "test")``.
+          source: examples to evaluate on instead, of the same classes: ``ja.data.open("folder:photos", "test")``.
           advance: called after each batch.
 
         Raises:
@@ -199,8 +201,8 @@ def load(run: Path | str, *, which: Which = "best", trust: bool = False) -> Trai
     """The model of a run, ready to predict; nothing in its directory is changed.
 
     Args:
-      run: directory of a run, also of one that still trains; or of a route of `ja.follow`, or a packed file in it.
-      which: the checkpoint with the best metric, the last one, or that of a step; the name of a step of a route.
+      run: directory of a run, also of one that still trains; or of a pipeline of `ja.compress`, or a packed file in it.
+      which: the checkpoint with the best metric, the last one, or that of a step; the name of a step of a pipeline.
       trust: execute code that the run brings along, also where somebody else wrote it.
 
     Raises:
@@ -208,8 +210,8 @@ def load(run: Path | str, *, which: Which = "best", trust: bool = False) -> Trai
     """
     runtime.setup()
     place = Path(run)
-    if (place / "route.json").is_file() or (place.is_file() and (place.parent / "route.json").is_file()):
-        return _of_route(place, which, trust)
+    if find_record(place.parent if place.is_file() else place).is_file():
+        return _of_pipeline(place, which, trust)
     if (place / "best" / "checkpoints").is_dir():
         raise UserError(f"{place} holds several replicas: take the best of them, {place / 'best'}")
     if not (place / "recipe.json").is_file():
@@ -230,9 +232,7 @@ def load(run: Path | str, *, which: Which = "best", trust: bool = False) -> Trai
     )
 
 
-def _of_route(place: Path, which: Which, trust: bool) -> Trained:
-    from jaxaccel.compression.opened import opened
-
+def _of_pipeline(place: Path, which: Which, trust: bool) -> Trained:
     directory = place if place.is_dir() else place.parent
     name = str(which) if which not in ("best", "last") else None
     if place.is_file():

@@ -1,5 +1,9 @@
 """Image classifiers in plain Flax NNX: nothing here depends on the rest of jaxaccel."""
 
+from typing import TYPE_CHECKING
+
+import lazy_loader
+
 from jaxaccel.models.vision.cifar_fast import CifarFast, cifar_fast
 from jaxaccel.models.vision.convnet import ConvNet
 from jaxaccel.models.vision.convnext import ConvNeXt, convnext_tiny
@@ -68,3 +72,13 @@ __all__ = [
     "vit_s16",
     "vit_ti16",
 ]
+
+# Not models, but what makes one of another or fills it with published weights: imported when they are first used.
+__getattr__, *_ = lazy_loader.attach(
+    __name__,
+    submod_attrs={"linear_probe": ["linear_probe"], "pretrained": ["cifar_resnet", "load_pretrained"]},
+)
+if TYPE_CHECKING:
+    from jaxaccel.models.linear_probe import linear_probe as linear_probe
+    from jaxaccel.models.pretrained import cifar_resnet as cifar_resnet
+    from jaxaccel.models.pretrained import load_pretrained as load_pretrained

@@ -11,7 +11,8 @@ from jaxaccel.core.trees import flat
 from jaxaccel.errors import UserError
 from jaxaccel.models.adapter import Model, abstract, as_model
 from jaxaccel.transforms import compressed
-from jaxaccel.transforms.params import trainable, unpack, with_trained
+from jaxaccel.transforms.params import trainable, with_trained
+from jaxaccel.transforms.params.load import load_params
 
 PyTree = Any
 
@@ -24,7 +25,7 @@ def packed(file: str | Path, model: Any, facts: Mapping[str, Any], inputs: tuple
     zero under ``--sparse.method fixed``.
 
     Args:
-      file: what `ja.pack` wrote of ``{"params": ..., "model_state": ...}``.
+      file: what `ja.params.save` wrote of ``{"params": ..., "model_state": ...}``.
       model: the factory of the model that they were compressed from, as `as_model` takes it.
       facts: what the data set says of itself.
       inputs: one batch's inputs as `jax.ShapeDtypeStruct`s.
@@ -32,7 +33,7 @@ def packed(file: str | Path, model: Any, facts: Mapping[str, Any], inputs: tuple
     Raises:
       UserError: the file is none, or was packed from another model.
     """
-    base, stored = as_model(model, facts, inputs), unpack(file)
+    base, stored = as_model(model, facts, inputs), load_params(file)
     params, state = check_stored(stored, base, file)
 
     def init(key: jax.Array) -> tuple[PyTree, PyTree]:

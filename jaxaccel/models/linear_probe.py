@@ -24,7 +24,7 @@ def linear_probe(
     it takes features as they are, and fits the head that they were made for.
 
     Args:
-      features: (N, D) float, computed once: ``ja.features(f, ["head/kernel"], of="input")``.
+      features: (N, D) float, computed once: ``ja.transforms.features(f, ["head/kernel"], of="input")``.
       labels: (N,) integers in [0, classes).
       classes: how many there are.
       l2: weight of the mean square of the standardised kernel.

@@ -18,8 +18,8 @@ from jaxaccel.training.recipe import Recipe
 from jaxaccel.training.recipe_file import load_recipe
 from jaxaccel.training.saved import read_weights
 from jaxaccel.training.teacher import Teacher
-from jaxaccel.transforms.params import trainable, unpack
-from jaxaccel.transforms.params.unpack import is_packed
+from jaxaccel.transforms.params import trainable
+from jaxaccel.transforms.params.load import is_packed, load_params
 
 PyTree = Any
 SAME_CLASSES = "soft targets need a teacher of the same classes"
@@ -146,7 +146,7 @@ def _weights_in(
     elif not origin.is_file():
         raise UserError(f"{origin} is no directory of a run and no file with weights")
     elif is_packed(origin):
-        stored = unpack(origin)
+        stored = load_params(origin)
         if not isinstance(stored, dict) or "params" not in stored:
             raise UserError(f"{origin} holds no model: pack {{'params': ..., 'model_state': ...}}")
         found = _named(trainable(stored["params"]), stored.get("model_state", {}))

@@ -1,5 +1,7 @@
 """Functions in, functions out: the same computation in other numbers."""
 
+import lazy_loader
+
 from jaxaccel.transforms.calibrate import Calibration, calibrate
 from jaxaccel.transforms.compressed import compressed
 from jaxaccel.transforms.distill import Hint, distill
@@ -33,3 +35,5 @@ __all__ = [
     "int8",
     "retarget",
 ]
+
+__getattr__, *_ = lazy_loader.attach(__name__, ["params"])

@@ -1,4 +1,4 @@
-"""`python -m jaxaccel.compress`: words to a route, mistakes to one line."""
+"""`python -m jaxaccel.compress`: words to a pipeline, mistakes to one line."""
 
 import json
 import re
@@ -8,18 +8,18 @@ import pytest
 from safetensors.numpy import save_file
 
 import jaxaccel as ja
-from jaxaccel import compress as command
-from jaxaccel.compression import Route
-from jaxaccel.compression.route import load, names
+import jaxaccel.compress as command
+from jaxaccel.compression import Pipeline
+from jaxaccel.compression.pipeline import load, names
 from jaxaccel.errors import UserError, option
 from jaxaccel.training import rundir
 
 
 @pytest.fixture
 def followed(monkeypatch):
-    """What `follow` is called with."""
+    """What `compress` is called with."""
     calls = []
-    monkeypatch.setattr(command, "follow", lambda *args, **kwargs: calls.append((args, kwargs)))
+    monkeypatch.setattr(command, "compress", lambda *args, **kwargs: calls.append((args, kwargs)))
     return calls
 
 
@@ -38,16 +38,18 @@ def test_flags_reach_their_step(followed, origin):
         command.main([str(origin), *words, "--share.bits=5", "--training.batch-size", "32", "--batch", "7"])
         == 0
     )
-    (route, place, training), options = followed[0]
-    assert list(route.steps) == ["prune", "share", "fine_tune"]
-    assert route.steps["prune"].epochs == 3 and route.steps["prune"].sparse.sparsity == 0.9
-    assert route.steps["share"].bits == 5 and route.steps["fine_tune"].epochs == 1
+    (pipeline, place, training), options = followed[0]
+    assert list(pipeline.steps) == ["prune", "share", "fine_tune"]
+    assert pipeline.steps["prune"].epochs == 3 and pipeline.steps["prune"].sparse.sparsity == 0.9
+    assert pipeline.steps["share"].bits == 5 and pipeline.steps["fine_tune"].epochs == 1
     assert place == origin and training.batch_size == 32 and options["batch"] == 7
 
 
 def test_alternatives_take_the_place_of_defaults(followed, origin, tmp_path):
     own = tmp_path / "pruned.py"
-    own.write_text("from jaxaccel.compression import *\ndef route():\n    return Route({'prune': Prune()})\n")
+    own.write_text(
+        "from jaxaccel.compression import *\ndef pipeline():\n    return Pipeline({'prune': Prune()})\n"
+    )
     for recipe, *words in (
         ("thin", "--channels.latency", "0.5"),
         ("low_rank", "--low-rank.energy", "0.9"),
@@ -72,28 +74,30 @@ def test_a_file_goes_by_a_recipe_like_it(followed, tmp_path):
     (_, _, training), _ = followed[0]
     assert training.data.name == "cifar10" and training.model is ja.models.resnet56
     with pytest.raises(UserError, match="with training=RECIPE, cifar10_resnet20 for instance"):
-        ja.follow(load("int8")[0], file, run=tmp_path / "r")
+        ja.compress(load("int8")[0], file, run=tmp_path / "r")
     with pytest.raises(UserError, match="no run and no file"):
-        ja.follow(load("int8")[0], tmp_path / "nowhere", run=tmp_path / "r")
+        ja.compress(load("int8")[0], tmp_path / "nowhere", run=tmp_path / "r")
 
 
 def test_every_route_can_be_made(capsys, followed, origin):
     assert command.main(["--list"]) == 0
     said = capsys.readouterr().out
     for name in names():
-        route, module = load(name)
-        assert isinstance(route, Route) and name in said and module.__doc__
-        assert json.loads(json.dumps(route.as_json()))
+        pipeline, module = load(name)
+        assert isinstance(pipeline, Pipeline) and name in said and module.__doc__
+        assert json.loads(json.dumps(pipeline.as_json()))
         assert command.main([str(origin), "--recipe", name]) == 0
 
 
 def test_a_file_of_ones_own(tmp_path, followed, origin):
     own = tmp_path / "mine.py"
-    own.write_text("from jaxaccel.compression import *\ndef route():\n    return Route({'fold': Fold()})\n")
+    own.write_text(
+        "from jaxaccel.compression import *\ndef pipeline():\n    return Pipeline({'fold': Fold()})\n"
+    )
     assert command.main([str(origin), "--recipe", str(own)]) == 0
     assert list(followed[0][0][0].steps) == ["fold"]
-    own.write_text("def route():\n    return 3\n")
-    with pytest.raises(UserError, match=r"must define route\(\)"):
+    own.write_text("def pipeline():\n    return 3\n")
+    with pytest.raises(UserError, match=r"must define pipeline\(\)"):
         command.main([str(origin), "--recipe", str(own)])
 
 
@@ -132,7 +136,7 @@ def test_a_mistake_found_later_names_flags_of_this_command(origin, monkeypatch, 
     def fails(*_, **__):
         raise UserError(f"give another {option(path)}")
 
-    monkeypatch.setattr(command, "follow", fails)
+    monkeypatch.setattr(command, "compress", fails)
     with pytest.raises(UserError) as caught:
         command.main([str(origin), "--recipe", "int8"])
     assert caught.value.as_flags() == f"give another {flag}"
@@ -161,13 +165,13 @@ def test_what_is_there_is_not_lost(tmp_path, origin):
     place = tmp_path / "there"
     place.mkdir()
     (place / "thesis.txt").write_text("all of it")
-    route = load("int8")[0]
+    pipeline = load("int8")[0]
     with pytest.raises(UserError, match="holds something already"):
-        ja.follow(route, origin, run=place)
+        ja.compress(pipeline, origin, run=place)
     with pytest.raises(UserError, match="will not be deleted"):
-        ja.follow(route, origin, run=place, overwrite=True)
+        ja.compress(pipeline, origin, run=place, overwrite=True)
     with pytest.raises(UserError, match="nothing to resume"):
-        ja.follow(route, origin, run=place, resume=True)
+        ja.compress(pipeline, origin, run=place, resume=True)
     assert (place / "thesis.txt").read_text() == "all of it"
 
 
@@ -177,7 +181,7 @@ def test_from_the_command_line(run_train, tmp_path):
     code, out, err = run_train("o", "--recipe", "int8", "--run", "r", module="jaxaccel.compress")
     assert code == 0, err
     assert "packed" in out and "at 10 Mbit/s" in out and (tmp_path / "r" / "pareto.png").exists()
-    record = json.loads((tmp_path / "r" / "route.json").read_text())
+    record = json.loads((tmp_path / "r" / "pipeline.json").read_text())
     assert record["command"] == ["python", "-m", "jaxaccel.compress", "o", "--recipe", "int8", "--run", "r"]
     words = ("o", "--int8.bits", "3", "--recipe", "int8", "--run", "s")
     code, _, err = run_train(*words, module="jaxaccel.compress")

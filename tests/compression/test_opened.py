@@ -1,4 +1,4 @@
-"""A route's directory opened again: each step's model as it was, without the data set and without writing."""
+"""A pipeline's directory opened again: each step's model as it was, without the data set and without writing."""
 
 import json
 import shutil
@@ -12,10 +12,10 @@ import jaxaccel as ja
 from jaxaccel.compression import (
     FineTune,
     Fold,
+    Pipeline,
     Prune,
     Quantize,
     RemoveChannels,
-    Route,
     Student,
     opened,
     stage,
@@ -35,17 +35,17 @@ def followed(digits_run, tmp_path_factory):
         "fold": Fold(),
         "int8": Quantize(examples=64),
     }
-    return ja.follow(Route(steps), digits_run.directory, run=tmp_path_factory.mktemp("route") / "small")
+    return ja.compress(
+        Pipeline(steps), digits_run.directory, run=tmp_path_factory.mktemp("pipeline") / "small"
+    )
 
 
 @pytest.fixture(scope="module")
 def images():
-    return np.stack(
-        [example["image"] for example in ja.open_source("digits", "test").__getitems__(range(32))]
-    )
+    return np.stack([example["image"] for example in ja.data.open("digits", "test").__getitems__(range(32))])
 
 
-NOBODY = FileNames(Path("route.json"), b"")
+NOBODY = FileNames(Path("pipeline.json"), b"")
 
 
 def no_data(monkeypatch):
@@ -95,8 +95,8 @@ def test_missing_ranges_and_damage_are_told(followed, tmp_path):
     with pytest.raises(UserError, match=r"int8-ranges\.json is missing"):
         ja.load(copy)
     assert ja.load(copy, which="fold").step == "fold"
-    (copy / "route.json").write_text("{")
-    with pytest.raises(UserError, match=r"route\.json"):
+    (copy / "pipeline.json").write_text("{")
+    with pytest.raises(UserError, match=r"pipeline\.json"):
         ja.load(copy)
 
 
@@ -106,7 +106,7 @@ def test_every_option_of_a_step_comes_back():
         "student": Student(model=ja.models.ConvNet),
         "int8": Quantize(where=("**/kernel",)),
     }
-    written = json.loads(json.dumps(Route(steps).as_json()))
+    written = json.loads(json.dumps(Pipeline(steps).as_json()))
     assert {name: opened._step(name, values, NOBODY) for name, values in written.items()} == steps
     with pytest.raises(UserError, match="own is a Mine, which is no step of jaxaccel"):
         opened._step("own", {"kind": "Mine"}, NOBODY)

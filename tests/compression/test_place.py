@@ -1,4 +1,4 @@
-"""Where a route is written: nothing is lost that cannot be made again, and going on is going on with the same."""
+"""Where a pipeline is written: nothing is lost that cannot be made again, and going on is going on with the same."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ import pytest
 
 import jaxaccel as ja
 from jaxaccel import models
-from jaxaccel.compression import FineTune, LowRank, Prune, Route, place
+from jaxaccel.compression import FineTune, LowRank, Pipeline, Prune, place
 from jaxaccel.compression.learning import renamed
 from jaxaccel.compression.receipts import Receipt
 from jaxaccel.errors import UserError, option
@@ -20,7 +20,7 @@ from jaxaccel.training.recipe import Data
 from jaxaccel.training.recipe_file import to_json
 from jaxaccel.training.swap import Swap
 
-PRUNED = Route({"prune": Prune(0.5)})
+PRUNED = Pipeline({"prune": Prune(0.5)})
 
 
 @pytest.fixture(scope="module")
@@ -35,22 +35,22 @@ def origin(tmp_path_factory):
         (jax.ShapeDtypeStruct((2, 8, 8, 1), "float32"),),
     )
     params, state = as_model(recipe.model, facts, inputs).init(jax.random.key(0))
-    ja.pack({"params": params, "model_state": state}, file)
+    ja.params.save({"params": params, "model_state": state}, file)
     return file, recipe
 
 
 @pytest.fixture
-def follow(monkeypatch, origin):
-    """`ja.follow` from that model, without the measurements."""
+def compress(monkeypatch, origin):
+    """`ja.compress` from that model, without the measurements."""
     fields = {field.name: 1 for field in dataclasses.fields(Receipt)}
-    module = sys.modules["jaxaccel.compression.follow"]
+    module = sys.modules["jaxaccel.compression.loop"]
     monkeypatch.setattr(module, "pareto", lambda *_: None)
     monkeypatch.setattr(
         module, "receipt", lambda name, *_: Receipt(**fields | {"step": name, "scores": {"accuracy": 0.5}})
     )
 
-    def followed(route, run, file=origin[0], training=origin[1], **options):
-        return ja.follow(route, file, training, run=run, **options)
+    def followed(pipeline, run, file=origin[0], training=origin[1], **options):
+        return ja.compress(pipeline, file, training, run=run, **options)
 
     return followed
 
@@ -59,9 +59,9 @@ def steps(directory):
     return [row["step"] for row in json.loads((directory / "receipts.json").read_text())["receipts"]]
 
 
-def test_what_cannot_begin_replaces_nothing(follow, origin, tmp_path):
+def test_what_cannot_begin_replaces_nothing(compress, origin, tmp_path):
     there, recipe = tmp_path / "r", origin[1]
-    follow(PRUNED, there)
+    compress(PRUNED, there)
     wider = dataclasses.replace(recipe, model=partial(models.ConvNet, widths=(4, 4), hidden=0))
     inside = there / "1-prune.safetensors"
     before = {path: path.read_bytes() for path in there.iterdir()}
@@ -69,22 +69,22 @@ def test_what_cannot_begin_replaces_nothing(follow, origin, tmp_path):
         ({"file": tmp_path / "nowhere"}, "nowhere"),
         ({"training": wider}, "another model"),
         ({"file": inside}, "lies in"),
-        ({"route": Route({"thin": LowRank(where=("nowhere",))})}, "nowhere"),
+        ({"pipeline": Pipeline({"thin": LowRank(where=("nowhere",))})}, "nowhere"),
     ):
         with pytest.raises(UserError, match=said):
-            follow(**{"route": PRUNED, "run": there, "overwrite": True} | mistake)
+            compress(**{"pipeline": PRUNED, "run": there, "overwrite": True} | mistake)
         assert {path: path.read_bytes() for path in there.iterdir()} == before
-    follow(Route({"less": Prune(0.2)}), there, overwrite=True)
+    compress(Pipeline({"less": Prune(0.2)}), there, overwrite=True)
     assert steps(there) == ["origin", "less"] and not inside.exists() and list(tmp_path.iterdir()) == [there]
 
 
-def test_what_failed_early_is_not_in_the_way(follow, tmp_path):
+def test_what_failed_early_is_not_in_the_way(compress, tmp_path):
     with pytest.raises(UserError, match="nowhere"):
-        follow(Route({"prune": Prune(0.5, where=("nowhere",))}), tmp_path / "r")
+        compress(Pipeline({"prune": Prune(0.5, where=("nowhere",))}), tmp_path / "r")
     assert steps(tmp_path / "r") == ["origin"]
-    follow(PRUNED, tmp_path / "r")
+    compress(PRUNED, tmp_path / "r")
     with pytest.raises(UserError, match="holds something already"):
-        follow(PRUNED, tmp_path / "r")
+        compress(PRUNED, tmp_path / "r")
 
 
 def test_what_is_a_loss(tmp_path):
@@ -99,7 +99,7 @@ def test_what_is_a_loss(tmp_path):
         assert place.holds_results(there)
         (there / own).rmdir()
         assert not place.holds_results(there)
-    (there / "route.json").unlink()
+    (there / "pipeline.json").unlink()
     assert place.holds_results(there)
 
 
@@ -127,19 +127,19 @@ def test_going_on_is_with_the_same(origin, tmp_path, change, said):
 
 def test_a_route_of_an_older_version_goes_on(origin, tmp_path):
     """Its tasks had another form, and it lacked options that have defaults."""
-    route = Route({"prune": Prune(0.5), "thin": LowRank(rank=4)})
-    now = json.loads(json.dumps({"route": route.as_json(), "training": to_json(origin[1])}))
+    pipeline = Pipeline({"prune": Prune(0.5), "thin": LowRank(rank=4)})
+    now = json.loads(json.dumps({"pipeline": pipeline.as_json(), "training": to_json(origin[1])}))
     old = json.loads(json.dumps(now))
-    del old["route"]["prune"]["scope"], old["training"]["keep"], old["training"]["optimizer"]["ema"]
+    del old["pipeline"]["prune"]["scope"], old["training"]["keep"], old["training"]["optimizer"]["ema"]
     old["training"]["task"]["kind"] = old["training"]["task"].pop("class")
     place.begin(Swap(tmp_path / "r", place.RECORD, place.holds_results), old)
-    assert place.resumed(tmp_path / "r", now, origin[1], route.steps) == []
-    other = Route({"prune": Prune(0.5, scope="global"), "thin": LowRank(rank=4)})
-    with pytest.raises(UserError, match=r"begun with route\.prune\.scope = layer, now it is global"):
-        place.resumed(tmp_path / "r", now | {"route": other.as_json()}, origin[1], other.steps)
+    assert place.resumed(tmp_path / "r", now, origin[1], pipeline.steps) == []
+    other = Pipeline({"prune": Prune(0.5, scope="global"), "thin": LowRank(rank=4)})
+    with pytest.raises(UserError, match=r"begun with pipeline\.prune\.scope = layer, now it is global"):
+        place.resumed(tmp_path / "r", now | {"pipeline": other.as_json()}, origin[1], other.steps)
 
 
-def test_a_fine_tuning_that_fails_says_what_works_in_a_route(follow, tmp_path, monkeypatch):
+def test_a_fine_tuning_that_fails_says_what_works_in_a_pipeline(compress, tmp_path, monkeypatch):
     def fails(*_, **__):
         raise UserError(
             f"not finite: go on with {option('resume', True)} {option('non_finite', 'skip')}, or a lower "
@@ -148,7 +148,7 @@ def test_a_fine_tuning_that_fails_says_what_works_in_a_route(follow, tmp_path, m
 
     monkeypatch.setattr("jaxaccel.compression.learning.train", fails)
     with pytest.raises(UserError) as error:
-        follow(Route({"fine_tune": FineTune()}), tmp_path / "r")
+        compress(Pipeline({"fine_tune": FineTune()}), tmp_path / "r")
     assert error.value.as_flags() == (
         "fine_tune: not finite: go on with --resume --training.non-finite skip, or a lower --fine-tune.rate"
     )
@@ -164,7 +164,7 @@ def test_runs_of_other_names_lead_elsewhere(tmp_path):
 
 
 def results(directory):
-    """A route that has come to a result."""
+    """A pipeline that has come to a result."""
     place.begin(Swap(directory, place.RECORD, place.holds_results), {"batch": 1})
     (directory / "1-prune.safetensors").write_text("weights")
     return {path: path.read_bytes() for path in directory.iterdir()}
@@ -182,7 +182,7 @@ def test_a_route_stands_again_after_a_replacement_that_was_killed(tmp_path):
     assert list(tmp_path.iterdir()) == [there]
 
 
-def test_two_do_not_write_to_one_route(tmp_path):
+def test_two_do_not_write_to_one_pipeline(tmp_path):
     with (
         place.claimed(tmp_path / "r", tmp_path / "o", resume=False, overwrite=False),
         pytest.raises(UserError, match="r is in use"),
@@ -202,6 +202,6 @@ def test_damaged_receipts_are_made_anew_and_a_damaged_route_is_one_line(tmp_path
     assert "receipts.json is damaged: its steps are taken and measured again" in capsys.readouterr().out
     if not content.startswith("{}"):
         for damaged in ("[]", '{"batch": 1, "training": 3}'):
-            (tmp_path / "r" / "route.json").write_text(damaged)
-            with pytest.raises(UserError, match=r"route.json was not written by jaxaccel, or is damaged"):
+            (tmp_path / "r" / "pipeline.json").write_text(damaged)
+            with pytest.raises(UserError, match=r"pipeline.json was not written by jaxaccel, or is damaged"):
                 place.resumed(tmp_path / "r", record, training, {})

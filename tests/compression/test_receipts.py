@@ -51,7 +51,7 @@ def test_rows_agree_with_their_ratios_however_busy_the_machine_was(monkeypatch):
     monkeypatch.setattr(receipts, "time_beside", lambda name, now, before: next(times))
     monkeypatch.setattr(receipts, "compiled", lambda stage, setting: receipts.Compiled(None, None, None))
     monkeypatch.setattr(receipts, "evaluated", lambda *_: {"accuracy": 0.5})
-    monkeypatch.setattr(receipts, "multiply_adds", lambda *_: {})
+    monkeypatch.setattr(receipts, "count_multiply_adds", lambda *_: {})
     stage, setting = _stage(), _setting()
     first = receipts.receipt("origin", stage, setting, None, None, 0.0)
     second = receipts.receipt("fold", stage, setting, stage, first, 0.0)

@@ -12,10 +12,10 @@ from jaxaccel.compression import (
     FineTune,
     Fold,
     LowRank,
+    Pipeline,
     Prune,
     Quantize,
     RemoveChannels,
-    Route,
     Share,
     Student,
 )
@@ -163,11 +163,11 @@ def test_a_pattern_decides_the_sparsity():
 )
 def test_orders_that_cannot_be(steps, said):
     with pytest.raises(UserError, match=said):
-        Route(dict(zip(("one", "two", "three"), steps, strict=False)))
+        Pipeline(dict(zip(("one", "two", "three"), steps, strict=False)))
 
 
 def test_a_student_is_another_model():
-    Route({"fold": Fold(), "student": Student(), "learn": FineTune(), "int8": Quantize()})
+    Pipeline({"fold": Fold(), "student": Student(), "learn": FineTune(), "int8": Quantize()})
 
 
 def test_an_origin_that_shares_values_is_not_quantised():

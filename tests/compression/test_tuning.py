@@ -33,7 +33,7 @@ def test_a_thinned_origin_of_low_rank_teaches(tmp_path):
         stage = step.apply(stage, setting, "step")
     leaves = jax.tree.leaves(stage.variables, is_leaf=is_compressed)
     assert any(isinstance(x, LowRankArray) for x in leaves)
-    ja.pack(stage.variables, setting.origin)
+    ja.params.save(stage.variables, setting.origin)
 
     stage = dataclasses.replace(stage, file=setting.origin)
     recipe = recipe_of(stage, setting, "tune", FineTune(teacher="origin"), Sparse())

@@ -15,8 +15,8 @@ from annotated_types import Gt, Interval
 
 import jaxaccel as ja
 from jaxaccel import cli, transforms
-from jaxaccel import compression as route
-from jaxaccel.compression import Fold, Route, Step
+from jaxaccel import compression as pipeline
+from jaxaccel.compression import Fold, Pipeline, Step
 from jaxaccel.core.options import Options, Share, annotations_of, check_value, checked, plain_type
 from jaxaccel.errors import UserError, option
 from jaxaccel.models import pretrained
@@ -115,7 +115,7 @@ def test_an_option_is_a_keyword_in_python_and_a_flag_on_a_command_line():
 
 def test_a_class_says_whose_option_it_is_until_its_place_is_known():
     with pytest.raises(UserError) as caught:
-        ja.Schedule(name="cosin")  # type: ignore[arg-type]
+        ja.optim.Schedule(name="cosin")  # type: ignore[arg-type]
     error = caught.value
     assert str(error).startswith("Schedule: name must be constant, cosine,")
     assert error.as_flags() == str(error)  # made in somebody's file: no flag
@@ -238,7 +238,7 @@ def test_every_field_refuses_nonsense(kind):
         str: "x",
         int: 1,
         tuple[int, int]: (1, 1),
-        Task: ja.ImageClassification(),
+        Task: ja.tasks.ImageClassification(),
         Mapping[str, Step]: {"fold": Fold()},
     }
     required = {
@@ -261,7 +261,7 @@ def is_checkable(annotation):
 
 
 def public_functions():
-    for place in (ja, ja.augment, ja.optim, transforms, compress, pretrained, route):
+    for place in (ja, ja.augment, ja.optim, transforms, compress, pretrained, pipeline):
         for name in place.__all__:
             thing = getattr(place, name)
             if inspect.isfunction(thing) and thing.__module__.startswith("jaxaccel."):
@@ -281,7 +281,7 @@ def sample(annotation):
     if origin is tuple:
         return tuple(sample(kind) for kind in inner if kind is not ...)
     if isinstance(plain, type) and issubclass(plain, Options):
-        return Route({"fold": Fold()}) if plain is Route else plain()
+        return Pipeline({"fold": Fold()}) if plain is Pipeline else plain()
     if origin in (Mapping, Sequence, Iterable):
         return {} if origin is Mapping else ()
     return {int: 1, float: 0.5, bool: True, str: "x", Path: Path("x")}.get(plain, len)

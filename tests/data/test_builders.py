@@ -17,11 +17,11 @@ import pytest
 from conftest import FIXTURES
 from grids import slow_but
 
-from jaxaccel.data import open_source
 from jaxaccel.data.builders import cifar10, idx, original
 from jaxaccel.data.builders.cifar10 import Cifar10, parse_binary, parse_python, parse_tiles
 from jaxaccel.data.builders.digits.digits_dataset_builder import choose_test, load_digits
 from jaxaccel.data.builders.idx import Mnist, read_idx
+from jaxaccel.data.opening import open_source
 from jaxaccel.errors import UserError
 
 MNIST = [2, 0, 4, 8, 7, 6, 0, 6, 3, 1, 8, 0, 7, 9, 8, 4]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxaccel.data import from_arrays, open_source
+from jaxaccel.data import from_arrays
+from jaxaccel.data.opening import open_source
 from jaxaccel.errors import UserError
 
 LABELS = np.arange(40) % 4

@@ -6,8 +6,8 @@ import os
 import pytest
 from PIL import Image
 
-from jaxaccel.data import open_source
 from jaxaccel.data.listing import list_images
+from jaxaccel.data.opening import open_source
 from jaxaccel.errors import UserError
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from jaxaccel.data import open_source, prepare
+from jaxaccel.data import prepare
 from jaxaccel.data.builders import stock
 from jaxaccel.data.catalog import parse_name
+from jaxaccel.data.opening import open_source
 from jaxaccel.errors import UserError
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxaccel.data import open_source
 from jaxaccel.data.catalog import find_prepared, parse_name
 from jaxaccel.data.images import decode_image
+from jaxaccel.data.opening import open_source
 from jaxaccel.errors import UserError
 
 
@@ -30,7 +30,7 @@ def shard(directory, split="train"):
 def test_neither_tensorflow_nor_jax_is_imported_and_nothing_is_printed(tmp_path):
     code = f"""
 import sys
-from jaxaccel.data import open_source
+from jaxaccel.data.opening import open_source
 source = open_source("digits", "test", directory={str(tmp_path)!r})
 source[0]; source.__getitems__(range(64))
 bad = [m for m in ("tensorflow", "cv2", "sklearn") if m in sys.modules]
@@ -230,7 +230,7 @@ def test_missing_downloads_folder(tmp_path):
 
 def test_two_processes_prepare_at_once(tmp_path):
     code = f"""
-from jaxaccel.data import open_source
+from jaxaccel.data.opening import open_source
 print(len(open_source("digits", "test", directory={str(tmp_path)!r})))
 """
     processes = [

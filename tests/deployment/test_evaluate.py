@@ -88,7 +88,7 @@ def test_the_command_writes_what_is_so(digits_run, tmp_path, capsys):
 def digits_run_source():
     import jaxaccel as ja
 
-    return ja.open_source("digits", "test")
+    return ja.data.open("digits", "test")
 
 
 def test_mistakes_of_the_command_line(digits_run, tmp_path, monkeypatch):

@@ -139,9 +139,9 @@ def test_compress_goes_from_a_run_to_an_int8_model(tmp_path, monkeypatch):
     assert (
         packed["int8"] < packed["as trained"] / 3 and packed["16 values a layer"] < packed["as trained"] / 6
     )
-    assert {cell: len(said(done, cell)[1]) for cell in ("pruning", "route", "own")} == {
+    assert {cell: len(said(done, cell)[1]) for cell in ("pruning", "pipeline", "own")} == {
         "pruning": 1,
-        "route": 1,
+        "pipeline": 1,
         "own": 1,
     }
     assert re.search(r"\d+ -> \d+", said(done, "channels")[0])

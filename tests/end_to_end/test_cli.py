@@ -88,7 +88,7 @@ def test_a_corrupt_download_is_named(tmp_path):
 
 
 def test_a_corrupt_record_is_named(tmp_path, monkeypatch):
-    from jaxaccel.data import open_source
+    from jaxaccel.data.opening import open_source
 
     open_source("digits", "train", directory=tmp_path)
     for record in tmp_path.rglob("*train*array_record*"):
@@ -171,4 +171,4 @@ def test_the_function_and_the_module_share_a_name():
         import dataclasses
 
         recipe = ja.load_recipe("digits")
-        ja.train(dataclasses.replace(recipe, mesh=ja.MeshShape(data=64)))
+        ja.train(dataclasses.replace(recipe, mesh=ja.distributed.MeshShape(data=64)))

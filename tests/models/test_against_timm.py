@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 from jaxaccel import models
-from jaxaccel.models.layers.counts import multiply_adds
+from jaxaccel.models.layers.counts import count_multiply_adds
 
 timm = pytest.importorskip("timm")
 torch = pytest.importorskip("torch")
@@ -136,7 +136,7 @@ def test_outputs_are_equal(name, record_property):
         expected = other(torch.from_numpy(x.transpose(0, 3, 1, 2))).numpy()
     with jax.enable_x64(True):
         model = filled(name, other)
-        assert 2 * len(x) * multiply_adds(model, x.shape[1:]) == counted.get_total_flops()
+        assert 2 * len(x) * count_multiply_adds(model, x.shape[1:]) == counted.get_total_flops()
         graph, state = nnx.split(model)
         # The compile time is the cost here.
         run = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

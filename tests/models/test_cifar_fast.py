@@ -6,7 +6,7 @@ import numpy as np
 from families import fast_jit, shapes_of
 
 from jaxaccel.models.adapter import as_model, takes
-from jaxaccel.models.layers.counts import multiply_adds, parameters
+from jaxaccel.models.layers.counts import count_multiply_adds, count_parameters
 from jaxaccel.models.vision.cifar_fast import CifarFast, cifar_fast, partial_identity, whitening
 
 
@@ -40,11 +40,11 @@ def test_the_first_channels_start_as_the_input():
 
 def test_size():
     model = shapes_of(lambda rngs: cifar_fast(rngs=rngs))
-    assert parameters(model) == 1_971_352
+    assert count_parameters(model) == 1_971_352
     # Convolutions do not change the side, but for the whitening's; poolings halve it and drop an odd rest.
     convs = [(31, 2, 3, 24), (31, 3, 24, 64), (15, 3, 64, 64), (15, 3, 64, 256), (7, 3, 256, 256)]
     convs += [(7, 3, 256, 256), (3, 3, 256, 256)]
-    assert multiply_adds(model, (32, 32, 3)) == sum(s**2 * k**2 * i * o for s, k, i, o in convs) + 2560
+    assert count_multiply_adds(model, (32, 32, 3)) == sum(s**2 * k**2 * i * o for s, k, i, o in convs) + 2560
 
 
 def test_the_whitening_comes_from_the_data_and_is_not_trained():

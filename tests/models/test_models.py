@@ -5,7 +5,7 @@ from families import paths, published, shapes_of, small
 from flax import nnx
 
 from jaxaccel import models
-from jaxaccel.models.layers.counts import multiply_adds, parameters
+from jaxaccel.models.layers.counts import count_multiply_adds, count_parameters
 from jaxaccel.models.vision.efficientnet import Stage
 
 # Parameters, multiply-adds in millions, and the side of the images: as in torchvision's table of weights, in timm's
@@ -48,8 +48,8 @@ def test_every_model_is_compared():
 def test_size_and_cost_are_the_published_ones(name):
     count, millions, side = PUBLISHED[name]
     model = published(name)
-    assert parameters(model) == count
-    assert multiply_adds(model, (side, side, 3)) == pytest.approx(1e6 * millions, rel=0.01)
+    assert count_parameters(model) == count
+    assert count_multiply_adds(model, (side, side, 3)) == pytest.approx(1e6 * millions, rel=0.01)
 
 
 def test_parameters_are_float32():
@@ -62,9 +62,9 @@ def test_multiply_adds_of_a_layer():
     conv = shapes_of(
         lambda rngs: nnx.Conv(4, 6, (3, 5), strides=2, padding=1, feature_group_count=2, rngs=rngs)
     )
-    assert multiply_adds(conv, (9, 11, 4)) == (5 * 5 * 6) * (3 * 5 * 2)
+    assert count_multiply_adds(conv, (9, 11, 4)) == (5 * 5 * 6) * (3 * 5 * 2)
     linear = shapes_of(lambda rngs: nnx.Linear(3, 7, rngs=rngs))
-    assert multiply_adds(linear, (5, 2, 3)) == 10 * 21
+    assert count_multiply_adds(linear, (5, 2, 3)) == 10 * 21
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from jaxaccel.tasks.metrics import ACCURACY
 from jaxaccel.training.flags import NAMES
 from jaxaccel.training.warm_start import start
 from jaxaccel.transforms.params import trainable, with_trained
-from jaxaccel.transforms.params.unpack import is_packed
+from jaxaccel.transforms.params.load import is_packed
 
 FACTS = {"classes": 10, "channels": 1, "image_size": 8}
 INPUTS = (jax.ShapeDtypeStruct((4, 8, 8, 1), jnp.float32),)
@@ -37,13 +37,13 @@ def mixed(dense, tmp_path):
     """Some of its weights low-rank, others shared, and the file that holds them."""
     _, params, state = dense
     kernels = sorted(
-        ja.multiply_adds(
+        ja.params.count_multiply_adds(
             lambda p, x: dense[0].apply(p, state, x, key=jax.random.key(0), train=False)[0], params, *INPUTS
         )
     )
-    thin = ja.share(ja.low_rank(params, rank=4, where=kernels[1]), bits=3, where=kernels[0])
+    thin = ja.params.share(ja.low_rank(params, rank=4, where=kernels[1]), bits=3, where=kernels[0])
     file = tmp_path / "mixed.safetensors"
-    ja.pack({"params": thin, "model_state": state}, file)
+    ja.params.save({"params": thin, "model_state": state}, file)
     return thin, file
 
 
@@ -64,7 +64,7 @@ def test_it_computes_what_the_dense_weights_compute(dense, mixed):
 
     for train in (False, True):
         got, moved = both(small, train)(params)
-        want, expected = both(model, train)(ja.dequantize(thin))
+        want, expected = both(model, train)(ja.params.dequantize(thin))
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), moved, expected)
 
@@ -89,7 +89,7 @@ def test_a_thinner_file_is_a_thinner_model(dense, tmp_path):
         return model.apply(both["params"], both["model_state"], x, key=jax.random.key(0), train=False)[0]
 
     removed = ja.remove_channels(f, {"params": params, "model_state": state}, *INPUTS, flops=0.6)
-    ja.pack(removed.params, tmp_path / "thin.safetensors")
+    ja.params.save(removed.params, tmp_path / "thin.safetensors")
     thin = as_model(partial(packed, file=tmp_path / "thin.safetensors", model=SMALL), FACTS, INPUTS)
     sizes = [sum(x.size for x in jax.tree.leaves(abstract(m)[0])) for m in (thin, model)]
     assert sizes[0] < 0.8 * sizes[1]
@@ -98,7 +98,7 @@ def test_a_thinner_file_is_a_thinner_model(dense, tmp_path):
 def test_a_packed_file_is_a_start(dense, tmp_path):
     model, params, state = dense
     file = tmp_path / "same.safetensors"
-    ja.pack({"params": params, "model_state": state}, file)
+    ja.params.save({"params": params, "model_state": state}, file)
     assert is_packed(file)
     found = start(file, model, INPUTS, ACCURACY)
     assert not found.fresh and (found.weights["params/head/kernel"] == params["head"]["kernel"]).all()
@@ -107,12 +107,12 @@ def test_a_packed_file_is_a_start(dense, tmp_path):
 def test_foreign_files(dense, tmp_path):
     model, params, state = dense
     file = tmp_path / "odd.safetensors"
-    ja.pack(params, file)
+    ja.params.save(params, file)
     with pytest.raises(UserError, match="holds no parameters and state"):
         packed(file, SMALL, FACTS, INPUTS)
     with pytest.raises(UserError, match="holds no model"):
         start(file, model, INPUTS, ACCURACY)
-    ja.pack({"params": params | {"more": jnp.ones(3)}, "model_state": state}, file)
+    ja.params.save({"params": params | {"more": jnp.ones(3)}, "model_state": state}, file)
     with pytest.raises(UserError, match="another model: params/more is only in it"):
         packed(file, SMALL, FACTS, INPUTS)
     with pytest.raises(UserError, match="another model: it has params/more, which the model lacks"):

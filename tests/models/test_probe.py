@@ -47,7 +47,7 @@ def test_features_of_a_network_are_the_inputs_of_its_head():
     f = lambda p, x: jnp.tanh(x @ p["body"]["kernel"]) @ p["head"]["kernel"]  # noqa: E731
     p = {"body": {"kernel": jnp.ones((5, 4)) / 9}, "head": {"kernel": jnp.ones((4, 3))}}
     x, _ = data()
-    _, seen = ja.features(f, ["head/kernel"], of="input")(p, x)
+    _, seen = ja.transforms.features(f, ["head/kernel"], of="input")(p, x)
     np.testing.assert_allclose(seen["head/kernel"], np.tanh(x @ np.ones((5, 4)) / 9), rtol=1e-4, atol=1e-5)
 
 

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxaccel import models
 from jaxaccel.models.adapter import abstract, as_model
 from jaxaccel.models.layers.blocks import ConvNorm, InvertedResidual
-from jaxaccel.models.layers.counts import multiply_adds, parameters
+from jaxaccel.models.layers.counts import count_multiply_adds, count_parameters
 from jaxaccel.models.layers.scan import Scan, sequence, stack, unstack
 from jaxaccel.models.vision.efficientnet import Stage
 
@@ -111,8 +111,8 @@ def test_scan_changes_the_program_alone(name):
         shapes_of(lambda rngs, scan=scan: getattr(models, name)(scan=scan, rngs=rngs))
         for scan in (False, True)
     )
-    assert parameters(scanned) == parameters(plain)
-    assert multiply_adds(scanned, (64, 64, 3)) == multiply_adds(plain, (64, 64, 3))
+    assert count_parameters(scanned) == count_parameters(plain)
+    assert count_multiply_adds(scanned, (64, 64, 3)) == count_multiply_adds(plain, (64, 64, 3))
 
 
 def test_a_program_does_not_grow_with_the_depth():

@@ -90,12 +90,12 @@ def test_straight_through_lets_weights_come_back():
     tx, dense = optax.adam(0.02), params
     state = tx.init(params)
     for i, (found, _) in enumerate(rows[:6]):
-        here = params if i == 0 else ja.masked(dense, ja.prune(dense, 0.5))
+        here = params if i == 0 else ja.params.masked(dense, ja.prune(dense, 0.5))
         updates, state = tx.update(jax.grad(loss)(here), state, dense)
         dense = optax.apply_updates(dense, updates)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found,
-            ja.masked(dense, ja.prune(dense, 0.5)),
+            ja.params.masked(dense, ja.prune(dense, 0.5)),
         )  # fmt: skip
 
 
@@ -229,7 +229,7 @@ def test_a_sharpness_aware_optimizer_looks_at_the_sparse_weights(method):
 
 def test_zeros_stay_zeros():
     params, _ = problem()
-    params = ja.masked(params, ja.prune(params, 0.75))
+    params = ja.params.masked(params, ja.prune(params, 0.75))
     rows = trained(Sparse(method="fixed"), params=params)
     for found, _ in rows:
         np.testing.assert_array_equal(found["layer"]["kernel"] == 0, params["layer"]["kernel"] == 0)

@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 import jaxaccel as ja
-from jaxaccel.compression import Fold, Prune, Quantize, Route
+from jaxaccel.compression import Fold, Pipeline, Prune, Quantize
 from jaxaccel.data.order import Phase
 from jaxaccel.distributed import MeshShape, make_mesh
 from jaxaccel.errors import UserError
@@ -33,7 +33,7 @@ ERROR = Headline("mae", "lower")
 
 
 @dataclasses.dataclass(frozen=True)
-class Ink(ja.Task):
+class Ink(ja.tasks.Task):
     """How much ink a digit takes, from its left half: a regression that reports no loss."""
 
     metric = "mae"
@@ -75,7 +75,7 @@ class Net(nnx.Module):
 
 
 RECIPE = Recipe(
-    name="ink", model=Net, task=Ink(), data=ja.Data(name="digits"), epochs=1, batch_size=256, eval_every=0.5,
+    name="ink", model=Net, task=Ink(), data=ja.training.Data(name="digits"), epochs=1, batch_size=256, eval_every=0.5,
     steps_per_call=1,
 )  # fmt: skip
 
@@ -187,7 +187,7 @@ def test_a_metric_must_not_have_a_name_of_the_trainers_own(tmp_path):
 
 
 def test_a_task_is_a_dataclass():
-    class Plain(ja.Task):
+    class Plain(ja.tasks.Task):
         inputs = loss = lambda self, *_: None
 
     with pytest.raises(UserError, match="Plain must be a frozen dataclass"):
@@ -196,7 +196,7 @@ def test_a_task_is_a_dataclass():
 
 def test_what_a_task_need_not_define():
     @dataclasses.dataclass(frozen=True)
-    class Least(ja.Task):
+    class Least(ja.tasks.Task):
         metric: ClassVar[str] = "mse"
         better: ClassVar[str] = "lower"
 
@@ -300,8 +300,8 @@ def test_replicas_of_a_regression(tmp_path):
 
 @pytest.mark.slow
 def test_a_regression_is_compressed(ink, tmp_path, capsys):
-    route = Route({"prune": Prune(0.5), "fold": Fold(), "int8": Quantize()})
-    done = ja.follow(route, ink.directory, RECIPE, run=tmp_path / "r", batch=64)
+    pipeline = Pipeline({"prune": Prune(0.5), "fold": Fold(), "int8": Quantize()})
+    done = ja.compress(pipeline, ink.directory, RECIPE, run=tmp_path / "r", batch=64)
     first, *_, last = done.receipts
     by_step = {row["step"]: row for row in rows_of(ink.directory, "eval")}
     assert first.scores["mae"] == pytest.approx(by_step[ink.summary["best_step"]]["mae"], rel=1e-4)
@@ -310,7 +310,7 @@ def test_a_regression_is_compressed(ink, tmp_path, capsys):
     gains = [row.throughput_gain for row in done.receipts[1:]]
     np.testing.assert_allclose(np.divide(rates[1:], rates[:-1]), gains, rtol=1e-6)
     assert "mae (lower is better)" in capsys.readouterr().out
-    again = ja.follow(route, ink.directory, RECIPE, run=tmp_path / "r", batch=64, resume=True)
+    again = ja.compress(pipeline, ink.directory, RECIPE, run=tmp_path / "r", batch=64, resume=True)
     assert math.isnan(again.receipts[0].scores["odd"])
 
 

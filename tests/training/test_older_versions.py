@@ -51,6 +51,6 @@ def test_a_compressed_model_opens_and_its_file_too(runs):
     for which in ("prune", "fold", "int8"):
         score = next(row["scores"] for row in rows if row["step"] == which)
         assert ja.load(directory, which=which).evaluate() == pytest.approx(score, abs=5e-3)
-    packed = ja.unpack(directory / "3-int8.safetensors")
-    is_quantized = lambda x: isinstance(x, ja.QuantArray)  # noqa: E731
+    packed = ja.params.load(directory / "3-int8.safetensors")
+    is_quantized = lambda x: isinstance(x, ja.arrays.QuantArray)  # noqa: E731
     assert any(map(is_quantized, jax.tree.leaves(packed, is_leaf=is_quantized)))

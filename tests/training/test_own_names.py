@@ -32,7 +32,7 @@ def keep(key, batch, share=1.0):
 
 
 def recipe():
-    return ja.Recipe(name="own", model=MyNet, data=ja.Data(name="digits"), epochs=0.05)
+    return ja.Recipe(name="own", model=MyNet, data=ja.training.Data(name="digits"), epochs=0.05)
 '''
 
 
@@ -91,6 +91,6 @@ def test_a_recipe_file_kept_beside_a_run(recipe_file, tmp_path, monkeypatch):
 
 def test_a_recipe_file_of_compress(recipe_file, monkeypatch):
     seen = []
-    monkeypatch.setattr("jaxaccel.compress.follow", lambda *args, **_: seen.append(args))
+    monkeypatch.setattr("jaxaccel.compress.compress", lambda *args, **_: seen.append(args))
     compress(["x.npz", "--like", str(recipe_file), "--training.model", "MyNet(width=32)"])
     assert seen[0][2].model.func is sys.modules[recipe_file.stem].MyNet

@@ -98,7 +98,7 @@ class Rich(ImageClassification):
 
 
 @dataclasses.dataclass(frozen=True)
-class Plain(ja.Task):
+class Plain(ja.tasks.Task):
     """Without options."""
 
     def facts(self, features): ...
@@ -247,7 +247,7 @@ def test_it_is_said_when_the_run_starts(tmp_path, capsys, monkeypatch):
         def __call__(self, x):
             return self.head(x.reshape(x.shape[0], -1))
 
-    recipe = recipe_with(model=Linear, data=ja.Data(name="digits"), epochs=0.1, batch_size=128)
+    recipe = recipe_with(model=Linear, data=ja.training.Data(name="digits"), epochs=0.1, batch_size=128)
     ja.train(recipe, run=tmp_path / "run")
     lines = capsys.readouterr().out.splitlines()
     (said,) = [i for i, line in enumerate(lines) if line.startswith("note: this run trains")]
@@ -321,7 +321,7 @@ def leaves(values, path=()):
 
 
 def test_a_missing_field_takes_its_default():
-    recipe = recipe_with(mesh=ja.MeshShape(), epochs=3.0)
+    recipe = recipe_with(mesh=ja.distributed.MeshShape(), epochs=3.0)
     whole = through_json(to_json(recipe))
     for path in [p for p in leaves(whole) if p not in (("name",), ("model",), ("task", "class"))]:
         values = through_json(whole)
@@ -368,7 +368,12 @@ def test_fields_that_may_differ_carry_a_mark():
     recipe = recipe_with()
     before = through_json(to_json(recipe))
     free = dataclasses.replace(
-        recipe, name="other", mesh=ja.MeshShape(fsdp=2), keep=3, data=ja.Data(workers=2), non_finite="skip"
+        recipe,
+        name="other",
+        mesh=ja.distributed.MeshShape(fsdp=2),
+        keep=3,
+        data=ja.training.Data(workers=2),
+        non_finite="skip",
     )
     assert changes(free, before) == []
     assert changes(dataclasses.replace(free, seed=1), before) == [("seed", 1, 0)]
@@ -430,7 +435,9 @@ def test_a_file_that_fails_is_one_line(tmp_path, text, says):
     assert "bad_file" not in sys.modules
 
 
-@pytest.mark.parametrize(("name", "load"), [("recipe", ja.load_recipe), ("route", ja.load_route)])
+@pytest.mark.parametrize(
+    ("name", "load"), [("recipe", ja.load_recipe), ("pipeline", ja.compression.load_pipeline)]
+)
 def test_a_function_of_a_file_that_fails_is_one_line(tmp_path, name, load):
     file = tmp_path / f"failing_{name}.py"
     file.write_text(f"def {name}(): return {{}}['size']")

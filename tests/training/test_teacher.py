@@ -184,8 +184,8 @@ def test_hints_are_those_of_distill():
     d = ja.distill(
         *both, temperature=3.0, soft=0.9,
         hints=[
-            ja.Hint("dense/kernel", "dense/kernel", "attention", 0.5),
-            ja.Hint("head/kernel", "dense/kernel", "attention", 0.1),
+            ja.transforms.Hint("dense/kernel", "dense/kernel", "attention", 0.5),
+            ja.transforms.Hint("head/kernel", "dense/kernel", "attention", 0.1),
         ],
     )  # fmt: skip
     _, terms = jax.jit(d, compiler_options=QUICKLY)(state.params, state.teacher["params"])

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import jaxaccel as ja
-from jaxaccel import compression as route
+from jaxaccel import compression as pipeline
 from jaxaccel.compress import main as compress
 from jaxaccel.core import user_code
 from jaxaccel.errors import UserError
@@ -46,7 +46,7 @@ class Net(ja.models.ConvNet):
     pass
 
 
-class Task(ja.ImageClassification):
+class Task(ja.tasks.ImageClassification):
     pass
 
 
@@ -224,7 +224,7 @@ def test_no_command_executes_anything_of_it(stranger, name, tmp_path):
         "train": lambda: train([str(directory), "--name", "again"]),
         "resume": lambda: train([str(directory), "--run", str(directory), "--resume"]),
         "compress": lambda: compress([str(directory)]),
-        "follow": lambda: ja.follow(ja.load_route("int8"), directory),
+        "compress in Python": lambda: ja.compress(ja.compression.load_pipeline("int8"), directory),
         "like": lambda: compress(["x.npz", "--like", str(directory)]),
         "teacher": lambda: train([*small_one, "--distill.teacher", str(directory)]),
         "kept teacher": lambda: ja.train(student, run=kept, resume=True),
@@ -277,7 +277,7 @@ class Net(ja.models.ConvNet):
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageClassification(ja.ImageClassification):
+class ImageClassification(ja.tasks.ImageClassification):
     """Named as ours."""
 
     extra: tuple[float, ...] = (1.0,)
@@ -290,7 +290,7 @@ def keep(key, batch):
 def recipe():
     return ja.Recipe(
         name="own", model=Net, task=ImageClassification(extra=(2.0, 3.0)), augment=(keep,),
-        data=ja.Data(name="digits"), epochs=0.05,
+        data=ja.training.Data(name="digits"), epochs=0.05,
     )
 '''
 
@@ -320,7 +320,9 @@ def test_ones_own_run_is_read_again(own, tmp_path):
     recipe = ja.load_recipe(own)
     assert (tmp_path / "canary").exists()
     assert recipe.task.extra == (2.0, 3.0) and type(recipe.task).__name__ == "ImageClassification"
-    assert type(recipe.task) is not ImageClassification and isinstance(recipe.task, ja.ImageClassification)
+    assert type(recipe.task) is not ImageClassification and isinstance(
+        recipe.task, ja.tasks.ImageClassification
+    )
     assert recipe.model.__name__ == "Net" and recipe.augment[0].__name__ == "keep"
     assert load(own).about == "Mine."
     # The same file again is the same module; and what starts from it keeps the code and is one's own too.
@@ -426,7 +428,7 @@ def test_a_relative_configuration_directory_is_ignored(monkeypatch, tmp_path):
 def test_compress_and_train_take_trust(own, monkeypatch):
     (own / "signature").unlink()
     seen = []
-    monkeypatch.setattr("jaxaccel.compress.follow", lambda *args, **kwargs: seen.append((args, kwargs)))
+    monkeypatch.setattr("jaxaccel.compress.compress", lambda *args, **kwargs: seen.append((args, kwargs)))
     monkeypatch.setattr("jaxaccel.training.loop.train", lambda *args, **kwargs: seen.append((args, kwargs)))
     with pytest.raises(UserError, match="trust"):
         compress([str(own)])
@@ -434,4 +436,4 @@ def test_compress_and_train_take_trust(own, monkeypatch):
     train([str(own), "--name", "again", "--trust"])
     (_, compressed), (_, trained) = seen
     assert compressed["trust"] and trained["trust"]
-    assert route.follow is ja.follow
+    assert pipeline.compress is ja.compress

@@ -37,7 +37,7 @@ TRAIN, TEST = pictures(48, 0), pictures(40, 1)
 
 def recipe(name, **data):
     return ja.Recipe(
-        name="two", model=Linear, data=ja.Data(name=name, **data), epochs=4, batch_size=8, steps_per_call=1,
+        name="two", model=Linear, data=ja.training.Data(name=name, **data), epochs=4, batch_size=8, steps_per_call=1,
         optimizer=Optimizer(learning_rate=0.01),
     )  # fmt: skip
 
@@ -100,11 +100,11 @@ def test_a_run_goes_on_with_the_same_arrays_only(run):
 def test_floats_train_and_are_resized(tmp_path):
     image = np.random.default_rng(0).random((16, 6, 8, 3))
     name = ja.data.from_arrays({"image": image, "label": np.arange(16) % 2})
-    task = ja.ImageClassification(image_size=4)
-    element = task.element(ja.open_source(name, "train")[0])
+    task = ja.tasks.ImageClassification(image_size=4)
+    element = task.element(ja.data.open(name, "train")[0])
     assert element["image"].shape == (4, 4, 3) and element["image"].dtype == np.float32
     assert element["image"].min() >= 0 and element["image"].max() <= 1
-    assert task.facts(ja.open_source(name, "train").features)["image_size"] == 4
+    assert task.facts(ja.data.open(name, "train").features)["image_size"] == 4
 
 
 @pytest.mark.parametrize(
@@ -116,22 +116,22 @@ def test_floats_train_and_are_resized(tmp_path):
     ],
 )
 def test_pixels_of_other_dtypes(given, expected):
-    element = ja.ImageClassification().element({"image": given.reshape(1, -1, 1), "label": 0})
+    element = ja.tasks.ImageClassification().element({"image": given.reshape(1, -1, 1), "label": 0})
     assert element["image"].ravel().tolist() == expected
     assert element["image"].dtype == (np.float32 if given.dtype.kind == "f" else np.uint8)
 
 
 def test_whole_numbers_beyond_255_are_refused():
     with pytest.raises(UserError, match="needs pixels from 0 to 255"):
-        ja.ImageClassification().element({"image": np.full((2, 2, 1), 300, np.int32), "label": 0})
+        ja.tasks.ImageClassification().element({"image": np.full((2, 2, 1), 300, np.int32), "label": 0})
 
 
 def test_a_number_is_no_class():
-    features = ja.open_source(
+    features = ja.data.open(
         ja.data.from_arrays({"image": TRAIN["image"], "label": np.linspace(0, 1, 48)}), "train"
     ).features
     with pytest.raises(UserError, match="needs labels that are numbers of classes"):
-        ja.ImageClassification().facts(features)
+        ja.tasks.ImageClassification().facts(features)
 
 
 def test_a_route_is_measured_on_the_test_split():

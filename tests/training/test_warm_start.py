@@ -84,7 +84,7 @@ def test_the_weights_of_a_larger_model(tmp_path, packed):
     if packed:
         params, state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract(small))
         params["stages"][2][1] = params["stages"][2][0]
-        ja.pack({"params": params, "model_state": state}, file)
+        ja.params.save({"params": params, "model_state": state}, file)
     else:
         save_file(theirs(10) | {"layer3.1.conv1.weight": np.zeros((9, 9, 3, 3), np.float32)}, file)
     more = "params/stages/2/1/conv1/kernel, .*, \\.\\.\\." if packed else "layer3.1.conv1"

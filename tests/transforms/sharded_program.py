@@ -79,7 +79,8 @@ def main():
         again = checkpointer.restore(Path(directory) / "q", target)
         same = jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), q, again)
         found["restored"] = all(jax.tree.leaves(same)) and isinstance(
-            jax.tree.leaves(again, is_leaf=lambda x: isinstance(x, ja.QuantArray))[1], ja.QuantArray
+            jax.tree.leaves(again, is_leaf=lambda x: isinstance(x, ja.arrays.QuantArray))[1],
+            ja.arrays.QuantArray,
         )
         found["restored shards"] = shards(again)
     found["shard_map"] = shard_mapped()
@@ -132,7 +133,7 @@ def compressed_and_mapped():
     params = {"kernel": jax.random.normal(jax.random.key(0), (32, 64))}
     x = jax.random.normal(jax.random.key(1), (16, 32))
     kinds = {
-        "share": ja.share(params, 4),
+        "share": ja.params.share(params, 4),
         "low_rank": ja.low_rank(params, rank=8),
         "int8": ja.quantize(params),
         "zero points": ja.quantize(params, symmetric=False),
@@ -154,14 +155,14 @@ def compressed_and_mapped():
 
 def errors_of(f, compressed, x, activations):
     """Of the result and, for weights alone, of the gradient by the inputs, relative to the largest."""
-    kernel = ja.dequantize(compressed)["kernel"]
+    kernel = ja.params.dequantize(compressed)["kernel"]
 
     def error(got, want):
         return float(jnp.abs(got - want).max() / jnp.abs(want).max())
 
     errors = [error(jax.jit(ja.int8(f, activations=activations))(compressed, x), jnp.tanh(x) @ kernel)]
     if activations == "none":
-        slope = jax.jit(jax.grad(lambda x: jnp.sin(ja.compressed(f)(compressed, x)).sum()))(x)
+        slope = jax.jit(jax.grad(lambda x: jnp.sin(ja.transforms.compressed(f)(compressed, x)).sum()))(x)
         errors.append(error(slope, jax.grad(lambda x: jnp.sin(jnp.tanh(x) @ kernel).sum())(x)))
     return errors
 

@@ -120,12 +120,12 @@ def test_one_batch_size_serves_another():
 def test_it_is_saved_and_read(tmp_path):
     ranges = ja.calibrate(f, PARAMS, BATCHES)
     ranges.save(tmp_path / "ranges.json")
-    again = ja.Calibration.load(tmp_path / "ranges.json")
+    again = ja.transforms.Calibration.load(tmp_path / "ranges.json")
     assert {k: float(v) for k, v in again.ranges.items()} == {k: float(v) for k, v in ranges.ranges.items()}
     for wrong in ("[1", '{"a/kernel": NaN}', '{"a/kernel": -1.0}'):
         (tmp_path / "ranges.json").write_text(wrong)
         with pytest.raises(ja.UserError, match="holds no calibration"):
-            ja.Calibration.load(tmp_path / "ranges.json")
+            ja.transforms.Calibration.load(tmp_path / "ranges.json")
 
 
 @pytest.mark.parametrize(

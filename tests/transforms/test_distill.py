@@ -48,7 +48,7 @@ def test_the_gradient_at_high_temperature_is_that_of_matched_logits():
 
 
 def test_no_gradient_reaches_the_teacher():
-    d = ja.distill(net, net, hints=[ja.Hint("b/kernel", "b/kernel", "relation")])
+    d = ja.distill(net, net, hints=[ja.transforms.Hint("b/kernel", "b/kernel", "relation")])
     grads = jax.grad(lambda t: d(STUDENT, t, X)[1].sum())(TEACHER)
     assert not any(np.asarray(g).any() for g in jax.tree.leaves(grads))
 
@@ -61,7 +61,7 @@ def test_features_are_the_products():
 
 
 def test_hints_train_their_projections_and_the_student():
-    d = ja.distill(net, net, soft=0.0, hints=[ja.Hint("b/kernel", "b/kernel")])
+    d = ja.distill(net, net, soft=0.0, hints=[ja.transforms.Hint("b/kernel", "b/kernel")])
     both = {"student": STUDENT, "projections": d.init(jax.random.key(0), STUDENT, TEACHER, X)}
     assert both["projections"]["b/kernel"].shape == (5, 9)
 
@@ -82,7 +82,7 @@ def test_hints_train_their_projections_and_the_student():
 
 @pytest.mark.slow
 def test_equal_networks_have_nothing_to_learn():
-    kinds = [ja.Hint("a/kernel", "a/kernel", kind) for kind in ("attention", "relation")]
+    kinds = [ja.transforms.Hint("a/kernel", "a/kernel", kind) for kind in ("attention", "relation")]
     _, term = ja.distill(net, net, hints=kinds)(STUDENT, STUDENT, X)
     np.testing.assert_allclose(term, np.zeros(10), atol=1e-5)
     grads = jax.grad(lambda p: ja.distill(net, net, hints=kinds)(p, STUDENT, X)[1].sum())(STUDENT)
@@ -97,7 +97,7 @@ def test_attention_looks_at_places_and_not_at_channels():
         return y.mean((1, 2)) @ p["b"]
 
     small, large = ({"a": random(3, 3, 2, n, seed=n), "b": random(n, 4)} for n in (3, 8))
-    d = ja.distill(conv, conv, soft=0.0, hints=[ja.Hint("a", "a", "attention")])
+    d = ja.distill(conv, conv, soft=0.0, hints=[ja.transforms.Hint("a", "a", "attention")])
     x = random(2, 5, 5, 2)
     _, term = d(small, large, x)
 
@@ -124,7 +124,7 @@ def test_the_teacher_may_be_any_function():
 
 
 def hinted(student, teacher):
-    return ja.distill(net, net, hints=[ja.Hint(student, teacher)])(STUDENT, TEACHER, X)
+    return ja.distill(net, net, hints=[ja.transforms.Hint(student, teacher)])(STUDENT, TEACHER, X)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,10 @@ def hinted(student, teacher):
     [
         (lambda: ja.distill(net, net, temperature=0.0), "temperature > 0"),
         (lambda: ja.distill(net, net, soft=0.0), "nothing to learn from"),
-        (lambda: ja.distill(net, net, hints=[ja.Hint("a", "b", "taste")]), "kind must be hint, attention or relation"),
+        (
+            lambda: ja.distill(net, net, hints=[ja.transforms.Hint("a", "b", "taste")]),
+            "kind must be hint, attention or relation",
+        ),
         (lambda: hinted("a/kernle", "a/kernel"), "no product with a/kernle"),
         (lambda: hinted("b/kernel", "b/kernel"), "need projections"),
         (lambda: ja.distill(net, lambda t, x: x)(STUDENT, TEACHER, X), "the same classes"),

@@ -95,8 +95,10 @@ def test_weights_keep_their_paths_so_that_patterns_select_them():
     f, variables, x = served(models.resnet20, (1, 16, 16, 3))
     _, folded = ja.fold(f, variables, x)
     q = ja.quantize(folded)
-    kinds = [type(leaf) for leaf in jax.tree.leaves(q, is_leaf=lambda leaf: isinstance(leaf, ja.QuantArray))]
-    assert kinds.count(ja.QuantArray) == 20  # every convolution and the head
+    kinds = [
+        type(leaf) for leaf in jax.tree.leaves(q, is_leaf=lambda leaf: isinstance(leaf, ja.arrays.QuantArray))
+    ]
+    assert kinds.count(ja.arrays.QuantArray) == 20  # every convolution and the head
 
 
 CHAINS = {

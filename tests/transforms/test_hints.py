@@ -92,7 +92,9 @@ def test_a_term_without_weight_adds_nothing_to_the_gradient():
         return x @ p["kernel"]
 
     p, x = {"kernel": jnp.zeros((3, 4))}, jnp.zeros((2, 3))
-    d = ja.distill(f, f, hints=[ja.Hint("kernel", "kernel", k, 0.0) for k in ("attention", "relation")])
+    d = ja.distill(
+        f, f, hints=[ja.transforms.Hint("kernel", "kernel", k, 0.0) for k in ("attention", "relation")]
+    )
     slope = jax.grad(lambda p: d(p, p, x)[1].sum())(p)["kernel"]
     np.testing.assert_array_equal(slope, 0)
 

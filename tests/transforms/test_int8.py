@@ -201,7 +201,7 @@ def test_training_in_int8_learns():
     ("options", "says"),
     [
         ({"activations": "static"}, "go together"),
-        ({"activations": "dynamic", "calibration": ja.Calibration({})}, "go together"),
+        ({"activations": "dynamic", "calibration": ja.transforms.Calibration({})}, "go together"),
         ({"train": True}, "key="),
     ],
 )
@@ -212,7 +212,7 @@ def test_options_that_contradict_each_other(options, says):
 
 def test_a_missing_range_is_named():
     with pytest.raises(ja.UserError, match="no range for conv/kernel"):
-        ja.int8(f, calibration=ja.Calibration({"conv/kernl": 1.0}))(ja.quantize(PARAMS), X, I)
+        ja.int8(f, calibration=ja.transforms.Calibration({"conv/kernl": 1.0}))(ja.quantize(PARAMS), X, I)
 
 
 def test_scales_along_the_sum_move_to_the_other_operand():
@@ -236,7 +236,11 @@ def test_a_derivative_of_rounded_activations_is_refused():
     def f(params, x):
         return jnp.sum(x @ params["kernel"])
 
-    for g in (ja.int8(f), jax.jit(ja.int8(f)), ja.int8(f, calibration=ja.Calibration({"kernel": 1.0}))):
+    for g in (
+        ja.int8(f),
+        jax.jit(ja.int8(f)),
+        ja.int8(f, calibration=ja.transforms.Calibration({"kernel": 1.0})),
+    ):
         with pytest.raises(ja.UserError, match="fake_int8"):
             jax.grad(g, argnums=1)(q, x)
     # Weights alone leave the activations as they are; what is not differentiated may be rounded.
@@ -257,7 +261,7 @@ def test_static_activations_that_several_products_read_are_quantised_once():
     rounded = re.findall(r"bitcast_convert.*4x8xf32", static.lower(q, x).as_text())
     assert len(rounded) == 1
     # Other ranges, other integers: each product by its own.
-    different = ja.Calibration({**calibration.ranges, "b": 2 * calibration.ranges["b"]})
+    different = ja.transforms.Calibration({**calibration.ranges, "b": 2 * calibration.ranges["b"]})
     text = jax.jit(ja.int8(f, calibration=different)).lower(q, x).as_text()
     assert len(re.findall(r"bitcast_convert.*4x8xf32", text)) == 3
     np.testing.assert_allclose(static(q, x), f(params, x), atol=0.2)

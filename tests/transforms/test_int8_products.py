@@ -139,10 +139,10 @@ def test_parameters_made_of_parameters(name, options):
             near(jax.jit(ja.int8(f, **more))(q, x), dense(x) @ dense(q["a"]) @ dense(q["b"]), 2e-2)
         trained = ja.fake_int8(f, "*", **{k: v for k, v in options.items() if k == "bits"}, **more)
         if options != {"symmetric": False}:
-            floats = {k: jnp.asarray(v, jnp.float32) for k, v in ja.dequantize(q).items()}
+            floats = {k: jnp.asarray(v, jnp.float32) for k, v in ja.params.dequantize(q).items()}
             near(trained(floats, x), np.asarray(ja.int8(f, **more)(q, x), np.float64), 1e-4)
     slope = jax.grad(lambda x: ja.int8(f, activations="none")(q, x).sum())(x)
-    near(slope, jax.grad(lambda x: f(ja.dequantize(q), x).sum())(x), 1e-4)
+    near(slope, jax.grad(lambda x: f(ja.params.dequantize(q), x).sum())(x), 1e-4)
 
 
 CONVS = {

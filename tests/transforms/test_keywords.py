@@ -33,9 +33,9 @@ MAKERS = {
     "fake_int8": (lambda f, n: ja.fake_int8(f, argnums=n), P),
     "static fake_int8": (lambda f, n: ja.fake_int8(f, calibration=RANGES, argnums=n), P),
     "observed fake_int8": (lambda f, n: ja.fake_int8(f, observe=True, argnums=n), P),
-    "compressed": (lambda f, n: ja.compressed(f, argnums=n), Q),
+    "compressed": (lambda f, n: ja.transforms.compressed(f, argnums=n), Q),
     "retarget": (lambda f, n: ja.retarget(f, argnums=n), P),
-    "features": (lambda f, n: ja.features(f, ["kernel"], argnums=n), P),
+    "features": (lambda f, n: ja.transforms.features(f, ["kernel"], argnums=n), P),
 }
 
 
@@ -60,8 +60,8 @@ def test_a_call_by_keyword_is_the_call_by_position(name):
 def test_ranges_and_moments_of_parameters_in_another_place():
     assert ja.calibrate(second, X, [(P,)], argnums=1).ranges == RANGES.ranges
     np.testing.assert_array_equal(
-        ja.input_covariances(second, X, [(P,)], argnums=1)["kernel"],
-        ja.input_covariances(first, P, [X])["kernel"],
+        ja.transforms.input_covariances(second, X, [(P,)], argnums=1)["kernel"],
+        ja.transforms.input_covariances(first, P, [X])["kernel"],
     )
 
 

@@ -82,9 +82,9 @@ def test_a_convolution_has_a_row_for_each_output_pixel(name, layout):
     np.testing.assert_allclose(
         np.sort(found.ravel()), np.sort(out.ravel()), atol=1e-4
     )  # the reference itself
-    covariance = ja.input_covariances(f, {"kernel": w}, [given, given])["kernel"]
+    covariance = ja.transforms.input_covariances(f, {"kernel": w}, [given, given])["kernel"]
     np.testing.assert_allclose(covariance, rows.T @ rows / len(rows), rtol=1e-4, atol=1e-4)
-    norms = ja.input_norms(f, {"kernel": w}, [given])["kernel"]
+    norms = ja.transforms.input_norms(f, {"kernel": w}, [given])["kernel"]
     np.testing.assert_allclose(
         norms, np.sqrt(np.mean(np.asarray(x, np.float64) ** 2, tuple(range(x.ndim - 1)))), rtol=1e-5
     )
@@ -99,10 +99,10 @@ def test_a_matrix_has_a_row_for_each_vector_also_in_loops():
 
     both = np.concatenate([x.reshape(-1, 3), (x @ params["kernel"]).reshape(-1, 3)]).astype(np.float64)
     np.testing.assert_allclose(
-        ja.input_covariances(f, params, [x])["kernel"], both.T @ both / len(both), rtol=1e-4
+        ja.transforms.input_covariances(f, params, [x])["kernel"], both.T @ both / len(both), rtol=1e-4
     )
     np.testing.assert_allclose(
-        ja.input_norms(f, params, [x])["kernel"], np.sqrt((both**2).mean(0)), rtol=1e-5
+        ja.transforms.input_norms(f, params, [x])["kernel"], np.sqrt((both**2).mean(0)), rtol=1e-5
     )
 
 
@@ -127,10 +127,13 @@ def test_what_is_no_kernel_of_inputs_first_is_left_out():
         y = conv(y, p["reversed"][::-1, ::-1]) + conv(x, p["batches"], batch_group_count=2).sum()
         return y @ p["plain"]
 
-    for found in (ja.input_covariances(f, kernels, [x]), ja.input_norms(f, kernels, [x])):
+    for found in (
+        ja.transforms.input_covariances(f, kernels, [x]),
+        ja.transforms.input_norms(f, kernels, [x]),
+    ):
         assert found.keys() == {"plain"}
     with pytest.raises(ja.UserError, match="whose first axes are its inputs"):
-        ja.input_covariances(lambda p, x: x @ p["turned"].T, kernels, [x])
+        ja.transforms.input_covariances(lambda p, x: x @ p["turned"].T, kernels, [x])
 
 
 def test_a_transposed_convolution_is_truncated_where_it_costs_least():
@@ -147,6 +150,6 @@ def test_a_transposed_convolution_is_truncated_where_it_costs_least():
 
     def error(**options):
         small = ja.low_rank(params, rank=3, **options)
-        return float(jnp.mean((ja.compressed(f)(small, x) - f(params, x)) ** 2))
+        return float(jnp.mean((ja.transforms.compressed(f)(small, x) - f(params, x)) ** 2))
 
-    assert error(covariances=ja.input_covariances(f, params, [x])) < 0.3 * error()
+    assert error(covariances=ja.transforms.input_covariances(f, params, [x])) < 0.3 * error()

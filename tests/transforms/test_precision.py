@@ -533,7 +533,7 @@ def scaled_step(scaling, f=None, lr=0.01):
 
 
 def test_overflow_halves_leaves_the_step_out_and_recovers():
-    scaling = ja.LossScale(initial=2.0**20, period=3)
+    scaling = ja.transforms.LossScale(initial=2.0**20, period=3)
     step, params, state = scaled_step(scaling), PARAMS, scaling.init()
     scales, finites = [float(state.scale)], []
     for _ in range(20):
@@ -554,7 +554,7 @@ def test_overflow_halves_leaves_the_step_out_and_recovers():
 
 
 def test_it_grows_after_as_many_good_steps_as_said_and_a_bad_one_counts_anew():
-    scaling = ja.LossScale(initial=8.0, period=3)
+    scaling = ja.transforms.LossScale(initial=8.0, period=3)
     update = jax.jit(scaling.update)
     state, seen = scaling.init(), []
     for finite in (True, True, False, True, True, True, True):
@@ -566,7 +566,7 @@ def test_it_grows_after_as_many_good_steps_as_said_and_a_bad_one_counts_anew():
 
 @pytest.mark.parametrize(("finite", "bound"), [(True, 32.0), (False, 2.0)])
 def test_it_is_bounded_at_both_ends(finite, bound):
-    scaling = ja.LossScale(initial=8.0, period=1, minimum=2.0, maximum=32.0, factor=4.0)
+    scaling = ja.transforms.LossScale(initial=8.0, period=1, minimum=2.0, maximum=32.0, factor=4.0)
     states = jax.lax.scan(
         lambda s, _: (scaling.update(s, jnp.array(finite)), s.scale), scaling.init(), length=9
     )
@@ -575,7 +575,7 @@ def test_it_is_bounded_at_both_ends(finite, bound):
 
 @pytest.mark.parametrize("scale", [2.0**40, 128.0, 0.25])
 def test_a_static_scale_never_moves(scale):
-    scaling = ja.LossScale.static(scale)
+    scaling = ja.transforms.LossScale.static(scale)
     state = scaling.init()
     for finite in (True, False) * 3:
         state = jax.jit(scaling.update)(state, jnp.array(finite))
@@ -585,7 +585,7 @@ def test_a_static_scale_never_moves(scale):
 @pytest.mark.parametrize("t", [lambda f: f, ja.bfloat16, ja.float16])
 @pytest.mark.parametrize("scale", [2.0**-2, 2.0**4])
 def test_a_power_of_two_changes_no_bit(t, scale):
-    scaling = ja.LossScale.static(scale)
+    scaling = ja.transforms.LossScale.static(scale)
     gradient = jit(lambda params, state: jax.grad(lambda p: scaling.scale(loss(t(mlp))(p, X), state))(params))
     plain = jit(jax.grad(lambda p: loss(t(mlp))(p, X)))(PARAMS)
     grads, finite = scaling.unscale(gradient(PARAMS, scaling.init()), scaling.init())
@@ -598,7 +598,7 @@ def test_small_gradients_vanish_without_it_and_not_with_it():
         return 1e-6 * ja.float16(mlp)(params, x).sum()
 
     plain = jit(jax.grad(tiny))(PARAMS, X)
-    scaling = ja.LossScale.static(2.0**16)
+    scaling = ja.transforms.LossScale.static(2.0**16)
     scaled = jit(jax.grad(lambda p: scaling.scale(tiny(p, X), scaling.init())))(PARAMS)
     wanted = jax.tree.map(lambda g: 1e-6 * g, jit(jax.grad(lambda p: mlp(p, X).sum()))(PARAMS))
     assert_near(scaling.unscale(scaled, scaling.init())[0], wanted, 0.005)
@@ -607,7 +607,7 @@ def test_small_gradients_vanish_without_it_and_not_with_it():
 
 
 def test_any_leaf_that_is_not_finite_is_noticed():
-    scaling = ja.LossScale()
+    scaling = ja.transforms.LossScale()
     for bad in (jnp.nan, jnp.inf, -jnp.inf):
         assert not scaling.unscale({"a": jnp.ones(3), "b": jnp.ones(2).at[1].set(bad)}, scaling.init())[1]
     assert scaling.unscale({}, scaling.init())[1]
@@ -618,4 +618,4 @@ def test_any_leaf_that_is_not_finite_is_noticed():
 )
 def test_bounds_that_contradict_each_other(options):
     with pytest.raises(ja.UserError, match="LossScale needs"):
-        ja.LossScale(**options)
+        ja.transforms.LossScale(**options)

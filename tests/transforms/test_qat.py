@@ -60,7 +60,7 @@ def test_ranges_can_be_learned():
         g = ja.fake_int8(lambda w, x: x @ w["kernel"], calibration=calibration)
         return jnp.sum(g(w, x) * jnp.arange(4.0))
 
-    got = jax.grad(loss)(ja.Calibration({"kernel": jnp.float32(2.5)})).ranges["kernel"]
+    got = jax.grad(loss)(ja.transforms.Calibration({"kernel": jnp.float32(2.5)})).ranges["kernel"]
     scale = 2.5 / 127
     v = np.asarray(x, np.float64) / scale
     by_formula = np.where(np.abs(np.round(v)) <= 127, np.round(v) - v, np.sign(v) * 127)
@@ -68,7 +68,7 @@ def test_ranges_can_be_learned():
 
 
 def test_running_ranges_follow_what_is_seen():
-    ranges = ja.RunningRanges(decay=0.9)
+    ranges = ja.transforms.RunningRanges(decay=0.9)
     _, seen = ja.fake_int8(f, observe=True)(PARAMS, X)
     state = ranges.init(seen)
     assert set(state.ranges) == {"conv/kernel", "dense/kernel", "emb/embedding#2"}

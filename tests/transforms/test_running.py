@@ -9,7 +9,7 @@ import jaxaccel as ja
 
 
 def follow(values, decay=0.9):
-    running = ja.RunningRanges(decay=decay)
+    running = ja.transforms.RunningRanges(decay=decay)
     state = running.init({"w": jnp.float32(values[0])})
     for value in values[1:]:
         state = running.update(state, {"w": jnp.float32(value)})
@@ -43,7 +43,7 @@ def test_training_goes_on_from_a_first_batch_that_overflows():
         "b": {"kernel": jax.random.normal(keys[1], (8, 4))},
     }
     x = jax.random.normal(keys[2], (16, 8))
-    running = ja.RunningRanges(decay=0.5)
+    running = ja.transforms.RunningRanges(decay=0.5)
     _, seen = ja.fake_int8(f, observe=True)(params, x * jnp.inf)
     state = running.init(seen)
     for _ in range(3):

@@ -87,7 +87,7 @@ def scales(params, path):
     (found,) = [
         x.scale.shape
         for p, x in jax.tree_util.tree_leaves_with_path(
-            params, is_leaf=lambda x: isinstance(x, ja.QuantArray)
+            params, is_leaf=lambda x: isinstance(x, ja.arrays.QuantArray)
         )
         if jax.tree_util.keystr(p, simple=True, separator="/").removesuffix("/value").endswith(path)
     ]
@@ -155,6 +155,8 @@ def test_tiny_activations_are_no_zeros_and_a_range_of_zero_has_a_finite_gradient
     np.testing.assert_allclose(y, x @ w, atol=0.05e-14)
 
     def loss(largest):
-        return ja.fake_int8(f, calibration=ja.Calibration({"kernel": largest}))({"kernel": w}, x).sum()
+        return ja.fake_int8(f, calibration=ja.transforms.Calibration({"kernel": largest}))(
+            {"kernel": w}, x
+        ).sum()
 
     assert np.isfinite(jax.grad(loss)(jnp.float32(0.0)))

@@ -31,14 +31,16 @@ def loss(g):
 
 
 def hinted(p, x):
-    hints = [ja.Hint("conv/kernel", "conv/kernel", kind) for kind in ("hint", "attention", "relation")]
+    hints = [
+        ja.transforms.Hint("conv/kernel", "conv/kernel", kind) for kind in ("hint", "attention", "relation")
+    ]
     d = ja.distill(f, f, hints=hints)
     projections = d.init(jax.random.key(0), p, p, x)
     return jax.grad(lambda p: d(p, p, x, projections=projections)[1].sum())(p)
 
 
 def followed(p, x):
-    running = ja.RunningRanges()
+    running = ja.transforms.RunningRanges()
     state = running.init(ja.fake_int8(f, observe=True)(p, x)[1])
     return running.update(state, ja.fake_int8(f, calibration=state, observe=True)(p, x)[1]).ranges
 
@@ -65,15 +67,20 @@ CALLS = {
     "running ranges": followed,
     "folded": lambda p, x: ja.int8(ja.fold(f, p, x)[0])(ja.quantize(ja.fold(f, p, x)[1]), x),
     "retarget": lambda p, x: ja.retarget(jax.grad(loss(f)))(p, x),
-    "features": lambda p, x: ja.features(f, ["conv/kernel"])(p, x),
+    "features": lambda p, x: ja.transforms.features(f, ["conv/kernel"])(p, x),
     "distill": hinted,
-    "moments": lambda p, x: (ja.input_norms(f, p, [x]), ja.input_covariances(f, p, [x])),
-    "share": lambda p, x: ja.compressed(f)(ja.share(p), x),
-    "low_rank": lambda p, x: ja.compressed(f)(ja.low_rank(p, rank=2, where=MATRICES), x),
-    "prune": lambda p, x: ja.masked(p, ja.prune(p, 0.5, criterion="wanda", norms=ja.input_norms(f, p, [x]))),
+    "moments": lambda p, x: (
+        ja.transforms.input_norms(f, p, [x]),
+        ja.transforms.input_covariances(f, p, [x]),
+    ),
+    "share": lambda p, x: ja.transforms.compressed(f)(ja.params.share(p), x),
+    "low_rank": lambda p, x: ja.transforms.compressed(f)(ja.low_rank(p, rank=2, where=MATRICES), x),
+    "prune": lambda p, x: ja.params.masked(
+        p, ja.prune(p, 0.5, criterion="wanda", norms=ja.transforms.input_norms(f, p, [x]))
+    ),
     "random": lambda p, x: ja.prune(p, 0.5, scope="global", criterion="random", key=jax.random.key(0)),
     "explain": lambda p, x: len(str(ja.explain(ja.int8(f), quantized(p), x))),
-    "unscale": lambda p, x: ja.LossScale().unscale(p, ja.LossScale().init()),
+    "unscale": lambda p, x: ja.transforms.LossScale().unscale(p, ja.transforms.LossScale().init()),
 }
 
 

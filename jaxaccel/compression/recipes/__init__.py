@@ -1,1 +1,1 @@
-"""The routes that come with jaxaccel: one file each, with a function `route()`."""
+"""The pipelines that come with jaxaccel: one file each, with a function `pipeline()`."""

@@ -5,13 +5,13 @@ that are left share 2 ** bits values a layer, which are fine-tuned, and an entro
 was teaches both trainings. ResNet-56 on CIFAR-10: 20.3 times fewer bytes, 92.47% instead of 93.39%.
 """
 
-from jaxaccel.compression import FineTune, Route, Share
+from jaxaccel.compression import FineTune, Pipeline, Share
 from jaxaccel.optim import Sparse
 
 
-def route() -> Route:
+def pipeline() -> Pipeline:
     """Pruned by a cubic schedule, then shared."""
-    return Route(
+    return Pipeline(
         {
             # Pruned early: what is left needs the rest of the training.
             "prune": FineTune(

@@ -4,12 +4,12 @@ Soft targets of the teacher beside the labels (Hinton et al. 2015, arXiv:1503.02
 with weights instead of chance.
 """
 
-from jaxaccel.compression import FineTune, Fold, Quantize, Route, Student
+from jaxaccel.compression import FineTune, Fold, Pipeline, Quantize, Student
 
 
-def route() -> Route:
+def pipeline() -> Pipeline:
     """A whole training of the student, at the recipe's own learning rate."""
-    return Route(
+    return Pipeline(
         {
             "student": Student(),
             "learn": FineTune(epochs=10, rate=1.0, warmup=0.05, teacher="origin"),

@@ -4,9 +4,9 @@ BatchNorm goes into the weights; weights and activations become int8 by ranges s
 arXiv:2004.09602).
 """
 
-from jaxaccel.compression import Fold, Quantize, Route
+from jaxaccel.compression import Fold, Pipeline, Quantize
 
 
-def route() -> Route:
+def pipeline() -> Pipeline:
     """Two steps, no training."""
-    return Route({"fold": Fold(), "int8": Quantize()})
+    return Pipeline({"fold": Fold(), "int8": Quantize()})

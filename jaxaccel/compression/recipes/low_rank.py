@@ -4,12 +4,12 @@ Each convolution becomes two thinner ones (Zhang et al. 2015, arXiv:1505.06798; 
 at ranks that lose least over the whole network.
 """
 
-from jaxaccel.compression import FineTune, Fold, LowRank, Quantize, Route
+from jaxaccel.compression import FineTune, Fold, LowRank, Pipeline, Quantize
 
 
-def route() -> Route:
+def pipeline() -> Pipeline:
     """Half the multiply-adds, then quantised."""
-    return Route(
+    return Pipeline(
         {
             "low_rank": LowRank(),
             "fine_tune": FineTune(epochs=2, rate=0.2),

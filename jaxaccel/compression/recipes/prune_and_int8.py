@@ -4,13 +4,13 @@ Magnitude pruning (Zhu & Gupta 2017, arXiv:1710.01878) while training goes on; t
 weights, and weights and activations become int8 by ranges seen on training data (Wu et al. 2020, arXiv:2004.09602).
 """
 
-from jaxaccel.compression import FineTune, Fold, Quantize, Route
+from jaxaccel.compression import FineTune, Fold, Pipeline, Quantize
 from jaxaccel.optim import Sparse
 
 
-def route() -> Route:
+def pipeline() -> Pipeline:
     """Pruned by a cubic schedule, then quantised."""
-    return Route(
+    return Pipeline(
         {
             "prune": FineTune(
                 epochs=2, rate=0.2, sparse=Sparse(0.8, method="gradual", scope="erk", every=20)

@@ -5,12 +5,12 @@ multiply-adds are left; then what is left learns from the model that it was. Cha
 suit vector units.
 """
 
-from jaxaccel.compression import FineTune, Fold, Quantize, RemoveChannels, Route
+from jaxaccel.compression import FineTune, Fold, Pipeline, Quantize, RemoveChannels
 
 
-def route() -> Route:
+def pipeline() -> Pipeline:
     """Half the multiply-adds, then quantised."""
-    return Route(
+    return Pipeline(
         {
             "channels": RemoveChannels(multiple=8),
             "fine_tune": FineTune(epochs=2, rate=0.2, teacher="origin"),

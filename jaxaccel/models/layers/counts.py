@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 
-def parameters(model: nnx.Module) -> int:
+def count_parameters(model: nnx.Module) -> int:
     """Numbers that training changes."""
     return sum(math.prod(p.shape) for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
-def multiply_adds(model: nnx.Module, shape: tuple[int, ...]) -> int:
+def count_multiply_adds(model: nnx.Module, shape: tuple[int, ...]) -> int:
     """Multiplications, each with an addition, of the matrix products and convolutions of inference.
 
     That is what papers call FLOPs of a vision model. Zeros of a padding count.

@@ -87,10 +87,10 @@ def low_rank(
         up to half of that, or stay dense.
       where: which leaves, by path or predicate.
       form: of kernels wider than 1x1: ``auto`` takes what keeps more for the same cost.
-      work: for `flops`: multiply-adds of each weight by path, from `ja.multiply_adds`; without it parameters are
-        counted.
-      covariances: by path, what `ja.input_covariances` found: the error is then least on such inputs and not on all
-        (Wang et al. 2024, arXiv:2403.07378). Only the form ``channel``. A stack has one for all its layers.
+      work: for `flops`: multiply-adds of each weight by path, from `ja.params.count_multiply_adds`; without it
+        parameters are counted.
+      covariances: by path, what `ja.transforms.input_covariances` found: the error is then least on such inputs and not
+        on all (Wang et al. 2024, arXiv:2403.07378). Only the form ``channel``. A stack has one for all its layers.
       stacked: which leaves hold those of several layers along their first axis; by default as for `quantize`.
 
     Raises:

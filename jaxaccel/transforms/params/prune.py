@@ -180,7 +180,9 @@ def _check(
     if criterion not in needed:
         raise UserError(f"criterion must be one of {', '.join(needed)}, got {criterion!r}")
     if not needed[criterion]:
-        missing = {"taylor": "grads=", "wanda": "norms=ja.input_norms(...)", "random": "key="}[criterion]
+        missing = {"taylor": "grads=", "wanda": "norms=ja.transforms.input_norms(...)", "random": "key="}[
+            criterion
+        ]
         raise UserError(f"criterion={criterion!r} needs {missing}")
     if isinstance(sparsity, jax.Array) and scope == "erk":
         raise UserError("scope='erk' needs a sparsity that is a number, or one a layer from densities()")
@@ -248,7 +250,7 @@ def _along_inputs(norms: jax.Array, shape: tuple[int, ...], path: str) -> jax.Ar
                 return norms.reshape(*shape[start:stop], *[1] * (len(shape) - stop))
     raise UserError(
         f"norms of {path} are those of {norms.size} inputs, which a weight of shape {shape} does not have: take "
-        "ja.input_norms of the same parameters"
+        "ja.transforms.input_norms of the same parameters"
     )
 
 

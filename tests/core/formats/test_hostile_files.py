@@ -17,9 +17,9 @@ from jaxaccel.data.images import decode_image
 from jaxaccel.errors import UserError
 from jaxaccel.models.pretrained.files import read
 from jaxaccel.transforms.calibrate import Calibration
-from jaxaccel.transforms.params import unpack
+from jaxaccel.transforms.params import load_params
 
-READERS = {".packed": unpack, ".json": Calibration.load}
+READERS = {".packed": load_params, ".json": Calibration.load}
 MANY = 2_000
 LIMIT = 120 << 20
 """Bytes that a small file may take at the worst: what is allowed beside its size, and LZMA's window."""
@@ -112,7 +112,7 @@ def test_formats(kind, tmp_path, canary):
         assert isinstance(found, str) != (what in right), (what, found)
 
 
-@pytest.mark.parametrize("reader", [read, torch_files.read, unpack, Calibration.load])
+@pytest.mark.parametrize("reader", [read, torch_files.read, load_params, Calibration.load])
 def test_what_is_no_file(reader, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path, said in (

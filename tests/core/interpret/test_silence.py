@@ -97,7 +97,7 @@ def test_a_body_that_cannot_be_entered_is_recorded(name, around):
 def test_compressed_parameters_of_such_a_body_are_recorded_as_dense(name):
     f = UNKNOWN[name]
     assert ("materialised", "QuantArray") in [p[:2] for p in problems(ja.int8(f), Q, X)]
-    np.testing.assert_allclose(ja.int8(f)(Q, X), f(ja.dequantize(Q), X), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(ja.int8(f)(Q, X), f(ja.params.dequantize(Q), X), rtol=1e-4, atol=1e-5)
     with pytest.raises(ja.UserError, match=r"int8.*materialised"):
         ja.int8(f, strict=True)(Q, X)
 
@@ -165,7 +165,7 @@ def test_a_compressed_value_that_had_to_become_dense_is_recorded(name):
     f, reason = DENSE[name]
     found = problems(ja.int8(f), Q, X)
     assert {kind for kind, *_ in found} == {"materialised"} and any(reason in why for *_, why in found)
-    wanted = f(ja.dequantize(Q), X)
+    wanted = f(ja.params.dequantize(Q), X)
     got = ja.int8(f, activations="none")(Q, X)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, wanted)
     with pytest.raises(ja.UserError, match=r"int8\(strict=True\): .*materialised"):
@@ -185,7 +185,7 @@ def test_a_derivative_that_is_dropped_is_recorded():
     # It is told, and no obstacle: the product is one of integers as asked for.
     assert [kind for kind, *_ in problems(ja.int8(g), Q, X)] == ["primal only"]
     np.testing.assert_allclose(
-        ja.int8(g, strict=True)(Q, X), X @ ja.dequantize(Q)["kernel"], rtol=0.02, atol=0.05
+        ja.int8(g, strict=True)(Q, X), X @ ja.params.dequantize(Q)["kernel"], rtol=0.02, atol=0.05
     )
 
 
@@ -225,7 +225,7 @@ def test_implicit_differentiation_is_strict_where_its_products_are_reached(f):
     for mode in ("none", "dynamic"):
         g = ja.int8(f, activations=mode)
         lost = [r for r in traced(g, Q, X) if r.kind in sites.LOST]
-        want = f(ja.dequantize(Q), X)
+        want = f(ja.params.dequantize(Q), X)
         np.testing.assert_allclose(g(Q, X), want, rtol=0.05, atol=0.03 if mode == "dynamic" else 1e-4)
         if lost:
             with pytest.raises(ja.UserError, match=r"int8\(strict=True\)"):
@@ -322,7 +322,9 @@ def test_grouped_products_that_stay_are_told():
     for g in (ja.fake_int8(experts), ja.int8(experts, train=True, key=jax.random.key(0)), ja.int8(experts)):
         assert left(g, EXPERTS, x) == [(path, "-", "has no form of integers")]
     q = ja.quantize(EXPERTS)
-    np.testing.assert_allclose(ja.int8(experts)(q, x), experts(ja.dequantize(q), x), rtol=0.1, atol=0.1)
+    np.testing.assert_allclose(
+        ja.int8(experts)(q, x), experts(ja.params.dequantize(q), x), rtol=0.1, atol=0.1
+    )
     with pytest.raises(
         ja.UserError, match="experts/kernel: materialised: ragged_dot_general has no rule for it"
     ):
@@ -406,7 +408,7 @@ def layer(params, x):
 
 def test_a_range_that_is_missing_is_named():
     two = {"a": W, "b": W}
-    other = ja.Calibration({"a/kernel": np.float32(2)})
+    other = ja.transforms.Calibration({"a/kernel": np.float32(2)})
 
     def f(params, x):
         return layer(params["b"], layer(params["a"], x))

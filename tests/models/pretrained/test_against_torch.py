@@ -77,13 +77,13 @@ def test_the_outputs_are_equal(ours, library, theirs, size, kind, tmp_path):
     )
     if kind == "safetensors" and theirs in ASKS:
         with pytest.raises(ja.UserError, match=r"could be .* say which, names="):
-            ja.load_pretrained(model, file, inputs=(shape,))
+            ja.models.load_pretrained(model, file, inputs=(shape,))
         return
-    loaded = ja.load_pretrained(model, file, inputs=(shape,))
+    loaded = ja.models.load_pretrained(model, file, inputs=(shape,))
     assert not loaded.unused, loaded.report()
     if kind == "safetensors":  # sorted by name, and yet all is where it is from the other file
         torch.save(other.state_dict(), file)
-        again = ja.load_pretrained(model, file, inputs=(shape,))
+        again = ja.models.load_pretrained(model, file, inputs=(shape,))
         jax.tree.map(np.testing.assert_array_equal, loaded.params, again.params)
         jax.tree.map(np.testing.assert_array_equal, loaded.state, again.state)
         return

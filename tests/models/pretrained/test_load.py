@@ -61,7 +61,7 @@ def test_a_fused_layer_is_taken_apart(saved, kind):
         norm__weight=(8,), norm__bias=(8,), head__weight=(5, 8), head__bias=(5,),
     )  # fmt: skip
     module = Encoder(8, 2, 5, nnx.Rngs(0))
-    loaded = ja.load_pretrained(module, saved(arrays, kind))
+    loaded = ja.models.load_pretrained(module, saved(arrays, kind))
     x = np.random.default_rng(1).normal(size=(3, 8)).astype(np.float32)
     for i, name in enumerate(("query", "key", "value")):
         w, b = arrays["attn.qkv.weight"][8 * i : 8 * i + 8], arrays["attn.qkv.bias"][8 * i : 8 * i + 8]
@@ -113,7 +113,7 @@ def test_an_encoder_named_as_bert(saved):
     for i in range(3):  # both norms of a block: which is which, names do not say
         names[f"bert.encoder.layer.{i}.attention.output.LayerNorm"] = f"blocks/{i}/norm1"
         names[f"bert.encoder.layer.{i}.output.LayerNorm"] = f"blocks/{i}/norm2"
-    found = ja.load_pretrained((params, {}), saved(arrays), names=names).params
+    found = ja.models.load_pretrained((params, {}), saved(arrays), names=names).params
     for i in range(3):
         for ours, theirs in (
             ("query", "attention.self.query"), ("key", "attention.self.key"), ("value", "attention.self.value"),
@@ -132,8 +132,8 @@ def test_nothing_is_guessed(saved):
     like = ({"a": {"kernel": jnp.zeros((4, 4))}, "b": {"kernel": jnp.zeros((4, 4))}}, {})
     arrays = drawn(one__weight=(4, 4), two__weight=(4, 4))
     with pytest.raises(ja.UserError, match=r"could be .* say which, names="):
-        ja.load_pretrained(like, saved(arrays))
-    params = ja.load_pretrained(like, saved(arrays), names={"one": "b"}).params
+        ja.models.load_pretrained(like, saved(arrays))
+    params = ja.models.load_pretrained(like, saved(arrays), names={"one": "b"}).params
     np.testing.assert_array_equal(params["b"]["kernel"].T, arrays["one.weight"])
     np.testing.assert_array_equal(params["a"]["kernel"].T, arrays["two.weight"])
 
@@ -141,7 +141,7 @@ def test_nothing_is_guessed(saved):
 def test_a_square_kernel_is_transposed_and_an_embedding_is_not(saved):
     like = ({"embed": {"embedding": jnp.zeros((4, 4))}, "head": {"kernel": jnp.zeros((4, 4))}}, {})
     arrays = drawn(embeddings__weight=(4, 4), classifier__weight=(4, 4))
-    params = ja.load_pretrained(like, saved(arrays)).params
+    params = ja.models.load_pretrained(like, saved(arrays)).params
     np.testing.assert_array_equal(params["embed"]["embedding"], arrays["embeddings.weight"])
     np.testing.assert_array_equal(params["head"]["kernel"], arrays["classifier.weight"].T)
 
@@ -155,14 +155,14 @@ def test_a_new_head(saved, tmp_path):
     with pytest.raises(
         ja.UserError, match=r"no weights for 1 layers.*head.*Left over in the file: linear.*fresh='head/\*\*'"
     ):
-        ja.load_pretrained(small(3), saved(arrays))
-    loaded = ja.load_pretrained(small(3), saved(arrays), fresh="head/**")
+        ja.models.load_pretrained(small(3), saved(arrays))
+    loaded = ja.models.load_pretrained(small(3), saved(arrays), fresh="head/**")
     assert loaded.params["head"]["kernel"].shape == (16, 3) and loaded.unused == ("linear",)
     np.testing.assert_array_equal(
         loaded.params["stem"]["conv"]["kernel"].transpose(3, 2, 0, 1), arrays["conv1.weight"]
     )
     with pytest.raises(ja.UserError, match=r"fresh=.* matches none"):
-        ja.load_pretrained(small(3), saved(arrays), fresh="haed/**")
+        ja.models.load_pretrained(small(3), saved(arrays), fresh="haed/**")
 
 
 def _torch_names(model):
@@ -191,7 +191,7 @@ def test_what_was_saved_comes_back_whatever_the_names(saved):
     shape = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     for prefix in ("", "module.", "model.net."):
         arrays = {prefix + name: x for name, x in _torch_names(small(10)).items()}
-        loaded = ja.load_pretrained(small(10), saved(arrays), inputs=(shape,))
+        loaded = ja.models.load_pretrained(small(10), saved(arrays), inputs=(shape,))
         jax.tree.map(np.testing.assert_array_equal, (loaded.params, loaded.state), (params, state))
 
 
@@ -239,7 +239,7 @@ def test_sorted_names_lead_to_the_layers_that_the_file_in_order_leads_to(name, s
     images = jax.ShapeDtypeStruct((1, 96, 96, 3), jnp.float32)
     arguments = {"classes": 1000, "channels": 3, "image_size": 96}
     model = as_model(getattr(models, name), arguments, (images,))
-    loaded = ja.load_pretrained(model, file, inputs=(images,))
+    loaded = ja.models.load_pretrained(model, file, inputs=(images,))
     assert {pair.source.name: pair.target.name for pair in loaded.pairs} == NAMES[name]["layers"]
     assert not loaded.unused and not loaded.fresh
 
@@ -258,17 +258,19 @@ def test_a_new_head_takes_nothing_from_a_guess(saved):
     like = ({"b": {"kernel": jnp.zeros((4, 4))}, "c": {"kernel": jnp.zeros((4, 4))}}, {})
     arrays = drawn(x__weight=(4, 4), y__weight=(7, 4))
     with pytest.raises(ja.UserError, match=r"x of the file could be . or . .* names="):
-        ja.load_pretrained(like, saved(arrays), new_head=True)
-    assert ja.load_pretrained(like, saved(arrays), new_head=True, names={"x": "c"}).fresh == ("b/kernel",)
+        ja.models.load_pretrained(like, saved(arrays), new_head=True)
+    assert ja.models.load_pretrained(like, saved(arrays), new_head=True, names={"x": "c"}).fresh == (
+        "b/kernel",
+    )
 
 
 def test_numbers_that_count_against_the_use_are_asked_about(saved):
     x = (jax.ShapeDtypeStruct((2, 4), jnp.float32),)
     theirs = drawn(a__layer0__weight=(4, 4), a__layer1__weight=(4, 4))
     with pytest.raises(ja.UserError, match=r"b_layer1 could be a\.layer1 or a\.layer0 of the file .* names="):
-        ja.load_pretrained(chain("b_layer1", "b_layer0"), saved(theirs), inputs=x)
+        ja.models.load_pretrained(chain("b_layer1", "b_layer0"), saved(theirs), inputs=x)
     ours = {f"layer{n}.weight": theirs[f"a.layer{n}.weight"] for n in (0, 1)}
-    loaded = ja.load_pretrained(chain("layer1", "layer0"), saved(ours), inputs=x)
+    loaded = ja.models.load_pretrained(chain("layer1", "layer0"), saved(ours), inputs=x)
     assert (loaded.params["layer1"]["kernel"] == ours["layer1.weight"].T).all()  # the same name says it
 
 

@@ -183,7 +183,7 @@ def test_budgets(budget):
     x = random(2, 8, 8, 3)
     removed = ja.remove_channels(residual, RESIDUAL, x, **{budget: 0.5})
     cost = {
-        "flops": lambda p: sum(ja.multiply_adds(residual, p, x).values()),
+        "flops": lambda p: sum(ja.params.count_multiply_adds(residual, p, x).values()),
         "parameters": lambda p: sum(leaf.size for leaf in jax.tree.leaves(p)),
     }[budget]
     assert 0.35 < cost(removed.params) / cost(RESIDUAL) <= 0.5
@@ -285,7 +285,7 @@ def test_networks_of_grouped_convolutions_shrink(name):
     f, both = network(factory, **options)
     x = random(2, 16, 16, 3)
     removed = ja.remove_channels(f, both, x, flops=0.5)  # which compares it with the masked network
-    costs = [sum(ja.multiply_adds(f, p, x).values()) for p in (both, removed.params)]
+    costs = [sum(ja.params.count_multiply_adds(f, p, x).values()) for p in (both, removed.params)]
     assert costs[1] <= 0.5 * costs[0]
     assert removed.after[wide] < removed.before[wide] and wide in removed.report()
     assert set(removed.fixed) == {"params/head/kernel"}  # the classes

@@ -118,5 +118,5 @@ def test_activations_say_what_is_rounded():
     np.testing.assert_allclose(ja.int8(f, activations="none")(q, x), np.float64(x) @ np.float64(w), rtol=1e-6)
     rows = np.abs(np.float64(x)).max(1, keepdims=True) / 127
     np.testing.assert_allclose(ja.int8(f)(q, x), rounded(rows), rtol=1e-5)
-    static = ja.int8(f, calibration=ja.Calibration({"kernel": np.float32(2.0)}))
+    static = ja.int8(f, calibration=ja.transforms.Calibration({"kernel": np.float32(2.0)}))
     np.testing.assert_allclose(static(q, x), rounded(2 / 127), rtol=1e-5)

@@ -45,16 +45,19 @@ def test_two_convolutions_compute_the_dense_one(form, strides, padding):
     params = ja.low_rank({"kernel": w}, rank=6, form=form)
     f = lambda p, x: conv(x, p["kernel"], strides, padding)  # noqa: E731
     dense = f({"kernel": params["kernel"].materialise()}, x)
-    found = jax.jit(ja.compressed(f, strict=True))(params, x)
+    found = jax.jit(ja.transforms.compressed(f, strict=True))(params, x)
     np.testing.assert_allclose(found, dense, atol=1e-4)
-    work = ja.multiply_adds(f, params, x)
-    assert set(work) == {"kernel"} and work["kernel"] < ja.multiply_adds(f, {"kernel": w}, x)["kernel"]
+    work = ja.params.count_multiply_adds(f, params, x)
+    assert (
+        set(work) == {"kernel"}
+        and work["kernel"] < ja.params.count_multiply_adds(f, {"kernel": w}, x)["kernel"]
+    )
 
 
 def test_a_spatial_kernel_of_full_rank_is_itself():
     w = random(3, 5, 4, 7)
     found = ja.low_rank({"kernel": w}, rank=12, form="spatial")["kernel"]
-    if isinstance(found, ja.LowRankArray):  # else it would not be smaller, and stays dense
+    if isinstance(found, ja.arrays.LowRankArray):  # else it would not be smaller, and stays dense
         np.testing.assert_allclose(found.materialise(), w, atol=1e-5)
 
 
@@ -70,7 +73,7 @@ def test_products_on_either_side(transposed, weight_first):
         return (kernel.T @ x.T) if weight_first else x @ kernel
 
     dense = f({"kernel": params["kernel"].materialise()}, x)
-    found = ja.compressed(f, strict=True)(params, x)
+    found = ja.transforms.compressed(f, strict=True)(params, x)
     assert found.shape == dense.shape
     np.testing.assert_allclose(found, dense, atol=1e-4)
 
@@ -85,14 +88,17 @@ def test_heads():
         return jnp.einsum("nhk,hkd->nd", y, p["out"]["kernel"])
 
     dense = f(
-        jax.tree.map(lambda w: w.materialise(), params, is_leaf=lambda w: isinstance(w, ja.LowRankArray)), x
+        jax.tree.map(
+            lambda w: w.materialise(), params, is_leaf=lambda w: isinstance(w, ja.arrays.LowRankArray)
+        ),
+        x,
     )
-    np.testing.assert_allclose(ja.compressed(f, strict=True)(params, x), dense, atol=1e-4)
+    np.testing.assert_allclose(ja.transforms.compressed(f, strict=True)(params, x), dense, atol=1e-4)
 
 
 def test_gradients_reach_the_factors():
     params, x = ja.low_rank({"kernel": random(10, 8)}, rank=2), random(4, 10, seed=1)
-    f = ja.compressed(lambda p, x: jnp.sum(jnp.tanh(x @ p["kernel"])))
+    f = ja.transforms.compressed(lambda p, x: jnp.sum(jnp.tanh(x @ p["kernel"])))
     grads = jax.grad(f)(params, x)["kernel"]
     left, right = params["kernel"].left, params["kernel"].right
     expected = jax.grad(lambda a, b: jnp.sum(jnp.tanh(x @ (a @ b))), (0, 1))(left, right)
@@ -104,7 +110,9 @@ def test_low_rank_then_int8_then_bfloat16():
     params, x = {"kernel": thin(64, 64, 8)}, random(16, 64, seed=3)
     f = lambda p, x: x @ p["kernel"]  # noqa: E731
     q = ja.quantize(ja.low_rank(params, rank=8))
-    assert isinstance(q["kernel"].left, ja.QuantArray) and isinstance(q["kernel"].right, ja.QuantArray)
+    assert isinstance(q["kernel"].left, ja.arrays.QuantArray) and isinstance(
+        q["kernel"].right, ja.arrays.QuantArray
+    )
     dense = f(params, x)
     for g in (ja.int8(f, strict=True), ja.bfloat16(ja.int8(f))):
         found = jax.jit(g)(q, x)
@@ -117,11 +125,11 @@ def test_energy_and_flops_choose_ranks():
     params = {"a": {"kernel": thin(32, 32, 4)}, "b": {"kernel": random(32, 32, seed=5)}}
     kept = ja.low_rank(params, energy=0.999)
     assert kept["a"]["kernel"].rank <= 4
-    assert not isinstance(kept["b"]["kernel"], ja.LowRankArray)  # a random matrix has no thin factors
+    assert not isinstance(kept["b"]["kernel"], ja.arrays.LowRankArray)  # a random matrix has no thin factors
     half = ja.low_rank(params, flops=0.65)
     sizes = [x.size for x in jax.tree.leaves(half)]
     assert sum(sizes) <= 0.65 * 2048
-    assert half["a"]["kernel"].rank == 4 and not isinstance(half["b"]["kernel"], ja.LowRankArray)
+    assert half["a"]["kernel"].rank == 4 and not isinstance(half["b"]["kernel"], ja.arrays.LowRankArray)
     rows = {s.path: s for s in spectra(params)}
     assert rows["a/kernel"].stable_rank < 4 < rows["b/kernel"].stable_rank
     assert rows["a/kernel"].rank_of(0.999) <= 4
@@ -133,19 +141,21 @@ def test_covariances_move_the_error_to_where_no_inputs_are():
     x = random(512, 6, seed=8) @ basis
     params = {"kernel": random(24, 24)}
     f = lambda p, x: x @ p["kernel"]  # noqa: E731
-    seen = ja.input_covariances(f, params, [x[:256], x[256:]])
+    seen = ja.transforms.input_covariances(f, params, [x[:256], x[256:]])
     np.testing.assert_allclose(seen["kernel"], x.T @ x / 512, rtol=1e-4, atol=1e-3)
     plain, aware = ja.low_rank(params, rank=6), ja.low_rank(params, rank=6, covariances=seen)
     dense = f(params, x)
-    error = [np.abs(ja.compressed(f)(p, x) - dense).max() / np.abs(dense).max() for p in (plain, aware)]
+    error = [
+        np.abs(ja.transforms.compressed(f)(p, x) - dense).max() / np.abs(dense).max() for p in (plain, aware)
+    ]
     assert error[1] < 0.01 < 0.1 < error[0]
 
 
 def test_covariances_of_a_convolution_are_those_of_its_windows():
     w, x = random(3, 3, 2, 8), random(2, 5, 5, 2, seed=1)
-    seen = ja.input_covariances(lambda p, x: conv(x, p["kernel"], padding="VALID"), {"kernel": w}, [x])[
-        "kernel"
-    ]
+    seen = ja.transforms.input_covariances(
+        lambda p, x: conv(x, p["kernel"], padding="VALID"), {"kernel": w}, [x]
+    )["kernel"]
     windows = [x[n, i : i + 3, j : j + 3].ravel() for n in range(2) for i in range(3) for j in range(3)]
     np.testing.assert_allclose(
         seen,

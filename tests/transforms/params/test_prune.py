@@ -113,7 +113,7 @@ def test_the_norms_are_those_of_the_inputs():
         return jax.nn.relu(y).mean((1, 2)) @ p["b"]["kernel"]
 
     xs = [jax.random.normal(jax.random.key(i), (2, 6, 6, 4)) for i in (2, 3)]
-    norms = ja.input_norms(f, params, xs)
+    norms = ja.transforms.input_norms(f, params, xs)
     np.testing.assert_allclose(
         norms["a/kernel"], np.sqrt(np.mean(np.concatenate(xs) ** 2, (0, 1, 2))), rtol=1e-5
     )
@@ -127,7 +127,7 @@ def test_wanda_of_attention():
     model = as_model(vit, {"classes": 3, "channels": 1, "image_size": 8}, inputs)
     params, state = model.init(jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), inputs[0].shape)
-    norms = ja.input_norms(
+    norms = ja.transforms.input_norms(
         lambda p, x: model.apply(p, state, x, key=jax.random.key(0), train=False)[0], params, [x]
     )
     masks = ja.prune(params, 0.5, criterion="wanda", norms=norms)["blocks"][0]["attention"]
@@ -147,7 +147,7 @@ def test_sparsity_may_be_traced():
 
 def test_masked_weights_are_zero():
     params = network()
-    pruned = ja.masked(params, ja.prune(params, 0.8))
+    pruned = ja.params.masked(params, ja.prune(params, 0.8))
     assert sparsity_of(pruned) == pytest.approx(0.8, abs=1e-3)
     np.testing.assert_array_equal(pruned["norm"]["scale"], params["norm"]["scale"])
 

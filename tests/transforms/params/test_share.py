@@ -17,7 +17,7 @@ def random(*shape, seed=0):
 @pytest.mark.parametrize("bits", [1, 4, 8])
 def test_every_weight_has_the_nearest_value(bits):
     w = random(40, 30)
-    found = ja.share({"kernel": w}, bits)["kernel"]
+    found = ja.params.share({"kernel": w}, bits)["kernel"]
     book = np.asarray(found.codebook)
     assert book.size <= 2**bits and found.indices.dtype == jnp.uint8 and (np.diff(book) > 0).all()
     nearest = np.abs(np.asarray(w)[..., None] - book).argmin(-1)
@@ -28,33 +28,35 @@ def test_every_weight_has_the_nearest_value(bits):
 
 
 def test_zeros_stay_zeros():
-    w = ja.masked({"kernel": random(40, 30)}, ja.prune({"kernel": random(40, 30)}, 0.8))
-    found = ja.share(w, 3)["kernel"]
+    w = ja.params.masked({"kernel": random(40, 30)}, ja.prune({"kernel": random(40, 30)}, 0.8))
+    found = ja.params.share(w, 3)["kernel"]
     assert found.codebook[0] == 0 and found.codebook.size <= 8
     np.testing.assert_array_equal(found.materialise() == 0, w["kernel"] == 0)
 
 
 def test_few_values_are_kept_as_they_are():
     w = jnp.asarray([[1.0, -2.0], [0.5, 1.0]])
-    np.testing.assert_array_equal(ja.share({"kernel": w}, 4)["kernel"].materialise(), w)
+    np.testing.assert_array_equal(ja.params.share({"kernel": w}, 4)["kernel"].materialise(), w)
 
 
 def test_layouts_reach_the_indices():
-    params, x = ja.share({"kernel": random(6, 8)}, 4), random(3, 8)
+    params, x = ja.params.share({"kernel": random(6, 8)}, 4), random(3, 8)
     f = lambda p, x: x @ p["kernel"].T.reshape(8, 6)[:, :4]  # noqa: E731
     np.testing.assert_allclose(
-        ja.compressed(f)(params, x), f({"kernel": params["kernel"].materialise()}, x), rtol=1e-5
+        ja.transforms.compressed(f)(params, x), f({"kernel": params["kernel"].materialise()}, x), rtol=1e-5
     )
 
 
 def test_fine_tuning_changes_values_and_not_who_shares_them():
     target, x = random(12, 6), random(64, 12, seed=1)
-    w = ja.masked({"kernel": random(12, 6, seed=2)}, ja.prune({"kernel": random(12, 6, seed=2)}, 0.5))
-    params = {"layer": ja.share(w, 3), "bias": jnp.zeros(6)}
+    w = ja.params.masked({"kernel": random(12, 6, seed=2)}, ja.prune({"kernel": random(12, 6, seed=2)}, 0.5))
+    params = {"layer": ja.params.share(w, 3), "bias": jnp.zeros(6)}
 
     def loss(trained):
         p = with_trained(params, trained)
-        f = ja.compressed(lambda p: jnp.mean((x @ p["layer"]["kernel"] + p["bias"] - x @ target) ** 2))
+        f = ja.transforms.compressed(
+            lambda p: jnp.mean((x @ p["layer"]["kernel"] + p["bias"] - x @ target) ** 2)
+        )
         return f(p)
 
     trained = trainable(params)
@@ -96,28 +98,28 @@ def test_it_is_as_good_as_many_starts_of_k_means(tail, bits):
         "one outlier": np.append(rng.normal(size=599), 100.0),
         "two groups": np.concatenate([rng.normal(-5, 0.01, 400), rng.normal(3, 1, 200)]),
     }[tail].astype(np.float32)
-    found = ja.share({"kernel": jnp.asarray(values.reshape(20, 30))}, bits)["kernel"]
+    found = ja.params.share({"kernel": jnp.asarray(values.reshape(20, 30))}, bits)["kernel"]
     error = np.sum((np.float64(found.materialise()).ravel() - values) ** 2)
     assert error < 1.01 * lloyd(np.float64(values), 2**bits)
     assert np.unique(found.indices).size == found.codebook.size == 2**bits  # none is empty
-    again = ja.share({"kernel": jnp.asarray(values.reshape(20, 30))}, bits)["kernel"]
+    again = ja.params.share({"kernel": jnp.asarray(values.reshape(20, 30))}, bits)["kernel"]
     np.testing.assert_array_equal(again.codebook, found.codebook)
 
 
 def test_an_outlier_takes_one_value():
     w = random(64, 64).at[0, 0].set(1000.0)
-    book = np.asarray(ja.share({"kernel": w}, 4)["kernel"].codebook)
+    book = np.asarray(ja.params.share({"kernel": w}, 4)["kernel"].codebook)
     assert (np.abs(book) > 10).sum() == 1
 
 
 @pytest.mark.parametrize("broken", [jnp.nan, jnp.inf])
 def test_weights_that_are_not_finite_are_refused(broken):
     with pytest.raises(UserError, match="layer/kernel has weights that are NaN or infinite"):
-        ja.share({"layer": {"kernel": random(4, 4).at[1, 1].set(broken)}})
+        ja.params.share({"layer": {"kernel": random(4, 4).at[1, 1].set(broken)}})
 
 
 def test_what_cannot_be_is_said_in_a_line():
     with pytest.raises(UserError, match="bits must be 1 to 8, got 9"):
-        ja.share({"kernel": random(2, 2)}, 9)
+        ja.params.share({"kernel": random(2, 2)}, 9)
     with pytest.raises(UserError, match="matches none"):
-        ja.share({"kernel": random(2, 2)}, where="weight")
+        ja.params.share({"kernel": random(2, 2)}, where="weight")

@@ -94,10 +94,12 @@ def test_training_prunes_each_layer(method):
 
 def test_shared_values():
     params = jax.tree.map(lambda x: jnp.where(jnp.abs(x) < 0.003, 0.0, x), STACK)
-    stack, each = ja.share(params, 3), ja.share(each_of(params), 3)
+    stack, each = ja.params.share(params, 3), ja.params.share(each_of(params), 3)
     assert stack["stacked"]["kernel"].codebook.shape == (LAYERS, 8)
     jax.tree.map(np.testing.assert_array_equal, each_of(dense(stack)), dense(each))
-    np.testing.assert_array_equal(ja.compressed(loop)(stack, X), ja.compressed(unrolled)(each, X))
+    np.testing.assert_array_equal(
+        ja.transforms.compressed(loop)(stack, X), ja.transforms.compressed(unrolled)(each, X)
+    )
     moved = with_trained(stack, jax.tree.map(lambda x: x + 1, trainable(stack)))["stacked"]["kernel"]
     zeros = params["stacked"]["kernel"] == 0
     assert zeros.sum((1, 2))[1] and not zeros.sum((1, 2))[2]
@@ -109,7 +111,7 @@ def test_shared_values():
 
 def test_layers_with_fewer_values_than_others():
     w = STACK["stacked"]["kernel"].at[1].set(jnp.where(STACK["stacked"]["kernel"][1] > 0, 2.0, -1.0))
-    found = ja.share({"stacked": {"kernel": w}}, 4)["stacked"]["kernel"]
+    found = ja.params.share({"stacked": {"kernel": w}}, 4)["stacked"]["kernel"]
     assert found.codebook.shape == (LAYERS, 16)
     np.testing.assert_array_equal(found.materialise()[1], w[1])
 
@@ -119,10 +121,12 @@ def test_factors():
     array = stack["stacked"]["kernel"]
     assert array.left.shape == (LAYERS, 16, 2) and array.right.shape == (LAYERS, 2, 8)
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), each_of(dense(stack)), dense(each))
-    np.testing.assert_allclose(ja.compressed(loop)(stack, X), ja.compressed(unrolled)(each, X), atol=1e-4)
-    explained = ja.explain(ja.compressed(loop), stack, X)
+    np.testing.assert_allclose(
+        ja.transforms.compressed(loop)(stack, X), ja.transforms.compressed(unrolled)(each, X), atol=1e-4
+    )
+    explained = ja.explain(ja.transforms.compressed(loop), stack, X)
     assert "materialised" not in str(explained)  # no layer becomes dense
-    work = ja.multiply_adds(loop, stack, X)["stacked/kernel"]
+    work = ja.params.count_multiply_adds(loop, stack, X)["stacked/kernel"]
     assert work == LAYERS * 2 * 4 * 2 * (16 + 8)
     eight = ja.quantize(stack)["stacked"]["kernel"]
     assert eight.left.scale.shape == (LAYERS, 1, 2)
@@ -170,8 +174,10 @@ def test_kernels(form):
 
     x = jax.random.normal(jax.random.key(4), (2, 6, 6, 4))
     params = {"stacked": {"kernel": found}}
-    np.testing.assert_allclose(ja.compressed(scanned)(params, x), scanned(dense(params), x), atol=1e-4)
-    assert "materialised" not in str(ja.explain(ja.compressed(scanned), params, x))
+    np.testing.assert_allclose(
+        ja.transforms.compressed(scanned)(params, x), scanned(dense(params), x), atol=1e-4
+    )
+    assert "materialised" not in str(ja.explain(ja.transforms.compressed(scanned), params, x))
     for w, layer in zip(kernels, found.materialise(), strict=True):
         alone = ja.low_rank({"kernel": w}, rank=2, form=form)["kernel"]
         np.testing.assert_allclose(layer, alone.materialise(), atol=1e-4)
@@ -179,19 +185,19 @@ def test_kernels(form):
 
 def test_files_keep_them(tmp_path):
     params = {
-        "a": ja.share(STACK, 3),
+        "a": ja.params.share(STACK, 3),
         "b": ja.low_rank(STACK, rank=2),
-        "c": ja.share(ja.low_rank(STACK, rank=2), 2),
+        "c": ja.params.share(ja.low_rank(STACK, rank=2), 2),
     }
-    ja.pack(params, tmp_path / "a.packed")
-    found = ja.unpack(tmp_path / "a.packed")
+    ja.params.save(params, tmp_path / "a.packed")
+    found = ja.params.load(tmp_path / "a.packed")
     assert jax.tree.structure(found) == jax.tree.structure(params)
     jax.tree.map(np.testing.assert_array_equal, found, params)
 
 
 def test_layers_that_leave_their_loop_are_right():
     """What moves the axis of layers makes them dense."""
-    for params in (ja.share(STACK, 3), ja.low_rank(STACK, rank=2)):
+    for params in (ja.params.share(STACK, 3), ja.low_rank(STACK, rank=2)):
         f = lambda p: (p["stacked"]["kernel"].transpose(1, 0, 2)[:, 1], p["stacked"]["kernel"][2].reshape(-1))  # noqa: E731
-        for a, b in zip(ja.compressed(f)(params), f(dense(params)), strict=True):
+        for a, b in zip(ja.transforms.compressed(f)(params), f(dense(params)), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-6)

@@ -23,7 +23,7 @@ from jaxaccel.transforms.params.channels.coupled import (
     without,
     working,
 )
-from jaxaccel.transforms.params.work import multiply_adds
+from jaxaccel.transforms.params.multiply_adds import count_multiply_adds
 
 PyTree = Any
 Scope = Literal["layer", "global"]
@@ -212,7 +212,7 @@ def _cost(budget: str, f: Callable[..., Any], tree: Flat, args: Sequence[Any]) -
     if budget == "parameters":
         return lambda kept: float(sum(np.prod(x.shape) for x in tree.shapes(kept)))
     if budget == "flops":
-        return lambda kept: float(sum(multiply_adds(tree.call(f), tree.shapes(kept), *args).values()))
+        return lambda kept: float(sum(count_multiply_adds(tree.call(f), tree.shapes(kept), *args).values()))
     example = _filled(args)
 
     def seconds(kept: Kept) -> float:

@@ -1,4 +1,4 @@
-"""Routes from a trained model to smaller ones: receipts that are true, steps that compose, and going on."""
+"""Pipelines from a trained model to smaller ones: receipts that are true, steps that compose, and going on."""
 
 import dataclasses
 import json
@@ -9,20 +9,20 @@ import numpy as np
 import pytest
 
 import jaxaccel as ja
-from jaxaccel import compress as command
+import jaxaccel.compress as command
 from jaxaccel import models
 from jaxaccel.compression import (
     FineTune,
     Fold,
     LowRank,
+    Pipeline,
     Prune,
     Quantize,
     RemoveChannels,
-    Route,
     Share,
     Student,
 )
-from jaxaccel.compression.route import load
+from jaxaccel.compression.pipeline import load
 from jaxaccel.compression.stage import batches
 from jaxaccel.core.arrays import CodebookArray, LowRankArray, QuantArray
 from jaxaccel.core.interpret import is_compressed
@@ -45,8 +45,8 @@ def kinds(tree, kind):
 
 def test_receipts_are_true(run, tmp_path):
     place, recipe, trained = run
-    done = ja.follow(
-        Route({"prune": Prune(0.5), "fold": Fold(), "int8": Quantize()}), place, run=tmp_path / "r"
+    done = ja.compress(
+        Pipeline({"prune": Prune(0.5), "fold": Fold(), "int8": Quantize()}), place, run=tmp_path / "r"
     )
     first, pruned, _, quantised = done.receipts
     assert first.scores["accuracy"] == pytest.approx(trained.summary["eval"]["accuracy"])
@@ -55,7 +55,7 @@ def test_receipts_are_true(run, tmp_path):
     kernels = sum(x.size for x in jax.tree.leaves(params) if x.ndim > 1)
     assert pruned.parameters - pruned.nonzeros == pytest.approx(kernels / 2, abs=1)
     # Convolutions of 3x3 with their pooling, from the shapes of the network.
-    assert first.flops == 2 * sum(ja.multiply_adds(done_call(run), params, images(1)).values())
+    assert first.flops == 2 * sum(ja.params.count_multiply_adds(done_call(run), params, images(1)).values())
     assert quantised.flops == first.flops
     for row in done.receipts:
         number = done.receipts.index(row)
@@ -99,13 +99,13 @@ def test_everything_composes_and_goes_on(run, tmp_path, monkeypatch):
         "fold": Fold(),
         "int8": Quantize(),
     }
-    done = ja.follow(Route(steps), place, run=tmp_path / "r", batch=64)
+    done = ja.compress(Pipeline(steps), place, run=tmp_path / "r", batch=64)
     rows = {row.step: row for row in done.receipts}
     assert rows["channels"].flops <= 0.7 * rows["origin"].flops
     assert rows["low_rank"].flops < rows["channels"].flops
     # Fine-tuning moved weights and no zero of them.
     before, after = (
-        ja.unpack(tmp_path / "r" / f"{n}.safetensors")["params"] for n in ("3-prune", "4-fine_tune")
+        ja.params.load(tmp_path / "r" / f"{n}.safetensors")["params"] for n in ("3-prune", "4-fine_tune")
     )
     pairs = list(zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True))
     assert all(((np.asarray(a) == 0) <= (np.asarray(b) == 0)).all() for a, b in pairs if a.ndim > 1)
@@ -123,23 +123,23 @@ def test_everything_composes_and_goes_on(run, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "jaxaccel.compression.learning.fine_tuned", lambda *args: pytest.fail("trained again")
     )
-    again = ja.follow(Route(steps), place, run=tmp_path / "r", resume=True, batch=64)
+    again = ja.compress(Pipeline(steps), place, run=tmp_path / "r", resume=True, batch=64)
     assert [row.step for row in again.receipts] == ["origin", *steps]
     assert last.read_bytes() == content
-    with pytest.raises(UserError, match=r"begun with route\.prune\.sparsity = 0\.4, now it is 0\.5"):
-        ja.follow(Route(steps | {"prune": Prune(0.5)}), place, run=tmp_path / "r", resume=True, batch=64)
+    with pytest.raises(UserError, match=r"begun with pipeline\.prune\.sparsity = 0\.4, now it is 0\.5"):
+        ja.compress(Pipeline(steps | {"prune": Prune(0.5)}), place, run=tmp_path / "r", resume=True, batch=64)
 
 
 @pytest.mark.slow
 def test_stopped_within_a_fine_tuning_it_goes_on_as_if_nothing_had_been(run, tmp_path, monkeypatch, capsys):
     place, recipe, _ = run
-    route = Route({"prune": Prune(0.5), "fine_tune": FineTune(epochs=0.5), "fold": Fold()})
+    pipeline = Pipeline({"prune": Prune(0.5), "fine_tune": FineTune(epochs=0.5), "fold": Fold()})
     training = dataclasses.replace(recipe, steps_per_call=2)
-    whole = ja.follow(route, place, training, run=tmp_path / "whole")
+    whole = ja.compress(pipeline, place, training, run=tmp_path / "whole")
     with monkeypatch.context() as signalled:
         signalled.setattr("jaxaccel.training.signals.StopSignal.asked", lambda self, call: call == 2)
         with pytest.raises(SystemExit) as stopped:
-            ja.follow(route, place, training, run=tmp_path / "r")
+            ja.compress(pipeline, place, training, run=tmp_path / "r")
     assert stopped.value.code == 0
     assert "go on with: the same call with resume=True" in capsys.readouterr().out
     assert (tmp_path / "r" / "1-prune.safetensors").exists()
@@ -148,7 +148,7 @@ def test_stopped_within_a_fine_tuning_it_goes_on_as_if_nothing_had_been(run, tmp
         int(p.name) for p in (tmp_path / "r" / "fine_tune" / "checkpoints").iterdir() if p.name.isdigit()
     }
     assert len(steps) == 1 and max(steps) < 11
-    ja.follow(route, place, training, run=tmp_path / "r", resume=True)
+    ja.compress(pipeline, place, training, run=tmp_path / "r", resume=True)
     assert (tmp_path / "r" / whole.stage.file.name).read_bytes() == whole.stage.file.read_bytes()
 
 
@@ -160,8 +160,10 @@ def test_what_examples_say_decides_what_goes(run, tmp_path):
         "wanda": Prune(0.55, criterion="wanda", examples=256),
         "low_rank": LowRank(flops=0.9, examples=256),
     }
-    done = ja.follow(Route(one_by_one), place, run=tmp_path / "r")
-    sized = ja.follow(Route({"prune": Prune(0.5, scope="global")}), place, run=tmp_path / "s").receipts[1]
+    done = ja.compress(Pipeline(one_by_one), place, run=tmp_path / "r")
+    sized = ja.compress(Pipeline({"prune": Prune(0.5, scope="global")}), place, run=tmp_path / "s").receipts[
+        1
+    ]
     origin, taylor, wanda, low_rank = done.receipts
     # By size alone whole layers go; what the loss says spares them.
     assert taylor.nonzeros == sized.nonzeros
@@ -174,9 +176,9 @@ def test_what_examples_say_decides_what_goes(run, tmp_path):
 def test_shared_values_are_tuned_and_stay_shared(run, tmp_path):
     place, _, _ = run
     steps = {"prune": Prune(0.6), "share": Share(3), "fine_tune": FineTune(epochs=0.2)}
-    done = ja.follow(Route(steps), place, run=tmp_path / "r")
+    done = ja.compress(Pipeline(steps), place, run=tmp_path / "r")
     shared, tuned = (
-        kinds(ja.unpack(tmp_path / "r" / f"{n}.safetensors"), CodebookArray)
+        kinds(ja.params.load(tmp_path / "r" / f"{n}.safetensors"), CodebookArray)
         for n in ("2-share", "3-fine_tune")
     )
     for a, b in zip(shared, tuned, strict=True):
@@ -193,12 +195,12 @@ def test_a_student_learns_from_the_origin(run, tmp_path):
         "student": Student(model=partial(models.ConvNet, widths=(4, 8))),
         "learn": FineTune(epochs=5, rate=1.0, teacher="origin"),
     }
-    done = ja.follow(Route(steps), place, run=tmp_path / "r")
+    done = ja.compress(Pipeline(steps), place, run=tmp_path / "r")
     origin, student, learned = done.receipts
     assert student.parameters < 0.6 * origin.parameters
     assert learned.scores["accuracy"] > student.scores["accuracy"] + 0.2
     with pytest.raises(UserError, match=r"student\.model"):
-        ja.follow(Route({"student": Student()}), place, run=tmp_path / "s")
+        ja.compress(Pipeline({"student": Student()}), place, run=tmp_path / "s")
 
 
 @pytest.mark.slow
@@ -210,9 +212,10 @@ def test_a_student_whose_head_begins_with_zeros_learns_and_stays_pruned(run, tmp
         "prune": Prune(0.5),
         "tune": FineTune(epochs=0.2),
     }
-    ja.follow(Route(steps), run[0], run=tmp_path / "r")
+    ja.compress(Pipeline(steps), run[0], run=tmp_path / "r")
     one, two, three, four = (
-        ja.unpack(tmp_path / "r" / f"{i}-{name}.safetensors")["params"] for i, name in enumerate(steps, 1)
+        ja.params.load(tmp_path / "r" / f"{i}-{name}.safetensors")["params"]
+        for i, name in enumerate(steps, 1)
     )
     heads = [np.asarray(params["head"]["kernel"]) for params in (one, two, three, four)]
     assert not heads[0].any() and heads[1].all()
@@ -240,6 +243,6 @@ def test_shipped_routes_from_the_command_line(run, tmp_path, name, words):
 
 def test_names_of_steps():
     with pytest.raises(UserError, match="names such as fine_tune"):
-        Route({"../x": Fold()})
+        Pipeline({"../x": Fold()})
     with pytest.raises(UserError, match="at least one"):
-        Route({})
+        Pipeline({})

@@ -1,4 +1,4 @@
-"""A route followed from a trained model to its end, with a receipt after each step."""
+"""A pipeline followed from a trained model to its end, with a receipt after each step."""
 
 import dataclasses
 import time
@@ -14,8 +14,8 @@ from rich.console import Console
 from jaxaccel.compression import place
 from jaxaccel.compression.learning import FineTune
 from jaxaccel.compression.picture import pareto
+from jaxaccel.compression.pipeline import Pipeline
 from jaxaccel.compression.receipts import Receipt, receipt
-from jaxaccel.compression.route import Route
 from jaxaccel.compression.stage import Setting, Stage, trained
 from jaxaccel.compression.wording import line, notes, tables
 from jaxaccel.core import runtime
@@ -30,15 +30,15 @@ from jaxaccel.training.recipe_file import load_recipe, to_json
 from jaxaccel.training.swap import Swap
 from jaxaccel.training.warm_start import start
 from jaxaccel.training.wording import scores_text
-from jaxaccel.transforms.params import pack, unpack
-from jaxaccel.transforms.params.unpack import is_packed
+from jaxaccel.transforms.params.load import is_packed, load_params
+from jaxaccel.transforms.params.save import save_params
 
 PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True)
-class Followed:
-    """Where a route led."""
+class CompressResult:
+    """Where a pipeline led."""
 
     directory: Path
     receipts: tuple[Receipt, ...]
@@ -66,7 +66,7 @@ class Followed:
         row = self.receipts[-1]
         first = self.receipts[0].packed_bytes
         return (
-            f"Followed({self.directory}: {', '.join(row.step for row in self.receipts[1:])}; "
+            f"CompressResult({self.directory}: {', '.join(row.step for row in self.receipts[1:])}; "
             f"{scores_text(row.scores)}, {row.packed_bytes:,} bytes packed, {first / row.packed_bytes:.1f}x smaller)"
         )
 
@@ -77,8 +77,8 @@ class Followed:
 
 
 @checked
-def follow(
-    route: Route,
+def compress(
+    pipeline: Pipeline,
     origin: Path | str,
     training: Recipe | None = None,
     *,
@@ -87,20 +87,20 @@ def follow(
     overwrite: bool = False,
     batch: Count = 128,
     trust: bool = False,
-) -> Followed:
-    """Takes a trained model along `route` and writes all about it to `run`.
+) -> CompressResult:
+    """Takes a trained model along `pipeline` and writes all about it to `run`.
 
     After each step its variables are packed to ``NUMBER-NAME.safetensors`` and a row is added to ``receipts.json``; at
     the end ``pareto.png`` shows what was paid for what. Runs of fine-tuning stand in directories of their own.
 
     Args:
-      route: the steps.
+      pipeline: the steps.
       origin: directory of a run, whose best weights count, or a file of weights: packed, or what `load_pretrained`
         reads.
       training: how the model was trained; by default the run's own recipe. Its evaluation split decides.
       run: directory to write to, by default ``runs/ORIGIN-compressed``.
       resume: go on after the last step that has its receipt; a run of fine-tuning goes on from its newest checkpoint.
-      overwrite: replace what is there, which stands again where no step of the new route could be taken.
+      overwrite: replace what is there, which stands again where no step of the new pipeline could be taken.
       batch: examples in a batch of evaluation and of the receipts' throughput.
       trust: execute code that the run, or a teacher's, brings along, also where somebody else wrote it.
 
@@ -111,36 +111,46 @@ def follow(
     origin = Path(origin)
     training = training or _training(origin, trust)
     directory = Path(run) if run else place.default(origin)
-    record = {"origin": str(origin), "route": route.as_json(), "training": to_json(training), "batch": batch}
+    record = {
+        "origin": str(origin),
+        "pipeline": pipeline.as_json(),
+        "training": to_json(training),
+        "batch": batch,
+    }
     with place.claimed(directory, origin, resume=resume, overwrite=overwrite) as swap:
-        rows = place.resumed(directory, record, training, route.steps) if resume else []
+        rows = place.resumed(directory, record, training, pipeline.steps) if resume else []
         setting = Setting(training, directory, batch, trust)
         stage = _first(origin, setting)
         if not resume:
             place.begin(swap, record)
             setting.known.write(directory)
-        return _followed(route, stage, setting, rows, record, swap)
+        return _take_steps(pipeline, stage, setting, rows, record, swap)
 
 
-def _followed(
-    route: Route, stage: Stage, setting: Setting, rows: list[Receipt], record: dict[str, Any], swap: Swap
-) -> Followed:
+def _take_steps(
+    pipeline: Pipeline,
+    stage: Stage,
+    setting: Setting,
+    rows: list[Receipt],
+    record: dict[str, Any],
+    swap: Swap,
+) -> CompressResult:
     """From the origin's stage to the end, whereby `rows` has the receipts of what is done."""
     directory, console = setting.directory, Console(highlight=False, soft_wrap=True)
     before: Stage | None = None
-    for number, (name, step) in enumerate([("origin", None), *route.steps.items()]):
+    for number, (name, step) in enumerate([("origin", None), *pipeline.steps.items()]):
         started, file = time.perf_counter(), setting.file(number, name)
         done = number < len(rows)
         if done and (step is None or step.same_function):
-            stage = dataclasses.replace(stage, variables=unpack(file, like=stage.variables), file=file)
+            stage = dataclasses.replace(stage, variables=load_params(file, like=stage.variables), file=file)
         elif step is not None:
             again = "  again, for what follows" if done else ""
-            console.print(f"[bold]{number}/{len(route.steps)} {name}[/]{again}")
+            console.print(f"[bold]{number}/{len(pipeline.steps)} {name}[/]{again}")
             # Training shows its own progress.
             with nullcontext() if isinstance(step, FineTune) else console.status(name):
                 stage = step.apply(stage, setting, name)
         if not done:
-            pack(stage.variables, file)
+            save_params(stage.variables, file)
         pruned = (*stage.pruned, *(step.prunes if step else ()))
         stage = dataclasses.replace(stage, file=file, pruned=pruned)
         if not done:
@@ -156,7 +166,7 @@ def _followed(
     for note in notes(rows):
         console.print(note)
     console.print(f"see {directory}/receipts.json and pareto.png; the result is {stage.file}")
-    return Followed(directory, tuple(rows), stage, setting)
+    return CompressResult(directory, tuple(rows), stage, setting)
 
 
 def _training(origin: Path, trust: bool) -> Recipe:
@@ -171,11 +181,11 @@ def _training(origin: Path, trust: bool) -> Recipe:
 
 
 def _first(origin: Path, setting: Setting) -> Stage:
-    """The model that the route begins with."""
+    """The model that the pipeline begins with."""
     factory = setting.training.model
     model, inputs = setting.model(factory), setting.inputs(setting.batch)
     if origin.is_file() and is_packed(origin):
-        params, state = check_stored(unpack(origin), model, origin)
+        params, state = check_stored(load_params(origin), model, origin)
         return trained(factory, {"params": params, "model_state": state}, model)
     found = start(origin, model, inputs, setting.task.headline)
     if found.fresh:

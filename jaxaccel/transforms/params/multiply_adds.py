@@ -13,7 +13,7 @@ from jaxaccel.core.sites import BILINEAR, SITES, Site, recording
 PyTree = Any
 
 
-def multiply_adds(f: Callable[..., Any], params: PyTree, *args: Any) -> dict[str, int]:
+def count_multiply_adds(f: Callable[..., Any], params: PyTree, *args: Any) -> dict[str, int]:
     """Multiply-adds of each weight of ``f(params, *args)``, by path; products of two activations are under an empty
     path.
 

@@ -22,13 +22,13 @@ from jaxaccel.core.formats.bounds import Budget, Refused, check, open_file, read
 from jaxaccel.core.formats.safetensors_files import read_array, read_header
 from jaxaccel.core.interpret import is_compressed
 from jaxaccel.errors import UserError
-from jaxaccel.transforms.params.pack import CODERS, TABLE, VERSION, allowed, allowed_table, is_number, parts
+from jaxaccel.transforms.params.save import CODERS, TABLE, VERSION, allowed, allowed_table, is_number, parts
 
 PyTree = Any
 _TYPES: dict[str, type] = {kind.__name__: kind for kind in (QuantArray, LowRankArray, CodebookArray)}
 
 
-def unpack(file: str | Path, like: PyTree = None) -> PyTree:
+def load_params(file: str | Path, like: PyTree = None) -> PyTree:
     """What `pack` wrote: arrays bit for bit, as nested dictionaries and lists.
 
     Of dtypes that JAX does not have as it is set up, those of 64 bits for instance, they are NumPy's arrays.
@@ -43,7 +43,7 @@ def unpack(file: str | Path, like: PyTree = None) -> PyTree:
     """
     path = Path(file)
     coded, header, limit = _read(path)
-    with reading(path, "was not written by ja.pack"):
+    with reading(path, "was not written by ja.params.save"):
         check(isinstance(header.get("streams"), dict) and TABLE in header["streams"], "no table")
         budget = Budget(limit, "claims streams out of proportion to its size; refused")
         for name, fact in header["streams"].items():
@@ -81,7 +81,7 @@ def is_packed(file: str | Path) -> bool:
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], int]:
     """The coded streams, what the file says of them, and how many bytes they may become."""
     with (
-        reading(path, "is no whole file of ja.pack; ja.load_pretrained reads other weights"),
+        reading(path, "is no whole file of ja.params.save; ja.models.load_pretrained reads other weights"),
         open_file(path) as file,
     ):
         found = read_header(file)

@@ -1,4 +1,4 @@
-"""A route as data, from a file: which steps, in which order."""
+"""A pipeline as data, from a file: which steps, in which order."""
 
 import dataclasses
 import pkgutil
@@ -26,7 +26,7 @@ NOT_AFTER: Mapping[type[Step], tuple[tuple[type[Step], ...], str]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Route(Options):
+class Pipeline(Options):
     """Named steps, taken one after another."""
 
     steps: Mapping[str, Step]
@@ -36,9 +36,9 @@ class Route(Options):
         """Checks the names, of which files are made."""
         for name, step in self.steps.items():
             if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-                raise UserError(f"a route maps names such as fine_tune to steps, got {name!r}: {step!r}")
+                raise UserError(f"a pipeline maps names such as fine_tune to steps, got {name!r}: {step!r}")
         if not self.steps:
-            raise UserError("a route needs at least one step")
+            raise UserError("a pipeline needs at least one step")
         before: dict[str, Step] = {}
         for name, step in self.steps.items():
             _check_after(name, step, before)
@@ -59,24 +59,24 @@ def _check_after(name: str, step: Step, before: Mapping[str, Step]) -> None:
 
 
 def names() -> dict[str, str]:
-    """The routes that come with jaxaccel and the first line of each one's docstring."""
+    """The pipelines that come with jaxaccel and the first line of each one's docstring."""
     found = sorted(module.name for module in pkgutil.iter_modules(recipes.__path__))
     return {name: (shipped(name, recipes).__doc__ or "").strip().splitlines()[0] for name in found}
 
 
-def load_route(name: str) -> Route:
-    """The route of that name, or of the Python file at that path, whose ``route()`` makes it.
+def load_pipeline(name: str) -> Pipeline:
+    """The pipeline of that name, or of the Python file at that path, whose ``pipeline()`` makes it.
 
     Raises:
-      UserError: there is none, or the file defines no `route()` that returns a `Route`.
+      UserError: there is none, or the file defines no `pipeline()` that returns a `Pipeline`.
     """
     return load(name)[0]
 
 
-def load(name: str) -> tuple[Route, Any]:
-    """As `load_route`, with the module that holds the route."""
+def load(name: str) -> tuple[Pipeline, Any]:
+    """As `load_pipeline`, with the module that holds the pipeline."""
     module = load_file(Path(name)) if name.endswith(".py") else shipped(name, recipes)
-    made = call(module, "route", name)
-    if not isinstance(made, Route):
-        raise UserError(f"{name} must define route() -> jaxaccel.compression.Route")
+    made = call(module, "pipeline", name)
+    if not isinstance(made, Pipeline):
+        raise UserError(f"{name} must define pipeline() -> jaxaccel.compression.Pipeline")
     return made, module
