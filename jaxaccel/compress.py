@@ -29,7 +29,7 @@ DEFAULT = "prune_and_int8"
 
 @dataclasses.dataclass(frozen=True)
 class PipelineOptions(Options):
-    """Where the pipeline leads, and how it is measured."""
+    """Where results go, and how they are measured."""
 
     run: Path | None = None
     """Directory of the pipeline [default: runs/ORIGIN-compressed]."""

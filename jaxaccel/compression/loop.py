@@ -1,4 +1,4 @@
-"""A pipeline followed from a trained model to its end, with a receipt after each step."""
+"""Runs a pipeline on a trained model, with a receipt after each step."""
 
 import dataclasses
 import time
@@ -38,7 +38,7 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class CompressResult:
-    """Where a pipeline led."""
+    """What came of a pipeline."""
 
     directory: Path
     receipts: tuple[Receipt, ...]

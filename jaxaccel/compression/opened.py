@@ -39,7 +39,7 @@ def opened(directory: Path, step: str | None = None, trust: bool = False) -> tup
         record, receipts = place.read_record(directory), read_json(directory / place.RECEIPTS)
     except OSError as error:
         raise UserError(
-            f"{error.filename} cannot be read ({error.strerror}): take the pipeline again"
+            f"{error.filename} cannot be read ({error.strerror}): run the pipeline again"
         ) from error
     names, kept = _names(place.find_record(directory), record, trust), read_facts(directory)
     try:
@@ -80,7 +80,7 @@ def _again(step: Step, stage: Stage, setting: Setting, name: str) -> Stage:
         step = dataclasses.replace(step, init_from=None)
     if isinstance(step, Quantize) and step.ranged and not step.ranges_file(setting, name).exists():
         raise UserError(
-            f"{step.ranges_file(setting, name)} is missing, the ranges of {name}: take the pipeline again"
+            f"{step.ranges_file(setting, name)} is missing, the ranges of {name}: run the pipeline again"
         )
     return step.apply(stage, setting, name)
 

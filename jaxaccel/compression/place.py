@@ -26,7 +26,7 @@ BEGINNING = {RECORD, RECEIPTS, "facts.json", "0-origin.safetensors"}
 
 
 def default(origin: Path) -> Path:
-    """Where a pipeline from there leads: ``runs/ORIGIN-compressed``."""
+    """Where the results of a pipeline from there go: ``runs/ORIGIN-compressed``."""
     return Path("runs") / f"{origin.name if origin.is_dir() else origin.stem}-compressed"
 
 

@@ -59,7 +59,7 @@ def conclude(
         "seconds": time.perf_counter() - timed["began"], "compile_seconds": timed["compile_seconds"],
         "parameters": sum(x.size for x in jax.tree.leaves(state.params)) // setup.trainer.count,
         "flops_per_step": setup.flops[plan.phases[-1]], "peak_bytes": runtime.peak_bytes(compiled),
-        "feed": programs.feeds.mode, "steps_per_call": len(timetable.calls[0]) if timetable.calls else 0,
+        "feed": "resident" if programs.feeds.resident else "stream", "steps_per_call": len(timetable.calls[0]) if timetable.calls else 0,
         "mesh": dict(setup.mesh.shape), "device_kind": setup.mesh.devices.flat[0].device_kind,
         "device_count": setup.mesh.size, "process_count": jax.process_count(),
         "state_sha256": digest(state) if jax.process_count() == 1 else None, "versions": runtime.versions(),

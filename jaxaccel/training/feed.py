@@ -47,7 +47,8 @@ class Feed:
 class Feeds:
     """Those of a run."""
 
-    mode: Mode
+    resident: bool
+    """Whether the data lives on the devices, else it is streamed."""
     train: Feed
     held_out: tuple[Feed, ...]
     """Of the split that decides while training and, where there is one, of the test split."""
@@ -81,7 +82,7 @@ def open_feeds(setup: RunSetup, log: RunLog) -> Feeds:
     else:
         train = stream_feed(splits.train, element, shuffled, mesh, data.workers)
         held_out = [stream_feed(source, element, order, mesh, data.workers) for source, order in pairs]
-    return Feeds(mode, train, tuple(held_out), tuple(map(len, in_order)))
+    return Feeds(mode == "resident", train, tuple(held_out), tuple(map(len, in_order)))
 
 
 def choose_mode(

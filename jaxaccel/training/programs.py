@@ -41,7 +41,7 @@ class Programs:
 
     def steps_per_call(self, phase: Phase, interval: int) -> int:
         """How many steps of `phase` one call does, where `interval` of them lie between evaluations."""
-        if self.feeds.mode == "stream":
+        if not self.feeds.resident:
             return 1
         recipe, flops = self.setup.recipe, self.setup.flops[phase]
         platform = platform_of(self.setup.mesh)

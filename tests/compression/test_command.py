@@ -79,7 +79,7 @@ def test_a_file_goes_by_a_recipe_like_it(followed, tmp_path):
         ja.compress(load("int8")[0], tmp_path / "nowhere", run=tmp_path / "r")
 
 
-def test_every_route_can_be_made(capsys, followed, origin):
+def test_every_pipeline_can_be_made(capsys, followed, origin):
     assert command.main(["--list"]) == 0
     said = capsys.readouterr().out
     for name in names():

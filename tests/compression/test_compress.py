@@ -234,7 +234,7 @@ def test_a_student_whose_head_begins_with_zeros_learns_and_stays_pruned(run, tmp
         ("thin", ["--fine-tune.epochs", "0.2"]),
     ],
 )
-def test_shipped_routes_from_the_command_line(run, tmp_path, name, words):
+def test_shipped_pipelines_from_the_command_line(run, tmp_path, name, words):
     assert command.main([str(run[0]), "--recipe", name, "--run", str(tmp_path / "r"), *words]) == 0
     receipts = json.loads((tmp_path / "r" / "receipts.json").read_text())["receipts"]
     assert [row["step"] for row in receipts] == ["origin", *load(name)[0].steps]

@@ -83,7 +83,7 @@ def test_each_step_opens(followed, digits_run, images):
 
 
 @pytest.mark.slow
-def test_the_route_is_a_line(followed):
+def test_the_pipeline_is_a_line(followed):
     assert "\n" not in repr(followed) and "channels, prune, fold, int8" in repr(followed)
 
 

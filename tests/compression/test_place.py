@@ -125,7 +125,7 @@ def test_going_on_is_with_the_same(origin, tmp_path, change, said):
         place.resumed(tmp_path / "r", now, training, {})
 
 
-def test_a_route_of_an_older_version_goes_on(origin, tmp_path):
+def test_a_pipeline_of_an_older_version_goes_on(origin, tmp_path):
     """Its tasks had another form, and it lacked options that have defaults."""
     pipeline = Pipeline({"prune": Prune(0.5), "thin": LowRank(rank=4)})
     now = json.loads(json.dumps({"pipeline": pipeline.as_json(), "training": to_json(origin[1])}))
@@ -170,7 +170,7 @@ def results(directory):
     return {path: path.read_bytes() for path in directory.iterdir()}
 
 
-def test_a_route_stands_again_after_a_replacement_that_was_killed(tmp_path):
+def test_a_pipeline_stands_again_after_a_replacement_that_was_killed(tmp_path):
     there = tmp_path / "r"
     before = results(there)
     place.begin(Swap(there, place.RECORD, place.holds_results), {})  # and no more: it was killed
@@ -193,7 +193,7 @@ def test_two_do_not_write_to_one_pipeline(tmp_path):
 @pytest.mark.parametrize(
     "content", ["{", "[]", '{"receipts": [{"step": "origin"}]}', '{"receipts": 1}', "{}"]
 )
-def test_damaged_receipts_are_made_anew_and_a_damaged_route_is_one_line(tmp_path, content, capsys):
+def test_damaged_receipts_are_made_anew_and_a_damaged_pipeline_is_one_line(tmp_path, content, capsys):
     training = ja.load_recipe("digits")
     record = {"batch": 1, "training": to_json(training)}
     place.begin(Swap(tmp_path / "r", place.RECORD, place.holds_results), record)
@@ -205,3 +205,11 @@ def test_damaged_receipts_are_made_anew_and_a_damaged_route_is_one_line(tmp_path
             (tmp_path / "r" / "pipeline.json").write_text(damaged)
             with pytest.raises(UserError, match=r"pipeline.json was not written by jaxaccel, or is damaged"):
                 place.resumed(tmp_path / "r", record, training, {})
+
+
+def test_a_record_of_version_0_1_0_is_read_in_todays_names(tmp_path):
+    (tmp_path / "route.json").write_text('{"route": {"fold": {"kind": "Fold"}}, "batch": 8}')
+    assert place.find_record(tmp_path).name == "route.json"
+    assert place.read_record(tmp_path) == {"pipeline": {"fold": {"kind": "Fold"}}, "batch": 8}
+    (tmp_path / "pipeline.json").write_text('{"pipeline": {}}')
+    assert place.read_record(tmp_path) == {"pipeline": {}}

@@ -134,7 +134,7 @@ def test_a_number_is_no_class():
         ja.tasks.ImageClassification().facts(features)
 
 
-def test_a_route_is_measured_on_the_test_split():
+def test_a_pipeline_is_measured_on_the_test_split():
     from jaxaccel.compression.stage import Setting
 
     name = ja.data.from_arrays(TRAIN, test=TEST)
