@@ -44,7 +44,7 @@ EVERY_NTH = {
     "models/test_training.py": 3,
     "optim/test_every_optimizer.py": 2,
     "optim/test_freeze.py": 2,
-    "training/test_initial.py": 2,
+    "training/test_warm_start.py": 2,
     "training/test_recipes.py": 2,
     "training/test_step.py": 2,
     "transforms/lowering/test_forms.py": 2,

@@ -18,7 +18,7 @@ from jaxaccel.core.interpret import is_compressed
 from jaxaccel.core.trees import with_leaves
 from jaxaccel.errors import UserError
 from jaxaccel.optim import Sparse
-from jaxaccel.training import initial
+from jaxaccel.training import warm_start
 from jaxaccel.training.recipe_file import from_json, to_json
 
 
@@ -38,8 +38,8 @@ def test_a_thinned_origin_of_low_rank_teaches(tmp_path):
     stage = dataclasses.replace(stage, file=setting.origin)
     recipe = recipe_of(stage, setting, "tune", FineTune(teacher="origin"), Sparse())
     recipe = from_json(to_json(recipe))
-    teacher = initial.teacher(recipe, setting.facts, setting.model(recipe.model), inputs)
-    found = initial.teacher_weights(teacher, inputs)
+    teacher = warm_start.teacher(recipe, setting.known.values, setting.model(recipe.model), inputs)
+    found = warm_start.teacher_weights(teacher, inputs)
     weights = with_leaves(
         teacher.blank(), {name.removeprefix("teacher/"): jax.numpy.asarray(x) for name, x in found.items()}
     )
@@ -73,4 +73,4 @@ def test_a_run_knows_its_model(tmp_path):
     how = FineTune(teacher=str(run), teacher_model=models.resnet20)
     recipe = recipe_of(stage, setting, "tune", how, Sparse())
     with pytest.raises(UserError, match="is a run and knows its model"):
-        initial.teacher(recipe, {}, None, ())
+        warm_start.teacher(recipe, {}, None, ())

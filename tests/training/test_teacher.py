@@ -298,7 +298,7 @@ def quickly():
     """Most of what these runs take is compiling."""
     with pytest.MonkeyPatch.context() as patch:
         for kind in (Training, Replicas):
-            patch.setattr(kind, "compiler_options", lambda self, flops: {"xla_backend_optimization_level": 1})
+            patch.setattr(kind, "compiler_options", lambda self, *_: {"xla_backend_optimization_level": 1})
         yield
 
 
