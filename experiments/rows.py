@@ -24,7 +24,7 @@ def trained(recipe: ja.Recipe) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 @contextlib.contextmanager
 def folder() -> Iterator[Path]:
-    """A directory that is gone afterwards."""
+    """A directory that is gone afterward."""
     with tempfile.TemporaryDirectory() as place:
         yield Path(place)
 

@@ -84,7 +84,7 @@ def read(
     None when the command line asked for ``--list`` and has its answer.
 
     Raises:
-      UserError: a misspelt recipe or flag, or a value that cannot be read.
+      UserError: a misspelled recipe or flag, or a value that cannot be read.
       SystemExit: ``--help`` was asked for, and printed.
     """
     words = list(argv)
@@ -166,7 +166,7 @@ def parsed(program: str, description: str, default: Any, words: Sequence[str]) -
     A dataclass without an instance, some of whose fields have no default, is made of `words` alone.
 
     Raises:
-      UserError: a misspelt flag, or a value that cannot be read.
+      UserError: a misspelled flag, or a value that cannot be read.
       SystemExit: ``--help`` was asked for, and printed.
     """
     config = (tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff)

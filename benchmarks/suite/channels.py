@@ -5,7 +5,7 @@
     python -m benchmarks channels --peers-python PATH                 # a Python with torch and torch-pruning
 
 Channels of least magnitude go, wherever they are; at least a tenth of each layer's stay, and nothing is trained
-afterwards. PyTorch gets the same weights, and it ends where its network does not compute the same.
+afterward. PyTorch gets the same weights, and it ends where its network does not compute the same.
 """
 
 import tempfile

@@ -102,7 +102,7 @@ def multiply_integers(t: Traced, form: str, scale: Any) -> Callable[[Any, jax.Ar
         bind = partial(t.bind_form, form.removeprefix("int8 as "))
 
     def f(weight: Any, x: jax.Array) -> jax.Array:
-        xq = integer.quantised(x, t.primitive.name, t.params, 0, scale)
+        xq = integer.quantized(x, t.primitive.name, t.params, 0, scale)
         return integer.product(t.primitive.name, t.params, bind, xq, weight)
 
     return f

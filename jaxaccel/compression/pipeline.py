@@ -18,9 +18,9 @@ from jaxaccel.training.recipe_file import shipped, to_json
 
 NOT_AFTER: Mapping[type[Step], tuple[tuple[type[Step], ...], str]] = {
     RemoveChannels: ((LowRank, Share, Fold, Quantize), "channels are removed from dense weights"),
-    FineTune: ((Fold, Quantize), "what was folded or quantised is not trained any more"),
+    FineTune: ((Fold, Quantize), "what was folded or quantized is not trained any more"),
     Fold: ((Share, Quantize), "only weights in floating point are folded"),
-    Quantize: ((Share,), "weights that share the values of a codebook are not quantised"),
+    Quantize: ((Share,), "weights that share the values of a codebook are not quantized"),
 }
 """What a step cannot come after, and why: it would be told only then, and training may take hours."""
 

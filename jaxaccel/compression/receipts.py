@@ -125,7 +125,7 @@ def evaluated(name: str, stage: Stage, setting: Setting) -> dict[str, float]:
         disable=jax.process_index() > 0,
     )  # fmt: skip
     sums = jax.device_get(add([score(stage.variables, batch) for batch in fed]))
-    found = as_scores(task.summarise(sums))
+    found = as_scores(task.summarize(sums))
     task.headline.check(type(task).__name__, found)
     return found
 
@@ -155,7 +155,7 @@ def numbers(variables: PyTree, count: Callable[[Any], int] = lambda x: x.size) -
     """Over the parameters, factors of low-rank ones counted and other compressed ones as what they stand for."""
     params = variables.get("params", variables)
     leaves = jax.tree.leaves(params, is_leaf=lambda x: is_compressed(x) and not isinstance(x, LowRankArray))
-    return sum(count(x.materialise() if is_compressed(x) else x) for x in leaves)
+    return sum(count(x.materialize() if is_compressed(x) else x) for x in leaves)
 
 
 def as_json(receipts: Sequence[Receipt]) -> list[dict[str, Any]]:

@@ -158,7 +158,7 @@ class LowRank(Step):
 
 @dataclasses.dataclass(frozen=True)
 class Share(Step):
-    """Lets the weights of each layer share few values, the centres of k-means."""
+    """Lets the weights of each layer share few values, the centers of k-means."""
 
     bits: Annotated[int, Interval(ge=1, le=8)] = 4
     """2 ** bits values a layer."""
@@ -204,7 +204,7 @@ class Quantize(Step):
         """The stage of integers."""
         if _shared(stage.variables):
             raise UserError(
-                f"{name}: weights that share the values of a codebook are not quantised: leave out this step, or "
+                f"{name}: weights that share the values of a codebook are not quantized: leave out this step, or "
                 "the one that shares"
             )
         variables = quantize(stage.variables, self.where, bits=self.bits)

@@ -1,4 +1,4 @@
-"""Integer quantisation as arithmetic on arrays: ranges, scales, rounding.
+"""Integer quantization as arithmetic on arrays: ranges, scales, rounding.
 
 A real value x is stood for by an integer q with ``x ~ scale * (q - zero_point)``. Ranges are symmetric, [-127, 127]
 for 8 bits, so that negation is exact and zero is zero (Jacob et al. 2018, arXiv:1712.05877, section 2; Wu et al.
@@ -46,7 +46,7 @@ _MAGIC = 1.5 * 2**23
 def to_integers(x: jax.Array, scale: jax.Array, bits: int = 8) -> jax.Array:
     """Integers that stand for `x` at `scale`, saturated, as int8; those of a NaN are arbitrary.
 
-    The sum with a constant rounds as `jnp.round` does, and the integer is read off its bits: XLA:CPU vectorises that,
+    The sum with a constant rounds as `jnp.round` does, and the integer is read off its bits: XLA:CPU vectorizes that,
     but neither its round nor its saturating conversion.
     """
     top = qmax(bits)

@@ -71,7 +71,7 @@ class FolderSet:
 class FolderSource:
     """A split of a folder of images, as examples ``image`` uint8 (H, W, C), ``label`` int64 and ``id``.
 
-    Images are upright (EXIF), and RGB, or grey when all are; sizes may differ. ``id`` is the relative path.
+    Images are upright (EXIF), and RGB, or gray when all are; sizes may differ. ``id`` is the relative path.
 
     Raises UserError when an image cannot be read.
     """
@@ -128,20 +128,20 @@ class FolderSource:
 
 
 def common_shape(path: Path, files: Sequence[ImageFile]) -> tuple[int | None, int | None, int]:
-    """(H, W, C) of all images, by their headers: C is 1 if all are grey, else 3; H and W None if mixed."""
+    """(H, W, C) of all images, by their headers: C is 1 if all are gray, else 3; H and W None if mixed."""
     if len(files) > _MANY:
         log.info("reading the headers of %s pictures", f"{len(files):,}")
-    grey = True
+    gray = True
     sizes: set[tuple[int, int]] = set()
     for file in files:
         try:
             header = read_header(path / file.path)
         except Exception as error:  # Pillow raises many kinds for damaged files
             raise _unreadable(path / file.path, error) from error
-        grey = grey and header.grey
+        gray = gray and header.gray
         sizes.add((header.height, header.width))
     height, width = sizes.pop() if len(sizes) == 1 else (None, None)
-    return height, width, 1 if grey else 3
+    return height, width, 1 if gray else 3
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:

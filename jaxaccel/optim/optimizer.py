@@ -65,7 +65,7 @@ class Optimizer(Options):
     accumulate: Count = 1
     """Split each batch into this many parts and average their gradients: less memory; BatchNorm sees the parts."""
     sam: NonNegative = 0.0
-    """Radius of sharpness-aware minimisation (Foret et al. 2021): two gradients a step; 0.05 is usual, 0 is off."""
+    """Radius of sharpness-aware minimization (Foret et al. 2021): two gradients a step; 0.05 is usual, 0 is off."""
     asam: NonNegative = 0.0
     """The same in proportion to each weight's size (Kwon et al. 2021): 0.5 is usual."""
     lookahead: CountOrZero = 0

@@ -62,7 +62,7 @@ def sharpness_aware(
 
 
 def worst_offset(grads: PyTree, params: PyTree, rho: float, adaptive: bool = False) -> PyTree:
-    """Where in the ball of radius `rho` around `params` the linearised loss is largest: ρ g / |g|.
+    """Where in the ball of radius `rho` around `params` the linearized loss is largest: ρ g / |g|.
 
     With `adaptive` it is ρ T² g / |T g| where T is |w| + 0.01, element by element. Zero where the gradient is.
     """

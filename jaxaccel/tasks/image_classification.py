@@ -25,7 +25,7 @@ class ImageClassification(Task):
 
     logits: ClassVar[bool] = True
     image_size: CountOrZero = 0
-    """Resize the shorter side to this and crop the centre; 0 takes the images as they are."""
+    """Resize the shorter side to this and crop the center; 0 takes the images as they are."""
     mean: tuple[float, ...] = (0.5,)
     """Subtracted from the pixels, after scaling them to [0, 1]; one a channel, or one for all."""
     std: tuple[Positive, ...] = (0.5,)
@@ -101,8 +101,8 @@ class ImageClassification(Task):
         return {"image": image, "label": np.asarray(example["label"], np.int32)}
 
     def inputs(self, batch: Batch) -> tuple[PyTree, ...]:
-        """The images as standardised float32: integers are levels from 0 to 255, floats lie in [0, 1]."""
-        return (self._standardise(batch["image"]),)
+        """The images as standardized float32: integers are levels from 0 to 255, floats lie in [0, 1]."""
+        return (self._standardize(batch["image"]),)
 
     def check(self, outputs: PyTree, facts: Mapping[str, Any]) -> None:
         """The model must give one logit a class."""
@@ -134,7 +134,7 @@ class ImageClassification(Task):
 
     def predict(self, apply: Apply, batch: Batch) -> jax.Array:
         """Logits (B, classes) float32, averaged over the views of test-time augmentation."""
-        images = self._standardise(batch["image"])
+        images = self._standardize(batch["image"])
         h, w = images.shape[1:3]
 
         def moved(*places: tuple[int, int], mode: str) -> list[jax.Array]:
@@ -203,7 +203,7 @@ class ImageClassification(Task):
         """The confusion matrix and what follows from it for each class."""
         return ClassReport.of(judged["label"], judged["predicted"], facts["class_names"])
 
-    def _standardise(self, images: jax.Array) -> jax.Array:
+    def _standardize(self, images: jax.Array) -> jax.Array:
         # One multiply-add, which XLA fuses into the first convolution's input.
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
         levels = jnp.issubdtype(images.dtype, jnp.integer)  # of any width: they mean the same

@@ -105,7 +105,7 @@ class Task(Options, abc.ABC):
         """
         return self.loss(self.predict(apply, batch), batch)[1]
 
-    def summarise(self, means: Mapping[str, Mean]) -> dict[str, float]:
+    def summarize(self, means: Mapping[str, Mean]) -> dict[str, float]:
         """The numbers to report from the sums over all batches."""
         return {name: float(mean.value()) for name, mean in means.items()}
 
@@ -159,7 +159,7 @@ def check_metrics(task: Task, outputs: PyTree, batch: PyTree) -> None:
     headline = task.headline
     try:
         means = jax.eval_shape(lambda out, batch: task.evaluate(lambda *_: out, batch), outputs, batch)
-        names = list(task.summarise(jax.tree.map(lambda x: np.ones(x.shape, x.dtype), means)))
+        names = list(task.summarize(jax.tree.map(lambda x: np.ones(x.shape, x.dtype), means)))
     except Exception:  # a task that decodes calls its model otherwise: its first evaluation will show
         return
     headline.check(type(task).__name__, names)

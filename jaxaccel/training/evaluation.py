@@ -44,7 +44,7 @@ def metrics(
     for batch in batches(source, task, size):
         sums.append(jax.device_get(score(params, batch)))
         advance()
-    return as_scores(task.summarise(add(sums)))
+    return as_scores(task.summarize(add(sums)))
 
 
 def evaluation(
@@ -73,4 +73,4 @@ def evaluation(
         rows.append({name: x[there] for name, x in task.judge(predictions, batch).items()})
         advance()
     judged = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
-    return Evaluation(as_scores(task.summarise(add(sums))), task.report(judged, facts), judged, len(source))
+    return Evaluation(as_scores(task.summarize(add(sums))), task.report(judged, facts), judged, len(source))

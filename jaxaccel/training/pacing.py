@@ -201,7 +201,7 @@ def steps_per_call(wanted: int, flops: float, boundary: int, steps: int, platfor
 
 
 def flops(step: Callable, state: Any, batch: Any) -> float:
-    """Floating-point operations of one step, counted by XLA before it optimises.
+    """Floating-point operations of one step, counted by XLA before it optimizes.
 
     Raises:
       UserError: the step cannot be traced.

@@ -82,7 +82,7 @@ class Recipe(Options):
     phases: Phases = Phases()
     mesh: Annotated[MeshShape, MAY_DIFFER] = MeshShape()
     precision: Precision = "float32"
-    """Of matrix products and convolutions; int8-qat trains float32 weights to be quantised."""
+    """Of matrix products and convolutions; int8-qat trains float32 weights to be quantized."""
     lowering: Annotated[Literal["auto", "xla"], MAY_DIFFER] = "auto"
     """Of convolutions and poolings: auto takes forms that a single CPU device is known to run faster than XLA's own."""
     remat: Remat = "none"

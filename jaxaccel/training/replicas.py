@@ -152,7 +152,7 @@ class Replicas:
     def scores(self, means: Mapping[str, Mean]) -> list[Scores]:
         """One row of numbers a replica, from the sums over all batches."""
         task = self.task
-        return [as_scores(task.summarise(pick(dict(means), i))) for i in range(self.count)]
+        return [as_scores(task.summarize(pick(dict(means), i))) for i in range(self.count)]
 
     def table(self, scores: Sequence[Scores]) -> list[dict[str, float]]:
         """What each replica was trained with and what came of it."""

@@ -181,7 +181,7 @@ class Training(Options):
 
     def scores(self, means: Mapping[str, Mean]) -> list[Scores]:
         """One row of numbers, from the sums over all batches."""
-        return [as_scores(self.task.summarise(means))]
+        return [as_scores(self.task.summarize(means))]
 
     def _gradients(self, state: TrainState, batch: Batch, key: jax.Array) -> Gradients:
         grad_fn = jax.value_and_grad(self._loss_fn(state.loss_scale, state.teacher), has_aux=True)
@@ -211,7 +211,7 @@ class Training(Options):
     def _elsewhere(self, state: TrainState, batch: Batch, key: jax.Array) -> dict[str, Callable[..., Any]]:
         """This step's loss and gradient at other parameters, by the names that optimizers ask for them.
 
-        They are for line searches and L-BFGS (``value_fn``), Sophia (``obj_fn``), sharpness-aware minimisation
+        They are for line searches and L-BFGS (``value_fn``), Sophia (``obj_fn``), sharpness-aware minimization
         (``grad_fn``). What is not called costs nothing.
         """
 

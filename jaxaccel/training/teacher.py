@@ -63,7 +63,7 @@ class Teacher:
 
     model: Model
     task: Task
-    """What the teacher was trained for: it may standardise its inputs in another way."""
+    """What the teacher was trained for: it may standardize its inputs in another way."""
     options: Distill
 
     def blank(self) -> dict[str, PyTree]:
@@ -100,5 +100,5 @@ class Teacher:
         return taught
 
     def weighed(self, loss: jax.Array, lesson: Mean) -> jax.Array:
-        """What to minimise: the rest of the task's loss, and the lesson, in which the soft targets have their share."""
+        """What to minimize: the rest of the task's loss, and the lesson, in which the soft targets have their share."""
         return (1 - self.options.soft) * loss + lesson.value()

@@ -77,7 +77,7 @@ def calibrate(
 
     Args:
       f: the function, called as ``f(params, *batch)``.
-      params: its parameters, quantised or not.
+      params: its parameters, quantized or not.
       batches: each a tuple of further arguments, or a single one. A few hundred examples do.
       method: ``absmax`` takes the largest magnitude seen; ``percentile`` clips the rarest; ``mse`` clips where the
         squared error is least; ``entropy`` where the histogram of the clipped and rounded values diverges least from
@@ -122,7 +122,7 @@ def _observing(
     """f -> (result, measures by site) of the other operand of every product with a parameter."""
 
     def rule(site: Site, lhs: Any, rhs: Any) -> Any:
-        dense = [x.materialise() if is_compressed(x) else x for x in (lhs, rhs)]
+        dense = [x.materialize() if is_compressed(x) else x for x in (lhs, rhs)]
         if site.weight is not None and jnp.issubdtype(dense[1 - site.weight].dtype, jnp.floating):
             site.observe(measure(site, dense[1 - site.weight]))
         return site.bind(*dense)
@@ -180,11 +180,11 @@ def _percentile(counts: np.ndarray, percentile: float) -> float:
 
 def _mse(counts: np.ndarray) -> float:
     """The number of bins to keep at which rounding and clipping cost least in squares."""
-    centres = np.arange(BINS) + 0.5
+    centers = np.arange(BINS) + 0.5
     tops = np.arange(BINS // 8, BINS + 1, 8)
     scale = tops / numerics.qmax(8)
-    rounded = np.clip(np.round(centres / scale[:, None]), 0, numerics.qmax(8)) * scale[:, None]
-    return float(tops[np.argmin(((rounded - centres) ** 2 * counts).sum(1))])
+    rounded = np.clip(np.round(centers / scale[:, None]), 0, numerics.qmax(8)) * scale[:, None]
+    return float(tops[np.argmin(((rounded - centers) ** 2 * counts).sum(1))])
 
 
 def _entropy(counts: np.ndarray) -> float:

@@ -171,14 +171,14 @@ def _hint(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _attention(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Squared difference of the normalised maps of mean squares over channels, for each example."""
+    """Squared difference of the normalized maps of mean squares over channels, for each example."""
     _check_same(a.shape[:-1], b.shape[:-1], "attention")
 
-    def normalised(x: jax.Array) -> jax.Array:
+    def normalized(x: jax.Array) -> jax.Array:
         x = jnp.mean((x / _largest(x, tuple(range(1, x.ndim)))) ** 2, -1).reshape(x.shape[0], -1)
         return x / _positive(_root(jnp.sum(x**2, -1, keepdims=True)))
 
-    return jnp.sum((normalised(a) - normalised(b)) ** 2, -1)
+    return jnp.sum((normalized(a) - normalized(b)) ** 2, -1)
 
 
 def _relation(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -36,7 +36,7 @@ def features(
     """
 
     def rule(site: Site, *operands: Any) -> Any:
-        dense = [x.materialise() if is_compressed(x) else x for x in operands]
+        dense = [x.materialize() if is_compressed(x) else x for x in operands]
         out = site.bind(*dense)
         if site.name in sites:
             site.observe(out if of == "output" else dense[1 - (site.weight or 0)])

@@ -1,4 +1,4 @@
-"""Functions on quantised parameters: products of integers where it pays, scales where it does not."""
+"""Functions on quantized parameters: products of integers where it pays, scales where it does not."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -45,22 +45,22 @@ def int8(
 
     f never sees the compressed type; the result has its signature, shapes and dtypes. Compose inside `jax.jit`. Where a
     convolution of integers is known to be slower than float32 on the backend, it is lowered to another form or left in
-    float32, and `explain` says so. Parameters that are not quantised are left alone. Without `train` it is for
+    float32, and `explain` says so. Parameters that are not quantized are left alone. Without `train` it is for
     inference: rounded activations have no derivative, and asking for one raises.
 
     Args:
       f: any JAX function.
-      activations: ``dynamic`` quantises the other operand of each product at the scale of its own values, one for each
+      activations: ``dynamic`` quantizes the other operand of each product at the scale of its own values, one for each
         row of a matrix product or example of a convolution; ``static`` at the scale of `calibration`; ``none`` leaves
         it as it is (weight-only: fewer bytes to read). Static where a calibration is given, else dynamic.
       calibration: activation ranges from `calibrate` with the same f.
-      attention: quantise products of two activations as well, dynamically.
+      attention: quantize products of two activations as well, dynamically.
       lowering: ``auto`` leaves convolutions in float32 that are slower as int8 on the backend; ``int8`` does not.
-      train: quantise both operands of every product of float parameters, forward and, with stochastic rounding of
+      train: quantize both operands of every product of float parameters, forward and, with stochastic rounding of
         cotangents, backward (as AQT does; Abdolrashidi et al. 2021, arXiv:2105.03536). Needs `key`.
       key: random key for stochastic rounding; give each step its own.
       argnums: which arguments hold the parameters.
-      strict: raise `UserError` where a compressed parameter had to be materialised.
+      strict: raise `UserError` where a compressed parameter had to be materialized.
       backend: ``cpu``, ``gpu`` or ``tpu``, to compile for another one than that of the mesh in context (`jax.set_mesh`)
         or, where there is none, the default one.
 
@@ -99,14 +99,14 @@ class _Rule:
 
     def __call__(self, site: Site, lhs: Any, rhs: Any) -> Any:
         operands = [lhs, rhs]
-        quantised = [isinstance(x, QuantArray) for x in operands]
-        if any(is_compressed(x) and not q for x, q in zip(operands, quantised, strict=True)):
+        quantized = [isinstance(x, QuantArray) for x in operands]
+        if any(is_compressed(x) and not q for x, q in zip(operands, quantized, strict=True)):
             return NotImplemented
-        if not any(quantised):
+        if not any(quantized):
             return self._between_activations(site, lhs, rhs)
-        if all(quantised):
+        if all(quantized):
             return self._between_parameters(site, lhs, rhs)
-        side = quantised.index(True)
+        side = quantized.index(True)
         w, x = operands[side], operands[1 - side]
         form, reason = self._form(site, side, w, x)
         if form == FLOAT32:
@@ -115,7 +115,7 @@ class _Rule:
             return self._weight_only(site, side, w, x)
         if form == "folded":
             x, w = integer.fold_scale(site.params, side, w, x)
-        xq = self._quantised(site, 1 - side, x)
+        xq = self._quantized(site, 1 - side, x)
         if form == "blocks":
             site.record(f"{self.activations}: int8 x int8 -> int32 by blocks", _dtype(w))
             return integer.blocked(site.params, self._bind(site), side, w, xq)
@@ -135,7 +135,7 @@ class _Rule:
         if integer.may_overflow(site.primitive, site.params, *((w, x) if side == 0 else (x, w))):
             return FLOAT32, "its sum may exceed int32"
         if not dot and (side == 0 or w.zero_point is not None):
-            return FLOAT32, "quantised input" if side == 0 else "zero points in a convolution"
+            return FLOAT32, "quantized input" if side == 0 else "zero points in a convolution"
         if not integer.fits(site.primitive, site.params, side, w):
             if dot and integer.is_blocked(site.params, side, w):
                 return "blocks", ""
@@ -150,18 +150,18 @@ class _Rule:
             return XLA, ""
         return choose_int8_form(site.params, x, w, self.platform, self.lowering)
 
-    def _quantised(self, site: Site, operand: int, x: jax.Array) -> QuantArray:
+    def _quantized(self, site: Site, operand: int, x: jax.Array) -> QuantArray:
         if self.calibration is None:
-            return integer.quantised(_for_inference(x), site.primitive, site.params, operand)
+            return integer.quantized(_for_inference(x), site.primitive, site.params, operand)
         largest = self.calibration.range_of(site.name)
         known = site.recall(x)
         if known is not None and (known[0] is largest or _equal(known[0], largest)):
             return known[1]
         scale = numerics.scale_of(largest)
-        xq = integer.quantised(_for_inference(x), site.primitive, site.params, operand, scale)
+        xq = integer.quantized(_for_inference(x), site.primitive, site.params, operand, scale)
         # Whatever else reads these activations then reads the same integers: another product takes them as they are,
         # and for a residual path no float copy is written.
-        dense = xq.materialise()
+        dense = xq.materialize()
         site.replace(operand, dense)
         site.remember(dense, (largest, xq))
         return xq
@@ -213,21 +213,21 @@ class _Rule:
         overflows = wanted and integer.may_overflow(site.primitive, site.params, lhs, rhs)
         if wanted and not overflows:
             pair = [
-                integer.quantised(_for_inference(x), "dot_general", site.params, k)
+                integer.quantized(_for_inference(x), "dot_general", site.params, k)
                 for k, x in enumerate((lhs, rhs))
             ]
             return self._product(site, XLA, pair[0], pair[1], "dynamic: int8 x int8 -> int32")
-        why = "no parameter is quantised" if site.path is None else "not quantised"
+        why = "no parameter is quantized" if site.path is None else "not quantized"
         why = "its sum may exceed int32" if overflows else why
         site.record("-", site.narrowed or str(site.inputs[0].dtype), why)
         return NotImplemented
 
 
 def _dense(site: Site, lhs: Any, rhs: Any, reason: str) -> Any:
-    """The product of what quantised operands stand for."""
+    """The product of what quantized operands stand for."""
     side = 1 if isinstance(rhs, QuantArray) else 0
-    site.record("dequantised", str(site.inputs[side].dtype), reason)
-    return site.bind(*(x.materialise() if isinstance(x, QuantArray) else x for x in (lhs, rhs)))
+    site.record("dequantized", str(site.inputs[side].dtype), reason)
+    return site.bind(*(x.materialize() if isinstance(x, QuantArray) else x for x in (lhs, rhs)))
 
 
 @jax.custom_jvp

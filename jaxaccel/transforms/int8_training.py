@@ -36,7 +36,7 @@ def training_rules(key: jax.Array) -> Mapping[str, Callable[..., Any]]:
 
 @dataclasses.dataclass(frozen=True)
 class _Train:
-    """A product of operands quantised as they come; the cotangent is rounded at random, so that it is unbiased.
+    """A product of operands quantized as they come; the cotangent is rounded at random, so that it is unbiased.
 
     One whose sum may exceed int32 stays in float32: a kernel's gradient sums over all positions of all examples.
     """
@@ -51,7 +51,7 @@ class _Train:
             return primitive.bind(lhs, rhs, **params)
         pair = []
         for operand, x in enumerate((lhs, rhs)):
-            q = integer.quantised(x, primitive.name, params, operand)
+            q = integer.quantized(x, primitive.name, params, operand)
             if operand == self.cotangent:
                 noise = jax.random.fold_in(jax.random.wrap_key_data(key), operand)
                 q = dataclasses.replace(q, qvalue=_at_random(noise, x, q.scale))

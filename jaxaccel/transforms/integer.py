@@ -34,7 +34,7 @@ def shared_axes(primitive: str, params: Mapping[str, Any], operand: int, ndim: i
     return [axis for axis in range(ndim) if axis != numbers.lhs_spec[0]]
 
 
-def quantised(
+def quantized(
     x: jax.Array, primitive: str, params: Mapping[str, Any], operand: int, scale: Any = None
 ) -> QuantArray:
     """`x` as int8 at a given scalar scale, or at scales of its own (`shared_axes`)."""

@@ -73,7 +73,7 @@ def _moments(
     """By path: (sum of the measures, number of rows)."""
 
     def rule(site: Site, lhs: Any, rhs: Any) -> Any:
-        dense = [x.materialise() if is_compressed(x) else x for x in (lhs, rhs)]
+        dense = [x.materialize() if is_compressed(x) else x for x in (lhs, rhs)]
         rows = None if site.weight is None else _rows(site, site.weight, dense, whole=measure is _outer)
         if rows is not None:
             site.observe((measure(rows.astype(jnp.float32)), jnp.float32(len(rows))))
@@ -86,7 +86,7 @@ def _moments(
 
     def moved(site: Site, x: Any) -> Any:
         """Behind it a parameter is no longer known: its inputs are other axes, or stand in another order."""
-        return site.bind(x.materialise() if is_compressed(x) else x)
+        return site.bind(x.materialize() if is_compressed(x) else x)
 
     rules = {**dict.fromkeys(BILINEAR, rule), "gather": lambda site, *_: NotImplemented}
     rules |= dict.fromkeys(("transpose", "rev"), moved)

@@ -1,7 +1,7 @@
 """Functions in less precision: matrix products and convolutions of narrow operands, all else as it was.
 
 Products take bfloat16, float16 or float8 operands and sum in float32; their results, and with them softmax,
-normalisation, losses, reductions and carries of loops, stay in the dtypes that the function gives them
+normalization, losses, reductions and carries of loops, stay in the dtypes that the function gives them
 (Micikevicius et al. 2018, arXiv:1710.03740). Casts next to a product are fused into it by XLA. The products of the
 backward pass are narrow as well, whether `jax.grad` is applied to the result or the result is made of a gradient.
 """

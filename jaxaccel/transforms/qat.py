@@ -1,4 +1,4 @@
-"""Training for quantisation: float arithmetic with the rounding that `int8` will do."""
+"""Training for quantization: float arithmetic with the rounding that `int8` will do."""
 
 import functools
 import inspect
@@ -46,7 +46,7 @@ def fake_int8(
 
     Parameters and activations are rounded to the values that their integers stand for. The derivative of rounding is
     that of the identity (straight-through), so `jax.grad` of the result trains the float parameters for what
-    quantisation will do to them (Jacob et al. 2018, arXiv:1712.05877, section 3). One scale for each output channel
+    quantization will do to them (Jacob et al. 2018, arXiv:1712.05877, section 3). One scale for each output channel
     commutes with the factor that BatchNorm multiplies the channel by: what is trained here before BatchNorm is folded
     is what `fold` and `quantize` then make.
 
@@ -76,7 +76,7 @@ def fake_int8(
     def rule(site: Site, lhs: Any, rhs: Any) -> Any:
         weight = site.weight
         if weight is None or not selects(where, site.path or ""):
-            site.record("-", str(site.inputs[0].dtype), "not quantised")
+            site.record("-", str(site.inputs[0].dtype), "not quantized")
             return NotImplemented
         operands = [lhs, rhs]
         x = operands[1 - weight]
@@ -109,10 +109,10 @@ def fake_int8(
     )
 
     def rounded(params: PyTree) -> PyTree:
-        quantised = quantize(
+        quantized = quantize(
             params, where, bits=bits, channels=channels, block=block, range=range, stacked=stacked
         )
-        return jax.tree.map(_straight_through, quantised, params, is_leaf=is_compressed)
+        return jax.tree.map(_straight_through, quantized, params, is_leaf=is_compressed)
 
     @functools.wraps(f)
     def transformed(*args: Any, **kwargs: Any) -> Any:
@@ -140,11 +140,11 @@ def _place(f: Callable[..., Any], argnum: int, positional: int, kwargs: Mapping[
     return names[number]
 
 
-def _straight_through(quantised: Any, x: Any) -> Any:
-    """The value of `quantised` with the derivative of `x`."""
-    if not is_compressed(quantised):
+def _straight_through(quantized: Any, x: Any) -> Any:
+    """The value of `quantized` with the derivative of `x`."""
+    if not is_compressed(quantized):
         return x
-    return jax.lax.stop_gradient(quantised.materialise()) + (x - jax.lax.stop_gradient(x))
+    return jax.lax.stop_gradient(quantized.materialize()) + (x - jax.lax.stop_gradient(x))
 
 
 def _float_because(site: Site, operands: list[Any], platform: str, lowering: Preference) -> str:
@@ -152,7 +152,7 @@ def _float_because(site: Site, operands: list[Any], platform: str, lowering: Pre
     if site.primitive == "dot_general":
         return ""
     if site.weight == 0:
-        return "quantised input"
+        return "quantized input"
     form, reason = choose_int8_form(site.params, operands[0], operands[1], platform, lowering)
     return reason if form == FLOAT32 else ""
 

@@ -152,7 +152,7 @@ def test_a_pattern_decides_the_sparsity():
     [
         (
             [Fold(), FineTune()],
-            "two cannot come after one: what was folded or quantised is not trained any more",
+            "two cannot come after one: what was folded or quantized is not trained any more",
         ),
         ([Quantize(), FineTune()], "not trained any more"),
         ([Share(2), Quantize()], "codebook"),
@@ -170,7 +170,7 @@ def test_a_student_is_another_model():
     Pipeline({"fold": Fold(), "student": Student(), "learn": FineTune(), "int8": Quantize()})
 
 
-def test_an_origin_that_shares_values_is_not_quantised():
+def test_an_origin_that_shares_values_is_not_quantized():
     shared = Share(2).apply(fresh(), None, "share")
     with pytest.raises(UserError, match=r"int8: .* codebook"):
         Quantize().apply(shared, None, "int8")

@@ -17,7 +17,7 @@ def write(path, value, size=(6, 4), mode="RGB"):
 
 @pytest.fixture
 def flowers(tmp_path):
-    """20 roses and 10 tulips of different colours; roses are one wide, so sizes differ."""
+    """20 roses and 10 tulips of different colors; roses are one wide, so sizes differ."""
     for i in range(20):
         write(tmp_path / "rose" / f"{i:02d}.png", (i, 0, 0))
     for i in range(10):

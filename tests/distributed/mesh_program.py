@@ -26,7 +26,7 @@ from jaxaccel.training.recipe import Recipe  # noqa: E402
 from jaxaccel.training.step import Training  # noqa: E402
 
 STEPS, BATCH = 12, 32
-# The compile time is the cost here: a third of it without LLVM's optimisations.
+# The compile time is the cost here: a third of it without LLVM's optimizations.
 QUICKLY = {"xla_backend_optimization_level": 0}
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute")
 

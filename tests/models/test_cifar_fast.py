@@ -11,7 +11,7 @@ from jaxaccel.models.vision.cifar_fast import CifarFast, cifar_fast, partial_ide
 
 
 def images(count=64, size=12, channels=3):
-    """Smooth noise whose neighbouring pixels and channels have to do with each other."""
+    """Smooth noise whose neighboring pixels and channels have to do with each other."""
     rng = np.random.default_rng(0)
     noise = rng.standard_normal((count, size + 2, size + 2, channels))
     mixed = noise @ rng.standard_normal((channels, channels))

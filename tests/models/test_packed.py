@@ -76,10 +76,10 @@ def test_what_trains_is_plain_and_goes_back(mixed):
     (book,) = leaves(thin, CodebookArray)
     back = with_trained(thin, jax.tree.map(lambda x: 2 * x, plain))
     (doubled,) = leaves(back, CodebookArray)
-    np.testing.assert_allclose(doubled.materialise(), 2 * book.materialise())
+    np.testing.assert_allclose(doubled.materialize(), 2 * book.materialize())
     assert (doubled.indices == book.indices).all()
     (low,), (twice,) = leaves(thin, LowRankArray), leaves(back, LowRankArray)
-    np.testing.assert_allclose(twice.materialise(), 4 * low.materialise(), rtol=1e-5)
+    np.testing.assert_allclose(twice.materialize(), 4 * low.materialize(), rtol=1e-5)
 
 
 def test_a_thinner_file_is_a_thinner_model(dense, tmp_path):

@@ -211,7 +211,7 @@ def test_what_a_task_need_not_define():
     element = task.element({"x": np.arange(3.0), "y": np.int64(2), "z": np.uint8(1)})
     assert [x.dtype for x in element.values()] == [np.float32, np.int32, np.uint8]
     batch = {"x": np.ones(3), "y": np.zeros(3), "mask": np.array([1.0, 1.0, 0.0])}
-    assert task.summarise(task.evaluate(lambda x: 2 * x, batch)) == {"mse": 4.0}
+    assert task.summarize(task.evaluate(lambda x: 2 * x, batch)) == {"mse": 4.0}
     assert task.facts({}) == {} and task.fit(None) is task and task.headline == Headline("mse", "lower")
 
 
@@ -399,9 +399,9 @@ def test_a_run_stops_early_and_a_resumed_one_where_it_would_have(tmp_path, monke
     assert summary["best_step"] == rows[-4]["step"]
     assert f"stopped early at step {summary['steps']}" in capsys.readouterr().out
 
-    with monkeypatch.context() as signalled:  # stopped between the last two evaluations
+    with monkeypatch.context() as signaled:  # stopped between the last two evaluations
         late = summary["steps"] - 2
-        signalled.setattr("jaxaccel.training.signals.StopSignal.asked", lambda self, call: call == late)
+        signaled.setattr("jaxaccel.training.signals.StopSignal.asked", lambda self, call: call == late)
         stopped = ja.train(recipe, run=tmp_path / "r")
     assert not stopped.summary["finished"] and not stopped.summary["stopped_early"]
     resumed = ja.train(recipe, run=tmp_path / "r", resume=True)

@@ -101,9 +101,9 @@ def test_resize_averages_what_it_shrinks(dtype):
     image = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 2)).astype(dtype)
     out = augment.resize(jax.random.key(0), {"image": jnp.asarray(image)}, size=4)["image"]
     assert out.shape == (3, 4, 4, 2) and out.dtype == dtype
-    # A triangle of half-width 2 on the axis of the input, at the centre of each output pixel.
-    centres = 2 * np.arange(4) + 0.5
-    weights = np.maximum(0, 1 - np.abs(np.arange(8) - centres[:, None]) / 2)
+    # A triangle of half-width 2 on the axis of the input, at the center of each output pixel.
+    centers = 2 * np.arange(4) + 0.5
+    weights = np.maximum(0, 1 - np.abs(np.arange(8) - centers[:, None]) / 2)
     weights /= weights.sum(1, keepdims=True)
     expected = np.einsum("yi,xj,bijc->byxc", weights, weights, image.astype(np.float64))
     np.testing.assert_allclose(out, expected, atol=0.51 if dtype == np.uint8 else 1e-3)

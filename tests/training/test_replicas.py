@@ -68,7 +68,7 @@ def small(**changes):
 def trained(training, steps=3):
     """The state after some steps, and each step's metrics."""
     order = training.order(64, [Phase(0, steps, 0, B)])
-    # The compile time is the cost here: a third of it without LLVM's optimisations.
+    # The compile time is the cost here: a third of it without LLVM's optimizations.
     step = jax.jit(fuse_steps(training), compiler_options={"xla_backend_optimization_level": 0})
     state, rows = training.init(), []
     for i in range(steps):

@@ -220,7 +220,7 @@ def test_optimizers_get_what_they_ask_a_step_for(name):
     optimizer = OPTIMIZERS[name]
     schedule = optax.constant_schedule(optimizer.learning_rate)
     t = training(tx=optimizer.build(schedule), schedule=schedule, accumulate=optimizer.accumulate)
-    # The compile time is the cost here: a third of it without LLVM's optimisations.
+    # The compile time is the cost here: a third of it without LLVM's optimizations.
     step = jax.jit(t.step, compiler_options={"xla_backend_optimization_level": 0})
     state, losses = t.init(), []
     for _ in range(6):
@@ -235,7 +235,7 @@ def test_optimizers_get_what_they_ask_a_step_for(name):
 
 
 def test_a_second_gradient_may_overflow_alone():
-    """That of sharpness-aware minimisation is taken elsewhere."""
+    """That of sharpness-aware minimization is taken elsewhere."""
 
     def update(grads, state, params, *, grad_fn, **_):
         return jax.tree.map(lambda g: g * jnp.inf, grad_fn(params)), state

@@ -213,7 +213,7 @@ def test_a_sum_that_int32_cannot_hold_is_left_in_float32():
     q, x = ja.quantize({"w": jnp.ones((n, 2))}, "w"), jnp.ones((1, n))
     f = ja.int8(lambda p, x: x @ p["w"])
     near(f(q, x), np.full((1, 2), float(n)))
-    assert lowering_of(f, q, x) == [("dequantised", "its sum may exceed int32")]
+    assert lowering_of(f, q, x) == [("dequantized", "its sum may exceed int32")]
 
 
 def test_training_sums_what_int32_cannot_hold_in_float32():

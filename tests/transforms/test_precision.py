@@ -21,7 +21,7 @@ from jaxaccel.core.interpret import Transformation, transform
 from jaxaccel.models.adapter import as_model
 from jaxaccel.transforms import LossScaleState
 
-# LLVM's optimisations are most of the compile time and see nothing that differs.
+# LLVM's optimizations are most of the compile time and see nothing that differs.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 NARROW = {"bfloat16": (ja.bfloat16, "bf16", 0.02), "float16": (ja.float16, "f16", 0.003)}
 

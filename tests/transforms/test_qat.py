@@ -1,4 +1,4 @@
-"""Training for quantisation: the numbers that int8 will compute, and gradients that pass through."""
+"""Training for quantization: the numbers that int8 will compute, and gradients that pass through."""
 
 import jax
 import jax.numpy as jnp
@@ -27,10 +27,10 @@ def f(params, x):
     return (y + params["emb"]["embedding"][jnp.arange(len(x))]) @ params["emb"]["embedding"].T
 
 
-QUANTISED = [{}, {"bits": 4}, {"bits": 4, "block": 8}, {"channels": ()}, {"range": "mse"}]
+QUANTIZED = [{}, {"bits": 4}, {"bits": 4, "block": 8}, {"channels": ()}, {"range": "mse"}]
 
 
-@pytest.mark.parametrize(("options", "mode"), thinned(3, QUANTISED, ["dynamic", "static", "none"]), ids=str)
+@pytest.mark.parametrize(("options", "mode"), thinned(3, QUANTIZED, ["dynamic", "static", "none"]), ids=str)
 def test_it_equals_int8_within_a_step(options, mode):
     calibration = ja.calibrate(f, PARAMS, [X]) if mode == "static" else None
     faked = ja.fake_int8(f, **options, activations=mode, calibration=calibration)(PARAMS, X)
@@ -89,8 +89,8 @@ def test_folding_batch_norm_and_rounding_commute():
     """Rounded then folded equals folded then rounded, so training before folding is training for what is served."""
     w = jax.random.normal(KEYS[0], (16, 8))
     factor = jnp.linspace(-2, 2, 8) + 0.1
-    before = ja.quantize({"kernel": w})["kernel"].materialise() * factor
-    after = ja.quantize({"kernel": w * factor})["kernel"].materialise()
+    before = ja.quantize({"kernel": w})["kernel"].materialize() * factor
+    after = ja.quantize({"kernel": w * factor})["kernel"].materialize()
     np.testing.assert_allclose(before, after, rtol=1e-5, atol=1e-6)
 
 

@@ -54,7 +54,7 @@ class LowRankArray(StandIn):
         layer = sizes if self.axes is None else tuple(sizes[axis] for axis in self.axes)
         return (*self.left.shape[:lead], *layer)
 
-    def materialise(self) -> jax.Array:
+    def materialize(self) -> jax.Array:
         """The dense array, of shape `shape` and dtype `dtype`."""
 
         def of_layer(left: jax.Array, right: jax.Array) -> jax.Array:
@@ -67,7 +67,7 @@ class LowRankArray(StandIn):
     def rows(self) -> Any:
         """The factors of the layers of a stack; else the dense array, whose rows share them."""
         if not self.stacked:
-            return self.materialise()
+            return self.materialize()
         left, right = (x.rows() if is_compressed(x) else x for x in (self.left, self.right))
         return dataclasses.replace(self, left=left, right=right, stacked=False)
 
@@ -97,7 +97,7 @@ def _leafwise(site: Site, x: LowRankArray) -> LowRankArray:
 
 def dense(x: Any) -> jax.Array:
     """`x`, or what it stands for."""
-    return x.materialise() if is_compressed(x) else x
+    return x.materialize() if is_compressed(x) else x
 
 
 @array_rule(LowRankArray, "convert_element_type")

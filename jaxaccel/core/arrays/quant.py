@@ -56,7 +56,7 @@ class QuantArray(StandIn):
             return self
         return dataclasses.replace(self, qvalue=pack(self.qvalue), length=self.shape[-1])
 
-    def materialise(self) -> jax.Array:
+    def materialize(self) -> jax.Array:
         """The dense array, of shape `shape` and dtype `dtype`."""
         values = self.integers().astype(jnp.float32)
         if self.zero_point is not None:

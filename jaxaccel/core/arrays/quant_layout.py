@@ -173,7 +173,7 @@ def _unblocked(scale: jax.Array, axes: list[int], shape: tuple[int, ...]) -> jax
 
 @array_rule(QuantArray, "gather")
 def _gather(site: Site, x: QuantArray, indices: Any) -> Any:
-    """Rows are gathered as integers and scaled afterwards: an embedding lookup reads a quarter of the bytes."""
+    """Rows are gathered as integers and scaled afterward: an embedding lookup reads a quarter of the bytes."""
     numbers, sizes = site.params["dimension_numbers"], site.params["slice_sizes"]
     whole = [a for a in range(x.ndim) if a not in numbers.start_index_map]
     if any(sizes[a] != x.shape[a] for a in whole) or numbers.operand_batching_dims or x.length is not None:
@@ -190,4 +190,4 @@ def _gather(site: Site, x: QuantArray, indices: Any) -> Any:
         return site.bind(leaf, indices, slice_sizes=now, fill_value=fill)
 
     rows = x.with_scales(taken, qvalue=taken(x.qvalue))
-    return rows.materialise()
+    return rows.materialize()

@@ -1,4 +1,4 @@
-"""The products in optimised HLO: with which types they are computed, by what, how often, and of how many terms."""
+"""The products in optimized HLO: with which types they are computed, by what, how often, and of how many terms."""
 
 import dataclasses
 import math
@@ -44,7 +44,7 @@ class Operation:
 
 
 def operations(text: str) -> list[Operation]:
-    """Every dot and convolution of optimised HLO text, also those that cuBLAS, cuDNN and oneDNN do.
+    """Every dot and convolution of optimized HLO text, also those that cuBLAS, cuDNN and oneDNN do.
 
     Raises:
       ValueError: `text` is no HLO module, or a library call does not tell its dimensions.

@@ -1,4 +1,4 @@
-"""Optimised HLO as ``compiled.as_text()`` prints it, parsed: instructions, computations, and what calls what.
+"""Optimized HLO as ``compiled.as_text()`` prints it, parsed: instructions, computations, and what calls what.
 
 Only what CPUs, GPUs and TPUs print is understood, with names that start with ``%`` and operands without types; the
 grammar is that of XLA's ``HloModule::ToString``.

@@ -1,4 +1,4 @@
-"""How much optimised HLO moves between a chip and its main memory."""
+"""How much optimized HLO moves between a chip and its main memory."""
 
 import math
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ _SLICES = frozenset(["dynamic-slice", "gather", "slice", "slice-start"])
 
 
 def memory_traffic(text: str) -> int:
-    """Bytes that optimised HLO moves between the chip and its main memory.
+    """Bytes that optimized HLO moves between the chip and its main memory.
 
     Each instruction outside of fusions reads its operands and writes its results, but for what lies in memory on the
     chip (``S(1)`` in the layouts of TPUs); a slice reads what it takes, and an update in place writes what it puts.

@@ -51,7 +51,7 @@ class Interpreter:
         env.update(zip(jaxpr.invars, values, strict=True))
         known: dict[Any, str | None] = dict(zip(jaxpr.invars, paths, strict=True))
         observed: dict[str, Any] = {}
-        # What is learnt inside is about values that end with this body.
+        # What is learned inside is about values that end with this body.
         facts, self._facts = self._facts, dict(self._facts)
 
         def read(atom: Any) -> Any:
@@ -82,8 +82,8 @@ class Interpreter:
         """`x` itself, or the dense array that it stands for, which is recorded; `path` is that of the parameter."""
         if not is_compressed(x):
             return x
-        self.note("materialised", place, type(x).__name__, why, x.shape, path=path)
-        return x.materialise()
+        self.note("materialized", place, type(x).__name__, why, x.shape, path=path)
+        return x.materialize()
 
     def finish(self) -> None:
         """Publishes the records.

@@ -1,7 +1,7 @@
 """Brightness, contrast, saturation, hue, grayscale and inversion: one matrix in color space for each image.
 
 Colors are gray or RGB; floating-point images hold [0, 1]. Each operation is affine in the color of a pixel, so
-neighbours in a `chain` multiply their matrices and change, round and clip the pixels once. Contrast, which is about the
+neighbors in a `chain` multiply their matrices and change, round and clip the pixels once. Contrast, which is about the
 image's mean, needs no changed image for it: the mean of changed pixels is the changed mean.
 """
 
@@ -131,7 +131,7 @@ def brightness(key: jax.Array, batch: Batch, *, strength: float) -> Batch:
 
 @checked
 def contrast(key: jax.Array, batch: Batch, *, strength: float) -> Batch:
-    """Moves each image away from its mean luma, or towards it, by a factor drawn as in `brightness`.
+    """Moves each image away from its mean luma, or toward it, by a factor drawn as in `brightness`.
 
     Raises:
       UserError: the strength is not in [0, 8], or the batch has no usable image (gray or RGB).
@@ -144,7 +144,7 @@ def contrast(key: jax.Array, batch: Batch, *, strength: float) -> Batch:
 
 @checked
 def saturation(key: jax.Array, batch: Batch, *, strength: float) -> Batch:
-    """Moves each pixel away from its own luma, or towards it, by a factor drawn as in `brightness`; 0 would be gray.
+    """Moves each pixel away from its own luma, or toward it, by a factor drawn as in `brightness`; 0 would be gray.
 
     Raises:
       UserError: the strength is not in [0, 8], or the batch has no usable image (RGB).

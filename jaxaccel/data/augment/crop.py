@@ -183,7 +183,7 @@ def random_resized_crop(
       batch: has "image", (B, H, W, C), uint8 or floating point.
       scale: (lowest, highest) share of the image's area; uniform.
       ratio: (lowest, highest) width over height of the box; log-uniform. Ten boxes are drawn; where none fits, the
-        largest centred one of an allowed ratio is taken.
+        largest centered one of an allowed ratio is taken.
       size: of the output, one number or (height, width), a sixteenth of the input's or more; 0 keeps the input's.
       fill: what lies beyond the border: a value in the units of the image, "edge" or "reflect".
       method: "nearest", "bilinear" or "bicubic".
@@ -207,10 +207,10 @@ def random_resized_crop(
         )
     tall = height if width / height >= ratio[0] else round(width / ratio[0])
     broad = width if width / height <= ratio[1] else round(height * ratio[1])
-    centred = ((height - tall) // 2, (width - broad) // 2, tall, broad)
+    centered = ((height - tall) // 2, (width - broad) // 2, tall, broad)
     draws = uniforms(key, batch, 4 * ATTEMPTS)
-    top, left, tall, broad = first_fitting(draws, height, width, scale, ratio, centred)
-    # Doubled, the distance between two centres is a whole number.
+    top, left, tall, broad = first_fitting(draws, height, width, scale, ratio, centered)
+    # Doubled, the distance between two centers is a whole number.
     down = (2 * top + tall - height).astype(jnp.float32) / 2
     right = (2 * left + broad - width).astype(jnp.float32) / 2
     rows, columns = tall.astype(jnp.float32) / new[0], broad.astype(jnp.float32) / new[1]

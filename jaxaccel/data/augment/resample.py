@@ -47,7 +47,7 @@ def fraction_bits(height: int, width: int) -> int:
     """Fraction bits of coordinates (in pixels) that int32 has room for: 19 at 32x32, 16 at 224x224.
 
     The two products of a coordinate together stay below ``(height + width) / (2 * SMALLEST_SCALE)`` pixels,
-    the translation below ``(height + width) / SMALLEST_SCALE`` and the centre below ``height + width``; one more
+    the translation below ``(height + width) / SMALLEST_SCALE`` and the center below ``height + width``; one more
     bit is the sign, and one counts half pixels.
     """
     largest = 1.5 * (height + width) / SMALLEST_SCALE + height + width
@@ -60,7 +60,7 @@ def places(
     """Where in the input each output pixel lies.
 
     Args:
-      matrix: (3, 3) float32 from output to input pixels (row, column, 1), each measured from its image's centre.
+      matrix: (3, 3) float32 from output to input pixels (row, column, 1), each measured from its image's center.
       shape: height and width of the output.
       source: height and width of the input.
       bits: of `fraction_bits`.
@@ -68,7 +68,7 @@ def places(
 
     Returns:
       Rows (h, 1) or (h, w), and columns (1, w) or (h, w), int32 in units of ``2 ** -(bits + 1)`` pixels from the
-      centre of the first pixel, clipped to one and a half sizes of the input around it.
+      center of the first pixel, clipped to one and a half sizes of the input around it.
     """
     rows = (2 * jnp.arange(shape[0], dtype=jnp.int32) - (shape[0] - 1))[:, None]  # half pixels
     columns = (2 * jnp.arange(shape[1], dtype=jnp.int32) - (shape[1] - 1))[None, :]
@@ -138,8 +138,8 @@ def sample(
     pixels = padded.reshape((height + 2 * pad) * (width + 2 * pad), channels)
     dtype = compute_dtype(image.dtype)
 
-    def neighbours(position: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
-        """The lower neighbour, counted in the padded image, and the upper one's weight: (h * w,), (h * w, 1)."""
+    def neighbors(position: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+        """The lower neighbor, counted in the padded image, and the upper one's weight: (h * w,), (h * w, 1)."""
         if fill == "reflect":
             period = 2 * (size - 1) * one
             position = jnp.minimum(position % period, -position % period)
@@ -150,8 +150,8 @@ def sample(
         lower = jnp.minimum(position >> (bits + 1), last)
         return lower + pad, ((position - lower * one).astype(dtype) / one)[:, None]
 
-    row, down = neighbours(row, height)
-    column, right = neighbours(column, width)
+    row, down = neighbors(row, height)
+    column, right = neighbors(column, width)
     corner = row * (width + 2 * pad) + column
 
     def pixel(rows: int, columns: int) -> jax.Array:
@@ -170,7 +170,7 @@ def sample(
 
 
 def cubic_weights(fraction: jax.Array) -> list[jax.Array]:
-    """Of the four neighbours, at the given fraction between the inner two (Keys 1981, a = -1/2)."""
+    """Of the four neighbors, at the given fraction between the inner two (Keys 1981, a = -1/2)."""
     t = fraction
     return [
         ((-0.5 * t + 1) * t - 0.5) * t,

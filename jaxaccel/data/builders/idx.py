@@ -54,7 +54,7 @@ def originals(url: str, hashes: Mapping[str, str]) -> dict[str, OriginalFile]:
 
 
 class Mnist(OriginalBuilder, skip_registration=True):
-    """MNIST: 60,000 + 10,000 handwritten digits, 28x28 grey."""
+    """MNIST: 60,000 + 10,000 handwritten digits, 28x28 gray."""
 
     name = "mnist"
     VERSION = tfds.core.Version("3.0.1")
@@ -100,7 +100,7 @@ class Mnist(OriginalBuilder, skip_registration=True):
 
 
 class FashionMnist(Mnist, skip_registration=True):
-    """Fashion-MNIST: 60,000 + 10,000 images of clothes, 28x28 grey."""
+    """Fashion-MNIST: 60,000 + 10,000 images of clothes, 28x28 gray."""
 
     name = "fashion_mnist"
     ORIGINALS = originals(

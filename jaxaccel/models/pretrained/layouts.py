@@ -89,7 +89,7 @@ def order_of(
 
 
 def _same_numbers(source: list[int], target: list[int], strict: bool) -> bool:
-    """Whether a reshape from `source` to `target` only merges or splits neighbouring axes, or drops ones."""
+    """Whether a reshape from `source` to `target` only merges or splits neighboring axes, or drops ones."""
     if not strict and len(source) == len(target):
         return source == target
     if strict and len(source) > 1 and len(target) > 1:

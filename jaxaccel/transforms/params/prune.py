@@ -26,7 +26,7 @@ class Pattern:
     """Which weights stand or fall together. Of a weight's axes the last is outputs, the one before it inputs."""
 
     keep: int = 0
-    """Of every `of` neighbours along the inputs this many stay; 0: any."""
+    """Of every `of` neighbors along the inputs this many stay; 0: any."""
     of: int = 0
     block: tuple[int, int] = (1, 1)
     """Inputs and outputs of a block that is kept or removed whole."""
@@ -241,7 +241,7 @@ def _score(
 def _along_inputs(norms: jax.Array, shape: tuple[int, ...], path: str) -> jax.Array:
     """`norms` (inputs,) with axes of size 1 beside those of a weight of `shape` that are its inputs.
 
-    They are neighbours before the outputs: next to last in (H, W, in, out), the first in (D, heads, width), two in
+    They are neighbors before the outputs: next to last in (H, W, in, out), the first in (D, heads, width), two in
     (heads, width, D).
     """
     for stop in range(len(shape) - 1, 0, -1):
@@ -312,7 +312,7 @@ def best(scores: jax.Array, count: jax.Array | int) -> jax.Array:
 
 
 def _best_of_each(scores: jax.Array, form: Pattern) -> jax.Array:
-    """True for the `keep` largest of every `of` neighbours along the inputs."""
+    """True for the `keep` largest of every `of` neighbors along the inputs."""
     *rest, inputs, outputs = scores.shape
     groups = scores.reshape(*rest, inputs // form.of, form.of, outputs)
     rank = jnp.argsort(jnp.argsort(-groups, axis=-2, stable=True), axis=-2, stable=True)

@@ -59,7 +59,7 @@ def quantize(
         front. ``()`` is none.
 
     Raises:
-      UserError: `where` selects no leaf that can be quantised, or `bits`, `block` or `range` cannot be.
+      UserError: `where` selects no leaf that can be quantized, or `bits`, `block` or `range` cannot be.
     """
     if bits not in (4, 8):
         raise UserError(f"bits must be 8 or 4, got {bits}")
@@ -93,7 +93,7 @@ def can_quantize(params: PyTree, where: Where, stacked: Where | None = None) -> 
 
 def dequantize(params: PyTree) -> PyTree:
     """`params` with every compressed leaf as the dense array that it stands for."""
-    return jax.tree.map(lambda x: x.materialise() if is_compressed(x) else x, params, is_leaf=is_compressed)
+    return jax.tree.map(lambda x: x.materialize() if is_compressed(x) else x, params, is_leaf=is_compressed)
 
 
 def _stack_axes(leaves: Mapping[str, Any], stacked: Where | None) -> dict[str, int]:

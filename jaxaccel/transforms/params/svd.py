@@ -18,10 +18,10 @@ def truncated_svd(
     total = _squares(matrix)
     most = math.ceil(matrix.size / sum(matrix.shape))  # with more, factors are no smaller than the matrix
     count = min(max(LARGE // 2, rank), most)
-    u, s, v = randomised_svd(matrix, count)
+    u, s, v = randomized_svd(matrix, count)
     while _squares(s) < energy * total and count < most:
         count = min(2 * count, most)
-        u, s, v = randomised_svd(matrix, count)
+        u, s, v = randomized_svd(matrix, count)
     return u, s, v, total
 
 
@@ -29,7 +29,7 @@ def _squares(x: np.ndarray) -> float:
     return float(np.square(x, dtype=np.float64).sum())
 
 
-def randomised_svd(
+def randomized_svd(
     matrix: np.ndarray, rank: int, iterations: int = 2
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The largest `rank` singular values and vectors of a matrix, by random projection.

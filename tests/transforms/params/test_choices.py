@@ -60,7 +60,7 @@ def test_the_range_says_whether_outliers_are_clipped():
         )
 
         def error(q):
-            return np.sum((np.float64(q.materialise()) - np.float64(w)) ** 2, 0)
+            return np.sum((np.float64(q.materialize()) - np.float64(w)) ** 2, 0)
 
         assert (error(mse) < 0.95 * error(absmax)).all()
         tries = []
@@ -86,7 +86,7 @@ def test_the_form_says_how_a_kernel_is_cut(form):
     rows, columns = rng.normal(size=(3, 4, 1)), rng.normal(size=(1, 3, 6))
     separable = np.einsum("hir,rwo->hwio", rows, columns)  # of rank 1 in space, of a higher one in channels
     small = ja.low_rank({"kernel": jnp.asarray(separable, jnp.float32)}, rank=1, form=form)["kernel"]
-    exact = np.allclose(small.materialise(), separable, atol=1e-5)
+    exact = np.allclose(small.materialize(), separable, atol=1e-5)
     assert exact == (form != "channel") and (small.axes is None) == (form == "channel")
 
 

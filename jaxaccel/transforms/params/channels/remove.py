@@ -77,7 +77,7 @@ def remove_channels(
     """`params` without the least important channels, until f costs the given share of what it did.
 
     Which positions along which axes can only go together is read off f's program (`interpret.channels`): through
-    residual additions, concatenations, normalisation, depthwise and grouped convolutions, reshapes and attention
+    residual additions, concatenations, normalization, depthwise and grouped convolutions, reshapes and attention
     heads, for any function. Axes whose size f itself insists on stay whole, and so do those whose size decides the
     result, as behind a LayerNorm. The result is checked: f on it equals f on parameters with the same channels set to
     0.
