@@ -13,8 +13,8 @@ from flax import nnx
 import jaxaccel as ja
 from benchmarks.options import Options
 from benchmarks.records import Cell, summarize_times
+from jaxaccel.core.paths import path_text
 from jaxaccel.core.timing import repeat, time_in_turns
-from jaxaccel.core.trees import path_text
 from jaxaccel.models import adapter
 
 

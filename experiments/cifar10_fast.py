@@ -26,7 +26,7 @@ import jaxaccel as ja
 from jaxaccel import cli, models
 from jaxaccel.core import runtime
 from jaxaccel.tasks import ImageClassification
-from jaxaccel.training import runlog
+from jaxaccel.training import run_log
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +112,7 @@ def main(argv: Sequence[str]) -> int:
         if seed not in found:
             with rows.folder() as place:
                 summary = ja.train(recipe(options, int(seed)), run=place / "run").summary
-                points = curve(runlog.read(place / "run"))
+                points = curve(run_log.read(place / "run"))
             kept = ("examples_per_second", "compile_seconds", "seconds", "parameters", "device_kind")
             found[seed] = {"curve": points, **{name: summary[name] for name in kept}}
             rows.write(options.out, made_with, found)

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 import jaxaccel
-from jaxaccel.core.calls import nearest
+from jaxaccel.core.call_text import nearest
 
 COMMANDS = {
     "train": "trains a model: a recipe that comes with jaxaccel, or one of your own",

@@ -19,13 +19,13 @@ from typing import Annotated, Any, NoReturn, get_type_hints
 import jax
 import tyro
 
-from jaxaccel.core.calls import nearest
+from jaxaccel.core.call_text import nearest
 from jaxaccel.core.files import disk_error
 from jaxaccel.core.options import Options
 from jaxaccel.distributed import peers
 from jaxaccel.errors import UserError
 from jaxaccel.training import recipe_file
-from jaxaccel.training.flags import UnreadableCall, own_names
+from jaxaccel.training.function_names import UnreadableCall, own_names
 from jaxaccel.training.recipe import Recipe
 
 

@@ -15,12 +15,12 @@ from typing import Annotated, Any
 import tyro
 
 from jaxaccel import cli
-from jaxaccel.compression.learning import NOT_TAKEN
 from jaxaccel.compression.loop import compress
 from jaxaccel.compression.pipeline import Pipeline, load, names
+from jaxaccel.compression.training_steps import NOT_TAKEN
 from jaxaccel.core.options import Count, Options
 from jaxaccel.errors import UserError, option
-from jaxaccel.training.flags import own_names
+from jaxaccel.training.function_names import own_names
 from jaxaccel.training.recipe import Recipe
 from jaxaccel.training.recipe_file import load as load_training
 

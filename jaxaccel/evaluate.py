@@ -35,14 +35,14 @@ from jaxaccel import cli
 from jaxaccel.core.files import write_text
 from jaxaccel.core.options import CountOrZero, Options
 from jaxaccel.data import Source
-from jaxaccel.data.opening import open_source
+from jaxaccel.data.data_sets import open_source
 from jaxaccel.deployment.trained import Trained, load
 from jaxaccel.errors import UserError, option
-from jaxaccel.tasks.report import ClassReport
-from jaxaccel.training import mistakes, rundir
+from jaxaccel.tasks.class_report import ClassReport
+from jaxaccel.training import plot_mistakes, run_directory
 from jaxaccel.training.evaluation import Evaluation
-from jaxaccel.training.mistakes import Mistake
-from jaxaccel.training.wording import scores_text
+from jaxaccel.training.messages import scores_text
+from jaxaccel.training.plot_mistakes import Mistake
 
 MOST_ROWS = 20
 """Classes up to which the table on the terminal has all of them."""
@@ -156,12 +156,14 @@ def _write(out: Path, trained: Trained, source: Source, found: Evaluation, count
             title = (
                 f"{trained.recipe.name} on {source.split}: {100 * report.accuracy:.2f}% of {found.examples:,}"
             )
-            mistakes.draw_confusion(out / "confusion.png", report, title)
+            plot_mistakes.draw_confusion(out / "confusion.png", report, title)
             write_text(out / "confusion.csv", _csv(report))
-            rundir.write_json(out / "mistakes.json", [dataclasses.asdict(mistake) for mistake in listed])
+            run_directory.write_json(
+                out / "mistakes.json", [dataclasses.asdict(mistake) for mistake in listed]
+            )
             if listed:
                 of = f"{len(listed)} of {errors:,} mistakes, surest first: true class above, taken for below"
-                mistakes.draw_mistakes(out / "mistakes.png", listed, images, of)
+                plot_mistakes.draw_mistakes(out / "mistakes.png", listed, images, of)
             else:
                 (out / "mistakes.png").unlink(missing_ok=True)  # of an evaluation before
             about = {"mistakes": errors, "means": report.means(), "classes": report.rows(),
@@ -170,7 +172,7 @@ def _write(out: Path, trained: Trained, source: Source, found: Evaluation, count
             "run": str(trained.directory), "step": trained.step, "data": source.name, "split": source.split,
             "examples": found.examples, "metrics": dict(found.metrics), **about,
         }  # fmt: skip
-        rundir.write_json(out / "evaluation.json", written)
+        run_directory.write_json(out / "evaluation.json", written)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(

@@ -26,10 +26,10 @@ from benchmarks.tables import Table, format_ratio, format_short
 from benchmarks.variants import LIMITS, Compiled, Variant, measure_error
 from jaxaccel.core import numerics
 from jaxaccel.core.timing import repeat, time_in_turns
-from jaxaccel.transforms import integer
+from jaxaccel.transforms import int8_products
 from jaxaccel.transforms.lowering import convolution
 from jaxaccel.transforms.lowering.base import XLA
-from jaxaccel.transforms.lowering.integer import IntegerProduct, choose_int8_form
+from jaxaccel.transforms.lowering.int8_forms import IntegerProduct, choose_int8_form
 from jaxaccel.transforms.lowering.matmul import is_vector
 
 TWO_ROWS = "int8, a vector as two rows"
@@ -102,8 +102,8 @@ def multiply_integers(t: Traced, form: str, scale: Any) -> Callable[[Any, jax.Ar
         bind = partial(t.bind_form, form.removeprefix("int8 as "))
 
     def f(weight: Any, x: jax.Array) -> jax.Array:
-        xq = integer.quantized(x, t.primitive.name, t.params, 0, scale)
-        return integer.product(t.primitive.name, t.params, bind, xq, weight)
+        xq = int8_products.quantized(x, t.primitive.name, t.params, 0, scale)
+        return int8_products.product(t.primitive.name, t.params, bind, xq, weight)
 
     return f
 

@@ -11,25 +11,25 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from jaxaccel.compression import place
-from jaxaccel.compression.learning import FineTune
-from jaxaccel.compression.picture import pareto
+from jaxaccel.compression import pipeline_directory
 from jaxaccel.compression.pipeline import Pipeline
+from jaxaccel.compression.plot import pareto
 from jaxaccel.compression.receipts import Receipt, receipt
+from jaxaccel.compression.report import line, notes, tables
 from jaxaccel.compression.stage import Setting, Stage, trained
-from jaxaccel.compression.wording import line, notes, tables
+from jaxaccel.compression.training_steps import FineTune
 from jaxaccel.core import runtime
 from jaxaccel.core.options import Count, checked
-from jaxaccel.core.trees import with_leaves
+from jaxaccel.core.paths import with_leaves
 from jaxaccel.errors import UserError, option
 from jaxaccel.models.adapter import abstract
-from jaxaccel.models.compressed import check_stored
+from jaxaccel.models.packed import check_stored
 from jaxaccel.tasks.prediction import BATCH, predict
+from jaxaccel.training.directory_swap import Swap
+from jaxaccel.training.messages import scores_text
 from jaxaccel.training.recipe import Recipe
 from jaxaccel.training.recipe_file import load_recipe, to_json
-from jaxaccel.training.swap import Swap
 from jaxaccel.training.warm_start import start
-from jaxaccel.training.wording import scores_text
 from jaxaccel.transforms.params.load import is_packed, load_params
 from jaxaccel.transforms.params.save import save_params
 
@@ -110,19 +110,19 @@ def compress(
     runtime.setup()
     origin = Path(origin)
     training = training or _training(origin, trust)
-    directory = Path(run) if run else place.default(origin)
+    directory = Path(run) if run else pipeline_directory.default(origin)
     record = {
         "origin": str(origin),
         "pipeline": pipeline.as_json(),
         "training": to_json(training),
         "batch": batch,
     }
-    with place.claimed(directory, origin, resume=resume, overwrite=overwrite) as swap:
-        rows = place.resumed(directory, record, training, pipeline.steps) if resume else []
+    with pipeline_directory.claimed(directory, origin, resume=resume, overwrite=overwrite) as swap:
+        rows = pipeline_directory.resumed(directory, record, training, pipeline.steps) if resume else []
         setting = Setting(training, directory, batch, trust)
         stage = _first(origin, setting)
         if not resume:
-            place.begin(swap, record)
+            pipeline_directory.begin(swap, record)
             setting.known.write(directory)
         return _take_steps(pipeline, stage, setting, rows, record, swap)
 
@@ -156,7 +156,7 @@ def _take_steps(
         if not done:
             seconds = time.perf_counter() - started
             rows.append(receipt(name, stage, setting, before, rows[-1] if rows else None, seconds))
-            place.write_receipts(directory, rows, record)
+            pipeline_directory.write_receipts(directory, rows, record)
             swap.settle()
             console.print(line(rows[-1], rows))
         before = stage

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxaccel.compression import recipes
-from jaxaccel.compression.learning import FineTune, Student
 from jaxaccel.compression.step import Step
 from jaxaccel.compression.steps import Fold, LowRank, Quantize, RemoveChannels, Share
+from jaxaccel.compression.training_steps import FineTune, Student
 from jaxaccel.core.options import Options
 from jaxaccel.core.user_code import call, load_file
 from jaxaccel.errors import UserError

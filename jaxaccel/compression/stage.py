@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxaccel.core.trees import Where, parameter_path, selects
-from jaxaccel.data.sources import Source
+from jaxaccel.core.paths import Where, parameter_path
+from jaxaccel.data.source import Source
 from jaxaccel.models.adapter import Model, inference
 from jaxaccel.tasks import Task
 from jaxaccel.tasks.batches import batches
@@ -19,7 +19,7 @@ from jaxaccel.training.problem import Problem
 from jaxaccel.training.recipe import Recipe
 from jaxaccel.transforms import compressed, retarget
 from jaxaccel.transforms.params import trainable
-from jaxaccel.transforms.params.selected import names_of
+from jaxaccel.transforms.params.select import selects_parameter
 
 PyTree = Any
 
@@ -73,7 +73,7 @@ def zeros(params: PyTree, where: Where = "**") -> dict[str, float]:
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(trainable(params))
     named = [(parameter_path(path), x) for path, x in leaves if x.ndim > 1]
-    chosen = {path: x for path, x in named if any(selects(where, name) for name in names_of(path))}
+    chosen = {path: x for path, x in named if selects_parameter(where, path)}
     return {path: share for path, x in chosen.items() if (share := float(np.mean(np.asarray(x) == 0)))}
 
 

@@ -1,4 +1,4 @@
-"""The steps of a pipeline that make a model smaller or faster; those that learn are in `learning`.
+"""The steps of a pipeline that make a model smaller or faster; those that learn are in `training_steps`.
 
 The command line shows their options as ``--NAME.OPTION``.
 """
@@ -10,9 +10,9 @@ from typing import Annotated, Any, ClassVar, Literal
 import jax
 from annotated_types import Interval
 
-from jaxaccel.compression.learning import mean_gradient
 from jaxaccel.compression.stage import Setting, Stage
 from jaxaccel.compression.step import Part, Step, one_of
+from jaxaccel.compression.training_steps import mean_gradient
 from jaxaccel.core.arrays import CodebookArray
 from jaxaccel.core.interpret import is_compressed
 from jaxaccel.core.options import Count, CountOrZero, ShareBelowOne

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxaccel.core.formats import npz_files
 from jaxaccel.data.columns import Column, class_column, to_columns
-from jaxaccel.data.sources import Example
+from jaxaccel.data.source import Example
 from jaxaccel.data.splits import NAMES, divide, take
 from jaxaccel.errors import UserError
 

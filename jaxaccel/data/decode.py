@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxaccel.data.images import decode_image
-from jaxaccel.data.sources import Example
+from jaxaccel.data.source import Example
 
 
 def example_decoder(features: Any) -> Callable[[bytes], Example]:

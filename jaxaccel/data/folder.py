@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from jaxaccel.data.image_files import ImageFile, list_images
 from jaxaccel.data.images import decode_image, read_header
-from jaxaccel.data.listing import ImageFile, list_images
-from jaxaccel.data.sources import Example
+from jaxaccel.data.source import Example
 from jaxaccel.data.splits import divide, take
 from jaxaccel.errors import UserError
 

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxaccel.data.catalog import quiet_tfds
 from jaxaccel.data.decode import example_decoder
 from jaxaccel.data.features_file import check_features
-from jaxaccel.data.sources import Example
+from jaxaccel.data.source import Example
 from jaxaccel.data.splits import split_ranges
+from jaxaccel.data.tfds_names import quiet_tfds
 from jaxaccel.errors import UserError, option
 
 

@@ -9,15 +9,15 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from jaxaccel.compression.opened import opened
-from jaxaccel.compression.place import find_record
+from jaxaccel.compression.pipeline_directory import find_record
+from jaxaccel.compression.reopen import opened
 from jaxaccel.core import runtime
 from jaxaccel.core.options import Count, checked
+from jaxaccel.core.paths import with_leaves
 from jaxaccel.core.platform import count_devices
-from jaxaccel.core.trees import with_leaves
 from jaxaccel.data import Source
-from jaxaccel.data.elements import read_elements
-from jaxaccel.data.opening import open_source, set_aside
+from jaxaccel.data.data_sets import open_source, set_aside
+from jaxaccel.data.examples import read_elements
 from jaxaccel.errors import UserError
 from jaxaccel.models.adapter import Model, abstract, inference, takes
 from jaxaccel.tasks import Task, prediction
@@ -25,12 +25,12 @@ from jaxaccel.tasks.prediction import BATCH, Guess
 from jaxaccel.training.checkpoint import flat
 from jaxaccel.training.evaluation import Evaluation, evaluation, metrics
 from jaxaccel.training.facts import Facts, fitted_options, read_facts
+from jaxaccel.training.messages import scores_text
 from jaxaccel.training.problem import Problem
 from jaxaccel.training.recipe import Recipe
 from jaxaccel.training.recipe_file import load_recipe
-from jaxaccel.training.saved import CHECKPOINTS, read_weights, scores
+from jaxaccel.training.saved_checkpoints import CHECKPOINTS, read_weights, scores
 from jaxaccel.training.step import TRANSFORMATIONS
-from jaxaccel.training.wording import scores_text
 from jaxaccel.transforms import retarget
 
 PyTree = Any

@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxaccel.core.interpret import is_compressed
-from jaxaccel.core.trees import path_text
+from jaxaccel.core.paths import path_text
 from jaxaccel.distributed.mesh import FSDP, MODEL
 from jaxaccel.distributed.sharding import FSDP_MIN_SIZE, partition_spec, rule_of
 from jaxaccel.errors import UserError, option

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxaccel.core.trees import Where, parameter_path
+from jaxaccel.core.paths import Where, parameter_path
 from jaxaccel.errors import UserError
-from jaxaccel.optim.paths import check_where, selects
+from jaxaccel.transforms.params.select import check_selects_parameters, selects_parameter
 
 PyTree = Any
 
@@ -22,8 +22,8 @@ def frozen(params: PyTree, where: Where, option: str = "freeze") -> PyTree:
     """
     leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
     paths = [parameter_path(path) for path, _ in leaves]
-    check_where(where, paths, option)
-    flags = [selects(where, path) for path in paths]
+    check_selects_parameters(where, paths, option)
+    flags = [selects_parameter(where, path) for path in paths]
     if all(flags):
         raise UserError(f"{option} selects all {len(flags)} parameters, and nothing would be trained")
     return jax.tree.unflatten(treedef, flags)
@@ -124,11 +124,12 @@ def unfreezing(
         leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
         paths = [parameter_path(path) for path, _ in leaves]
         for where in at:
-            check_where(where, paths, "unfreeze")
+            check_selects_parameters(where, paths, "unfreeze")
         found = [0] * len(paths)
         for where, share in at.items():
             found = [
-                round(share * steps) if selects(where, p) else n for p, n in zip(paths, found, strict=True)
+                round(share * steps) if selects_parameter(where, p) else n
+                for p, n in zip(paths, found, strict=True)
             ]
         return jax.tree.unflatten(treedef, found)
 

@@ -7,7 +7,7 @@ import jax
 import optax
 import optax.contrib
 
-from jaxaccel.core.trees import path_text, selects
+from jaxaccel.core.paths import path_text, selects
 from jaxaccel.optim.kronecker import columns_from
 
 PyTree = Any

@@ -10,21 +10,21 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from jaxaccel.core.calls import nearest
+from jaxaccel.core.call_text import nearest
 from jaxaccel.core.options import Count, CountOrZero, NonNegative, Options, Share, ShareBelowOne
-from jaxaccel.core.trees import path_text
+from jaxaccel.core.paths import path_text
 from jaxaccel.errors import UserError, option
 from jaxaccel.optim.averaging import Averaging
 from jaxaccel.optim.conjugate_gradient import conjugate_gradient
+from jaxaccel.optim.float32_updates import in_float32
 from jaxaccel.optim.freeze import freezing, unfreezing
 from jaxaccel.optim.lookahead import lookahead
 from jaxaccel.optim.muon import muon
-from jaxaccel.optim.paths import selects
 from jaxaccel.optim.scaling import layer_decay, scale_by_path
 from jaxaccel.optim.shampoo import shampoo
 from jaxaccel.optim.sharpness import sharpness_aware
 from jaxaccel.optim.soap import soap
-from jaxaccel.optim.wide import in_float32
+from jaxaccel.transforms.params.select import selects_parameter
 
 OURS = {"shampoo": shampoo, "soap": soap, "conjugate_gradient": conjugate_gradient, "muon": muon}
 """What Optax lacks, and `muon` for kernels of any rank."""
@@ -196,7 +196,7 @@ class Optimizer(Options):
 
     def _decays(self, params: Any) -> Any:
         found = jax.tree_util.tree_map_with_path(
-            lambda path, _: selects(self.decay_where, path_text(path)), params
+            lambda path, _: selects_parameter(self.decay_where, path_text(path)), params
         )
         if is_on(self.weight_decay) and not any(jax.tree.leaves(found)):
             raise UserError(f"{option('optimizer.decay_where')} {self.decay_where!r} matches no parameter")

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import optax
 
 from jaxaccel.core.options import Count, Options, Share, ShareBelowOne, checked
-from jaxaccel.core.trees import parameter_path
+from jaxaccel.core.paths import parameter_path
 from jaxaccel.errors import UserError, option
-from jaxaccel.optim.wide import apply_updates
+from jaxaccel.optim.float32_updates import apply_updates
 from jaxaccel.transforms.params.prune import KERNELS, Pattern, Scope, best, masked, prune, shares_by_shape
-from jaxaccel.transforms.params.selected import selected
+from jaxaccel.transforms.params.select import selected
 
 PyTree = Any
 Method = Literal["one_shot", "gradual", "straight_through", "set", "rigl", "lottery", "fixed"]

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxaccel.data.elements import read_elements
-from jaxaccel.data.sources import Source
+from jaxaccel.data.examples import read_elements
+from jaxaccel.data.source import Source
 from jaxaccel.tasks.task import Task
 
 Batch = dict[str, Any]

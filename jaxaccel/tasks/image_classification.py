@@ -12,10 +12,10 @@ import optax
 
 from jaxaccel.core.options import CountOrZero, NonNegative, Positive, ShareBelowOne, checked
 from jaxaccel.errors import UserError, option
-from jaxaccel.tasks import pictures
-from jaxaccel.tasks.given import Example, Given
+from jaxaccel.tasks import bring_images
+from jaxaccel.tasks.bring_arrays import Example, Given
+from jaxaccel.tasks.class_report import ClassReport
 from jaxaccel.tasks.metrics import Mean
-from jaxaccel.tasks.report import ClassReport
 from jaxaccel.tasks.task import Apply, Batch, PyTree, Task
 
 
@@ -97,7 +97,7 @@ class ImageClassification(Task):
         """``image`` (H, W, C), uint8 or float32 from 0 to 1, and ``label`` () int32."""
         image = _as_pixels(np.asarray(example["image"]))
         if self.image_size and image.shape[:2] != (self.image_size,) * 2:
-            image = pictures.resize(image, self.image_size)
+            image = bring_images.resize(image, self.image_size)
         return {"image": image, "label": np.asarray(example["label"], np.int32)}
 
     def inputs(self, batch: Batch) -> tuple[PyTree, ...]:
@@ -181,7 +181,7 @@ class ImageClassification(Task):
                 raise UserError(f"a batch of images has an entry image, got {', '.join(given) or 'none'}")
             given = given["image"]
         height, width, channels = example["image"].shape
-        return pictures.bring(given, (height, width, channels), self.image_size, size, white)
+        return bring_images.bring(given, (height, width, channels), self.image_size, size, white)
 
     def batch_of(self, given: Any, example: Example) -> Batch:
         """Levels from 0 to 255 of any dtype, (B, H, W, C), or (B, H, W) where the model takes gray images."""

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from jaxaccel.errors import UserError
-from jaxaccel.tasks.given import BOOKKEEPING, Example, shapes
+from jaxaccel.tasks.bring_arrays import BOOKKEEPING, Example, shapes
 from jaxaccel.tasks.task import Task
 
 PyTree = Any

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxaccel.core.options import Options
 from jaxaccel.errors import UserError
-from jaxaccel.tasks.given import Example, Given, sole_name, split
+from jaxaccel.tasks.bring_arrays import Example, Given, sole_name, split
 from jaxaccel.tasks.metrics import Headline, Mean
 
 PyTree = Any

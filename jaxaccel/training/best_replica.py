@@ -6,11 +6,11 @@ from pathlib import Path
 
 import jax
 
-from jaxaccel.training import rundir
+from jaxaccel.training import run_directory
 from jaxaccel.training.checkpoint import Checkpoints
 from jaxaccel.training.recipe import Recipe
 from jaxaccel.training.replicas import Replicas, numbers_of, pick
-from jaxaccel.training.saved import CHECKPOINTS
+from jaxaccel.training.saved_checkpoints import CHECKPOINTS
 from jaxaccel.training.state import TrainState
 from jaxaccel.training.sweep import with_values
 
@@ -32,9 +32,9 @@ def keep_best(
     shape = jax.eval_shape(replicas.alone(best).init)
     own = dataclasses.replace(own, average=None) if shape.average is None else own
     own = jax.tree.unflatten(jax.tree.structure(shape), jax.tree.leaves(own))
-    with rundir.claimed(directory / "best", alone, source=source, overwrite=True) as claim:
+    with run_directory.claimed(directory / "best", alone, source=source, overwrite=True) as claim:
         claim.begin()
-        rundir.keep_teacher(directory / rundir.TEACHER, directory / "best")
+        run_directory.keep_teacher(directory / run_directory.TEACHER, directory / "best")
         checkpoints = Checkpoints(
             directory / "best" / CHECKPOINTS, keep=1, metric=recipe.task.metric, better=recipe.task.better
         )

@@ -18,17 +18,17 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keeping
 
 from jaxaccel.core.files import disk_error
-from jaxaccel.core.trees import flat, path_text
+from jaxaccel.core.paths import flat, path_text
 from jaxaccel.errors import UserError, option
 from jaxaccel.training import digests
-from jaxaccel.training.saved import read_state, steps
+from jaxaccel.training.saved_checkpoints import read_state, steps
 
 PyTree = Any
 Say = Callable[[str], None]
 
 
 class Checkpoints:
-    """Saves the checkpoints of one run, a directory a step, and alone decides which are kept. `saved` reads them.
+    """Saves the checkpoints of one run, a directory a step; no other code decides which are kept.
 
     A state is saved as a flat dictionary from path to array, so that a checkpoint can be read without the
     code that wrote it, onto any number of devices.
@@ -130,7 +130,7 @@ class Checkpoints:
 def restore(
     directory: Path, shapes: PyTree, shardings: PyTree, say: Say = print
 ) -> tuple[int, PyTree] | None:
-    """`saved.read_state`, for a run that goes on from there: damaged checkpoints behind it are moved away.
+    """`saved_checkpoints.read_state`, for a run that goes on from there: damaged checkpoints behind it are moved away.
 
     They go to ``damaged/`` beside the checkpoints, so that the run can save those steps again.
 
@@ -162,7 +162,7 @@ def digest(tree: PyTree) -> str:
 
 
 def placed_like(tree: PyTree, arrays: Mapping[str, np.ndarray], root: str) -> PyTree:
-    """`tree` with the arrays of `saved.read_weights` whose paths begin with `root`, on the devices where it is."""
+    """`tree` with the arrays of `read_weights` whose paths begin with `root`, on the devices where it is."""
     return jax.tree_util.tree_map_with_path(
         lambda path, x: jax.device_put(arrays[f"{root}/{path_text(path)}"].astype(x.dtype), x.sharding), tree
     )

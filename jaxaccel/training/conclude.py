@@ -7,16 +7,16 @@ from typing import Any
 import jax
 
 from jaxaccel.core import runtime
-from jaxaccel.training import curves, rundir, saved
+from jaxaccel.training import plot, run_directory, saved_checkpoints
 from jaxaccel.training.best_replica import keep_best
 from jaxaccel.training.checkpoint import Checkpoints, digest, placed_like
-from jaxaccel.training.pacing import Timetable
+from jaxaccel.training.messages import again, early_text, replicas_text, scores_text
 from jaxaccel.training.programs import Programs
 from jaxaccel.training.progress import Progress
 from jaxaccel.training.replicas import Replicas, spread
 from jaxaccel.training.result import TrainResult
-from jaxaccel.training.runlog import Meter
-from jaxaccel.training.wording import again, early_text, replicas_text, scores_text
+from jaxaccel.training.run_log import Meter
+from jaxaccel.training.run_plan import Timetable
 
 
 def conclude(
@@ -44,7 +44,7 @@ def conclude(
     log.close()
     checkpoints.wait()
     at, scores = progress.done, spread(progress.rows, task.headline)
-    best_step = saved.best(checkpoints.directory, task.metric, task.better)
+    best_step = saved_checkpoints.best(checkpoints.directory, task.metric, task.better)
     early = progress.early and at < plan.steps
     over = early or at == plan.steps
     test = _test(programs, progress) if over and setup.problem.splits.test else {}
@@ -73,8 +73,8 @@ def conclude(
             setup.problem.facts.write(directory / "best")
         log.say(replicas_text(summary["replicas"], progress.rows, task.metric, best))
     if show:
-        rundir.write_json(directory / "result.json", summary)
-        curves.draw(directory, f"{recipe.name}: {scores_text(scores)}", task.headline)
+        run_directory.write_json(directory / "result.json", summary)
+        plot.draw(directory, f"{recipe.name}: {scores_text(scores)}", task.headline)
     if early:
         log.say(early_text(recipe, at, plan.steps, best_step))
     log.say(f"{scores_text(scores)} after {summary['seconds']:.0f} s; see {directory}/curves.png" if over
@@ -85,7 +85,7 @@ def conclude(
 def _test(programs: Programs, progress: Progress) -> dict[str, Any]:
     """The metrics of the best checkpoint on the test split, for result.json."""
     task, state = programs.setup.recipe.task, progress.state
-    step, weights = saved.read_weights(programs.setup.directory, task.metric, task.better)
+    step, weights = saved_checkpoints.read_weights(programs.setup.directory, task.metric, task.better)
     best = [
         placed_like(x, weights, root)
         for x, root in ((state.weights(), "params"), (state.model_state, "model_state"))

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxaccel.data.sources import Source
+from jaxaccel.data.source import Source
 from jaxaccel.tasks.batches import batches
 from jaxaccel.tasks.metrics import Mean, add, as_scores
 from jaxaccel.tasks.task import Task
@@ -24,7 +24,7 @@ class Evaluation:
     metrics: Mapping[str, float]
     """As in result.json."""
     report: Any
-    """What the task's `report` made of it: a `jaxaccel.tasks.report.ClassReport`, or None."""
+    """What the task's `report` made of it: a `jaxaccel.tasks.class_report.ClassReport`, or None."""
     judged: Mapping[str, np.ndarray]
     """What the task's `judge` kept of each example, in the order of the split."""
     examples: int

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxaccel.core.files import write_text
 from jaxaccel.errors import UserError
-from jaxaccel.tasks.given import BOOKKEEPING, Example
+from jaxaccel.tasks.bring_arrays import BOOKKEEPING, Example
 from jaxaccel.tasks.task import Task
 
 FILE = "facts.json"

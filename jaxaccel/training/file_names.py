@@ -17,11 +17,11 @@ from typing import Any
 from flax import linen, nnx
 
 from jaxaccel import tasks
-from jaxaccel.core.calls import import_path, nearest, parse
+from jaxaccel.core.call_text import import_path, nearest, parse
 from jaxaccel.core.user_code import definitions, load_kept, walk
 from jaxaccel.errors import UserError, option
 from jaxaccel.training import trust
-from jaxaccel.training.flags import NAMES
+from jaxaccel.training.function_names import NAMES
 
 MODULES = (nnx.Module, linen.Module)
 """What makes a model, besides the functions in `NAMES`."""

@@ -5,14 +5,14 @@ import dataclasses
 import jax.numpy as jnp
 
 from jaxaccel.errors import UserError, option
-from jaxaccel.training import pacing
+from jaxaccel.training import run_plan
 from jaxaccel.training.checkpoint import Checkpoints
-from jaxaccel.training.pacing import Timetable
 from jaxaccel.training.programs import Programs
 from jaxaccel.training.progress import Progress
 from jaxaccel.training.replicas import spread
-from jaxaccel.training.rundir import Claim
-from jaxaccel.training.runlog import Meter
+from jaxaccel.training.run_directory import Claim
+from jaxaccel.training.run_log import Meter
+from jaxaccel.training.run_plan import Timetable
 from jaxaccel.training.signals import StopSignal
 
 
@@ -74,7 +74,7 @@ def evaluate(
     meter.log.evaluated(step, scores, progress.rows)
     checkpoints.save(step, progress.state, scores)
     progress.evaluations.append(progress.rows)
-    progress.early = pacing.stops_early(recipe, plan, step, progress.evaluations)
+    progress.early = run_plan.stops_early(recipe, plan, step, progress.evaluations)
 
 
 def _score(programs: Programs, progress: Progress, step: int) -> None:

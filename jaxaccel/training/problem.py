@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxaccel.data.elements import read_elements
-from jaxaccel.data.opening import Splits, open_splits
+from jaxaccel.data.data_sets import Splits, open_splits
+from jaxaccel.data.examples import read_elements
 from jaxaccel.models.adapter import Model, as_model, takes
 from jaxaccel.tasks import Task
-from jaxaccel.tasks.given import shapes
+from jaxaccel.tasks.bring_arrays import shapes
 from jaxaccel.training.facts import Facts, fitted_options
 from jaxaccel.training.recipe import Recipe
 

@@ -13,12 +13,12 @@ from jaxaccel.distributed import batch_sharding, placed
 from jaxaccel.optim.averaging import reestimator
 from jaxaccel.tasks.metrics import Mean, Scores, add
 from jaxaccel.tasks.task import Batch
-from jaxaccel.training import pacing
+from jaxaccel.training import run_plan
 from jaxaccel.training.feed import Feeds
 from jaxaccel.training.fused_steps import fuse_evaluations, fuse_steps, gather
-from jaxaccel.training.pacing import Timetable
+from jaxaccel.training.run_log import Meter, RunLog, lag
+from jaxaccel.training.run_plan import Timetable
 from jaxaccel.training.run_setup import RunSetup
-from jaxaccel.training.runlog import Meter, RunLog, lag
 from jaxaccel.training.state import StepMetrics, TrainState
 
 PyTree = Any
@@ -45,7 +45,9 @@ class Programs:
             return 1
         recipe, flops = self.setup.recipe, self.setup.flops[phase]
         platform = platform_of(self.setup.mesh)
-        return pacing.steps_per_call(recipe.steps_per_call, flops, interval, self.setup.plan.steps, platform)
+        return run_plan.steps_per_call(
+            recipe.steps_per_call, flops, interval, self.setup.plan.steps, platform
+        )
 
     def compile_call(self, call: range) -> jax.stages.Compiled:
         """Compiles the program of these steps, once for each phase and length."""

@@ -11,7 +11,7 @@ from jaxaccel.distributed import MeshShape
 from jaxaccel.errors import UserError, option
 from jaxaccel.optim import Optimizer, Schedule, Sparse
 from jaxaccel.tasks import ImageClassification, Task
-from jaxaccel.training.flags import Call, Values
+from jaxaccel.training.function_names import Call, Values
 from jaxaccel.training.step import Precision, Remat
 from jaxaccel.training.teacher import Distill
 

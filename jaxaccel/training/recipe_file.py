@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxaccel.core.calls import made_with, nearest, path_of, render, unreadable
+from jaxaccel.core.call_text import made_with, nearest, path_of, render, unreadable
 from jaxaccel.core.options import checked
 from jaxaccel.core.user_code import call, content_of, definitions, load_file
 from jaxaccel.errors import UserError
-from jaxaccel.training import plain, recipes, trust
+from jaxaccel.training import options_json, recipes, trust
 from jaxaccel.training.file_names import PACKAGES, TASKS, FileNames, check_modules
-from jaxaccel.training.flags import NAMES
+from jaxaccel.training.function_names import NAMES
 from jaxaccel.training.recipe import MAY_DIFFER, Recipe
 
 FORMAT = 1
@@ -83,13 +83,13 @@ class Written:
 def write(recipe: Recipe) -> Written:
     """`recipe` as plain values, and the code that it needs."""
     written = Written()
-    written.values = plain.encode(recipe, type(recipe), written)
+    written.values = options_json.encode(recipe, type(recipe), written)
     return written
 
 
 def to_json(options: Any) -> Any:
     """A recipe, or other options, as plain values for a file: functions as text, tuples as lists."""
-    return plain.encode(options, type(options), Written())
+    return options_json.encode(options, type(options), Written())
 
 
 def said_of(recipe: Recipe) -> str:
@@ -207,7 +207,7 @@ def from_json(values: Mapping[str, Any], names: FileNames | None = None) -> Reci
     Raises:
       UserError: a name in it stands for nothing or for code that is not trusted, or a field is unknown.
     """
-    return plain.decode(dict(values), Recipe, names or FileNames(Path(RECORD), b""))
+    return options_json.decode(dict(values), Recipe, names or FileNames(Path(RECORD), b""))
 
 
 def _of_run(directory: Path, trust: bool) -> Loaded:
@@ -283,25 +283,25 @@ def changes(recipe: Recipe, before: dict[str, Any], number: int = FORMAT) -> lis
 
 def with_defaults(values: Any, like: Any) -> Any:
     """Plain values of an earlier version, with the defaults of the fields that `like` has and they lack."""
-    if not isinstance(values, dict) or not plain.is_options(like):
+    if not isinstance(values, dict) or not options_json.is_options(like):
         return values
-    found, hints = dict(values), plain.field_types(type(like))
-    for field in plain.options_of(type(like)):
+    found, hints = dict(values), options_json.field_types(type(like))
+    for field in options_json.options_of(type(like)):
         if field.name in values:
             found[field.name] = with_defaults(values[field.name], getattr(like, field.name))
-        elif plain.has_default(field):
+        elif options_json.has_default(field):
             made = field.default_factory
             default = field.default if made is dataclasses.MISSING else made()
-            found[field.name] = plain.encode(default, hints[field.name], Written())
+            found[field.name] = options_json.encode(default, hints[field.name], Written())
     return json.loads(json.dumps(found))
 
 
 def free_on_resume(options: Any, prefix: str = "") -> list[str]:
     """Dotted paths of the fields of a recipe that are marked `MAY_DIFFER`."""
     found = []
-    for name, declared in plain.field_types(type(options)).items():
+    for name, declared in options_json.field_types(type(options)).items():
         if MAY_DIFFER in getattr(declared, "__metadata__", ()):
             found.append(f"{prefix}{name}")
-        elif plain.is_options(getattr(options, name)):
+        elif options_json.is_options(getattr(options, name)):
             found += free_on_resume(getattr(options, name), f"{prefix}{name}.")
     return found

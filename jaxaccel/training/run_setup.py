@@ -13,11 +13,11 @@ from jaxaccel.data.order import Phase
 from jaxaccel.distributed import check_split
 from jaxaccel.models.adapter import Model, output_shape
 from jaxaccel.tasks.task import check_metrics
-from jaxaccel.training import pacing, warm_start
+from jaxaccel.training import run_plan, warm_start
 from jaxaccel.training.build import build_trainer
-from jaxaccel.training.pacing import Plan
 from jaxaccel.training.problem import Problem
 from jaxaccel.training.recipe import Recipe
+from jaxaccel.training.run_plan import Plan
 from jaxaccel.training.state import TrainState
 from jaxaccel.training.sweep import points
 from jaxaccel.training.teacher import Teacher
@@ -67,7 +67,7 @@ class RunSetup:
     def flops(self) -> dict[Phase, float]:
         """Floating-point operations of one step of each phase."""
         return {
-            phase: pacing.flops(self.trainers[phase.image_size].step, self.state, self.batch_shape(phase))
+            phase: run_plan.flops(self.trainers[phase.image_size].step, self.state, self.batch_shape(phase))
             for phase in self.plan.phases
         }
 
@@ -105,9 +105,9 @@ def set_up_run(
     """
     recipe, task = problem.recipe, problem.recipe.task
     parts = 1 if points(recipe) else mesh.shape["data"] * mesh.shape["fsdp"]
-    pacing.check_batches(recipe, parts)
+    run_plan.check_batches(recipe, parts)
     facts = problem.facts.values
-    plan = pacing.plan(recipe, len(problem.splits.train), parts)
+    plan = run_plan.plan(recipe, len(problem.splits.train), parts)
     inputs, model = problem.inputs(recipe.batch_size), problem.model()
     outputs = output_shape(model, inputs)
     task.check(outputs, facts)

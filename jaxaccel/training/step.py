@@ -13,13 +13,13 @@ from jax.sharding import Mesh, NamedSharding
 
 from jaxaccel.core import numerics
 from jaxaccel.core.options import Options
+from jaxaccel.core.paths import with_leaves
 from jaxaccel.core.platform import count_devices, get_platform
-from jaxaccel.core.trees import with_leaves
 from jaxaccel.data.order import Order, Phase, Shuffled
 from jaxaccel.distributed import replicated, state_sharding
 from jaxaccel.models.adapter import Model
 from jaxaccel.optim.averaging import Averaging, weights_to_evaluate
-from jaxaccel.optim.wide import apply_updates
+from jaxaccel.optim.float32_updates import apply_updates
 from jaxaccel.tasks.metrics import Mean, Scores, as_scores, check_names
 from jaxaccel.tasks.task import Batch, Task
 from jaxaccel.training.state import Gradients, StepMetrics, TrainState

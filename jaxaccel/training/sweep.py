@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxaccel.core.calls import nearest
+from jaxaccel.core.call_text import nearest
 from jaxaccel.core.options import annotations_of, plain_type
 from jaxaccel.errors import UserError, option
 from jaxaccel.optim.optimizer import LINE_SEARCH

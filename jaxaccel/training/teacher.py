@@ -13,7 +13,7 @@ from jaxaccel.errors import UserError, option
 from jaxaccel.models.adapter import Model, abstract
 from jaxaccel.tasks.metrics import Mean
 from jaxaccel.tasks.task import Batch, Task
-from jaxaccel.training.flags import Call
+from jaxaccel.training.function_names import Call
 from jaxaccel.transforms.distill import Distillation, Hint
 
 PyTree = Any

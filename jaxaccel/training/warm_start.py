@@ -8,15 +8,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxaccel.core.trees import flat
+from jaxaccel.core.paths import flat
 from jaxaccel.errors import UserError, option
 from jaxaccel.models.adapter import Model, abstract, as_model, output_shape, takes
 from jaxaccel.models.pretrained import load_pretrained
 from jaxaccel.tasks.metrics import Headline
-from jaxaccel.training import rundir
+from jaxaccel.training import run_directory
 from jaxaccel.training.recipe import Recipe
 from jaxaccel.training.recipe_file import load_recipe
-from jaxaccel.training.saved import read_weights
+from jaxaccel.training.saved_checkpoints import read_weights
 from jaxaccel.training.teacher import Teacher
 from jaxaccel.transforms.params import trainable
 from jaxaccel.transforms.params.load import is_packed, load_params
@@ -89,7 +89,7 @@ def teacher(
             f"{option('distill.soft', 0)} learns from {option('distill.attention')} alone; a task whose model gives "
             "logits says so with `logits = True`"
         )
-    kept = resumed / rundir.TEACHER if resumed else options.teacher
+    kept = resumed / run_directory.TEACHER if resumed else options.teacher
     own = load_recipe(kept, trust=trust) if (kept / "recipe.json").is_file() else None
     if own and options.model:
         raise UserError(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxaccel.core import files, numerics
-from jaxaccel.core.calls import nearest
+from jaxaccel.core.call_text import nearest
 from jaxaccel.core.formats.bounds import check, read_json, reading
 from jaxaccel.core.interpret import Observation, Transformation, is_compressed, transform
 from jaxaccel.core.options import checked

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxaccel.core.calls import nearest
+from jaxaccel.core.call_text import nearest
 from jaxaccel.core.interpret import Observation, Transformation, is_compressed, transform
 from jaxaccel.core.options import checked
 from jaxaccel.core.sites import BILINEAR, Site

@@ -8,8 +8,8 @@ import jax
 from jaxaccel.core.arrays import LowRankArray
 from jaxaccel.core.interpret import is_compressed
 from jaxaccel.core.interpret.affine import folded
-from jaxaccel.core.interpret.partial import Split, split
-from jaxaccel.core.trees import parameter_path
+from jaxaccel.core.interpret.partial_eval import Split, split
+from jaxaccel.core.paths import parameter_path
 from jaxaccel.errors import UserError
 from jaxaccel.transforms.compressed import compressed
 

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from jaxaccel.core import numerics
 from jaxaccel.core.interpret import Transformation, transform
 from jaxaccel.core.options import checked
+from jaxaccel.core.paths import Where, selects
 from jaxaccel.core.platform import get_platform
 from jaxaccel.core.sites import BILINEAR, GROUPED, Backend, Site
-from jaxaccel.core.trees import Where, selects
 from jaxaccel.errors import UserError
 from jaxaccel.transforms.lowering.matmul import is_vector, multiply_narrow
 

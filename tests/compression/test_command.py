@@ -12,7 +12,7 @@ import jaxaccel.compress as command
 from jaxaccel.compression import Pipeline
 from jaxaccel.compression.pipeline import load, names
 from jaxaccel.errors import UserError, option
-from jaxaccel.training import rundir
+from jaxaccel.training import run_directory
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def followed(monkeypatch):
 def origin(tmp_path):
     """The directory of a run, without weights."""
     place = tmp_path / "runs" / "digits"
-    with rundir.claimed(place, ja.load_recipe("digits")) as claim:
+    with run_directory.claimed(place, ja.load_recipe("digits")) as claim:
         claim.begin()
     return place
 

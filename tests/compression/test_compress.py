@@ -121,7 +121,7 @@ def test_everything_composes_and_goes_on(run, tmp_path, monkeypatch):
     content = last.read_bytes()
     last.unlink()
     monkeypatch.setattr(
-        "jaxaccel.compression.learning.fine_tuned", lambda *args: pytest.fail("trained again")
+        "jaxaccel.compression.training_steps.fine_tuned", lambda *args: pytest.fail("trained again")
     )
     again = ja.compress(Pipeline(steps), place, run=tmp_path / "r", resume=True, batch=64)
     assert [row.step for row in again.receipts] == ["origin", *steps]

@@ -9,10 +9,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from jaxaccel.compression import receipts
-from jaxaccel.compression.labels import name_points
-from jaxaccel.compression.picture import chained_noise, pareto, score_limits, title
+from jaxaccel.compression.plot import chained_noise, pareto, score_limits, title
+from jaxaccel.compression.plot_labels import name_points
 from jaxaccel.compression.receipts import Receipt, from_json, time_beside
-from jaxaccel.compression.wording import gain_text, line, notes, tables
+from jaxaccel.compression.report import gain_text, line, notes, tables
 from jaxaccel.core.timing import Times
 from jaxaccel.tasks.metrics import Headline
 

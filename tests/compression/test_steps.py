@@ -38,7 +38,7 @@ def params():
 def kept(monkeypatch):
     """How a fine-tuning keeps zeros after some steps, without the training."""
     monkeypatch.setattr(
-        "jaxaccel.compression.learning.fine_tuned", lambda stage, setting, name, how, sparse: sparse
+        "jaxaccel.compression.training_steps.fine_tuned", lambda stage, setting, name, how, sparse: sparse
     )
 
     def after(stage, *steps, tune=None):

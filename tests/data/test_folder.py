@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxaccel.data.opening import open_source, open_splits
+from jaxaccel.data.data_sets import open_source, open_splits
 from jaxaccel.errors import UserError
 
 

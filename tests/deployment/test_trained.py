@@ -14,7 +14,7 @@ import jaxaccel as ja
 from jaxaccel.deployment import trained
 from jaxaccel.errors import UserError
 from jaxaccel.tasks import ImageClassification, Task, prediction
-from jaxaccel.tasks.given import shapes
+from jaxaccel.tasks.bring_arrays import shapes
 from jaxaccel.tasks.metrics import Mean
 from jaxaccel.training.facts import Facts, read_facts
 

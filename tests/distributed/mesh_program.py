@@ -12,7 +12,7 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
 from jaxaccel import augment, models  # noqa: E402
-from jaxaccel.data.opening import open_source  # noqa: E402
+from jaxaccel.data.data_sets import open_source  # noqa: E402
 from jaxaccel.data.order import Phase, Shuffled  # noqa: E402
 from jaxaccel.distributed import MeshShape, batch_sharding, make_mesh, state_sharding  # noqa: E402
 from jaxaccel.models.adapter import as_model  # noqa: E402

@@ -10,12 +10,12 @@ import pytest
 import jaxaccel as ja
 from jaxaccel import models
 from jaxaccel.core.arrays import CodebookArray, LowRankArray
-from jaxaccel.core.calls import parse, render
+from jaxaccel.core.call_text import parse, render
 from jaxaccel.errors import UserError
 from jaxaccel.models.adapter import abstract, as_model
-from jaxaccel.models.compressed import packed
+from jaxaccel.models.packed import packed
 from jaxaccel.tasks.metrics import ACCURACY
-from jaxaccel.training.flags import NAMES
+from jaxaccel.training.function_names import NAMES
 from jaxaccel.training.warm_start import start
 from jaxaccel.transforms.params import trainable, with_trained
 from jaxaccel.transforms.params.load import is_packed

@@ -9,9 +9,9 @@ from jaxaccel.errors import UserError
 from jaxaccel.models.adapter import as_model
 from jaxaccel.optim import Optimizer
 from jaxaccel.optim.averaging import Averaging, _probed, reestimator
+from jaxaccel.optim.float32_updates import in_float32
 from jaxaccel.optim.lookahead import lookahead
 from jaxaccel.optim.sharpness import sharpness_aware
-from jaxaccel.optim.wide import in_float32
 
 WEIGHTS = np.random.default_rng(0).normal(size=(21, 3)).astype(np.float32)
 

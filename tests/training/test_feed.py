@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxaccel.data.opening import open_source
+from jaxaccel.data.data_sets import open_source
 from jaxaccel.data.order import Phase, Sequential, Shuffled, permutation
 from jaxaccel.distributed import MeshShape, batch_sharding, make_mesh
 from jaxaccel.tasks import ImageClassification

@@ -9,7 +9,7 @@ from jaxaccel import cli
 from jaxaccel.compress import main as compress
 from jaxaccel.core import user_code
 from jaxaccel.errors import UserError
-from jaxaccel.training.rundir import claimed
+from jaxaccel.training.run_directory import claimed
 
 FILE = '''
 from functools import partial as bound

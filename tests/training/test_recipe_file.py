@@ -19,11 +19,11 @@ from conftest import FIXTURES
 from flax import linen, nnx
 
 import jaxaccel as ja
-from jaxaccel.core.calls import parse, render
+from jaxaccel.core.call_text import parse, render
 from jaxaccel.errors import UserError
 from jaxaccel.tasks import ImageClassification
 from jaxaccel.training.file_names import FileNames
-from jaxaccel.training.flags import NAMES
+from jaxaccel.training.function_names import NAMES
 from jaxaccel.training.recipe_file import (
     changes,
     differences,
@@ -34,7 +34,7 @@ from jaxaccel.training.recipe_file import (
     to_json,
     write,
 )
-from jaxaccel.training.rundir import claimed
+from jaxaccel.training.run_directory import claimed
 
 
 def prepare(directory, recipe, resume=False):

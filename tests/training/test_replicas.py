@@ -26,7 +26,7 @@ from jaxaccel.training.build import build_trainer
 from jaxaccel.training.fused_steps import fuse_evaluations, fuse_steps, gather
 from jaxaccel.training.recipe import Recipe
 from jaxaccel.training.replicas import Replicas, pick, spread
-from jaxaccel.training.saved import read_state
+from jaxaccel.training.saved_checkpoints import read_state
 from jaxaccel.training.sweep import points, with_values
 
 B = 16

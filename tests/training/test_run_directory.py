@@ -19,10 +19,10 @@ import jaxaccel as ja
 from jaxaccel import models
 from jaxaccel.core.files import disk_error, read_json
 from jaxaccel.errors import UserError
-from jaxaccel.training import lock, rundir, runlog, saved
+from jaxaccel.training import lock, run_directory, run_log, saved_checkpoints
 from jaxaccel.training.checkpoint import Checkpoints, flat, restore
 from jaxaccel.training.recipe_file import load_recipe
-from jaxaccel.training.saved import read_state, read_weights
+from jaxaccel.training.saved_checkpoints import read_state, read_weights
 
 
 def state(value):
@@ -74,13 +74,13 @@ def test_the_newest_and_the_best_are_kept_and_read(tmp_path):
     for step, accuracy in ((1, 0.5), (2, 0.9), (3, 0.6), (4, 0.7)):
         checkpoints.save(step, state(step), {"accuracy": accuracy})
     checkpoints.close()
-    assert saved.steps(tmp_path / "run" / "checkpoints") == [2, 3, 4]
+    assert saved_checkpoints.steps(tmp_path / "run" / "checkpoints") == [2, 3, 4]
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", keep=2)  # as another process finds it
     checkpoints.save(5, state(5))  # stopped: no evaluation
     checkpoints.save(6, state(6), {"accuracy": 0.8})
     checkpoints.close()
-    assert saved.steps(tmp_path / "run" / "checkpoints") == [2, 5, 6]
-    assert saved.best(tmp_path / "run" / "checkpoints", "accuracy") == 2
+    assert saved_checkpoints.steps(tmp_path / "run" / "checkpoints") == [2, 5, 6]
+    assert saved_checkpoints.best(tmp_path / "run" / "checkpoints", "accuracy") == 2
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_lower_is_better(tmp_path):
     for step, loss in ((1, 3.0), (2, -1.0), (3, float("nan")), (4, 2.0)):
         checkpoints.save(step, state(step), {"loss": loss})
     checkpoints.close()
-    assert saved.steps(tmp_path / "run" / "checkpoints") == [2, 4]
+    assert saved_checkpoints.steps(tmp_path / "run" / "checkpoints") == [2, 4]
     assert read_weights(tmp_path / "run", "loss", "lower").step == 2
 
 
@@ -129,9 +129,9 @@ def test_a_flipped_bit_in_the_newest_checkpoint_is_noticed(run, capsys):
     flip(largest(run / "checkpoints" / "3" / "default"))
     assert read_weights(run, which="last").step == 2
     assert "checkpoints/3 is damaged and passed over: " in capsys.readouterr().out
-    assert saved.steps(run / "checkpoints") == [1, 2, 3]  # reading moves nothing
+    assert saved_checkpoints.steps(run / "checkpoints") == [1, 2, 3]  # reading moves nothing
     assert restore(run / "checkpoints", SHAPES, HERE)[0] == 2
-    assert saved.steps(run / "checkpoints") == [1, 2]
+    assert saved_checkpoints.steps(run / "checkpoints") == [1, 2]
     assert (run / "damaged" / "3").is_dir()
     with pytest.raises(UserError, match="no whole checkpoint of step 3: there is 1, 2"):
         read_weights(run, which=3)
@@ -162,7 +162,7 @@ def test_a_checkpoint_without_digests_is_said_to_be_so(run, capsys):
 
 def test_reading_while_the_trainer_removes_checkpoints(run, monkeypatch):
     """The trainer removes the best checkpoint, and saves another one, between looking for it and reading it."""
-    read, removed = saved.read, []
+    read, removed = saved_checkpoints.read, []
 
     def slow(checkpoint, *rest, **how):
         if not removed:
@@ -170,7 +170,7 @@ def test_reading_while_the_trainer_removes_checkpoints(run, monkeypatch):
             shutil.rmtree(checkpoint)
         return read(checkpoint, *rest, **how)
 
-    monkeypatch.setattr(saved, "read", slow)
+    monkeypatch.setattr(saved_checkpoints, "read", slow)
     said = []
     assert read_weights(run, say=said.append).step == 3
     assert removed == ["2"] and not said
@@ -239,7 +239,7 @@ RECIPE = load_recipe("digits")
 
 
 def finished(directory):
-    with rundir.claimed(directory, RECIPE) as claim:
+    with run_directory.claimed(directory, RECIPE) as claim:
         claim.begin()
         checkpoint(directory)
         (directory / "result.json").write_text("{}")
@@ -256,16 +256,16 @@ def test_nothing_changes_before_the_replacement_begins(tmp_path):
     with pytest.raises(
         UserError, match="holds a run already: go on with resume=True, replace it with overwrite=True"
     ):
-        rundir.claimed(directory, RECIPE).__enter__()
-    with pytest.raises(ZeroDivisionError), rundir.claimed(directory, RECIPE, overwrite=True):
+        run_directory.claimed(directory, RECIPE).__enter__()
+    with pytest.raises(ZeroDivisionError), run_directory.claimed(directory, RECIPE, overwrite=True):
         assert contents(directory) == before
         raise ZeroDivisionError
-    with pytest.raises(ZeroDivisionError), rundir.claimed(directory, RECIPE, overwrite=True) as claim:
+    with pytest.raises(ZeroDivisionError), run_directory.claimed(directory, RECIPE, overwrite=True) as claim:
         claim.begin()
         assert not (directory / "result.json").exists()
         raise ZeroDivisionError  # before its first checkpoint
     assert contents(directory) == before
-    with rundir.claimed(directory, RECIPE, overwrite=True) as claim:
+    with run_directory.claimed(directory, RECIPE, overwrite=True) as claim:
         claim.begin()
         claim.settle()
         assert (tmp_path / ".run.replaced").is_dir()
@@ -279,7 +279,7 @@ def test_nothing_changes_before_the_replacement_begins(tmp_path):
 KILLED = """
 import os, shutil, sys
 from pathlib import Path
-from jaxaccel.training.swap import Swap
+from jaxaccel.training.directory_swap import Swap
 calls = int(sys.argv[2])
 def counted(change):
     def call(*words, **how):
@@ -307,7 +307,7 @@ def test_a_run_stands_again_after_a_replacement_that_was_killed(tmp_path):
         assert process.returncode == -signal.SIGKILL
     for again in range(3):  # tries that do not replace it, the first of which brings it back
         with pytest.raises(UserError, match="holds a run already"):
-            rundir.claimed(directory, RECIPE).__enter__()
+            run_directory.claimed(directory, RECIPE).__enter__()
         assert contents(directory) == before, again
     assert list(tmp_path.iterdir()) == [directory]
 
@@ -319,7 +319,7 @@ def test_nothing_of_others_is_deleted(tmp_path):
     directory.mkdir()
     (directory / "thesis.txt").write_text("three years of work")
     with pytest.raises(UserError, match="is no run of jaxaccel and will not be deleted"):
-        rundir.claimed(directory, RECIPE, overwrite=True).__enter__()
+        run_directory.claimed(directory, RECIPE, overwrite=True).__enter__()
     assert (directory / "thesis.txt").exists()
     assert contents(aside).values() and len(contents(aside)) == len(before)
 
@@ -328,7 +328,7 @@ def test_nothing_of_others_is_deleted(tmp_path):
 def test_where_no_run_can_be_is_told_at_once(tmp_path, place):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"is a file|cannot write in .*: choose another place with run=DIR"):
-        rundir.claimed(tmp_path / place, RECIPE).__enter__()
+        run_directory.claimed(tmp_path / place, RECIPE).__enter__()
 
 
 def test_a_full_disk_is_told_as_what_it_is(tmp_path, monkeypatch):
@@ -336,9 +336,12 @@ def test_a_full_disk_is_told_as_what_it_is(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device", "recipe.json")
 
     before = finished(tmp_path / "run")
-    monkeypatch.setattr(rundir, "write_json", full)
+    monkeypatch.setattr(run_directory, "write_json", full)
     directory = tmp_path / "run"
-    with pytest.raises(OSError, match="No space"), rundir.claimed(directory, RECIPE, overwrite=True) as claim:
+    with (
+        pytest.raises(OSError, match="No space"),
+        run_directory.claimed(directory, RECIPE, overwrite=True) as claim,
+    ):
         claim.begin()
     assert contents(directory) == before
     assert list(tmp_path.iterdir()) == [tmp_path / "run"]
@@ -364,13 +367,16 @@ def test_a_damaged_line_loses_itself_alone(tmp_path):
     for broken, whole in zip(bad, good[1:], strict=True):
         lines += [broken, json.dumps(whole).encode()]
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines))
-    assert runlog.read(tmp_path) == good
+    assert run_log.read(tmp_path) == good
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 100_000])
 def test_a_damaged_recipe_is_one_line(tmp_path, content):
     (tmp_path / "recipe.json").write_bytes(content)
-    for reads in (lambda: read_json(tmp_path / "recipe.json"), lambda: rundir.check_same(tmp_path, RECIPE)):
+    for reads in (
+        lambda: read_json(tmp_path / "recipe.json"),
+        lambda: run_directory.check_same(tmp_path, RECIPE),
+    ):
         with pytest.raises(UserError, match=r"recipe.json was not written by jaxaccel, or is damaged"):
             reads()
 

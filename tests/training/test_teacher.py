@@ -31,7 +31,7 @@ from jaxaccel.training.fused_steps import fuse_steps
 from jaxaccel.training.recipe import Recipe
 from jaxaccel.training.recipe_file import differences, from_json, to_json
 from jaxaccel.training.replicas import Replicas, pick
-from jaxaccel.training.saved import read_weights
+from jaxaccel.training.saved_checkpoints import read_weights
 from jaxaccel.training.step import Training
 from jaxaccel.training.teacher import Distill, Teacher
 

@@ -23,7 +23,7 @@ from jaxaccel.tasks import ImageClassification
 from jaxaccel.train import main as train
 from jaxaccel.training import trust
 from jaxaccel.training.recipe_file import load, said_of, to_json
-from jaxaccel.training.rundir import claimed, keep_teacher
+from jaxaccel.training.run_directory import claimed, keep_teacher
 from jaxaccel.training.teacher import Distill
 
 
@@ -94,7 +94,7 @@ HOSTILE = {
     "through flax": record(model="flax.linen.jax.numpy.save(file='{canary}', arr=1)"),
     "through models": record(model="jaxaccel.models.np.load(file='x')"),
     "through a class": record(model="flax.linen.Module.__init_subclass__"),
-    "import module": record(model="jaxaccel.core.calls.importlib.import_module(name='evil')"),
+    "import module": record(model="jaxaccel.core.call_text.importlib.import_module(name='evil')"),
     "ours, but no model": record(model="jaxaccel.core.user_code.load_file(path='evil.py')"),
     "ours, but no model either": record(model="jaxaccel.core.files.write_text(path='{canary}', text='x')"),
     "optax, but no model": record(model="optax.adam(learning_rate=1.0)"),

@@ -12,7 +12,7 @@ from test_int8_exact import NHWC, numpy_conv
 import jaxaccel as ja
 from jaxaccel.core import sites
 from jaxaccel.core.arrays import QuantArray
-from jaxaccel.transforms import integer
+from jaxaccel.transforms import int8_products
 
 RNG = np.random.default_rng(0)
 
@@ -203,7 +203,9 @@ def test_zero_points_on_both_sides_are_exact():
         QuantArray(jnp.asarray(rng.integers(100, 128, shape), jnp.int8), jnp.ones((1, 1)), point)
         for shape in ((3, 16384), (16384, 2))
     )
-    assert not integer.may_overflow("dot_general", {"dimension_numbers": (((1,), (0,)), ((), ()))}, a, b)
+    assert not int8_products.may_overflow(
+        "dot_general", {"dimension_numbers": (((1,), (0,)), ((), ()))}, a, b
+    )
     got = ja.int8(lambda p: p["a"] @ p["b"])({"a": a, "b": b})
     np.testing.assert_array_equal(np.asarray(got, np.float64), (dense(a) @ dense(b)))
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxaccel.core.arrays.stand_in import StandIn
+from jaxaccel.core.arrays.base import StandIn
 from jaxaccel.core.interpret import array_rule, register
 from jaxaccel.core.sites import Site
 

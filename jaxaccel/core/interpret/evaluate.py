@@ -13,7 +13,7 @@ from jaxaccel.core.interpret.compressed import abstract, is_compressed
 from jaxaccel.core.interpret.interpreter import Interpreter
 from jaxaccel.core.interpret.jaxprs import Place, parts
 from jaxaccel.core.interpret.transformation import Transformation
-from jaxaccel.core.trees import check_where, parameter_path
+from jaxaccel.core.paths import check_where, parameter_path
 
 
 def transform(f: Callable[..., Any], t: Transformation) -> Callable[..., Any]:

@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 
 from jaxaccel.core.formats import npz_files, pickle_values, pickles
 from jaxaccel.core.formats.bounds import Refused, check, check_pixels, open_file, reading
-from jaxaccel.data.builders.original import OriginalBuilder, OriginalFile, candidates, locate
+from jaxaccel.data.builders.original_files import OriginalBuilder, OriginalFile, candidates, locate
 from jaxaccel.data.builders.png import encode_png
 from jaxaccel.errors import UserError
 

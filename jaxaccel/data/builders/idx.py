@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from jaxaccel.core.formats.bounds import open_file, reading, size_of
-from jaxaccel.data.builders.original import OriginalBuilder, OriginalFile
+from jaxaccel.data.builders.original_files import OriginalBuilder, OriginalFile
 from jaxaccel.data.builders.png import encode_png
 from jaxaccel.errors import UserError
 

@@ -13,7 +13,7 @@ from flax import nnx
 
 from jaxaccel.core.interpret import first_uses
 from jaxaccel.core.options import checked
-from jaxaccel.core.trees import Where, check_where, parameter_path, selects
+from jaxaccel.core.paths import Where, check_where, parameter_path, selects
 from jaxaccel.errors import UserError
 from jaxaccel.models.adapter import Model, abstract
 from jaxaccel.models.pretrained.files import read

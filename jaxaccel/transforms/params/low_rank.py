@@ -12,9 +12,9 @@ import numpy as np
 
 from jaxaccel.core.arrays import LowRankArray
 from jaxaccel.core.options import checked
-from jaxaccel.core.trees import Where
+from jaxaccel.core.paths import Where
 from jaxaccel.errors import UserError
-from jaxaccel.transforms.params.selected import selected
+from jaxaccel.transforms.params.select import selected
 from jaxaccel.transforms.params.svd import truncated_svd
 
 PyTree = Any

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxaccel.core.options import checked
-from jaxaccel.core.trees import Where
+from jaxaccel.core.paths import Where
 from jaxaccel.errors import UserError
-from jaxaccel.transforms.params.selected import Selected, selected
+from jaxaccel.transforms.params.select import Selected, selected
 
 PyTree = Any
 Scope = Literal["layer", "global", "erk"]

@@ -8,10 +8,10 @@ import numpy as np
 
 from jaxaccel.core.arrays import CodebookArray
 from jaxaccel.core.options import checked
-from jaxaccel.core.trees import Where
+from jaxaccel.core.paths import Where
 from jaxaccel.errors import UserError
 from jaxaccel.transforms.params.k_means import k_means
-from jaxaccel.transforms.params.selected import selected
+from jaxaccel.transforms.params.select import selected
 
 PyTree = Any
 

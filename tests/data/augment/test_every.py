@@ -59,7 +59,7 @@ EVERY = {name: partial(getattr(augment, name), **options) for name, options in O
 MIX = ("mixup", "cutmix", "mixup_or_cutmix")
 RGB_ONLY = ("saturation", "hue", "grayscale", "three_augment", "color_jitter")
 RESHAPING = ("resize",)
-"""Nothing of it is random, and the shape changes: tests/training/test_phases.py."""
+"""Nothing of it is random, and the shape changes: tests/training/test_run_plan.py."""
 
 NARROW = ("rotate", "gaussian_blur", "color_jitter", "sharpness", "mixup")
 """Run in bfloat16 and float16 too; of the others only shapes and dtypes are checked there."""

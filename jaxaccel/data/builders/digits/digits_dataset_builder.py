@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from jaxaccel.data.builders.original import OriginalBuilder
+from jaxaccel.data.builders.original_files import OriginalBuilder
 from jaxaccel.data.builders.png import encode_png
 
 TEST_SIZE = 450  # a quarter of 1,797, rounded up

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxaccel.core.interpret import is_compressed
-from jaxaccel.core.trees import parameter_path, path_text
+from jaxaccel.core.paths import parameter_path, path_text
 from jaxaccel.errors import UserError
 from jaxaccel.transforms.params.channels.trace import channels
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxaccel.core.options import checked
+from jaxaccel.core.paths import Where, check_where, path_text, selects
 from jaxaccel.core.timing import time_call
-from jaxaccel.core.trees import Where, check_where, path_text, selects
 from jaxaccel.errors import UserError
 from jaxaccel.transforms.params.channels.coupled import (
     Coupled,
