@@ -103,7 +103,7 @@ def draw(path: Path, title: str, found: Mapping[str, Any], mark: float) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the experiment."""
-    options = cli.parsed("python experiments/cifar10_fast.py", __doc__ or "", Options, argv)
+    options = cli.parse_options("python experiments/cifar10_fast.py", __doc__ or "", Options, argv)
     runtime.setup()
     settings = dataclasses.asdict(options) | {"widths": [*options.widths]}
     made_with = {name: settings[name] for name in ("epochs", "batch_size", "widths", "tta", "mark")}

@@ -95,7 +95,7 @@ def tested(options: Options, model: Model, variables: Any, data: tuple[np.ndarra
 
 def main(argv: Sequence[str]) -> int:
     """Runs the experiment."""
-    options = cli.parsed("python experiments/qat_cifar10.py", __doc__ or "", Options, argv)
+    options = cli.parse_options("python experiments/qat_cifar10.py", __doc__ or "", Options, argv)
     runtime.setup()
     model, variables = network(20, options.weights)
     test, train = images("test", options.downloads), images("train", options.downloads)

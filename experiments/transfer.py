@@ -125,7 +125,7 @@ def probed(options: Options, variables: dict[str, Any]) -> dict[str, Any]:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the experiment."""
-    options = cli.parsed("python experiments/transfer.py", __doc__ or "", Options, argv)
+    options = cli.parse_options("python experiments/transfer.py", __doc__ or "", Options, argv)
     runtime.setup()
     made_with = {"images": options.images, "epochs": options.epochs, "seeds": options.seeds}
     found = rows.known(options.out, made_with)

@@ -88,13 +88,13 @@ def evaluate(run: Path | str, options: EvaluateOptions = EvaluateOptions()) -> E
     heading = f"{trained.directory}, step {trained.step}, {found.examples:,} examples of {source.name} {source.split}"
     console.print(escape(f"{heading}: {scores_text(found.metrics)}"))
     if isinstance(found.report, ClassReport):
-        for shown in tables(found.report):
+        for shown in class_tables(found.report):
             console.print(shown)
     console.print(escape(f"see {out}" + ("" if found.report is None else "/confusion.png and mistakes.png")))
     return found
 
 
-def tables(report: ClassReport) -> list[Table]:
+def class_tables(report: ClassReport) -> list[Table]:
     """What each class comes to, the worst ones where there are many, and what is confused most, for a terminal."""
     rows = report.rows()
     some = sorted(rows, key=lambda row: np.nan_to_num(row["f1"], nan=2.0))[:MOST_ROWS]
@@ -124,7 +124,7 @@ def tables(report: ClassReport) -> list[Table]:
     return [shown, confused]
 
 
-def worst(
+def find_worst_mistakes(
     trained: Trained, source: Source, found: Evaluation, count: int
 ) -> tuple[list[Mistake], list[np.ndarray]]:
     """The wrong predictions that the model is surest of, the surest first, and their images."""
@@ -151,7 +151,7 @@ def _write(out: Path, trained: Trained, source: Source, found: Evaluation, count
     try:
         out.mkdir(parents=True, exist_ok=True)
         if isinstance(report, ClassReport):
-            listed, images = worst(trained, source, found, count)
+            listed, images = find_worst_mistakes(trained, source, found, count)
             errors = int((found.judged["predicted"] != found.judged["label"]).sum())
             title = (
                 f"{trained.recipe.name} on {source.split}: {100 * report.accuracy:.2f}% of {found.examples:,}"
@@ -223,7 +223,7 @@ def main(argv: Sequence[str]) -> int:
     run = words.pop(0) if words and not words[0].startswith("-") else None
     if run is None and not {"-h", "--help"} & set(words):
         raise UserError("name a run: python -m jaxaccel.evaluate runs/digits (--help shows all)")
-    options = cli.parsed("python -m jaxaccel.evaluate RUN", __doc__ or "", EvaluateOptions(), words)
+    options = cli.parse_options("python -m jaxaccel.evaluate RUN", __doc__ or "", EvaluateOptions(), words)
     assert run is not None
     try:
         evaluate(run, options)

@@ -24,7 +24,7 @@ from benchmarks.options import Mistake, Options, choose_batches, choose_words, t
 from benchmarks.records import Cell, summarize_times
 from benchmarks.sites import pick_sites
 from benchmarks.tables import Table, format_ratio, format_short
-from jaxaccel.core.timing import repeat, time_in_turns
+from jaxaccel.core.timing import run_repeatedly, time_in_turns
 from jaxaccel.transforms.lowering.base import XLA
 from jaxaccel.transforms.lowering.choose import LOWERINGS, choose, compute, list_forms
 
@@ -127,7 +127,7 @@ def measure_cell(case: Case, batch_size: int, options: Options) -> Cell:
         form: float(np.linalg.norm(np.asarray(call()) - reference) / np.linalg.norm(reference))
         for form, call in calls.items()
     }
-    turns = {form: repeat(call) for form, call in calls.items()}
+    turns = {form: run_repeatedly(call) for form, call in calls.items()}
     times = time_in_turns(turns, rounds=options.rounds, seconds=options.seconds, budget=options.budget)
     rows = [
         {"name": form, "rounds": len(found), **summarize_times(found),

@@ -89,8 +89,8 @@ class Program:
     ) -> None:
         """Fuses `fused` steps, by default as many as the trainer does; one of `replicas` steps each of them."""
         shape = jax.eval_shape(training.init)
-        flops = run_plan.flops(training.step, shape, training.batch_shape(problem.batch_shape()))
-        self.fused = fused or run_plan.steps_per_call(0, flops, STEPS, STEPS, platform_of(mesh))
+        flops = run_plan.count_step_flops(training.step, shape, training.batch_shape(problem.batch_shape()))
+        self.fused = fused or run_plan.choose_steps_per_call(0, flops, STEPS, STEPS, platform_of(mesh))
         self.steps = replicas * self.fused
         """Steps of single replicas in a call."""
         order = training.order(problem.examples, [Phase(0, self.fused, 0, problem.recipe.batch_size)])

@@ -14,7 +14,7 @@ from jaxaccel.compression.training_steps import FineTune, Student
 from jaxaccel.core.options import Options
 from jaxaccel.core.user_code import call, load_file
 from jaxaccel.errors import UserError
-from jaxaccel.training.recipe_file import shipped, to_json
+from jaxaccel.training.recipe_file import import_shipped, to_json
 
 NOT_AFTER: Mapping[type[Step], tuple[tuple[type[Step], ...], str]] = {
     RemoveChannels: ((LowRank, Share, Fold, Quantize), "channels are removed from dense weights"),
@@ -58,10 +58,10 @@ def _check_after(name: str, step: Step, before: Mapping[str, Step]) -> None:
                 )
 
 
-def names() -> dict[str, str]:
+def list_pipelines() -> dict[str, str]:
     """The pipelines that come with jaxaccel and the first line of each one's docstring."""
     found = sorted(module.name for module in pkgutil.iter_modules(recipes.__path__))
-    return {name: (shipped(name, recipes).__doc__ or "").strip().splitlines()[0] for name in found}
+    return {name: (import_shipped(name, recipes).__doc__ or "").strip().splitlines()[0] for name in found}
 
 
 def load_pipeline(name: str) -> Pipeline:
@@ -75,7 +75,7 @@ def load_pipeline(name: str) -> Pipeline:
 
 def load(name: str) -> tuple[Pipeline, Any]:
     """As `load_pipeline`, with the module that holds the pipeline."""
-    module = load_file(Path(name)) if name.endswith(".py") else shipped(name, recipes)
+    module = load_file(Path(name)) if name.endswith(".py") else import_shipped(name, recipes)
     made = call(module, "pipeline", name)
     if not isinstance(made, Pipeline):
         raise UserError(f"{name} must define pipeline() -> jaxaccel.compression.Pipeline")

@@ -8,15 +8,15 @@ from typing import Any
 
 import jax
 
-from jaxaccel.compression.receipts import Receipt, as_json, from_json
+from jaxaccel.compression.receipts import Receipt, decode_receipts, encode_receipts
 from jaxaccel.core import runtime
 from jaxaccel.core.files import is_left_over, read_json
 from jaxaccel.errors import UserError, option
 from jaxaccel.training.directory_swap import Swap
-from jaxaccel.training.lock import held
+from jaxaccel.training.lock import hold_lock
 from jaxaccel.training.recipe import Recipe
-from jaxaccel.training.recipe_file import changes, differences, upgraded, with_defaults
-from jaxaccel.training.run_directory import command, write_json
+from jaxaccel.training.recipe_file import add_defaults, find_changes, find_differences, upgrade
+from jaxaccel.training.run_directory import command_line, write_json
 
 RECORD, RECEIPTS = "pipeline.json", "receipts.json"
 OLD_RECORD, OLD_KEY = "route.json", "route"
@@ -25,12 +25,12 @@ BEGINNING = {RECORD, RECEIPTS, "facts.json", "0-origin.safetensors"}
 """What is there before the first step: nothing that would be a loss."""
 
 
-def default(origin: Path) -> Path:
+def default_directory(origin: Path) -> Path:
     """Where the results of a pipeline from there go: ``runs/ORIGIN-compressed``."""
     return Path("runs") / f"{origin.name if origin.is_dir() else origin.stem}-compressed"
 
 
-def resumed(
+def resume_receipts(
     directory: Path, record: dict[str, Any], training: Recipe, steps: Mapping[str, Any]
 ) -> list[Receipt]:
     """The receipts that are there, of the same pipeline; options that an older version lacked have their defaults.
@@ -53,12 +53,12 @@ def resumed(
     now = json.loads(json.dumps({name: value for name, value in record.items() if name != "training"}))
     taken = before.get("pipeline")
     if isinstance(taken, dict):
-        before["pipeline"] = {name: with_defaults(step, steps.get(name)) for name, step in taken.items()}
-    found = differences(now, {name: before.get(name) for name in now})
+        before["pipeline"] = {name: add_defaults(step, steps.get(name)) for name, step in taken.items()}
+    found = find_differences(now, {name: before.get(name) for name in now})
     trained_before = before.get("training", {})
     if not isinstance(trained_before, dict):
         raise UserError(f"{file} was not written by jaxaccel, or is damaged")
-    trained = changes(training, upgraded(trained_before))
+    trained = find_changes(training, upgrade(trained_before))
     found += [(f"training.{path}", value, old) for path, value, old in trained]
     for path, value, old in found:
         raise UserError(
@@ -66,7 +66,7 @@ def resumed(
             f"another {option('run', 'DIR')}"
         )
     try:
-        return [from_json(row) for row in read_json(directory / RECEIPTS)["receipts"]]
+        return [decode_receipts(row) for row in read_json(directory / RECEIPTS)["receipts"]]
     except FileNotFoundError:
         return []
     except (UserError, KeyError, TypeError):
@@ -117,7 +117,7 @@ def check_free(directory: Path, origin: Path, overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
-def claimed(directory: Path, origin: Path, *, resume: bool, overwrite: bool) -> Iterator[Swap]:
+def claim_directory(directory: Path, origin: Path, *, resume: bool, overwrite: bool) -> Iterator[Swap]:
     """Holds `directory` for a pipeline from `origin`, once it is clear that nothing would be lost.
 
     What `begin` replaces is deleted when the new pipeline has come to a result, and stands there again if it comes to
@@ -127,7 +127,7 @@ def claimed(directory: Path, origin: Path, *, resume: bool, overwrite: bool) -> 
       UserError: something would be lost, or another process writes there.
     """
     swap = Swap(directory, RECORD, holds_results)
-    with held(directory):
+    with hold_lock(directory):
         swap.end()  # what was left by one that was killed
         try:
             if not resume:
@@ -141,7 +141,7 @@ def begin(swap: Swap, record: dict[str, Any]) -> None:
     """Makes the directory and its pipeline.json; what was there is set aside."""
 
     def write(directory: Path) -> None:
-        written = record | {"command": command(), "versions": runtime.versions()}
+        written = record | {"command": command_line(), "versions": runtime.versions()}
         write_json(directory / RECORD, written)
 
     if _names(swap.directory):
@@ -166,7 +166,7 @@ def write_receipts(directory: Path, rows: list[Receipt], record: dict[str, Any])
         "origin": record["origin"],
         "device_kind": device.device_kind,
         "versions": runtime.versions(),
-        "receipts": as_json(rows),
+        "receipts": encode_receipts(rows),
     }
     write_json(directory / RECEIPTS, written)
 

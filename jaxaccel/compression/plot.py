@@ -9,18 +9,18 @@ from typing import Any
 
 from jaxaccel.compression.plot_labels import name_points
 from jaxaccel.compression.receipts import Receipt
-from jaxaccel.compression.report import changed, gain_text, metric_text
+from jaxaccel.compression.report import gain_text, is_change, metric_text
 from jaxaccel.tasks.metrics import Headline, score_text
-from jaxaccel.training.plot import BLUE, INK, MUTED, ORANGE, tick_by_powers, within
+from jaxaccel.training.plot import BLUE, INK, MUTED, ORANGE, clip_limits, tick_by_powers
 
 
-def pareto(path: Path, rows: Sequence[Receipt], headline: Headline) -> None:
+def draw_pareto(path: Path, rows: Sequence[Receipt], headline: Headline) -> None:
     """Draws the metric over packed bytes and over latency: to the left is better, and so is up or down."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.8), layout="constrained", dpi=120)
     left, right = figure.subplots(1, 2, sharey=True)
-    gains = chained(rows)
+    gains = chain_ratios(rows)
     kilobytes, times = [row.packed_bytes / 1e3 for row in rows], [100 / gain for gain in gains]
     _panel(left, rows, kilobytes, headline, "packed file, kB")
     _panel(right, rows, times, headline, "time of one example, % of the origin's")
@@ -28,7 +28,9 @@ def pareto(path: Path, rows: Sequence[Receipt], headline: Headline) -> None:
     if known := [score for score in scores if math.isfinite(score)]:
         left.set_ylim(score_limits(known))
     left.set_ylabel(metric_text(headline), color=MUTED, fontsize=9)
-    figure.suptitle(title(rows, headline), color=INK, fontsize=12, fontweight="bold", x=0.01, ha="left")
+    figure.suptitle(
+        describe_gains(rows, headline), color=INK, fontsize=12, fontweight="bold", x=0.01, ha="left"
+    )
     figure.text(
         0.99, 0.985, "filled: nothing is better in both", ha="right", va="top", fontsize=8, color=MUTED
     )
@@ -39,16 +41,16 @@ def pareto(path: Path, rows: Sequence[Receipt], headline: Headline) -> None:
     figure.savefig(path)
 
 
-def title(rows: Sequence[Receipt], headline: Headline) -> str:
+def describe_gains(rows: Sequence[Receipt], headline: Headline) -> str:
     """What the whole pipeline came to."""
-    first, last, gain = rows[0], rows[-1], chained(rows)[-1]
-    noise = chained_noise(rows)
-    speed = gain_text(gain, noise) if changed(gain, noise) else f"speed {gain_text(gain, noise)}"
+    first, last, gain = rows[0], rows[-1], chain_ratios(rows)[-1]
+    noise = estimate_chain_noise(rows)
+    speed = gain_text(gain, noise) if is_change(gain, noise) else f"speed {gain_text(gain, noise)}"
     begin, end = (score_text(row.scores[headline.name]) for row in (first, last))
     return f"{first.packed_bytes / last.packed_bytes:.1f}x smaller, {speed}, {headline.name} {begin} to {end}"
 
 
-def chained(rows: Sequence[Receipt]) -> list[float]:
+def chain_ratios(rows: Sequence[Receipt]) -> list[float]:
     """How many times as fast as the first each one is: the product of the ratios to the step before.
 
     Each ratio was measured in turns, so that a machine that was busier for one step than for another does not count.
@@ -56,10 +58,10 @@ def chained(rows: Sequence[Receipt]) -> list[float]:
     return list(itertools.accumulate((row.latency_gain or 1.0 for row in rows), operator.mul))
 
 
-def chained_noise(rows: Sequence[Receipt]) -> float:
-    """How far the last of `chained` may be off, the errors of its factors being independent of each other."""
+def estimate_chain_noise(rows: Sequence[Receipt]) -> float:
+    """How far the last of `chain_ratios` may be off, the errors of its factors being independent of each other."""
     parts = [(row.latency_noise or 0.0) / (row.latency_gain or 1.0) for row in rows]
-    return chained(rows)[-1] * math.hypot(*parts)
+    return chain_ratios(rows)[-1] * math.hypot(*parts)
 
 
 def score_limits(scores: Sequence[float]) -> tuple[float, float]:
@@ -67,7 +69,7 @@ def score_limits(scores: Sequence[float]) -> tuple[float, float]:
     low, high = min(scores), max(scores)
     reach = max(high - low, 0.02 if 0 <= low <= high <= 1 else 0.02 * max(abs(low), abs(high)), 1e-9)
     middle = (low + high) / 2
-    return within(middle - 0.8 * reach, middle + 0.8 * reach, scores)
+    return clip_limits(middle - 0.8 * reach, middle + 0.8 * reach, scores)
 
 
 def _panel(axis: Any, rows: Sequence[Receipt], x: list[float], headline: Headline, label: str) -> None:

@@ -7,18 +7,18 @@ from typing import Any
 
 from jaxaccel.compression import pipeline_directory
 from jaxaccel.compression.receipts import Receipt
-from jaxaccel.compression.stage import Setting, Stage, trained
+from jaxaccel.compression.stage import Setting, Stage, stage_of_trained
 from jaxaccel.compression.step import Step
 from jaxaccel.compression.steps import Fold, LowRank, Prune, Quantize, RemoveChannels, Share
 from jaxaccel.compression.training_steps import FineTune, Student
-from jaxaccel.core.call_text import nearest
+from jaxaccel.core.call_text import suggest_nearest
 from jaxaccel.core.files import read_json
 from jaxaccel.errors import UserError
 from jaxaccel.models.packed import check_stored
 from jaxaccel.training import options_json
 from jaxaccel.training.facts import read_facts
 from jaxaccel.training.file_names import FileNames
-from jaxaccel.training.recipe_file import from_json, read_record
+from jaxaccel.training.recipe_file import from_json, read_recipe_file
 from jaxaccel.transforms.params.load import load_params
 
 KINDS: Mapping[str, type[Step]] = {
@@ -26,7 +26,9 @@ KINDS: Mapping[str, type[Step]] = {
 }
 
 
-def opened(directory: Path, step: str | None = None, trust: bool = False) -> tuple[Stage, Setting, Receipt]:
+def open_stage(
+    directory: Path, step: str | None = None, trust: bool = False
+) -> tuple[Stage, Setting, Receipt]:
     """The stage after `step`, by default the last one that has its receipt; nothing is written.
 
     Steps that leave the function as it is are read from their packed files. Folding and quantizing are done again, on
@@ -60,7 +62,7 @@ def opened(directory: Path, step: str | None = None, trust: bool = False) -> tup
         raise UserError(f"{directory} was not written by jaxaccel, or is damaged: {error}") from error
     done = [row.step for row in rows]
     if not done or (step or done[-1]) not in done:
-        hint = nearest(str(step), done) if done else ""
+        hint = suggest_nearest(str(step), done) if done else ""
         raise UserError(
             f"{directory} has no step {step!r} that is done: there is {', '.join(done) or 'none'}{hint}"
         )
@@ -68,7 +70,7 @@ def opened(directory: Path, step: str | None = None, trust: bool = False) -> tup
     factory = setting.training.model
     model, file = setting.model(factory), setting.origin
     params, state = check_stored(load_params(file), model, file)
-    stage = trained(factory, {"params": params, "model_state": state}, model)
+    stage = stage_of_trained(factory, {"params": params, "model_state": state}, model)
     for number, (name, taken) in enumerate([*steps.items()][: last + 1]):
         file = setting.file(number, name)
         if taken is not None and not taken.same_function:
@@ -93,7 +95,7 @@ def _names(file: Path, record: Mapping[str, Any], trust: bool) -> FileNames:
     origin = Path(str(record.get("origin"))) / "recipe.json"
     if not origin.is_file():
         return FileNames(file, b"", trust=trust)
-    run, content = read_record(origin)
+    run, content = read_recipe_file(origin)
     return FileNames(origin, content, tuple(run["modules"]), trust)
 
 

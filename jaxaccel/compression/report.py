@@ -9,18 +9,18 @@ from jaxaccel.compression.receipts import Receipt
 from jaxaccel.tasks.metrics import Headline, score_text
 
 
-def line(row: Receipt, rows: Sequence[Receipt]) -> str:
+def receipt_line(row: Receipt, rows: Sequence[Receipt]) -> str:
     """One receipt, after its step."""
     first = rows[0]
     scores = ", ".join(f"{name} {score_text(value)}" for name, value in row.scores.items())
     gain = "" if row.latency_gain is None else f" ({gain_text(row.latency_gain, row.latency_noise)})"
     return (
-        f"  {scores}; {row.nonzeros:,} of {row.parameters:,} numbers not 0, packed {size(row.packed_bytes)} "
+        f"  {scores}; {row.nonzeros:,} of {row.parameters:,} numbers not 0, packed {size_text(row.packed_bytes)} "
         f"({first.packed_bytes / row.packed_bytes:.1f}x smaller), {row.latency_ms:.2f} ms{gain}"
     )
 
 
-def tables(rows: Sequence[Receipt], headline: Headline) -> list[Table]:
+def receipt_tables(rows: Sequence[Receipt], headline: Headline) -> list[Table]:
     """All receipts: how much there is, and how fast it is."""
     much = _table(
         "" if headline.better == "higher" else metric_text(headline), headline.name, "numbers", "not 0", "MFLOPs",
@@ -32,13 +32,13 @@ def tables(rows: Sequence[Receipt], headline: Headline) -> list[Table]:
     for row in rows:
         much.add_row(
             row.step, score_text(row.scores[headline.name]), f"{row.parameters:,}", f"{row.nonzeros:,}",
-            f"{row.flops / 1e6:,.1f}", size(row.bytes), size(row.packed_bytes), f"{row.seconds_at_10_mbit:.2f} s",
-            f"{1000 * row.seconds_at_1_gbit:.1f} ms",
+            f"{row.flops / 1e6:,.1f}", size_text(row.bytes), size_text(row.packed_bytes),
+            f"{row.seconds_at_10_mbit:.2f} s", f"{1000 * row.seconds_at_1_gbit:.1f} ms",
         )  # fmt: skip
         fast.add_row(
             row.step, f"{row.latency_ms:.2f} ms", _gain(row.latency_gain, row.latency_noise),
             f"{row.throughput:,.0f}/s", _gain(row.throughput_gain, row.throughput_noise),
-            "-" if row.peak_bytes is None else size(row.peak_bytes), f"{row.seconds:,.0f} s",
+            "-" if row.peak_bytes is None else size_text(row.peak_bytes), f"{row.seconds:,.0f} s",
         )  # fmt: skip
     return [much, fast]
 
@@ -51,7 +51,7 @@ def _table(title: str, *heads: str) -> Table:
     return made
 
 
-def notes(rows: Sequence[Receipt]) -> list[str]:
+def list_notes(rows: Sequence[Receipt]) -> list[str]:
     """What the figures alone might leave unsaid."""
     said = []
     if any(row.nonzeros < 0.7 * row.parameters for row in rows):
@@ -60,19 +60,19 @@ def notes(rows: Sequence[Receipt]) -> list[str]:
             "dense ones. For time, remove channels."
         )
     slower = [row for row in rows if row.latency_gain and row.latency_gain < 0.95]
-    if worse := [row.step for row in slower if changed(row.latency_gain or 1, row.latency_noise)]:
+    if worse := [row.step for row in slower if is_change(row.latency_gain or 1, row.latency_noise)]:
         said.append(f"Slower on this device than the step before: {', '.join(worse)}.")
     return said
 
 
-def changed(gain: float, noise: float | None) -> bool:
+def is_change(gain: float, noise: float | None) -> bool:
     """Whether a ratio of times is further from 1 than measuring it is from the truth."""
     return abs(gain - 1) > (noise or 0)
 
 
 def gain_text(gain: float, noise: float | None) -> str:
     """A ratio of times as people say it."""
-    if not changed(gain, noise):
+    if not is_change(gain, noise):
         return f"within noise, ±{noise or 0:.0%}"
     return f"{gain:.2f}x faster" if gain >= 1 else f"{1 / gain:.2f}x slower"
 
@@ -82,7 +82,7 @@ def metric_text(headline: Headline) -> str:
     return headline.name if headline.better == "higher" else f"{headline.name} (lower is better)"
 
 
-def size(count: int) -> str:
+def size_text(count: int) -> str:
     """Bytes with a fitting unit."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6)):
         if count >= scale:
@@ -94,4 +94,4 @@ def _gain(gain: float | None, noise: float | None) -> Text:
     if gain is None:
         return Text("")
     color = "red" if gain < 0.95 else "green" if gain > 1.05 else ""
-    return Text(gain_text(gain, noise), style=color if changed(gain, noise) else "")
+    return Text(gain_text(gain, noise), style=color if is_change(gain, noise) else "")

@@ -33,7 +33,7 @@ class Step(Options, abc.ABC):
         """
 
 
-def one_of(**values: Any) -> dict[str, Any]:
+def pick_one(**values: Any) -> dict[str, Any]:
     """The one that is given; empty where none is.
 
     Raises:

@@ -11,8 +11,8 @@ import jax
 from annotated_types import Interval
 
 from jaxaccel.compression.stage import Setting, Stage
-from jaxaccel.compression.step import Part, Step, one_of
-from jaxaccel.compression.training_steps import mean_gradient
+from jaxaccel.compression.step import Part, Step, pick_one
+from jaxaccel.compression.training_steps import compute_mean_gradient
 from jaxaccel.core.arrays import CodebookArray
 from jaxaccel.core.interpret import is_compressed
 from jaxaccel.core.options import Count, CountOrZero, ShareBelowOne
@@ -63,14 +63,14 @@ class RemoveChannels(Step):
     @property
     def budget(self) -> dict[str, Any]:
         """How much shall be left, and of what."""
-        return one_of(flops=self.flops, parameters=self.parameters, latency=self.latency) or {"flops": 0.5}
+        return pick_one(flops=self.flops, parameters=self.parameters, latency=self.latency) or {"flops": 0.5}
 
     def apply(self, stage: Stage, setting: Setting, name: str) -> Stage:
         """The stage with fewer channels."""
         grads = None
         if self.criterion == "taylor":
             nothing = jax.tree.map(lambda _: None, stage.variables["model_state"])
-            grads = {"params": mean_gradient(stage, setting, self.examples), "model_state": nothing}
+            grads = {"params": compute_mean_gradient(stage, setting, self.examples), "model_state": nothing}
         (inputs,) = setting.examples(setting.batch)
         removed = remove_channels(
             stage.call, stage.variables, *inputs, scope=self.scope, criterion=self.criterion, where=self.where,
@@ -108,7 +108,7 @@ class Prune(Step):
     def apply(self, stage: Stage, setting: Setting, name: str) -> Stage:
         """The stage with zeros."""
         params = stage.variables["params"]
-        grads = mean_gradient(stage, setting, self.examples) if self.criterion == "taylor" else None
+        grads = compute_mean_gradient(stage, setting, self.examples) if self.criterion == "taylor" else None
         norms = None
         if self.criterion == "wanda":
             norms = input_norms(stage.of_params(), params, setting.examples(self.examples))
@@ -145,7 +145,7 @@ class LowRank(Step):
     @property
     def budget(self) -> dict[str, Any]:
         """How far, and by what."""
-        return one_of(flops=self.flops, energy=self.energy, rank=self.rank) or {"flops": 0.5}
+        return pick_one(flops=self.flops, energy=self.energy, rank=self.rank) or {"flops": 0.5}
 
     def apply(self, stage: Stage, setting: Setting, name: str) -> Stage:
         """The stage with low-rank weights."""

@@ -11,7 +11,14 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxaccel.compression.stage import Setting, Stage, batches, inference, trained, zeros
+from jaxaccel.compression.stage import (
+    Setting,
+    Stage,
+    inference,
+    iterate_batches,
+    measure_zeros,
+    stage_of_trained,
+)
 from jaxaccel.compression.step import Step
 from jaxaccel.core.options import Positive, Share
 from jaxaccel.core.paths import with_leaves
@@ -23,7 +30,7 @@ from jaxaccel.training.loop import train
 from jaxaccel.training.recipe import Recipe
 from jaxaccel.training.step import Precision
 from jaxaccel.training.teacher import Distill
-from jaxaccel.training.warm_start import start
+from jaxaccel.training.warm_start import load_start
 from jaxaccel.transforms import compressed
 from jaxaccel.transforms.params import trainable, with_trained
 from jaxaccel.transforms.params.load import is_packed
@@ -33,7 +40,7 @@ NOT_TAKEN = (
     "name", "epochs", "schedule", "sparse", "distill", "phases", "eval_every", "patience", "keep", "replicas", "sweep",
     "optimizer.lookahead", "optimizer.ema", "optimizer.swa", "optimizer.reestimate",
 )  # fmt: skip
-"""What of the training a fine-tuning has its own of, or goes without (`recipe_of`)."""
+"""What of the training a fine-tuning has its own of, or goes without (`make_recipe`)."""
 OF_THE_STEP = {
     "optimizer.learning_rate": "rate",
     "distill.teacher": "teacher",
@@ -92,10 +99,10 @@ class FineTune(Step):
 
     def apply(self, stage: Stage, setting: Setting, name: str) -> Stage:
         """The stage with what was learned."""
-        there = zeros(stage.variables["params"], stage.pruned)
+        there = measure_zeros(stage.variables["params"], stage.pruned)
         keep = there and not self.sparse.on
         fixed = Sparse(method="fixed", where=f"{{{','.join(there)}}}")
-        return fine_tuned(stage, setting, name, self, fixed if keep else self.sparse)
+        return fine_tune(stage, setting, name, self, fixed if keep else self.sparse)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,19 +124,19 @@ class Student(Step):
         variables = {"params": params, "model_state": state}
         if self.init_from is None:
             return Stage(self.model, variables, inference(model))
-        found = start(self.init_from, model, setting.inputs(setting.batch), setting.task.headline)
-        return trained(self.model, with_leaves(variables, found.weights), model)
+        found = load_start(self.init_from, model, setting.inputs(setting.batch), setting.task.headline)
+        return stage_of_trained(self.model, with_leaves(variables, found.weights), model)
 
 
-def fine_tuned(stage: Stage, setting: Setting, name: str, how: FineTune, sparse: Sparse) -> Stage:
+def fine_tune(stage: Stage, setting: Setting, name: str, how: FineTune, sparse: Sparse) -> Stage:
     """The stage after a run of its own in the pipeline's directory, which goes on where it was stopped."""
     directory = setting.directory / name
     begun = any(directory.glob("checkpoints/*"))
-    recipe = recipe_of(stage, setting, name, how, sparse)
+    recipe = make_recipe(stage, setting, name, how, sparse)
     try:
         result = train(recipe, run=directory, resume=begun, overwrite=not begun, trust=setting.trust)
     except UserError as error:
-        of_pipeline = error.renamed(partial(renamed, step=name))
+        of_pipeline = error.renamed(partial(rename_option, step=name))
         raise UserError(f"{name}: {of_pipeline.message}") from error
     if not result.summary["finished"]:
         raise SystemExit(0)  # a signal asked it to stop, and it has said how to go on
@@ -138,7 +145,7 @@ def fine_tuned(stage: Stage, setting: Setting, name: str, how: FineTune, sparse:
     return dataclasses.replace(stage, variables={"params": params, "model_state": state}, file=None)
 
 
-def renamed(path: str, step: str) -> str:
+def rename_option(path: str, step: str) -> str:
     """What an option of the training is called in a pipeline, of which `step` is a fine-tuning."""
     for theirs, ours in OF_THE_STEP.items():
         if f"{path}.".startswith(f"{theirs}."):
@@ -147,7 +154,7 @@ def renamed(path: str, step: str) -> str:
     return f"training.{path}" if path.partition(".")[0] in fields else path
 
 
-def recipe_of(stage: Stage, setting: Setting, name: str, how: FineTune, sparse: Sparse) -> Recipe:
+def make_recipe(stage: Stage, setting: Setting, name: str, how: FineTune, sparse: Sparse) -> Recipe:
     """What `how` makes of the recipe that the model was trained by."""
     base = setting.training
     optimizer = dataclasses.replace(
@@ -179,7 +186,7 @@ def _distill(setting: Setting, how: FineTune) -> Distill:
     return Distill(teacher=whom, model=model, temperature=how.temperature, soft=how.soft)
 
 
-def mean_gradient(stage: Stage, setting: Setting, count: int) -> PyTree:
+def compute_mean_gradient(stage: Stage, setting: Setting, count: int) -> PyTree:
     """The gradient of the task's loss over the first `count` training examples, in inference mode."""
     task = setting.task
 
@@ -194,7 +201,7 @@ def mean_gradient(stage: Stage, setting: Setting, count: int) -> PyTree:
 
     size = min(setting.batch, count)
     total, number = None, 0
-    for batch in batches(setting.train, task, size, count // size * size):
+    for batch in iterate_batches(setting.train, task, size, count // size * size):
         found = gradient(stage.variables["params"], batch)
         total = found if total is None else jax.tree.map(jnp.add, total, found)
         number += 1

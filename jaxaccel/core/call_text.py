@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxaccel.core.user_code import modules_named, walk
+from jaxaccel.core.user_code import find_modules, walk
 from jaxaccel.errors import UserError
 
 MAX_CHARACTERS = 20_000
@@ -49,7 +49,7 @@ def import_path(path: str) -> Any:
         found = walk(module, ".".join(parts[count:]))
         if found is None:
             raise UserError(
-                f"cannot import {path!r}: there is none in {name}{nearest(parts[count], dir(module))}"
+                f"cannot import {path!r}: there is none in {name}{suggest_nearest(parts[count], dir(module))}"
             )
         return found
     raise UserError(f"cannot import {path!r}: write it as MODULE.NAME")
@@ -92,7 +92,9 @@ def _function(node: ast.expr, names: Mapping[str, Any], find: Callable[[str], An
     elif "." in path:
         function = find(path)
     else:
-        raise UserError(f"unknown name {path!r}{nearest(path, names)} (known: {', '.join(sorted(names))})")
+        raise UserError(
+            f"unknown name {path!r}{suggest_nearest(path, names)} (known: {', '.join(sorted(names))})"
+        )
     return functools.partial(function, **options) if options else function
 
 
@@ -111,31 +113,33 @@ def _value(node: ast.expr, names: Mapping[str, Any], find: Callable[[str], Any])
 
 
 def render(function: Callable[..., Any], names: Mapping[str, Callable[..., Any]]) -> str:
-    """The text from which `parse` gets `function` back; `unreadable` says of which functions it does not."""
+    """The text from which `parse` gets `function` back; `find_unreadable` says of which functions it does not."""
     if isinstance(function, functools.partial):
         options = ", ".join(f"{name}={_text(x, names)}" for name, x in sorted(_bound(function).items()))
         return f"{render(function.func, names)}({options})"
     if not hasattr(function, "__qualname__"):  # an instance, such as a Linen module
         if not dataclasses.is_dataclass(function):
             return f"{path_of(type(function))}(...)"
-        options = ", ".join(f"{name}={_text(x, names)}" for name, x in sorted(made_with(function).items()))
+        options = ", ".join(
+            f"{name}={_text(x, names)}" for name, x in sorted(constructor_arguments(function).items())
+        )
         return f"{render(type(function), names)}({options})"
     name = function.__qualname__
     return name if names.get(name) is function else path_of(function)
 
 
-def unreadable(function: Any, names: Mapping[str, Callable[..., Any]]) -> list[str]:
+def find_unreadable(function: Any, names: Mapping[str, Callable[..., Any]]) -> list[str]:
     """What of `function` and its options cannot be had back from its text in another process: one text a reason."""
     if isinstance(function, functools.partial):
-        found = unreadable(function.func, names)
+        found = find_unreadable(function.func, names)
         for name, value in _bound(function).items():
             found += _unreadable_value(value, f"{name} of {_short(function)}", names)
         return found + ([f"positional arguments of {_short(function)}"] if _unnamed(function) else [])
     if not hasattr(function, "__qualname__"):
         if not dataclasses.is_dataclass(function):
             return [f"an object of class {type(function).__name__}"]
-        found = unreadable(type(function), names)
-        for name, value in made_with(function).items():
+        found = find_unreadable(type(function), names)
+        for name, value in constructor_arguments(function).items():
             found += _unreadable_value(value, f"{name} of {_short(function)}", names)
         return found
     module, name = function.__module__, function.__qualname__
@@ -147,7 +151,7 @@ def unreadable(function: Any, names: Mapping[str, Callable[..., Any]]) -> list[s
         return [f"{name.replace('.<locals>', '')}, defined inside a function"]
     if module == "__main__":
         return [f"{name}, defined in the notebook or script that runs"]
-    known = any(walk(found, name) is function for found in modules_named(module))
+    known = any(walk(found, name) is function for found in find_modules(module))
     reached = path_of(function) != f"{module}.{name}"
     return [] if known or reached else [f"{name}, which is not what {module} calls so"]
 
@@ -158,7 +162,7 @@ def _unreadable_value(value: Any, where: str, names: Mapping[str, Any]) -> list[
     if isinstance(value, dict):
         return [found for inner in value.values() for found in _unreadable_value(inner, where, names)]
     if callable(value):
-        return unreadable(value, names)
+        return find_unreadable(value, names)
     try:
         return [] if ast.literal_eval(_text(value, names)) is not ... else [where]
     except (ValueError, SyntaxError):
@@ -208,7 +212,7 @@ def _places(function: Any) -> list[str]:
     return [x.name for x in parameters if x.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
 
 
-def made_with(instance: Any) -> dict[str, Any]:
+def constructor_arguments(instance: Any) -> dict[str, Any]:
     """What an instance of a dataclass was made with; of what has a default, functions only where they differ."""
     found = {}
     for field in dataclasses.fields(instance):
@@ -241,7 +245,7 @@ def _short(function: Any) -> str:
     return getattr(function, "__name__", type(function).__name__)
 
 
-def nearest(word: str, known: Mapping[str, Any] | list[str]) -> str:
+def suggest_nearest(word: str, known: Mapping[str, Any] | list[str]) -> str:
     """``; did you mean X?`` for the known word closest to `word`, or nothing where none is close."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else ""

@@ -68,7 +68,7 @@ def check_where(where: Where, paths: Iterable[str], what: str = "where") -> None
         )
 
 
-def flat(tree: Any) -> dict[str, Any]:
+def flatten_by_path(tree: Any) -> dict[str, Any]:
     """Lists the leaves of a tree: {path: leaf}."""
     return {path_text(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 

@@ -109,7 +109,7 @@ _runs: contextvars.ContextVar[list[Run] | None] = contextvars.ContextVar("jaxacc
 
 
 @contextlib.contextmanager
-def recording() -> Iterator[list[Run]]:
+def record_runs() -> Iterator[list[Run]]:
     """Collects a `Run` for every transformation that is traced inside, the innermost first."""
     runs: list[Run] = []
     token = _runs.set(runs)
@@ -126,7 +126,7 @@ def publish(run: Run) -> None:
         runs.append(run)
 
 
-def flops(site: Site) -> int:
+def count_flops(site: Site) -> int:
     """Floating-point (or integer) operations of one run of the site, multiplications and additions."""
     out = math.prod(site.output.shape)
     if site.primitive == "dot_general":

@@ -57,7 +57,7 @@ def from_arrays(
     return name
 
 
-def of_session(name: str) -> ArraySet | None:
+def find_session_arrays(name: str) -> ArraySet | None:
     """What `from_arrays` gave that name, None for any other name.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jaxaccel.data.arrays import load_npz, of_session
+from jaxaccel.data.arrays import find_session_arrays, load_npz
 from jaxaccel.data.folder import FolderSet
 from jaxaccel.data.order import permutation
 from jaxaccel.data.prepare import prepare
@@ -72,7 +72,7 @@ def open_set(
     downloads: str | os.PathLike[str] | None = None,
 ) -> DataSet:
     """Opens a data set of that name; arguments and errors are those of `open_source`."""
-    if (arrays := of_session(name)) is not None:
+    if (arrays := find_session_arrays(name)) is not None:
         return arrays
     path = _as_path(name)
     if path is not None:

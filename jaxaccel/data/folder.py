@@ -37,7 +37,7 @@ class FolderSet:
         listing = list_images(path)
         self.classes = listing.classes
         self._files = [file for files in listing.splits.values() for file in files]
-        self.shape = common_shape(path, self._files)
+        self.shape = find_common_shape(path, self._files)
         if "" in listing.splits:
             names = [os.fsencode(file.path) for file in self._files]
             self._positions = divide([file.class_name for file in self._files], names)
@@ -127,7 +127,7 @@ class FolderSource:
         return f"FolderSource({self.name!r}, {self.split!r}, {str(self.path)!r})"
 
 
-def common_shape(path: Path, files: Sequence[ImageFile]) -> tuple[int | None, int | None, int]:
+def find_common_shape(path: Path, files: Sequence[ImageFile]) -> tuple[int | None, int | None, int]:
     """(H, W, C) of all images, by their headers: C is 1 if all are gray, else 3; H and W None if mixed."""
     if len(files) > _MANY:
         log.info("reading the headers of %s pictures", f"{len(files):,}")

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 
 from jaxaccel.core.interpret import is_compressed
-from jaxaccel.core.paths import flat
+from jaxaccel.core.paths import flatten_by_path
 from jaxaccel.errors import UserError
-from jaxaccel.models.adapter import Model, abstract, as_model
+from jaxaccel.models.adapter import Model, abstract_variables, as_model
 from jaxaccel.transforms import compressed
 from jaxaccel.transforms.params import trainable, with_trained
 from jaxaccel.transforms.params.load import load_params
@@ -57,14 +57,14 @@ def check_stored(stored: PyTree, model: Model, file: str | Path) -> tuple[PyTree
     Raises:
       UserError: they are not.
     """
-    own = dict(zip(("params", "model_state"), abstract(model), strict=True))
+    own = dict(zip(("params", "model_state"), abstract_variables(model), strict=True))
     if not isinstance(stored, dict) or not stored.keys() <= own.keys() or "params" not in stored:
         raise UserError(
             f"{file} holds no parameters and state of a model: pack {{'params': ..., 'model_state': ...}}"
         )
     both = {"params": stored["params"], "model_state": stored.get("model_state", {})}
-    there = flat(jax.tree.map(lambda x: 0, both, is_leaf=is_compressed))
-    if odd := there.keys() ^ flat(own).keys():
+    there = flatten_by_path(jax.tree.map(lambda x: 0, both, is_leaf=is_compressed))
+    if odd := there.keys() ^ flatten_by_path(own).keys():
         name = min(odd)
         raise UserError(
             f"{file} was packed from another model: {name} is only in {'it' if name in there else 'the model'}"

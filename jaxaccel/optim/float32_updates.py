@@ -51,7 +51,7 @@ def in_float32(tx: optax.GradientTransformation) -> optax.GradientTransformation
 def apply_updates(params: PyTree, updates: PyTree) -> PyTree:
     """``params + updates``, summed in float32 at least and then rounded to the dtypes of `params`, once."""
     return jax.tree.map(
-        lambda p, u: (numerics.wide(p) + u.astype(numerics.wide(p).dtype)).astype(p.dtype), params, updates
+        lambda p, u: (numerics.widen(p) + u.astype(numerics.widen(p).dtype)).astype(p.dtype), params, updates
     )
 
 
@@ -60,4 +60,4 @@ def _promotion() -> AbstractContextManager[None]:
 
 
 def _wide(tree: PyTree) -> PyTree:
-    return jax.tree.map(numerics.wide, tree)
+    return jax.tree.map(numerics.widen, tree)

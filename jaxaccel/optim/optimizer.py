@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from jaxaccel.core.call_text import nearest
+from jaxaccel.core.call_text import suggest_nearest
 from jaxaccel.core.options import Count, CountOrZero, NonNegative, Options, Share, ShareBelowOne
 from jaxaccel.core.paths import path_text
 from jaxaccel.errors import UserError, option
 from jaxaccel.optim.averaging import Averaging
 from jaxaccel.optim.conjugate_gradient import conjugate_gradient
 from jaxaccel.optim.float32_updates import in_float32
-from jaxaccel.optim.freeze import freezing, unfreezing
+from jaxaccel.optim.freeze import freeze, unfreeze_gradually
 from jaxaccel.optim.lookahead import lookahead
 from jaxaccel.optim.muon import muon
 from jaxaccel.optim.scaling import layer_decay, scale_by_path
@@ -128,7 +128,9 @@ class Optimizer(Options):
         parameters = inspect.signature(factory).parameters
         for name in self.args:
             if name not in parameters:
-                raise UserError(f"optimizer {self.name} takes no {name!r}{nearest(name, list(parameters))}")
+                raise UserError(
+                    f"optimizer {self.name} takes no {name!r}{suggest_nearest(name, list(parameters))}"
+                )
         own = {name: _as_declared(parameters[name], value) for name, value in self.args.items()}
         options: dict[str, Any] = {**DEFAULTS.get(self.name, {}), **own}
         if "hessian_diagonal_fn" in parameters:
@@ -162,7 +164,7 @@ class Optimizer(Options):
         tx = optax.chain(*before, _only_what_it_takes(made) if self.name in LINE_SEARCH else made)
         tx = self._around(tx, steps)
         tx = around(tx) if around else tx
-        return in_float32(freezing(tx, self.freeze) if self.freeze else tx)
+        return in_float32(freeze(tx, self.freeze) if self.freeze else tx)
 
     def averaging(self, ends: Sequence[int]) -> Averaging | None:
         """The average of the weights in a run whose epochs end at these steps; None where there is none.
@@ -189,7 +191,7 @@ class Optimizer(Options):
         if self.sam or self.asam:
             tx = sharpness_aware(tx, self.sam or self.asam, adaptive=bool(self.asam))
         if self.unfreeze:
-            tx = unfreezing(tx, self.unfreeze, steps)
+            tx = unfreeze_gradually(tx, self.unfreeze, steps)
         if self.lookahead:
             tx = lookahead(tx, self.lookahead)
         return optax.with_extra_args_support(tx)
@@ -215,7 +217,7 @@ def _factory(name: str) -> Any:
         factory = place.get(name)
         if callable(factory) and "learning_rate" in inspect.signature(factory).parameters:
             return factory
-    raise UserError(f"there is no optimizer {name!r}{nearest(name, _names())}")
+    raise UserError(f"there is no optimizer {name!r}{suggest_nearest(name, _names())}")
 
 
 def _names() -> list[str]:

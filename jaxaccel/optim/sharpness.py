@@ -66,7 +66,7 @@ def worst_offset(grads: PyTree, params: PyTree, rho: float, adaptive: bool = Fal
 
     With `adaptive` it is ρ T² g / |T g| where T is |w| + 0.01, element by element. Zero where the gradient is.
     """
-    weights = jax.tree.map(numerics.wide, params)
+    weights = jax.tree.map(numerics.widen, params)
     sizes = jax.tree.map(lambda p: jnp.abs(p) + _ETA if adaptive else jnp.ones_like(p), weights)
     scaled = jax.tree.map(lambda t, g: t * g.astype(t.dtype), sizes, grads)
     norm = optax.tree.norm(scaled)

@@ -12,8 +12,16 @@ from jaxaccel.core.options import Count, Options, Share, ShareBelowOne, checked
 from jaxaccel.core.paths import parameter_path
 from jaxaccel.errors import UserError, option
 from jaxaccel.optim.float32_updates import apply_updates
-from jaxaccel.transforms.params.prune import KERNELS, Pattern, Scope, best, masked, prune, shares_by_shape
-from jaxaccel.transforms.params.select import selected
+from jaxaccel.transforms.params.prune import (
+    KERNELS,
+    Pattern,
+    Scope,
+    mark_largest,
+    masked,
+    prune,
+    shares_by_shape,
+)
+from jaxaccel.transforms.params.select import select_leaves
 
 PyTree = Any
 Method = Literal["one_shot", "gradual", "straight_through", "set", "rigl", "lottery", "fixed"]
@@ -212,7 +220,7 @@ def _changed(
     if how.method in ("set", "rigl"):
         share = how.regrow / 2 * (1 + jnp.cos(jnp.pi * done))
         key = None if how.method == "rigl" else _key(seed, step)
-        axes = selected(weights, how.where, at_least=2).stack_axes
+        axes = select_leaves(weights, how.where, at_least=2).stack_axes
         return _regrown(masks, weights, grads, share, key, axes)
     return _masks(weights, how, 1 - (1 - done) ** 3 if how.method == "gradual" else 1.0)
 
@@ -225,7 +233,7 @@ def _masks(params: PyTree, how: Sparse, share: float | jax.Array) -> PyTree:
     shares: Any = how.sparsity * share
     scope = how.scope
     if scope == "erk":
-        lost = shares_by_shape(selected(params, how.where, at_least=2), how.sparsity)
+        lost = shares_by_shape(select_leaves(params, how.where, at_least=2), how.sparsity)
         shares = {path: one * share for path, one in lost.items()}
         scope = "layer"
     return prune(params, shares, how.pattern, scope, "magnitude", how.where)
@@ -240,7 +248,7 @@ def _random(params: PyTree, how: Sparse, key: jax.Array) -> PyTree:
     """Masks at random, of the whole sparsity, which differ from layer to layer."""
     shares: Any = how.sparsity
     if how.scope == "erk":
-        shares = shares_by_shape(selected(params, how.where, at_least=2), how.sparsity)
+        shares = shares_by_shape(select_leaves(params, how.where, at_least=2), how.sparsity)
     return prune(params, shares, how.pattern, "layer", "random", how.where, key=key)
 
 
@@ -263,8 +271,8 @@ def _regrown(
     def layer(mask: jax.Array, size: jax.Array, wanted: jax.Array) -> jax.Array:
         count = mask.sum()
         exchanged = jnp.floor(share * count).astype(jnp.int32)
-        stay = best(jnp.where(mask, size, -1.0), count - exchanged)
-        return stay | best(jnp.where(stay, -1.0, wanted), exchanged)
+        stay = mark_largest(jnp.where(mask, size, -1.0), count - exchanged)
+        return stay | mark_largest(jnp.where(stay, -1.0, wanted), exchanged)
 
     def leaf(mask: jax.Array | None, number: int, stack: int, w: jax.Array, g: jax.Array) -> jax.Array | None:
         if mask is None:

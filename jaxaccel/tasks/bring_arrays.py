@@ -24,20 +24,20 @@ class Given(NamedTuple):
     """Whether it was one example without a batch axis."""
 
 
-def sole_name(inputs: Any, example: Example) -> str | None:
+def find_sole_input(inputs: Any, example: Example) -> str | None:
     """The array that a task's function `inputs` reads of a batch; None where it reads several."""
     read: set[str] = set()
-    jax.eval_shape(lambda batch: inputs(_Recorded(batch, read)), shapes(example, 1))
+    jax.eval_shape(lambda batch: inputs(_Recorded(batch, read)), batch_shapes(example, 1))
     return next(iter(read)) if len(read) == 1 else None
 
 
-def shapes(example: Example, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_shapes(example: Example, size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and dtypes of a batch of `size` such examples."""
     own = {name: jax.ShapeDtypeStruct((size, *x.shape), x.dtype) for name, x in example.items()}
     return own | {name: jax.ShapeDtypeStruct((size,), dtype) for name, dtype in BOOKKEEPING.items()}
 
 
-def split(given: Mapping[str, Any], example: Example, size: int) -> Given:
+def split_arrays(given: Mapping[str, Any], example: Example, size: int) -> Given:
     """Named arrays, of one example or of many, as batches of up to `size`.
 
     Raises:

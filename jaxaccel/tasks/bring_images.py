@@ -21,7 +21,9 @@ _NEARLY_WHOLE = 1e-3
 """Levels that lie so near to whole numbers are those numbers: float32 pixels in [0, 1] that were 8-bit levels are."""
 
 
-def bring(given: Any, shape: tuple[int, int, int], image_size: int, size: int, white: float | None) -> Given:
+def bring_images(
+    given: Any, shape: tuple[int, int, int], image_size: int, size: int, white: float | None
+) -> Given:
     """Pictures as batches ``{"image": (B, H, W, C)}`` of up to `size`: uint8 levels, or float32 in [0, 1] between them.
 
     Args:

@@ -86,7 +86,7 @@ class ImageClassification(Task):
         if not isinstance(self.class_weights, str):
             return self
         label = dict(source.features.items())["label"]
-        weights = balanced_weights(read_labels(source), label.num_classes)
+        weights = balance_class_weights(read_labels(source), label.num_classes)
         least, most = (label.names[i] for i in (np.argmin(weights), np.argmax(weights)))
         logging.getLogger(__name__).info(
             f"class weights, balanced: {min(weights):.3g} ({least}) to {max(weights):.3g} ({most})"
@@ -181,7 +181,7 @@ class ImageClassification(Task):
                 raise UserError(f"a batch of images has an entry image, got {', '.join(given) or 'none'}")
             given = given["image"]
         height, width, channels = example["image"].shape
-        return bring_images.bring(given, (height, width, channels), self.image_size, size, white)
+        return bring_images.bring_images(given, (height, width, channels), self.image_size, size, white)
 
     def batch_of(self, given: Any, example: Example) -> Batch:
         """Levels from 0 to 255 of any dtype, (B, H, W, C), or (B, H, W) where the model takes gray images."""
@@ -224,7 +224,7 @@ class ImageClassification(Task):
         return losses * jnp.asarray(self.class_weights, jnp.float32)[labels] if self.class_weights else losses
 
 
-def balanced_weights(labels: np.ndarray, classes: int) -> tuple[float, ...]:
+def balance_class_weights(labels: np.ndarray, classes: int) -> tuple[float, ...]:
     """``len(labels) / (classes * count)`` for each class, so that all classes weigh alike; 0 where there is no example.
 
     Args:

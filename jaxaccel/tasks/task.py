@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxaccel.core.options import Options
 from jaxaccel.errors import UserError
-from jaxaccel.tasks.bring_arrays import Example, Given, sole_name, split
+from jaxaccel.tasks.bring_arrays import Example, Given, find_sole_input, split_arrays
 from jaxaccel.tasks.metrics import Headline, Mean
 
 PyTree = Any
@@ -122,7 +122,7 @@ class Task(Options, abc.ABC):
         Raises:
           UserError: it is no such thing; the message says what the model takes.
         """
-        return split(self._named(given, example), example, size)
+        return split_arrays(self._named(given, example), example, size)
 
     def batch_of(self, given: Any, example: Example) -> Batch:
         """What `bring` makes of arrays with a batch axis, inside a program: nothing of their values is checked."""
@@ -139,7 +139,7 @@ class Task(Options, abc.ABC):
     def _named(self, given: Any, example: Example) -> dict[str, Any]:
         if isinstance(given, Mapping):
             return dict(given)
-        name = sole_name(self.inputs, example)
+        name = find_sole_input(self.inputs, example)
         if name is None:
             raise UserError(f"the model reads several arrays: give a dictionary with {', '.join(example)}")
         return {name: given}

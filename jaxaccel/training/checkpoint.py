@@ -18,10 +18,10 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keeping
 
 from jaxaccel.core.files import disk_error
-from jaxaccel.core.paths import flat, path_text
+from jaxaccel.core.paths import flatten_by_path, path_text
 from jaxaccel.errors import UserError, option
 from jaxaccel.training import digests
-from jaxaccel.training.saved_checkpoints import read_state, steps
+from jaxaccel.training.saved_checkpoints import list_steps, read_state
 
 PyTree = Any
 Say = Callable[[str], None]
@@ -73,7 +73,7 @@ class Checkpoints:
         self.wait()
         if step in self._manager.all_steps():
             return
-        arrays, scores = flat(state), dict(metrics or {})
+        arrays, scores = flatten_by_path(state), dict(metrics or {})
         args = ocp.args.Composite(
             default=ocp.args.StandardSave(arrays), **{digests.ITEM: digests.Save(arrays, scores)}
         )
@@ -138,7 +138,7 @@ def restore(
       UserError: there are checkpoints and all are damaged.
     """
     found = read_state(directory, shapes, shardings, say)
-    later = [step for step in steps(directory) if found and step > found[0]]
+    later = [step for step in list_steps(directory) if found and step > found[0]]
     if jax.process_index() == 0:
         for step in later:
             aside = directory.parent / "damaged" / str(step)
@@ -150,10 +150,10 @@ def restore(
     return found
 
 
-def digest(tree: PyTree) -> str:
+def digest_state(tree: PyTree) -> str:
     """SHA-256 over all arrays of `tree`, their paths, shapes and dtypes: equal if and only if bit for bit equal."""
     total = hashlib.sha256()
-    for path, leaf in sorted(flat(tree).items()):
+    for path, leaf in sorted(flatten_by_path(tree).items()):
         random = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         array = np.asarray(jax.random.key_data(leaf) if random else leaf)
         total.update(f"{path} {array.shape} {array.dtype}".encode())
@@ -161,7 +161,7 @@ def digest(tree: PyTree) -> str:
     return total.hexdigest()
 
 
-def placed_like(tree: PyTree, arrays: Mapping[str, np.ndarray], root: str) -> PyTree:
+def place_like(tree: PyTree, arrays: Mapping[str, np.ndarray], root: str) -> PyTree:
     """`tree` with the arrays of `read_weights` whose paths begin with `root`, on the devices where it is."""
     return jax.tree_util.tree_map_with_path(
         lambda path, x: jax.device_put(arrays[f"{root}/{path_text(path)}"].astype(x.dtype), x.sharding), tree

@@ -65,7 +65,7 @@ class Digests:
             raise ValueError("the metrics are not what was saved")
 
 
-def stored(checkpoint: Path) -> Digests | None:
+def read_stored(checkpoint: Path) -> Digests | None:
     """The digests in the directory of a checkpoint; None where it has none.
 
     Raises:
@@ -128,7 +128,7 @@ def read(
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells of each file and each retry
     placed: dict[str, Any] = {}
     try:
-        known = stored(checkpoint)
+        known = read_stored(checkpoint)
         verified = known is not None or verify_files(checkpoint)
         for paths in _portions(checkpoint, wanted):
             arrays = ocp.PyTreeCheckpointHandler().restore(
@@ -193,7 +193,7 @@ class Handler(ocp.AsyncCheckpointHandler):
         raise NotImplementedError
 
     def restore(self, directory: Path, args: Any = None) -> None:
-        """Likewise: `stored` reads them."""
+        """Likewise: `read_stored` reads them."""
         raise NotImplementedError
 
 

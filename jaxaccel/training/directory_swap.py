@@ -12,7 +12,7 @@ from jaxaccel.errors import UserError
 class Swap:
     """Replaces what is in `directory`, so that a process that is killed at any time loses nothing.
 
-    Whoever uses it holds the lock on the directory (`lock.held`).
+    Whoever uses it holds the lock on the directory (`lock.hold_lock`).
     """
 
     directory: Path

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxaccel.data.source import Source
-from jaxaccel.tasks.batches import batches
+from jaxaccel.tasks.batches import iterate_batches
 from jaxaccel.tasks.metrics import Mean, add, as_scores
 from jaxaccel.tasks.task import Task
 
@@ -31,7 +31,7 @@ class Evaluation:
     """How many there are."""
 
 
-def metrics(
+def evaluate_metrics(
     task: Task, run: Run, params: PyTree, source: Source, size: int, advance: Callable[[], Any]
 ) -> dict[str, float]:
     """The task's metrics over all of `source`, in batches of `size`; `advance()` is called after each."""
@@ -41,13 +41,13 @@ def metrics(
         return task.evaluate(lambda *inputs: run(params, *inputs), batch)
 
     sums = []
-    for batch in batches(source, task, size):
+    for batch in iterate_batches(source, task, size):
         sums.append(jax.device_get(score(params, batch)))
         advance()
     return as_scores(task.summarize(add(sums)))
 
 
-def evaluation(
+def evaluate_with_report(
     task: Task,
     run: Run,
     params: PyTree,
@@ -56,7 +56,7 @@ def evaluation(
     facts: Mapping[str, Any],
     advance: Callable[[], Any],
 ) -> Evaluation:
-    """As `metrics`, with the task's report."""
+    """As `evaluate_metrics`, with the task's report."""
 
     @jax.jit
     def both(params: PyTree, batch: Any) -> tuple[dict[str, Mean], PyTree]:
@@ -66,7 +66,7 @@ def evaluation(
         return task.evaluate(apply, batch), task.predict(apply, batch)  # XLA computes what both need once
 
     sums, rows = [], []
-    for batch in batches(source, task, size):
+    for batch in iterate_batches(source, task, size):
         means, predictions = jax.device_get(both(params, batch))
         sums.append(means)
         there = batch["mask"] > 0

@@ -91,7 +91,7 @@ def read_facts(directory: Path) -> Facts | None:
         ) from error
 
 
-def fitted_options(before: Task, after: Task) -> dict[str, Any]:
+def find_fitted_options(before: Task, after: Task) -> dict[str, Any]:
     """The options in which `after` differs from `before`."""
     names = [field.name for field in dataclasses.fields(after)] if dataclasses.is_dataclass(after) else []
     return {name: getattr(after, name) for name in names if getattr(after, name) != getattr(before, name)}

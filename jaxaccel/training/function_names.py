@@ -27,7 +27,7 @@ _own: contextvars.ContextVar[Callable[[], Mapping[str, Callable[..., Any]]]] = c
 
 
 @contextlib.contextmanager
-def own_names(find: Callable[[], Mapping[str, Callable[..., Any]]]) -> Iterator[None]:
+def allow_own_names(find: Callable[[], Mapping[str, Callable[..., Any]]]) -> Iterator[None]:
     """Lets words of a command line name what a recipe file defines, which goes before what jaxaccel calls so.
 
     Args:

@@ -9,7 +9,7 @@ import jax
 from jaxaccel.tasks.metrics import score_text
 from jaxaccel.training import run_directory
 from jaxaccel.training.recipe import Recipe
-from jaxaccel.training.recipe_file import said_of
+from jaxaccel.training.recipe_file import warn_unreadable
 from jaxaccel.training.run_setup import RunSetup
 from jaxaccel.training.warm_start import Start
 
@@ -17,16 +17,16 @@ from jaxaccel.training.warm_start import Start
 def opening_lines(setup: RunSetup, start: Start, done: int, init_from: Path | str | None) -> list[str]:
     """Says what is trained, on what, where it goes, and what else is to be known before it begins."""
     told = (
-        heading(setup, done),
+        heading_lines(setup, done),
         *setup.unsplit,
         setup.plan.note(setup.recipe),
         start.said(Path(init_from)) if init_from else "",
-        said_of(setup.recipe),
+        warn_unreadable(setup.recipe),
     )
     return [line for line in told if line]
 
 
-def heading(setup: RunSetup, done: int) -> str:
+def heading_lines(setup: RunSetup, done: int) -> str:
     """Says what is trained, on what, and where it goes."""
     recipe, mesh, count = setup.recipe, setup.mesh, setup.trainer.count
     what = f"resuming {recipe.name} at step {done}" if done else f"training {recipe.name}"
@@ -71,7 +71,7 @@ def replicas_text(
     return "\n".join(line + mark for line, mark in zip(lines, marks, strict=True))
 
 
-def early_text(recipe: Recipe, step: int, steps: int, best: int | None) -> str:
+def early_end_text(recipe: Recipe, step: int, steps: int, best: int | None) -> str:
     """Why a run ended before its last step."""
     known = "" if best is None else f"; the best checkpoint is that of step {best}"
     return (
@@ -80,9 +80,9 @@ def early_text(recipe: Recipe, step: int, steps: int, best: int | None) -> str:
     )
 
 
-def again() -> str:
+def resume_command() -> str:
     """What to type to go on: the same words as before, and --resume; in Python the call, of whatever it was."""
-    command = run_directory.command()
+    command = run_directory.command_line()
     if command is None:
         return "the same call with resume=True"
     return shlex.join([*(word for word in command if word not in ("--resume", "--overwrite")), "--resume"])

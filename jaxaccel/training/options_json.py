@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol, get_args, get_origin
 
 import numpy as np
 
-from jaxaccel.core.call_text import nearest
+from jaxaccel.core.call_text import suggest_nearest
 from jaxaccel.errors import UserError
 
 
@@ -55,12 +55,12 @@ class Read(Protocol):
 
 def encode(value: Any, declared: Any, write: Write, where: str = "") -> Any:
     """`value`, of a field that was declared as `declared`, as what JSON knows."""
-    declared = bare(declared)
+    declared = strip_marks(declared)
     if is_options(value) or (_is_base(declared) and isinstance(value, declared) and not vars(value)):
         hints = field_types(type(value))
         fields = {
             f.name: encode(getattr(value, f.name), hints[f.name], write, _join(where, f.name))
-            for f in options_of(type(value))
+            for f in fields_of(type(value))
         }
         return fields if type(value) is declared else {"class": write.kind(type(value)), **fields}
     if isinstance(value, enum.Enum):
@@ -99,10 +99,10 @@ def decode(value: Any, declared: Any, read: Read, where: str = "") -> Any:
     Raises:
       UserError: a field is unknown, or lacks and has no default, or holds what it cannot.
     """
-    declared = bare(declared)
+    declared = strip_marks(declared)
     if isinstance(value, dict):
         return _decode_dict(value, declared, read, where)
-    choices = [bare(x) for x in get_args(declared)] if _is_union(declared) else [declared]
+    choices = [strip_marks(x) for x in get_args(declared)] if _is_union(declared) else [declared]
     if value is None and type(None) in choices:
         return None
     if isinstance(value, list):
@@ -117,7 +117,7 @@ def decode(value: Any, declared: Any, read: Read, where: str = "") -> Any:
 
 
 def _decode_dict(value: dict[str, Any], declared: Any, read: Read, where: str) -> Any:
-    choices = [bare(x) for x in get_args(declared)] if _is_union(declared) else [declared]
+    choices = [strip_marks(x) for x in get_args(declared)] if _is_union(declared) else [declared]
     anything, classes = Any in choices, tuple(x for x in choices if _is_class(x))
     if set(value) == {"import"} and (anything or any(_takes_function(x) for x in choices)):
         return read.function(str(value["import"]))
@@ -137,14 +137,14 @@ def _decode_dict(value: dict[str, Any], declared: Any, read: Read, where: str) -
 
 
 def _decode_options(value: dict[str, Any], kind: Any, read: Read, where: str) -> Any:
-    hints, fields = field_types(kind), options_of(kind)
+    hints, fields = field_types(kind), fields_of(kind)
     known = [field.name for field in fields]
     for name in value:
         if name not in known:
             shown = name if name.isidentifier() and len(name) < 80 else f"{name!r:.80}"
             raise UserError(
-                f"there is no {_join(where, shown)} in this version of jaxaccel{nearest(shown, known)}: upgrade if a "
-                "newer one wrote it, or delete that line"
+                f"there is no {_join(where, shown)} in this version of jaxaccel{suggest_nearest(shown, known)}: "
+                "upgrade if a newer one wrote it, or delete that line"
             )
     for field in fields:
         if field.name not in value and not has_default(field):
@@ -198,7 +198,7 @@ def is_options(value: Any) -> bool:
     return dataclasses.is_dataclass(value) and not isinstance(value, type) and not callable(value)
 
 
-def options_of(kind: Any) -> list["dataclasses.Field[Any]"]:
+def fields_of(kind: Any) -> list["dataclasses.Field[Any]"]:
     """The fields that one makes an object with; none of a class that is no dataclass."""
     return (
         [field for field in dataclasses.fields(kind) if field.init] if dataclasses.is_dataclass(kind) else []
@@ -217,10 +217,10 @@ def field_types(kind: Any) -> dict[str, Any]:
         hints = typing.get_type_hints(kind, include_extras=True)
     except (NameError, TypeError, AttributeError):  # names that only a type checker imports
         hints = {}
-    return {f.name: hints.get(f.name, Any if isinstance(f.type, str) else f.type) for f in options_of(kind)}
+    return {f.name: hints.get(f.name, Any if isinstance(f.type, str) else f.type) for f in fields_of(kind)}
 
 
-def bare(declared: Any) -> Any:
+def strip_marks(declared: Any) -> Any:
     """A type without its marks."""
     while get_origin(declared) is typing.Annotated:
         declared = get_args(declared)[0]
@@ -256,7 +256,7 @@ def _takes_function(declared: Any) -> bool:
 
 def _holds_function(declared: Any) -> bool:
     """Whether a text in this field can be nothing but a function's."""
-    choices = [bare(x) for x in get_args(declared)] if _is_union(declared) else [declared]
+    choices = [strip_marks(x) for x in get_args(declared)] if _is_union(declared) else [declared]
     functions = [_takes_function(x) for x in choices]
     texts = [x in (str, Any) or get_origin(x) is Literal or _is_a(x, (Path, enum.Enum)) for x in choices]
     return any(functions) and not any(texts)
@@ -265,18 +265,18 @@ def _holds_function(declared: Any) -> bool:
 def _arguments(declared: Any, kind: type, count: int) -> tuple[Any, ...]:
     """What a container is declared to hold."""
     for choice in get_args(declared) if _is_union(declared) else [declared]:
-        if _is_a(bare(choice), kind) and len(get_args(bare(choice))) == count:
-            return get_args(bare(choice))
+        if _is_a(strip_marks(choice), kind) and len(get_args(strip_marks(choice))) == count:
+            return get_args(strip_marks(choice))
     return (Any,) * count
 
 
 def _item_types(declared: Any, count: int) -> list[Any]:
     """The type of each of `count` items of a list or tuple."""
     for choice in get_args(declared) if _is_union(declared) else [declared]:
-        found = get_args(bare(choice))
-        if not found or not _is_a(bare(choice), (Sequence, collections.abc.Set)):
+        found = get_args(strip_marks(choice))
+        if not found or not _is_a(strip_marks(choice), (Sequence, collections.abc.Set)):
             continue
-        if get_origin(bare(choice)) is not tuple or (len(found) == 2 and found[1] is ...):
+        if get_origin(strip_marks(choice)) is not tuple or (len(found) == 2 and found[1] is ...):
             return [found[0]] * count
         if len(found) == count:
             return list(found)

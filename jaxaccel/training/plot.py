@@ -29,7 +29,7 @@ def draw(directory: Path, title: str, headline: Headline) -> Path:
     rows = run_log.read(directory)
     train = [row for row in rows if row["kind"] == "train"]
     evaluation = [row for row in rows if row["kind"] == "eval"]
-    shown = panels(train, evaluation, headline)
+    shown = choose_panels(train, evaluation, headline)
     lines = math.ceil((len(shown) + 2) / 2)
     figure = Figure(figsize=(10, 3.2 * lines), layout="constrained", dpi=120)
     figure.suptitle(title, color=INK, fontsize=12, fontweight="bold", x=0.01, ha="left")
@@ -54,7 +54,7 @@ def draw(directory: Path, title: str, headline: Headline) -> Path:
     return directory / "curves.png"
 
 
-def panels(train: Rows, evaluation: Rows, headline: Headline) -> list[str]:
+def choose_panels(train: Rows, evaluation: Rows, headline: Headline) -> list[str]:
     """The metrics to draw: the loss, the headline, and others that were evaluated or, before that, trained by."""
     known = {name for row in (*train, *evaluation) for name, value in row.items() if value is not None}
     names = dict.fromkeys(["loss", headline.name, *(name for row in evaluation or train for name in row)])
@@ -63,7 +63,7 @@ def panels(train: Rows, evaluation: Rows, headline: Headline) -> list[str]:
     return [name for name in names if name in known - beside][:PANELS]
 
 
-def limits(
+def axis_limits(
     evaluated: Sequence[float], trained: Sequence[float], headline: Headline
 ) -> tuple[float, float] | None:
     """The lower and the upper end of a metric's axis; None where nothing was evaluated.
@@ -84,10 +84,10 @@ def limits(
     best, worst = sign * max(sign * x for x in everything), sign * min(sign * x for x in found)
     reach = max(abs(best - worst), 0.02 * max(abs(best), abs(worst)), 1e-9)
     low, high = sorted((worst - sign * reach / 2, best + sign * reach / 10))
-    return within(low, high, everything)
+    return clip_limits(low, high, everything)
 
 
-def within(low: float, high: float, values: Sequence[float]) -> tuple[float, float]:
+def clip_limits(low: float, high: float, values: Sequence[float]) -> tuple[float, float]:
     """The ends of an axis, drawn in to 0 and 1 where none of `values` lies beyond: shares end at 1."""
     if min(values) < 0:
         return low, high
@@ -111,10 +111,10 @@ def _draw_metric(axis: Any, name: str, train: Rows, evaluation: Rows, headline: 
     elif name in ("loss", headline.name):
         each = [value for replica in replicas for value in _points(evaluation, replica)[1]]
         direction = headline if name == headline.name else Headline(name, "lower")
-        axis.set_ylim(limits([*found, *each], _smooth(trained), direction))
+        axis.set_ylim(axis_limits([*found, *each], _smooth(trained), direction))
     elif numbers:
         bottom, top = axis.get_ylim()
-        axis.set_ylim(within(bottom, top, numbers))
+        axis.set_ylim(clip_limits(bottom, top, numbers))
     if name == headline.name and found:
         _mark_best(axis, at, found, headline)
 

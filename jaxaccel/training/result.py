@@ -19,7 +19,7 @@ from jaxaccel.training.data_record import compare_data
 from jaxaccel.training.facts import Facts
 from jaxaccel.training.messages import scores_text
 from jaxaccel.training.progress import is_over
-from jaxaccel.training.replicas import Replicas, pick
+from jaxaccel.training.replicas import Replicas, pick_replica
 from jaxaccel.training.run_directory import check_same
 from jaxaccel.training.run_setup import RunSetup
 from jaxaccel.training.saved_checkpoints import CHECKPOINTS, read_state
@@ -67,7 +67,7 @@ class TrainResult:
         """One of several that trained at once, as if it had trained alone."""
         if not isinstance(self.training, Replicas):
             raise IndexError("this run has no replicas: it is its own only one")
-        return dataclasses.replace(self, training=self.training.alone(i), state=pick(self.state, i))
+        return dataclasses.replace(self, training=self.training.alone(i), state=pick_replica(self.state, i))
 
     @functools.cached_property
     def _predict(self) -> Callable[..., Any]:

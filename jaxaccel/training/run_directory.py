@@ -17,14 +17,14 @@ from jax.experimental import multihost_utils
 
 from jaxaccel.core import runtime
 from jaxaccel.core.files import is_left_over, write_text
-from jaxaccel.core.user_code import content_at
+from jaxaccel.core.user_code import read_content_at
 from jaxaccel.errors import UserError, option
 from jaxaccel.training import trust
 from jaxaccel.training.directory_swap import Swap
-from jaxaccel.training.lock import held
+from jaxaccel.training.lock import hold_lock
 from jaxaccel.training.recipe import Recipe
-from jaxaccel.training.recipe_file import FORMAT, changes, read_record, write
-from jaxaccel.training.saved_checkpoints import CHECKPOINTS, steps
+from jaxaccel.training.recipe_file import FORMAT, find_changes, read_recipe_file, write
+from jaxaccel.training.saved_checkpoints import CHECKPOINTS, list_steps
 
 PACKAGE = Path(__file__).parents[1]
 RECORD = "recipe.json"
@@ -65,7 +65,7 @@ class Claim:
 
 
 @contextlib.contextmanager
-def claimed(
+def claim_run(
     directory: Path,
     recipe: Recipe,
     *,
@@ -90,11 +90,11 @@ def claimed(
       UserError: the directory exists and neither is asked for, its recipe differs, it cannot be written, or another
         process writes there.
     """
-    swap = Swap(directory, RECORD, lambda there: bool(steps(there / CHECKPOINTS)))
+    swap = Swap(directory, RECORD, lambda there: bool(list_steps(there / CHECKPOINTS)))
     with contextlib.ExitStack() as leave:
 
         def claim() -> None:
-            leave.enter_context(held(directory))
+            leave.enter_context(hold_lock(directory))
             leave.callback(swap.end)
             swap.end()  # what was left by one that was killed
             if resume:
@@ -110,7 +110,7 @@ def _write(directory: Path, recipe: Recipe, source: Path | None) -> None:
     if recipe.distill.teacher is not None:
         keep_teacher(recipe.distill.teacher, directory)
     written = write(recipe)
-    code = written.code | ({source.stem: content_at(source)} if source else {})
+    code = written.code | ({source.stem: read_content_at(source)} if source else {})
     for name, content in code.items():
         (directory / f"{name}.py").write_bytes(content)
     write_json(
@@ -119,7 +119,7 @@ def _write(directory: Path, recipe: Recipe, source: Path | None) -> None:
             "format": FORMAT,
             "recipe": written.values,
             "modules": list(code),
-            "command": command(),
+            "command": command_line(),
             "versions": runtime.versions(),
             "git_commit": runtime.git_commit(source.parent if source else PACKAGE),
             "device_kind": jax.devices()[0].device_kind,
@@ -132,7 +132,7 @@ def _write(directory: Path, recipe: Recipe, source: Path | None) -> None:
 def keep_teacher(run: Path, directory: Path) -> None:
     """Copies into `directory` what tells how the model of `run` is made, where that is a run: not its weights."""
     if (run / RECORD).is_file():
-        modules = [x for x in read_record(run / RECORD)[0]["modules"] if (run / f"{x}.py").is_file()]
+        modules = [x for x in read_recipe_file(run / RECORD)[0]["modules"] if (run / f"{x}.py").is_file()]
         there = directory / TEACHER
         there.mkdir(exist_ok=True)
         for name in (RECORD, *(f"{module}.py" for module in modules)):
@@ -172,7 +172,7 @@ def _from_first_process(text: str) -> str:
     return bytes(np.asarray(multihost_utils.broadcast_one_to_all(room))).rstrip(b"\0").decode(errors="ignore")
 
 
-def command() -> list[str] | None:
+def command_line() -> list[str] | None:
     """The words of the command line that runs in this process; None in a notebook or somebody's program."""
     program, package = Path(sys.argv[0]), PACKAGE
     if package not in program.parents:
@@ -230,8 +230,8 @@ def check_same(directory: Path, recipe: Recipe) -> None:
         raise UserError(
             f"nothing to resume in {directory}: there is no {RECORD}; leave out {option('resume', True)}"
         )
-    known, _ = read_record(record)
-    for path, value, old in changes(recipe, known["recipe"], known.get("format", 0)):
+    known, _ = read_recipe_file(record)
+    for path, value, old in find_changes(recipe, known["recipe"], known.get("format", 0)):
         raise UserError(
             f"{directory} was trained with {path} = {old}, this recipe has {value}: resume with the "
             f"same recipe, or start a new run from its weights with {option('init_from', 'RUN')}"

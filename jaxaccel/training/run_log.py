@@ -24,7 +24,7 @@ from jaxaccel.training.loggers import Logger, Loggers, TensorBoard
 from jaxaccel.training.state import StepMetrics
 
 
-def lag(mesh: Mesh) -> int:
+def max_calls_ahead(mesh: Mesh) -> int:
     """Calls that may be under way on the devices before the host waits for the first of them.
 
     None on several CPU devices, where executions at the same time compete for threads until none moves.
@@ -125,7 +125,7 @@ class RunLog:
 class Meter:
     """Collects the metrics of calls without making the device wait.
 
-    A call's metrics are looked at only when `lag` later calls are under way; rows go to the log about every
+    A call's metrics are looked at only when `max_calls_ahead` later calls are under way; rows go to the log about every
     `every` steps. `examples` says how many a run has seen after so many steps.
     """
 
@@ -221,7 +221,7 @@ def _mean(total: np.ndarray, count: np.ndarray) -> float:
     return float(total.sum() / max(count.sum(), 1e-9))
 
 
-def announce() -> None:
+def announce_log() -> None:
     """Shows what the package logs (a data set being prepared, say) on standard output, each message once."""
     logger = logging.getLogger("jaxaccel")
     logger.propagate = False  # a library may have given the root logger a handler that prints as well
@@ -265,7 +265,7 @@ def _row(line: str) -> dict[str, Any] | None:
     return row if type(row.get("step")) is int and row.get("epoch") is not None else None
 
 
-def evaluations(directory: Path, done: int, replicas: int = 1) -> list[Sequence[Scores]]:
+def read_evaluations(directory: Path, done: int, replicas: int = 1) -> list[Sequence[Scores]]:
     """What the evaluations of a run up to step `done` found: a row a replica for each evaluation, in order."""
     rows = [row for row in read(directory) if row["kind"] == "eval" and row["step"] <= done]
     if replicas == 1:

@@ -84,7 +84,7 @@ def check_batches(recipe: Recipe, devices: int) -> None:
             )
 
 
-def plan(recipe: Recipe, size: int, parts: int = 1) -> Plan:
+def make_plan(recipe: Recipe, size: int, parts: int = 1) -> Plan:
     """The phases of `recipe` on a data set of `size` examples.
 
     A batch holds no example twice: one larger than the data set becomes the largest that fits and divides over `parts`
@@ -125,7 +125,9 @@ class Timetable(NamedTuple):
     """The steps of each call of the devices that is left."""
 
 
-def timetable(plan: Plan, eval_every: float, per_call: Callable[[Phase, int], int], done: int) -> Timetable:
+def make_timetable(
+    plan: Plan, eval_every: float, per_call: Callable[[Phase, int], int], done: int
+) -> Timetable:
     """Computes the steps after which the run evaluates, and the steps of each call that is left after `done` steps.
 
     Args:
@@ -138,17 +140,17 @@ def timetable(plan: Plan, eval_every: float, per_call: Callable[[Phase, int], in
     all_calls: list[range] = []
     for phase in plan.phases:
         interval = max(1, round(eval_every * plan.size / phase.batch_size))
-        inner = cuts(phase.stop - phase.start, interval)
+        inner = list_cuts(phase.stop - phase.start, interval)
         fused = per_call(phase, interval)
         all_cuts += [phase.start + cut for cut in inner]
         all_calls += [
             range(phase.start + call.start, phase.start + call.stop)
-            for call in calls(inner, fused, max(0, done - phase.start))
+            for call in cut_into_calls(inner, fused, max(0, done - phase.start))
         ]
     return Timetable(all_cuts, all_calls)
 
 
-def stops_early(
+def should_stop_early(
     recipe: Recipe, plan: Plan, step: int, evaluations: Sequence[Sequence[Mapping[str, float]]]
 ) -> bool:
     """Whether the run ends after `step` steps, because its metric has got no better for `patience` evaluations.
@@ -169,12 +171,12 @@ def stops_early(
     return bool(waited) and min(waited) >= recipe.patience
 
 
-def cuts(steps: int, interval: int) -> list[int]:
+def list_cuts(steps: int, interval: int) -> list[int]:
     """The steps after which the run evaluates and saves: each `interval`, and the end."""
     return [*range(interval, steps - interval // 2, interval), steps]
 
 
-def calls(cuts: Sequence[int], per_call: int, done: int = 0) -> list[range]:
+def cut_into_calls(cuts: Sequence[int], per_call: int, done: int = 0) -> list[range]:
     """The steps of each call that is left after `done` steps: `per_call` of them, fewer before a cut.
 
     Calls are counted from the start of the run, so that a resumed run repeats the very same compiled calls; only
@@ -188,7 +190,7 @@ def calls(cuts: Sequence[int], per_call: int, done: int = 0) -> list[range]:
     ]
 
 
-def steps_per_call(wanted: int, flops: float, boundary: int, steps: int, platform: str) -> int:
+def choose_steps_per_call(wanted: int, flops: float, boundary: int, steps: int, platform: str) -> int:
     """How many of `steps` steps to fuse: enough to hide the dispatch, a divisor of `boundary` where one is near."""
     if not wanted:
         # On the CPU steps are unrolled (see step.loop), so each one more costs a second or two to compile, which
@@ -200,7 +202,7 @@ def steps_per_call(wanted: int, flops: float, boundary: int, steps: int, platfor
     return max(divisors) if 2 * max(divisors) > wanted else min(wanted, boundary)
 
 
-def flops(step: Callable, state: Any, batch: Any) -> float:
+def count_step_flops(step: Callable, state: Any, batch: Any) -> float:
     """Floating-point operations of one step, counted by XLA before it optimizes.
 
     Raises:

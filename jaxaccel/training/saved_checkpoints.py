@@ -59,7 +59,7 @@ def read_weights(
         raise UserError(f"{run} is no directory of a run with checkpoints")
     passed: set[int] = set()
     while True:
-        there = steps(directory)
+        there = list_steps(directory)
         wanted = (step for step in _wanted(directory, there, metric, better, which) if step not in passed)
         step = next(wanted, None)
         if step is None:
@@ -98,7 +98,7 @@ def read_state(
             jax.tree_util.tree_leaves_with_path(shapes), jax.tree.leaves(shardings), strict=True
         )
     }
-    there = steps(directory)
+    there = list_steps(directory)
     for step in reversed(there):
         try:
             arrays = read(
@@ -120,28 +120,31 @@ def read_state(
     return None
 
 
-def steps(directory: Path) -> list[int]:
+def list_steps(directory: Path) -> list[int]:
     """The steps of which `directory` has a checkpoint that is complete, in order."""
     if not directory.is_dir():
         return []
     return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
 
 
-def scores(checkpoint: Path) -> dict[str, float]:
+def read_scores(checkpoint: Path) -> dict[str, float]:
     """The metrics that were saved with a checkpoint; none where there are none, or they are not what was saved."""
     try:
         found: Any = json.loads((checkpoint / "metrics" / "metrics").read_text(encoding="utf-8"))
-        if known := digests.stored(checkpoint):
+        if known := digests.read_stored(checkpoint):
             known.verify_metrics(found)
         return {name: float(value) for name, value in found.items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
 
 
-def best(directory: Path, metric: str, better: Better = "higher") -> int | None:
+def find_best(directory: Path, metric: str, better: Better = "higher") -> int | None:
     """The step with the best metric, of those in `directory`; of equal ones the latest, which is always kept."""
     sign = 1 if better == "higher" else -1
-    found = {step: sign * scores(directory / str(step)).get(metric, math.nan) for step in steps(directory)}
+    found = {
+        step: sign * read_scores(directory / str(step)).get(metric, math.nan)
+        for step in list_steps(directory)
+    }
     known = {step: score for step, score in found.items() if not math.isnan(score)}
     return max(known, key=lambda step: (known[step], step), default=None)
 
@@ -171,7 +174,7 @@ def _wanted(
     """The steps to try, the first one first."""
     if isinstance(which, int):
         return [step for step in there if step == which]
-    first = best(directory, metric, better) if which == "best" else None
+    first = find_best(directory, metric, better) if which == "best" else None
     return [*([] if first is None else [first]), *reversed(there)]
 
 

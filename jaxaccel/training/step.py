@@ -198,7 +198,7 @@ class Training(Options):
         else:
             # In float32: a sum in bfloat16 would lose its last terms, one in float16 overflow.
             zeros = jax.tree.map(jnp.zeros_like, _wide(state.params))
-            (total, model_state), (losses, means) = loop(
+            (total, model_state), (losses, means) = scan(
                 part, (zeros, state.model_state), self._parts(batch, key)
             )
             loss, grads = losses.mean(), jax.tree.map(lambda g: g / self.accumulate, total)
@@ -226,7 +226,7 @@ class Training(Options):
                 loss, (_, model_state) = loss_fn(here, model_state, item[1], item[0])
                 return model_state, loss
 
-            return loop(part, state.model_state, self._parts(batch, key))[1].mean()
+            return scan(part, state.model_state, self._parts(batch, key))[1].mean()
 
         def grad_fn(params: PyTree, _: int = 0) -> PyTree:
             return self._gradients(dataclasses.replace(state, params=params), batch, key).grads
@@ -282,7 +282,7 @@ class Training(Options):
         return self.averaging.update(state.average, params, state.step + 1)
 
 
-def loop(body: Callable, carry: PyTree, items: PyTree) -> tuple[PyTree, PyTree]:
+def scan(body: Callable, carry: PyTree, items: PyTree) -> tuple[PyTree, PyTree]:
     """`jax.lax.scan`, unrolled where it is compiled for the CPU.
 
     XLA:CPU runs convolutions inside a while loop without its threaded kernels: a small ConvNet's step took
@@ -300,7 +300,7 @@ def loop(body: Callable, carry: PyTree, items: PyTree) -> tuple[PyTree, PyTree]:
 
 def _wide(tree: PyTree) -> PyTree:
     """The arrays of `tree` in float32 at least."""
-    return jax.tree.map(numerics.wide, tree)
+    return jax.tree.map(numerics.widen, tree)
 
 
 def _dealt(x: jax.Array, parts: int) -> jax.Array:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxaccel.core.options import NonNegative, Options, Positive, Share
 from jaxaccel.errors import UserError, option
-from jaxaccel.models.adapter import Model, abstract
+from jaxaccel.models.adapter import Model, abstract_variables
 from jaxaccel.tasks.metrics import Mean
 from jaxaccel.tasks.task import Batch, Task
 from jaxaccel.training.function_names import Call
@@ -68,7 +68,9 @@ class Teacher:
 
     def blank(self) -> dict[str, PyTree]:
         """Zeros in the place of its weights: ``params`` and ``model_state``."""
-        params, model_state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract(self.model))
+        params, model_state = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype), abstract_variables(self.model)
+        )
         return {"params": params, "model_state": model_state}
 
     def teach(

@@ -25,7 +25,7 @@ _SIZE = 32
 def sign(directory: Path, contents: Mapping[str, bytes]) -> None:
     """Writes down that this user's own training wrote these files of `directory`.
 
-    Without a secret nothing is written: `trouble` says why there is none.
+    Without a secret nothing is written: `explain_no_secret` says why there is none.
     """
     with contextlib.suppress(OSError):
         write_text(directory / SIGNATURE, _digest(_secret(), contents) + "\n")
@@ -40,7 +40,7 @@ def is_own(directory: Path, contents: Mapping[str, bytes]) -> bool:
         return False
 
 
-def trouble() -> str:
+def explain_no_secret() -> str:
     """Why there is no secret, so that no run is known as one's own; empty where there is one."""
     try:
         _secret()

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxaccel.core import files, numerics
-from jaxaccel.core.call_text import nearest
-from jaxaccel.core.formats.bounds import check, read_json, reading
+from jaxaccel.core.call_text import suggest_nearest
+from jaxaccel.core.formats.bounds import check, explain_errors, read_json
 from jaxaccel.core.interpret import Observation, Transformation, is_compressed, transform
 from jaxaccel.core.options import checked
 from jaxaccel.core.sites import BILINEAR, Site
@@ -40,7 +40,8 @@ class Calibration:
         """
         if site not in self.ranges:
             raise UserError(
-                f"the calibration has no range for {site}{nearest(site, dict(self.ranges))}; calibrate this function"
+                f"the calibration has no range for {site}{suggest_nearest(site, dict(self.ranges))}; "
+                "calibrate this function"
             )
         return self.ranges[site]
 
@@ -55,7 +56,7 @@ class Calibration:
         Raises:
           UserError: the file is missing or is none.
         """
-        with reading(Path(path), "holds no calibration"):
+        with explain_errors(Path(path), "holds no calibration"):
             ranges = read_json(Path(path))
             check(isinstance(ranges, dict), "no ranges by site")
             numbers = all(type(v) in (int, float) and 0 <= v < float("inf") for v in ranges.values())
@@ -93,7 +94,7 @@ def calibrate(
     calls = [batch if isinstance(batch, tuple) else (batch,) for batch in batches]
     if not calls:
         raise UserError("calibrate needs at least one batch")
-    observe = compiled(_observing(f, _largest, argnums))
+    observe = compile_observer(_observing(f, _largest, argnums))
     seen = [observe(params, *call) for call in calls]
     # NumPy's maximum is NaN where one is; Python's may be any of them.
     largest = {name: float(np.max([s[name] for s in seen])) for name in seen[0]}
@@ -107,7 +108,7 @@ def calibrate(
     if method == "absmax":
         return Calibration({name: np.float32(value) for name, value in largest.items()})
     tops = {name: max(value, numerics.TINY) for name, value in largest.items()}
-    histogram = compiled(_observing(f, _counts(tops), argnums))
+    histogram = compile_observer(_observing(f, _counts(tops), argnums))
     counts = {name: np.zeros(BINS) for name in tops}
     for call in calls:
         for name, more in histogram(params, *call).items():
@@ -134,7 +135,7 @@ def _observing(
     )
 
 
-def compiled(observing: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
+def compile_observer(observing: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
     """What `observing` observes, compiled; leaves that are no arrays (functions of a module, say) are constants."""
 
     @partial(jax.jit, static_argnums=1)

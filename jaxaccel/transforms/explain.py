@@ -114,7 +114,7 @@ def explain(f: Callable[..., Any], *args: Any, compiled: bool = False, **kwargs:
         return jax.tree.map(lambda x: x if _is_array(x) else None, function(*args, **kwargs))
 
     arrays = [leaves[i] for i in held]
-    with sites.recording() as runs:
+    with sites.record_runs() as runs:
         text = jax.jit(call).lower(*arrays).compile().as_text() if compiled else None
         if not compiled:
             jax.eval_shape(call, *arrays)

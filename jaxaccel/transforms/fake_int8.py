@@ -92,7 +92,9 @@ def fake_int8(
             largest = jnp.max(jnp.abs(x), initial=0).astype(jnp.float32)
             site.observe(largest)
         if not reason:
-            operands[1 - weight] = numerics.fake(x, _scale(site, x, 1 - weight, calibration, largest))
+            operands[1 - weight] = numerics.fake_quantize(
+                x, _scale(site, x, 1 - weight, calibration, largest)
+            )
             if calibration is not None:
                 site.replace(1 - weight, operands[1 - weight])  # as int8 does
         site.record("float32 of integers", f"int{bits}", reason)

@@ -7,8 +7,8 @@ import jax
 
 from jaxaccel.core.arrays import LowRankArray
 from jaxaccel.core.interpret import is_compressed
-from jaxaccel.core.interpret.affine import folded
-from jaxaccel.core.interpret.partial_eval import Split, split
+from jaxaccel.core.interpret.affine import evaluate_folded
+from jaxaccel.core.interpret.partial_eval import Split, split_program
 from jaxaccel.core.paths import parameter_path
 from jaxaccel.errors import UserError
 from jaxaccel.transforms.compressed import compressed
@@ -75,8 +75,8 @@ def fold(f: Callable[..., Any], params: PyTree, *args: Any) -> tuple[Callable[..
             return out
 
         program = jax.make_jaxpr(flat)(shapes, inputs)
-        closed = jax.make_jaxpr(lambda *values: folded(program, len(held), values))(*shapes, *inputs)
-        return split(closed, paths), out_tree[0]
+        closed = jax.make_jaxpr(lambda *values: evaluate_folded(program, len(held), values))(*shapes, *inputs)
+        return split_program(closed, paths), out_tree[0]
 
     first, _ = halves(*args)
     values = jax.jit(first.known)(arrays)

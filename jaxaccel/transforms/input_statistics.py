@@ -10,7 +10,7 @@ from jaxaccel.core.interpret import Observation, Transformation, is_compressed, 
 from jaxaccel.core.options import checked
 from jaxaccel.core.sites import BILINEAR, Site
 from jaxaccel.errors import UserError
-from jaxaccel.transforms.calibrate import compiled
+from jaxaccel.transforms.calibrate import compile_observer
 
 PyTree = Any
 
@@ -91,7 +91,7 @@ def _moments(
     rules = {**dict.fromkeys(BILINEAR, rule), "gather": lambda site, *_: NotImplemented}
     rules |= dict.fromkeys(("transpose", "rev"), moved)
     t = Transformation("moments", rules, argnums, arrays=True, primal_only=True, observation=zeros)
-    observe = compiled(transform(f, t))
+    observe = compile_observer(transform(f, t))
     totals: dict[str, tuple[jax.Array, jax.Array]] = {}
     some = False
     for batch in batches:

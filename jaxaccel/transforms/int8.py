@@ -118,7 +118,7 @@ class _Rule:
         xq = self._quantized(site, 1 - side, x)
         if form == "blocks":
             site.record(f"{self.activations}: int8 x int8 -> int32 by blocks", _dtype(w))
-            return int8_products.blocked(site.params, self._bind(site), side, w, xq)
+            return int8_products.multiply_blocked(site.params, self._bind(site), side, w, xq)
         pair = (w, xq) if side == 0 else (xq, w)
         return self._product(site, form, pair[0], pair[1], f"{self.activations}: " + _lowering(form))
 
@@ -128,7 +128,9 @@ class _Rule:
             return FLOAT32, f"the other operand is {x.dtype}"
         dot = site.primitive == "dot_general"
         if self.activations == "none":
-            fits = int8_products.fits(site.primitive, site.params, side, w) and w.zero_point is None
+            fits = (
+                int8_products.can_scale_after(site.primitive, site.params, side, w) and w.zero_point is None
+            )
             # The sum of integers is up to 127 times the result, and a convolution's has the dtype of its operands.
             fits = fits and (dot or x.dtype != jnp.float16)
             return ("weight-only" if fits else "float32"), "weight-only"
@@ -136,7 +138,7 @@ class _Rule:
             return FLOAT32, "its sum may exceed int32"
         if not dot and (side == 0 or w.zero_point is not None):
             return FLOAT32, "quantized input" if side == 0 else "zero points in a convolution"
-        if not int8_products.fits(site.primitive, site.params, side, w):
+        if not int8_products.can_scale_after(site.primitive, site.params, side, w):
             if dot and int8_products.is_blocked(site.params, side, w):
                 return "blocks", ""
             if (
@@ -152,13 +154,13 @@ class _Rule:
 
     def _quantized(self, site: Site, operand: int, x: jax.Array) -> QuantArray:
         if self.calibration is None:
-            return int8_products.quantized(_for_inference(x), site.primitive, site.params, operand)
+            return int8_products.quantize_operand(_for_inference(x), site.primitive, site.params, operand)
         largest = self.calibration.range_of(site.name)
         known = site.recall(x)
         if known is not None and (known[0] is largest or _equal(known[0], largest)):
             return known[1]
         scale = numerics.scale_of(largest)
-        xq = int8_products.quantized(_for_inference(x), site.primitive, site.params, operand, scale)
+        xq = int8_products.quantize_operand(_for_inference(x), site.primitive, site.params, operand, scale)
         # Whatever else reads these activations then reads the same integers: another product takes them as they are,
         # and for a residual path no float copy is written.
         dense = xq.materialize()
@@ -174,7 +176,7 @@ class _Rule:
         bind = self._bind(site) if dot else (site.bind if form == XLA else formed)
         weight = rhs if site.weight in (1, None) else lhs
         site.record(lowering, _dtype(weight))
-        return int8_products.product(site.primitive, site.params, bind, lhs, rhs)
+        return int8_products.multiply_integers(site.primitive, site.params, bind, lhs, rhs)
 
     def _bind(self, site: Site) -> int8_products.Bind:
         """A matrix product of integers in the form that the backend runs fast."""
@@ -183,7 +185,9 @@ class _Rule:
     def _between_parameters(self, site: Site, lhs: QuantArray, rhs: QuantArray) -> Any:
         """The product of two parameters: of integers where their scales can be multiplied in after the sum."""
         form, reason = XLA, ""
-        if not all(int8_products.fits(site.primitive, site.params, k, w) for k, w in enumerate((lhs, rhs))):
+        if not all(
+            int8_products.can_scale_after(site.primitive, site.params, k, w) for k, w in enumerate((lhs, rhs))
+        ):
             form, reason = FLOAT32, "its scales vary along the sum"
         elif int8_products.may_overflow(site.primitive, site.params, lhs, rhs):
             form, reason = FLOAT32, "its sum may exceed int32"
@@ -205,7 +209,7 @@ class _Rule:
         more = {"preferred_element_type": jnp.dtype(wide)} if asks else {}
         out = site.bind(*((values, x) if side == 0 else (x, values)), **more).astype(wide)
         scale = expand(w.scale, w.shape).astype(wide)
-        return out * int8_products.in_output(site.primitive, site.params, side, scale, x.ndim)
+        return out * int8_products.align_with_output(site.primitive, site.params, side, scale, x.ndim)
 
     def _between_activations(self, site: Site, lhs: Any, rhs: Any) -> Any:
         floating = all(x.dtype == jnp.float32 for x in (lhs, rhs))
@@ -213,7 +217,7 @@ class _Rule:
         overflows = wanted and int8_products.may_overflow(site.primitive, site.params, lhs, rhs)
         if wanted and not overflows:
             pair = [
-                int8_products.quantized(_for_inference(x), "dot_general", site.params, k)
+                int8_products.quantize_operand(_for_inference(x), "dot_general", site.params, k)
                 for k, x in enumerate((lhs, rhs))
             ]
             return self._product(site, XLA, pair[0], pair[1], "dynamic: int8 x int8 -> int32")

@@ -34,7 +34,7 @@ def shared_axes(primitive: str, params: Mapping[str, Any], operand: int, ndim: i
     return [axis for axis in range(ndim) if axis != numbers.lhs_spec[0]]
 
 
-def quantized(
+def quantize_operand(
     x: jax.Array, primitive: str, params: Mapping[str, Any], operand: int, scale: Any = None
 ) -> QuantArray:
     """`x` as int8 at a given scalar scale, or at scales of its own (`shared_axes`)."""
@@ -45,7 +45,7 @@ def quantized(
     return QuantArray(numerics.to_integers(x, scale), scale, real=x.dtype.name)
 
 
-def fits(primitive: str, params: Mapping[str, Any], operand: int, w: QuantArray) -> bool:
+def can_scale_after(primitive: str, params: Mapping[str, Any], operand: int, w: QuantArray) -> bool:
     """Whether the scales of `w` can be multiplied in after the sum."""
     return all(w.scale.shape[axis] == 1 for axis in shared_axes(primitive, params, operand, w.ndim))
 
@@ -67,17 +67,19 @@ def _largest(x: Any) -> int:
     return numerics.qmax(x.bits) if x.zero_point is None else 2**x.bits - 1
 
 
-def product(
+def multiply_integers(
     primitive: str, params: Mapping[str, Any], bind: Bind, lhs: QuantArray, rhs: QuantArray
 ) -> jax.Array:
-    """The product of two arrays whose scales `fits`, in float32; zero points are allowed in a matrix product."""
+    """Multiplies two arrays that `can_scale_after`, in float32; zero points are allowed in a matrix product."""
     out = bind(lhs.integers(), rhs.integers(), preferred_element_type=jnp.dtype("int32"), precision=None)
     if lhs.zero_point is not None or rhs.zero_point is not None:
         assert primitive == "dot_general"
         out = out + _zero_point_terms(params, lhs, rhs)
     out = out.astype(jnp.float32)
     for operand, x in enumerate((lhs, rhs)):
-        out = out * in_output(primitive, params, operand, expand(x.scale, x.shape), (rhs, lhs)[operand].ndim)
+        out = out * align_with_output(
+            primitive, params, operand, expand(x.scale, x.shape), (rhs, lhs)[operand].ndim
+        )
     return out
 
 
@@ -91,14 +93,14 @@ def _zero_point_terms(params: Mapping[str, Any], lhs: QuantArray, rhs: QuantArra
     for operand, (x, other) in enumerate(((lhs, rhs), (rhs, lhs))):
         contracted = tuple(params["dimension_numbers"][0][operand])
         total = jnp.sum(x.integers(), contracted, dtype=jnp.int32, keepdims=True)
-        sums.append(in_output("dot_general", params, operand, total, other.ndim))
+        sums.append(align_with_output("dot_general", params, operand, total, other.ndim))
         point = jnp.zeros([1] * x.ndim, jnp.int32) if x.zero_point is None else expand(x.zero_point, x.shape)
-        zeros.append(in_output("dot_general", params, operand, point.astype(jnp.int32), other.ndim))
+        zeros.append(align_with_output("dot_general", params, operand, point.astype(jnp.int32), other.ndim))
     terms = math.prod(lhs.shape[axis] for axis in params["dimension_numbers"][0][0])
     return terms * zeros[0] * zeros[1] - zeros[0] * sums[1] - zeros[1] * sums[0]
 
 
-def in_output(
+def align_with_output(
     primitive: str, params: Mapping[str, Any], operand: int, scale: jax.Array, other_rank: int
 ) -> jax.Array:
     """Values of an operand (1 along `shared_axes`), such as scales, in the layout of the result, for broadcasting."""
@@ -122,7 +124,9 @@ def in_output(
     return moved.reshape([*sizes[:n_batch], *(own + others if operand == 0 else others + own)])
 
 
-def blocked(params: Mapping[str, Any], bind: Bind, operand: int, w: QuantArray, x: QuantArray) -> jax.Array:
+def multiply_blocked(
+    params: Mapping[str, Any], bind: Bind, operand: int, w: QuantArray, x: QuantArray
+) -> jax.Array:
     """A matrix product with scales for blocks of the one contracted axis (`is_blocked`).
 
     The blocks become a batch axis of the product, whose results are scaled and summed in float32.
@@ -137,7 +141,9 @@ def blocked(params: Mapping[str, Any], bind: Bind, operand: int, w: QuantArray, 
     )
     numbers = (tuple((axis + 1,) for axis in axes), batches)
     changed = {**params, "dimension_numbers": numbers, "out_sharding": None}
-    return product("dot_general", changed, lambda *v, **c: bind(*v, **{**changed, **c}), *split).sum(0)
+    return multiply_integers(
+        "dot_general", changed, lambda *v, **c: bind(*v, **{**changed, **c}), *split
+    ).sum(0)
 
 
 def _split(x: QuantArray, axis: int, blocks: int) -> QuantArray:

@@ -51,7 +51,7 @@ class _Train:
             return primitive.bind(lhs, rhs, **params)
         pair = []
         for operand, x in enumerate((lhs, rhs)):
-            q = int8_products.quantized(x, primitive.name, params, operand)
+            q = int8_products.quantize_operand(x, primitive.name, params, operand)
             if operand == self.cotangent:
                 noise = jax.random.fold_in(jax.random.wrap_key_data(key), operand)
                 q = dataclasses.replace(q, qvalue=_at_random(noise, x, q.scale))
@@ -61,7 +61,7 @@ class _Train:
             return primitive.bind(*values, **{**params, **changed})
 
         dtype = params["preferred_element_type"] or lhs.dtype
-        return int8_products.product(primitive.name, params, bind, *pair).astype(dtype)
+        return int8_products.multiply_integers(primitive.name, params, bind, *pair).astype(dtype)
 
     def transposed(self, cotangent: int) -> "_Train":
         return _Train(cotangent)

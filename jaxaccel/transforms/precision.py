@@ -250,7 +250,7 @@ class _Float8:
 
 def _scaled(x: jax.Array, dtype: str) -> tuple[jax.Array, jax.Array]:
     """`x` in a float8 dtype and the scalar scale that it is to be multiplied by."""
-    top, x = float(jnp.finfo(dtype).max), numerics.wide(x)
+    top, x = float(jnp.finfo(dtype).max), numerics.widen(x)
     # The bound is one of the scale, not of the magnitude: TINY divided is 0, and 0 / 0 is no number.
     scale = jnp.maximum(jnp.max(jnp.abs(x), initial=0) / top, numerics.TINY)
     return jnp.clip(x / scale, -top, top).astype(dtype), scale.astype(jnp.float32)

@@ -23,7 +23,7 @@ from jaxaccel.compression import (
     Student,
 )
 from jaxaccel.compression.pipeline import load
-from jaxaccel.compression.stage import batches
+from jaxaccel.compression.stage import iterate_batches
 from jaxaccel.core.arrays import CodebookArray, LowRankArray, QuantArray
 from jaxaccel.core.interpret import is_compressed
 from jaxaccel.errors import UserError
@@ -67,7 +67,7 @@ def test_receipts_are_true(run, tmp_path):
     assert kinds(done.stage.variables, QuantArray)
     # The accuracy of the last one, by hand: over the whole split, the filled-up batch counting as it is.
     right = total = 0
-    for batch in batches(done.setting.test, recipe.task, 100):
+    for batch in iterate_batches(done.setting.test, recipe.task, 100):
         there = batch["mask"] > 0
         right += int((np.argmax(done.predict(batch), -1) == batch["label"])[there].sum())
         total += int(there.sum())
@@ -121,7 +121,7 @@ def test_everything_composes_and_goes_on(run, tmp_path, monkeypatch):
     content = last.read_bytes()
     last.unlink()
     monkeypatch.setattr(
-        "jaxaccel.compression.training_steps.fine_tuned", lambda *args: pytest.fail("trained again")
+        "jaxaccel.compression.training_steps.fine_tune", lambda *args: pytest.fail("trained again")
     )
     again = ja.compress(Pipeline(steps), place, run=tmp_path / "r", resume=True, batch=64)
     assert [row.step for row in again.receipts] == ["origin", *steps]

@@ -13,7 +13,7 @@ import jaxaccel as ja
 from jaxaccel import models
 from jaxaccel.compression import FineTune, LowRank, Pipeline, Prune, pipeline_directory
 from jaxaccel.compression.receipts import Receipt
-from jaxaccel.compression.training_steps import renamed
+from jaxaccel.compression.training_steps import rename_option
 from jaxaccel.errors import UserError, option
 from jaxaccel.models.adapter import as_model
 from jaxaccel.training.directory_swap import Swap
@@ -122,10 +122,10 @@ def test_going_on_is_with_the_same(origin, tmp_path, change, said):
     training = dataclasses.replace(origin[1], **change)
     now = {"training": to_json(training)}
     if said is None:
-        assert pipeline_directory.resumed(tmp_path / "r", now, training, {}) == []
+        assert pipeline_directory.resume_receipts(tmp_path / "r", now, training, {}) == []
         return
     with pytest.raises(UserError, match=said):
-        pipeline_directory.resumed(tmp_path / "r", now, training, {})
+        pipeline_directory.resume_receipts(tmp_path / "r", now, training, {})
 
 
 def test_a_pipeline_of_an_older_version_goes_on(origin, tmp_path):
@@ -138,10 +138,10 @@ def test_a_pipeline_of_an_older_version_goes_on(origin, tmp_path):
     pipeline_directory.begin(
         Swap(tmp_path / "r", pipeline_directory.RECORD, pipeline_directory.holds_results), old
     )
-    assert pipeline_directory.resumed(tmp_path / "r", now, origin[1], pipeline.steps) == []
+    assert pipeline_directory.resume_receipts(tmp_path / "r", now, origin[1], pipeline.steps) == []
     other = Pipeline({"prune": Prune(0.5, scope="global"), "thin": LowRank(rank=4)})
     with pytest.raises(UserError, match=r"begun with pipeline\.prune\.scope = layer, now it is global"):
-        pipeline_directory.resumed(
+        pipeline_directory.resume_receipts(
             tmp_path / "r", now | {"pipeline": other.as_json()}, origin[1], other.steps
         )
 
@@ -161,13 +161,13 @@ def test_a_fine_tuning_that_fails_says_what_works_in_a_pipeline(compress, tmp_pa
     )
     theirs = ("data.feed", "run", "distill.model", "sparse.every")
     ours = ["training.data.feed", "run", "a.teacher_model", "a.sparse.every"]
-    assert [renamed(path, "a") for path in theirs] == ours
+    assert [rename_option(path, "a") for path in theirs] == ours
 
 
 def test_runs_of_other_names_lead_elsewhere(tmp_path):
     (tmp_path / "x-lr0.1").mkdir()
-    assert pipeline_directory.default(tmp_path / "x-lr0.1") == Path("runs/x-lr0.1-compressed")
-    assert pipeline_directory.default(Path("resnet56.th")) == Path("runs/resnet56-compressed")
+    assert pipeline_directory.default_directory(tmp_path / "x-lr0.1") == Path("runs/x-lr0.1-compressed")
+    assert pipeline_directory.default_directory(Path("resnet56.th")) == Path("runs/resnet56-compressed")
 
 
 def results(directory):
@@ -188,17 +188,19 @@ def test_a_pipeline_stands_again_after_a_replacement_that_was_killed(tmp_path):
     assert not (there / "1-prune.safetensors").exists()
     for _ in range(2):
         with pytest.raises(UserError, match="holds something already"):
-            pipeline_directory.claimed(there, tmp_path, resume=False, overwrite=False).__enter__()
+            pipeline_directory.claim_directory(there, tmp_path, resume=False, overwrite=False).__enter__()
         assert {path: path.read_bytes() for path in there.iterdir()} == before
     assert list(tmp_path.iterdir()) == [there]
 
 
 def test_two_do_not_write_to_one_pipeline(tmp_path):
     with (
-        pipeline_directory.claimed(tmp_path / "r", tmp_path / "o", resume=False, overwrite=False),
+        pipeline_directory.claim_directory(tmp_path / "r", tmp_path / "o", resume=False, overwrite=False),
         pytest.raises(UserError, match="r is in use"),
     ):
-        pipeline_directory.claimed(tmp_path / "r", tmp_path / "o", resume=True, overwrite=False).__enter__()
+        pipeline_directory.claim_directory(
+            tmp_path / "r", tmp_path / "o", resume=True, overwrite=False
+        ).__enter__()
 
 
 @pytest.mark.parametrize(
@@ -211,13 +213,13 @@ def test_damaged_receipts_are_made_anew_and_a_damaged_pipeline_is_one_line(tmp_p
         Swap(tmp_path / "r", pipeline_directory.RECORD, pipeline_directory.holds_results), record
     )
     (tmp_path / "r" / "receipts.json").write_text(content)
-    assert pipeline_directory.resumed(tmp_path / "r", record, training, {}) == []
+    assert pipeline_directory.resume_receipts(tmp_path / "r", record, training, {}) == []
     assert "receipts.json is damaged: its steps are taken and measured again" in capsys.readouterr().out
     if not content.startswith("{}"):
         for damaged in ("[]", '{"batch": 1, "training": 3}'):
             (tmp_path / "r" / "pipeline.json").write_text(damaged)
             with pytest.raises(UserError, match=r"pipeline.json was not written by jaxaccel, or is damaged"):
-                pipeline_directory.resumed(tmp_path / "r", record, training, {})
+                pipeline_directory.resume_receipts(tmp_path / "r", record, training, {})
 
 
 def test_a_record_of_version_0_1_0_is_read_in_todays_names(tmp_path):

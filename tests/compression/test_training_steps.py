@@ -11,8 +11,8 @@ import pytest
 import jaxaccel as ja
 from jaxaccel import models
 from jaxaccel.compression import FineTune, LowRank, RemoveChannels
-from jaxaccel.compression.stage import Setting, trained
-from jaxaccel.compression.training_steps import recipe_of
+from jaxaccel.compression.stage import Setting, stage_of_trained
+from jaxaccel.compression.training_steps import make_recipe
 from jaxaccel.core.arrays import LowRankArray
 from jaxaccel.core.interpret import is_compressed
 from jaxaccel.core.paths import with_leaves
@@ -28,7 +28,7 @@ def test_a_thinned_origin_of_low_rank_teaches(tmp_path):
     setting = Setting(dataclasses.replace(ja.load_recipe("digits"), model=factory), tmp_path, batch=4)
     model, inputs = setting.model(factory), setting.inputs(4)
     params, state = jax.jit(model.init)(jax.random.key(0))
-    stage = trained(factory, {"params": params, "model_state": state}, model)
+    stage = stage_of_trained(factory, {"params": params, "model_state": state}, model)
     for step in (RemoveChannels(parameters=0.6, flops=None), LowRank(energy=0.6, flops=None)):
         stage = step.apply(stage, setting, "step")
     leaves = jax.tree.leaves(stage.variables, is_leaf=is_compressed)
@@ -36,10 +36,10 @@ def test_a_thinned_origin_of_low_rank_teaches(tmp_path):
     ja.params.save(stage.variables, setting.origin)
 
     stage = dataclasses.replace(stage, file=setting.origin)
-    recipe = recipe_of(stage, setting, "tune", FineTune(teacher="origin"), Sparse())
+    recipe = make_recipe(stage, setting, "tune", FineTune(teacher="origin"), Sparse())
     recipe = from_json(to_json(recipe))
-    teacher = warm_start.teacher(recipe, setting.facts, setting.model(recipe.model), inputs)
-    found = warm_start.teacher_weights(teacher, inputs)
+    teacher = warm_start.load_teacher(recipe, setting.facts, setting.model(recipe.model), inputs)
+    found = warm_start.load_teacher_weights(teacher, inputs)
     weights = with_leaves(
         teacher.blank(), {name.removeprefix("teacher/"): jax.numpy.asarray(x) for name, x in found.items()}
     )
@@ -69,8 +69,8 @@ def test_a_run_knows_its_model(tmp_path):
     setting, run = Setting(ja.load_recipe("digits"), tmp_path, batch=4), tmp_path / "run"
     run.mkdir()
     (run / "recipe.json").write_text(json.dumps({"recipe": to_json(setting.training)}))
-    stage = trained(models.resnet20, {"params": {}, "model_state": {}}, None)
+    stage = stage_of_trained(models.resnet20, {"params": {}, "model_state": {}}, None)
     how = FineTune(teacher=str(run), teacher_model=models.resnet20)
-    recipe = recipe_of(stage, setting, "tune", how, Sparse())
+    recipe = make_recipe(stage, setting, "tune", how, Sparse())
     with pytest.raises(UserError, match="is a run and knows its model"):
-        warm_start.teacher(recipe, {}, None, ())
+        warm_start.load_teacher(recipe, {}, None, ())

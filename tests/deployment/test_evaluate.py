@@ -12,7 +12,7 @@ from rich.console import Console
 
 from jaxaccel import evaluate
 from jaxaccel.errors import UserError
-from jaxaccel.evaluate import EvaluateOptions, main, tables
+from jaxaccel.evaluate import EvaluateOptions, class_tables, main
 from jaxaccel.tasks import ImageClassification
 from jaxaccel.tasks.class_report import ClassReport
 from jaxaccel.training import plot_mistakes
@@ -128,7 +128,7 @@ def test_pictures_and_tables_of_any_number_of_classes(size, tmp_path):
     plot_mistakes.draw_confusion(tmp_path / "confusion.png", report, "digits on train[:90%]: 98.00%")
     assert min(Image.open(tmp_path / "confusion.png").size) >= 500
     console = Console(record=True, width=200)
-    for table in tables(report):
+    for table in class_tables(report):
         console.print(table)
     text = console.export_text()
     assert "$class_0 [red] with a long name" in text or size > 20

@@ -19,7 +19,7 @@ from jaxaccel.models.adapter import as_model  # noqa: E402
 from jaxaccel.optim import Optimizer, Schedule  # noqa: E402
 from jaxaccel.tasks import ImageClassification  # noqa: E402
 from jaxaccel.training.build import build_trainer  # noqa: E402
-from jaxaccel.training.checkpoint import flat  # noqa: E402
+from jaxaccel.training.checkpoint import flatten_by_path  # noqa: E402
 from jaxaccel.training.feed import resident_feed  # noqa: E402
 from jaxaccel.training.fused_steps import fuse_steps  # noqa: E402
 from jaxaccel.training.recipe import Recipe  # noqa: E402
@@ -53,7 +53,9 @@ def run(model, augmentation, mesh_shape):
     for item in feed.items(calls):
         state, metrics = compiled(state, feed.arrays, item)
         losses.append(float(metrics.means["loss"].value()[0]))
-    leaves = {name[name.index("mu/") :] if "/mu/" in name else name: x for name, x in flat(state).items()}
+    leaves = {
+        name[name.index("mu/") :] if "/mu/" in name else name: x for name, x in flatten_by_path(state).items()
+    }
     return {
         "losses": losses,
         "shards": {name: (x.shape, x.addressable_shards[0].data.shape) for name, x in leaves.items()},

@@ -19,7 +19,7 @@ RECIPE = Recipe(name="parts", model=models.ConvNet, epochs=3, batch_size=10)
 
 
 def plan(size=100, **phases):
-    return run_plan.plan(dataclasses.replace(RECIPE, phases=Phases(**phases)), size)
+    return run_plan.make_plan(dataclasses.replace(RECIPE, phases=Phases(**phases)), size)
 
 
 def test_without_phases_a_run_is_one():
@@ -47,39 +47,39 @@ def test_epochs_end_where_their_last_example_is_seen():
     assert plan().ends() == [10, 20, 30]
     assert plan(size=101).ends() == [11, 21, 30]  # the run ends three examples early
     assert plan(at=(0.5,), batch_size=(5, 10)).ends() == [20, 35, 45]
-    assert run_plan.plan(dataclasses.replace(RECIPE, epochs=0.5), 100).ends() == [5]
+    assert run_plan.make_plan(dataclasses.replace(RECIPE, epochs=0.5), 100).ends() == [5]
 
 
 def test_evaluations_and_calls_keep_to_the_phases():
     parts = plan(at=(0.5,), batch_size=(5, 10))
-    cuts, calls = run_plan.timetable(parts, 0.5, lambda phase, interval: 4, done=0)
+    cuts, calls = run_plan.make_timetable(parts, 0.5, lambda phase, interval: 4, done=0)
     assert cuts == [10, 20, 30, 35, 40, 45]  # every 50 examples of 150 in steps of 5, then in steps of 10
     assert [step for call in calls for step in call] == list(range(45))
     assert all(parts.phase(call.start) == parts.phase(call.stop - 1) for call in calls)
-    _, left = run_plan.timetable(parts, 0.5, lambda phase, interval: 4, done=calls[9].start)
+    _, left = run_plan.make_timetable(parts, 0.5, lambda phase, interval: 4, done=calls[9].start)
     assert left == calls[9:]
 
 
 def test_a_batch_is_no_larger_than_the_data_set():
-    thirty = run_plan.plan(dataclasses.replace(RECIPE, epochs=2, batch_size=128), 30)
+    thirty = run_plan.make_plan(dataclasses.replace(RECIPE, epochs=2, batch_size=128), 30)
     assert [(p.stop, p.batch_size) for p in thirty.phases] == [(2, 30)]
     assert thirty.epoch(2) == 2 and thirty.ends() == [1, 2]
     assert (
         "30 training examples are fewer than a batch of 128: steps take 30 at a time, 2 steps"
         in thirty.note(dataclasses.replace(RECIPE, epochs=2, batch_size=128))
     )
-    over_four = run_plan.plan(dataclasses.replace(RECIPE, epochs=2, batch_size=128), 30, 4)
+    over_four = run_plan.make_plan(dataclasses.replace(RECIPE, epochs=2, batch_size=128), 30, 4)
     assert [(p.stop, p.batch_size) for p in over_four.phases] == [(2, 28)]
-    few = run_plan.plan(dataclasses.replace(RECIPE, epochs=2, batch_size=128), 3, 4)
+    few = run_plan.make_plan(dataclasses.replace(RECIPE, epochs=2, batch_size=128), 3, 4)
     assert few.phases[0].batch_size == 4  # each device needs one
-    parts = run_plan.plan(dataclasses.replace(RECIPE, phases=Phases((0.5,), batch_size=(10, 100))), 40)
+    parts = run_plan.make_plan(dataclasses.replace(RECIPE, phases=Phases((0.5,), batch_size=(10, 100))), 40)
     assert [p.batch_size for p in parts.phases] == [10, 40]
 
 
 def test_few_steps_are_told():
     recipe = dataclasses.replace(RECIPE, epochs=2, batch_size=28)
-    assert "2 epochs of 30 training examples are 2 steps of 28" in run_plan.plan(recipe, 30).note(recipe)
-    assert run_plan.plan(RECIPE, 100).note(RECIPE) == ""
+    assert "2 epochs of 30 training examples are 2 steps of 28" in run_plan.make_plan(recipe, 30).note(recipe)
+    assert run_plan.make_plan(RECIPE, 100).note(RECIPE) == ""
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_loops_take_it_apart_row_by_row(array):
     def f(w, x):
         return jax.lax.scan(lambda x, row: (x + jnp.sum(row), x), x, w)
 
-    with sites.recording() as runs:
+    with sites.record_runs() as runs:
         got = transform(f, Transformation("scan", {}, arrays=True))(q, 0.0)
     want = f(q.materialize(), 0.0)
     np.testing.assert_allclose(got[1], want[1], rtol=1e-4, atol=1e-5)

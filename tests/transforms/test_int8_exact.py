@@ -214,7 +214,7 @@ def test_scales_meet_the_right_axes_of_matrix_products(form):
     def bind(*values, **changed):
         return jax.lax.dot_general(*values, numbers, preferred_element_type=changed["preferred_element_type"])
 
-    got = int8_products.product("dot_general", params, bind, *pair)
+    got = int8_products.multiply_integers("dot_general", params, bind, *pair)
     want = jax.lax.dot_general(*map(np.float32, dense), numbers, precision="highest")
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=0.5)
 
@@ -231,7 +231,7 @@ def test_scales_meet_the_right_axes_of_convolutions(conv):
         q = integers(shape, "random", operand)
         pair.append(QuantArray(jnp.asarray(q), jnp.asarray(scale)))
         dense.append(jnp.asarray(q * scale))
-    got = int8_products.product("conv_general_dilated", eqn.params, bind_of(eqn), *pair)
+    got = int8_products.multiply_integers("conv_general_dilated", eqn.params, bind_of(eqn), *pair)
     want = bind_of(eqn)(*dense, preferred_element_type=None)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=0.5)
 

@@ -45,7 +45,7 @@ def near(got, want, rtol=1e-5):
 
 
 def lowering_of(f, *args):
-    with sites.recording() as runs:
+    with sites.record_runs() as runs:
         jax.eval_shape(f, *args)
     return [(r.lowering, r.reason) for r in runs[-1].records]
 

@@ -284,7 +284,7 @@ def test_float8_is_refused_where_there_is_none_and_leaves_convolutions():
     with pytest.raises(ja.UserError, match="no float8 products on this cpu"):
         ja.float8(mlp)(PARAMS, X)
     conv = ja.float8(lambda x, k: jax.lax.conv(x, k, (1, 1), "SAME"), emulate=True, argnums=1)
-    with sites.recording() as runs:
+    with sites.record_runs() as runs:
         jax.eval_shape(conv, normal(1, 2, 5, 5), normal(3, 2, 3, 3))
     assert [r.reason for r in runs[0].records] == ["float8 is for matrix products alone"]
     assert products(jax.grad(loss(ja.float8(mlp, emulate=True))), PARAMS, X) == [

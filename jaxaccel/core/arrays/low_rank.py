@@ -62,7 +62,7 @@ class LowRankArray(StandIn):
             return product if self.axes is None else product.transpose(self.axes)
 
         make = jax.vmap(of_layer) if self.stacked else of_layer
-        return make(dense(self.left), dense(self.right)).astype(self.real)
+        return make(materialize(self.left), materialize(self.right)).astype(self.real)
 
     def rows(self) -> Any:
         """The factors of the layers of a stack; else the dense array, whose rows share them."""
@@ -95,7 +95,7 @@ def _leafwise(site: Site, x: LowRankArray) -> LowRankArray:
     return jax.tree.map(site.bind, x)
 
 
-def dense(x: Any) -> jax.Array:
+def materialize(x: Any) -> jax.Array:
     """`x`, or what it stands for."""
     return x.materialize() if is_compressed(x) else x
 

@@ -66,7 +66,7 @@ class QuantArray(StandIn):
     def rows(self) -> "QuantArray":
         """The same with axis 0 present in every leaf, so that a loop can take it apart row by row."""
         wide = self.unpacked() if self.ndim == 1 else self
-        return wide.with_scales(lambda scale: full(scale, 0, self.shape[0]))
+        return wide.with_scales(lambda scale: broadcast_scale(scale, 0, self.shape[0]))
 
     def along_devices(self, names: Sequence[Any], parts: Sequence[int]) -> tuple["QuantArray", Any]:
         """The same, and for each leaf the mesh axes that its axes are split over.
@@ -77,7 +77,7 @@ class QuantArray(StandIn):
         def whole(scale: jax.Array) -> jax.Array:
             for axis, (count, size) in enumerate(zip(parts, self.shape, strict=True)):
                 if count > 1 and scale.shape[axis] > 1 and scale.shape[axis] % count:
-                    scale = full(scale, axis, size)
+                    scale = broadcast_scale(scale, axis, size)
             return scale
 
         value = (self.unpacked() if parts and parts[-1] > 1 else self).with_scales(whole)
@@ -114,7 +114,7 @@ def expand(scale: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return scale
 
 
-def full(scale: jax.Array, axis: int, size: int) -> jax.Array:
+def broadcast_scale(scale: jax.Array, axis: int, size: int) -> jax.Array:
     """`scale` with all of `axis` present."""
     if scale.shape[axis] == size:
         return scale

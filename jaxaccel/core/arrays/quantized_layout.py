@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxaccel.core.arrays.quantized import QuantArray, full
+from jaxaccel.core.arrays.quantized import QuantArray, broadcast_scale
 from jaxaccel.core.interpret import array_rule, is_compressed
 from jaxaccel.core.sites import Site
 
@@ -112,7 +112,7 @@ def _concatenate(site: Site, *arrays: Any) -> Any:
     ]
     if len({tuple(s) for s in shapes}) > 1 or len({(x.bits, x.real) for x in arrays}) > 1:
         return NotImplemented
-    scales = [full(x.scale, axis, x.shape[axis]) for x in arrays]
+    scales = [broadcast_scale(x.scale, axis, x.shape[axis]) for x in arrays]
     return dataclasses.replace(
         arrays[0].unpacked(),
         qvalue=jnp.concatenate([x.integers() for x in arrays], axis),
@@ -138,7 +138,7 @@ def _reshape(site: Site, x: QuantArray) -> Any:
                 sizes += [1] * len(new)
             else:
                 for axis in many:  # one scale for all and one for each do not mix in one axis
-                    scale = full(scale, axis, x.shape[axis])
+                    scale = broadcast_scale(scale, axis, x.shape[axis])
                 sizes += [shape[a] for a in new]
         return scale.reshape(sizes)
 
@@ -167,7 +167,7 @@ def _unblocked(scale: jax.Array, axes: list[int], shape: tuple[int, ...]) -> jax
     """Scales with those axes whole that are to be cut and have blocks."""
     for axis in axes:
         if scale.shape[axis] not in (1, shape[axis]):
-            scale = full(scale, axis, shape[axis])
+            scale = broadcast_scale(scale, axis, shape[axis])
     return scale
 
 
@@ -183,7 +183,7 @@ def _gather(site: Site, x: QuantArray, indices: Any) -> Any:
 
     def taken(leaf: jax.Array) -> jax.Array:
         for axis in numbers.start_index_map:
-            leaf = full(leaf, axis, x.shape[axis])
+            leaf = broadcast_scale(leaf, axis, x.shape[axis])
         now = tuple(leaf.shape[a] if a in whole else sizes[a] for a in range(x.ndim))
         # What lies outside is NaN where it is filled: the scale brings that, integers have none.
         fill = site.params["fill_value"] if leaf.dtype == jnp.float32 else 0

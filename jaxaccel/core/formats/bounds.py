@@ -56,7 +56,7 @@ def check(holds: bool, otherwise: str) -> None:
 
 
 @contextlib.contextmanager
-def reading(path: Path, what: str) -> Iterator[None]:
+def explain_errors(path: Path, what: str) -> Iterator[None]:
     """Turns all that reading `path` can raise into one line.
 
     Args:
@@ -75,11 +75,11 @@ def reading(path: Path, what: str) -> Iterator[None]:
     except Refused as error:
         raise UserError(f"{path} {error}") from None
     except _MALFORMED as error:
-        detail = shown(str(error) or type(error).__name__)
+        detail = shorten(str(error) or type(error).__name__)
         raise UserError(f"{path} is damaged or {what} ({detail}): get or save it again") from error
 
 
-def shown(text: str, most: int = 100) -> str:
+def shorten(text: str, most: int = 100) -> str:
     """At most `most` characters of a stranger's `text`, on one line and printable."""
     line = " ".join(text[: 4 * most].split())
     return (line if line.isprintable() else ascii(line)[1:-1])[:most]
@@ -122,7 +122,7 @@ def read_bytes(path: Path, most: int) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file of at most 64 MiB; for within `reading`."""
+    """The value in a JSON file of at most 64 MiB; for within `explain_errors`."""
     return json.loads(read_bytes(path, _LONGEST_TEXT))
 
 

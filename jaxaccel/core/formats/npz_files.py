@@ -14,10 +14,10 @@ from jaxaccel.core.formats.bounds import (
     Budget,
     Refused,
     check,
+    explain_errors,
     open_file,
     read_member,
-    reading,
-    shown,
+    shorten,
     size_of,
     zip_members,
 )
@@ -36,7 +36,7 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     """
     path = Path(path)
     with (
-        reading(path, "is no whole npz file of numbers"),
+        explain_errors(path, "is no whole npz file of numbers"),
         open_file(path) as file,
         zipfile.ZipFile(file) as archive,
     ):
@@ -75,7 +75,7 @@ def _array(content: bytes, name: str) -> np.ndarray | None:
         return None
     if dtype.kind not in "biufc":
         raise Refused(
-            f"holds {shown(name, 50)} of type {shown(str(dtype), 50)}, which are no numbers; refused"
+            f"holds {shorten(name, 50)} of type {shorten(str(dtype), 50)}, which are no numbers; refused"
         )
     check(all(type(n) is int and n >= 0 for n in shape) and len(shape) <= 32, "an array of a wrong size")
     start, count = stream.tell(), math.prod(shape)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxaccel.core.formats.bounds import Budget, check
-from jaxaccel.core.formats.pickles import Functions, Opaque, pairs
+from jaxaccel.core.formats.pickles import Functions, Opaque, make_dict
 
 LARGEST = 1 << 48  # no size, stride or offset is larger
 MOST_AXES = 32
@@ -46,7 +46,7 @@ class NumpyArray:
             self.value = _array(_raw(raw, self._budget), dtype.value, shape, order)
 
 
-def functions(size: int) -> Functions:
+def callable_functions(size: int) -> Functions:
     """What may be called, for a pickle of `size` bytes."""
     budget = Budget(4 * size + (1 << 16), "spells out the same bytes again and again; refused")
 
@@ -91,7 +91,7 @@ def _dictionary(*arguments: Any) -> dict[Any, Any]:
     if isinstance(items, dict):
         return items
     check(isinstance(items, list), "a dictionary of something else than pairs")
-    made = pairs(items)
+    made = make_dict(items)
     items.clear()  # so that a file cannot use one long list again and again
     return made
 

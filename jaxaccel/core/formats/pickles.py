@@ -14,7 +14,7 @@ import pickletools
 from collections.abc import Callable, Iterable, Mapping
 from typing import IO, Any, NamedTuple, Protocol, runtime_checkable
 
-from jaxaccel.core.formats.bounds import Refused, check, shown
+from jaxaccel.core.formats.bounds import Refused, check, shorten
 
 MOST_OPERATIONS = 1 << 22
 """Of a pickle: half a minute of work and a gigabyte of Python objects at the worst; 1,000 tensors need 100,000."""
@@ -41,7 +41,7 @@ class Opaque:
         """Where it was filled like a dictionary: those items."""
 
     def __repr__(self) -> str:
-        return f"Opaque({shown(self.name)!r})"
+        return f"Opaque({shorten(self.name)!r})"
 
 
 @runtime_checkable
@@ -136,7 +136,7 @@ class _Machine:
             target.entries = {} if target.entries is None else target.entries
             target = target.entries
         check(isinstance(target, dict), "an item of no dictionary")
-        target.update(pairs(zip(items[::2], items[1::2], strict=True)))
+        target.update(make_dict(zip(items[::2], items[1::2], strict=True)))
 
     def remember(self, place: int | None) -> None:
         place = len(self.memo) if place is None else place
@@ -187,7 +187,7 @@ class _Machine:
         self.stack.append(self.stored(self.pop()))
 
 
-def pairs(items: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+def make_dict(items: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
     """A dictionary of those `items` whose keys are quick to hash and to compare."""
     return {key: value for key, value in items if _is_key(key)}
 

@@ -11,7 +11,7 @@ from typing import IO, Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from jaxaccel.core.formats.bounds import Refused, check, open_file, reading, shown, size_of
+from jaxaccel.core.formats.bounds import Refused, check, explain_errors, open_file, shorten, size_of
 
 _LONGEST_HEADER = 100_000_000  # bytes, as in the format's own parser
 _DTYPES: dict[str, Any] = {
@@ -47,12 +47,12 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
       UserError: the file is missing, damaged or of another kind, or has a dtype that is not read (float4, float6).
     """
     path = Path(path)
-    with reading(path, "is no whole safetensors file"), open_file(path) as file:
+    with explain_errors(path, "is no whole safetensors file"), open_file(path) as file:
         return {name: read_array(file, entry) for name, entry in read_header(file).entries.items()}
 
 
 def read_header(file: IO[bytes]) -> Header:
-    """The header of an open file, every number in it checked; for within `reading`.
+    """The header of an open file, every number in it checked; for within `explain_errors`.
 
     Raises:
       Refused: it has a dtype that is not read.
@@ -90,7 +90,7 @@ def _entry(name: str, fact: Any, start: int) -> Entry:
     check(all(type(n) is int and 0 <= n < 1 << 62 for n in (*shape, *offsets)), "a wrong size")
     if kind not in _DTYPES:
         raise Refused(
-            f"holds {shown(name, 50)} as {shown(kind, 20)}, which is not read: save it as F32 or BF16"
+            f"holds {shorten(name, 50)} as {shorten(kind, 20)}, which is not read: save it as F32 or BF16"
         )
     dtype = np.dtype(_DTYPES[kind])
     first, last = offsets

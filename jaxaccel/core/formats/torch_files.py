@@ -18,10 +18,10 @@ from jaxaccel.core.formats.bounds import (
     Budget,
     Refused,
     check,
+    explain_errors,
     open_file,
     read_member,
-    reading,
-    shown,
+    shorten,
     size_of,
     zip_members,
 )
@@ -50,13 +50,15 @@ def read(path: str | Path) -> dict[str, Any]:
         numbers, describes tensors out of proportion to its size, or asks for more than a pickle of data does.
     """
     path = Path(path)
-    with reading(path, "was not written by torch.save"), open_file(path) as file:
+    with explain_errors(path, "was not written by torch.save"), open_file(path) as file:
         limit = _MOST_TIMES * size_of(file) + _MOST_MORE
         zipped = file.read(4) == b"PK\x03\x04"
         file.seek(0)
         value = _read_zip(file, limit) if zipped else _read_legacy(file.read(), limit)
         if isinstance(value, Opaque):
-            raise Refused(f"holds an object of {shown(value.name)}, which is not run: save its state_dict()")
+            raise Refused(
+                f"holds an object of {shorten(value.name)}, which is not run: save its state_dict()"
+            )
         named = {k: x for k, x in value.items() if isinstance(k, str)} if isinstance(value, dict) else {}
         if not named:
             raise Refused("holds no dictionary of names: save the model's state_dict()")

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 
-from jaxaccel.core.hlo.text import Computation, Instruction, parse, places
+from jaxaccel.core.hlo.text import Computation, Instruction, list_calls, parse
 
 # What these give is a view, or is paid for inside of them.
 _FREE = frozenset(
@@ -36,7 +36,7 @@ def memory_traffic(text: str) -> int:
     """
     computations, entry = parse(text)
     moved = 0
-    for place in places(computations, entry):
+    for place in list_calls(computations, entry):
         if place.caller is None or place.caller.opcode in ("call", "conditional", "while"):
             once = sum(_moved(computations, place.computation, it) for it in place.computation.values())
             moved += once * (1 if place.trips is None else place.trips)

@@ -59,6 +59,6 @@ def is_compressed(x: Any) -> bool:
     return type(x) in ARRAY_RULES
 
 
-def abstract(x: Any) -> Any:
+def as_shape(x: Any) -> Any:
     """The shape and dtype of what a compressed `x` stands for; another one itself."""
     return jax.eval_shape(lambda x: x.materialize(), x) if is_compressed(x) else x

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxaccel.core.interpret.compressed import is_compressed
 from jaxaccel.core.interpret.interpreter import BODIES, Interpreter
-from jaxaccel.core.interpret.jaxprs import Place, parts, scan_parts
+from jaxaccel.core.interpret.jaxprs import Place, scan_parts, split_consts
 
 Values = list[Any]
 Paths = list[str | None]
@@ -28,7 +28,7 @@ class Body:
 
     def __init__(self, interpreter: Interpreter, jaxpr: Any, paths: Paths, place: Place) -> None:
         self.interpreter, self.place, self.paths_in = interpreter, place, paths
-        self.jaxpr, self.consts = parts(jaxpr)
+        self.jaxpr, self.consts = split_consts(jaxpr)
         self.paths: Paths = []
 
     def __call__(self, *values: Any) -> tuple[list[Any], dict[str, Any]]:
@@ -47,7 +47,7 @@ class Body:
         ], observed
 
 
-def entry(*names: str) -> Callable[[Callable[..., Outs]], Callable[..., Outs]]:
+def enters(*names: str) -> Callable[[Callable[..., Outs]], Callable[..., Outs]]:
     """Adds a function to `BODIES` for primitives of these names."""
 
     def add(function: Callable[..., Outs]) -> Callable[..., Outs]:
@@ -57,7 +57,7 @@ def entry(*names: str) -> Callable[[Callable[..., Outs]], Callable[..., Outs]]:
     return add
 
 
-@entry("jit", "pjit", "closed_call", "core_call", "eval_jaxpr")
+@enters("jit", "pjit", "closed_call", "core_call", "eval_jaxpr")
 def _jit(i: Interpreter, eqn: Any, values: Values, paths: Paths, place: Place, observed: dict) -> Outs:
     p = eqn.params
     body = Body(i, p["jaxpr"] if "jaxpr" in p else p["call_jaxpr"], paths, place)
@@ -85,7 +85,7 @@ def _constrained(values: Sequence[Any], shardings: Sequence[Any] | None) -> list
     ]
 
 
-@entry("remat2", "checkpoint", "remat")
+@enters("remat2", "checkpoint", "remat")
 def _remat(i: Interpreter, eqn: Any, values: Values, paths: Paths, place: Place, observed: dict) -> Outs:
     p = eqn.params
     body = Body(i, p["jaxpr"], paths, place)
@@ -100,7 +100,7 @@ def _remat(i: Interpreter, eqn: Any, values: Values, paths: Paths, place: Place,
     return outs, body.paths
 
 
-@entry("scan")
+@enters("scan")
 def _scan(i: Interpreter, eqn: Any, values: Values, paths: Paths, place: Place, observed: dict) -> Outs:
     p = eqn.params
     n_consts, n_carry = scan_parts(p, len(values))
@@ -139,7 +139,7 @@ def _kept_dense(body: Body, values: Values, kept: set[int]) -> tuple[list[Any], 
     ], seen
 
 
-@entry("while")
+@enters("while")
 def _while(i: Interpreter, eqn: Any, values: Values, paths: Paths, place: Place, observed: dict) -> Outs:
     p = eqn.params
     n_test, n_body = p["cond_nconsts"], p["body_nconsts"]
@@ -191,7 +191,7 @@ def _where(chosen: Any, x: Any, y: Any) -> Any:
     return jnp.where(jnp.expand_dims(chosen, range(chosen.ndim, x.ndim)), x, y)
 
 
-@entry("cond")
+@enters("cond")
 def _cond(i: Interpreter, eqn: Any, values: Values, paths: Paths, place: Place, observed: dict) -> Outs:
     index, *operands = values
     bodies = [Body(i, branch, paths[1:], place.inside(k)) for k, branch in enumerate(eqn.params["branches"])]

@@ -12,12 +12,12 @@ import numpy as np
 from jax.extend import linear_util
 
 from jaxaccel.core.interpret.compressed import is_compressed
-from jaxaccel.core.interpret.control_flow import Body, Outs, Paths, Values, entry
+from jaxaccel.core.interpret.control_flow import Body, Outs, Paths, Values, enters
 from jaxaccel.core.interpret.interpreter import Interpreter
-from jaxaccel.core.interpret.jaxprs import Place, parts
+from jaxaccel.core.interpret.jaxprs import Place, split_consts
 
 
-@entry("custom_jvp_call", "custom_vjp_call")
+@enters("custom_jvp_call", "custom_vjp_call")
 def _custom(i: Interpreter, eqn: Any, values: Values, paths: Paths, place: Place, observed: dict) -> Outs:
     p = eqn.params
     compressed = any(is_compressed(x) for x in values)
@@ -65,7 +65,7 @@ def _of_vjp(i: Interpreter, p: Any, paths: Paths, place: Place) -> dict[str, Any
             made[:] = jax.tree.flatten(p["bwd"].call_wrapped(*args))
             return [x for x in made[0] if _is_array(x)]
 
-        jaxpr, consts = parts(jax.make_jaxpr(arrays)(*args))
+        jaxpr, consts = split_consts(jax.make_jaxpr(arrays)(*args))
         new = iter(i.evaluate(jaxpr, consts, args, [None] * len(args), place.inside(2))[0])
         leaves, tree = made
         return jax.tree.unflatten(tree, [next(new) if _is_array(x) else x for x in leaves])
@@ -89,7 +89,9 @@ def _rewritten(
 ) -> Any:
     """The interpreted program as a closed jaxpr with the inputs and results of `jaxpr`."""
     # From 0.11 on, JAX hands the constants of a derivative's program over apart from it: as its first inputs.
-    inner, own = parts(jaxpr.with_consts(consts) if consts and hasattr(jaxpr, "with_consts") else jaxpr)
+    inner, own = split_consts(
+        jaxpr.with_consts(consts) if consts and hasattr(jaxpr, "with_consts") else jaxpr
+    )
     known = paths or [None] * len(inner.invars)
     shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in inner.invars]
     return jax.make_jaxpr(lambda *values: i.evaluate(inner, consts or own, values, known, place)[0])(*shapes)

@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxaccel.core.interpret.jaxprs import meaning, read
-from jaxaccel.core.interpret.merge_products import Merged, merge, multiply, signature
-from jaxaccel.core.interpret.scan_step import Step, Sum, Worth, evaluate
+from jaxaccel.core.interpret.jaxprs import read, read_meaning
+from jaxaccel.core.interpret.merge_products import Merged, merge, merge_key, multiply_merged
+from jaxaccel.core.interpret.scan_step import Step, Sum, Worth, evaluate_equations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ def _run(
 
     def products(*rows: Any) -> list[Any]:
         env = constants | dict(zip(step.xs, rows, strict=True))
-        evaluate(needed, env, zip(joined, matrices, strict=False))
+        evaluate_equations(needed, env, zip(joined, matrices, strict=False))
         return [env[v] for v in early]
 
     ready = jax.vmap(products)(*xs) if early else []
@@ -72,7 +72,7 @@ def _run(
     def advance(carry: list[Any], rows: list[Any]) -> tuple[list[Any], list[Any]]:
         env = constants | dict(zip([step.carry[k] for k in kept], carry, strict=True))
         env |= dict(zip([*step.xs, *early], rows, strict=True))
-        evaluate(left, env, zip(merged, matrices[len(joined) :], strict=True))
+        evaluate_equations(left, env, zip(merged, matrices[len(joined) :], strict=True))
         outs = step.jaxpr.outvars
         return [read(outs[k], env) for k in kept], [read(v, env) for v in (*outs[m:], *factors)]
 
@@ -92,7 +92,7 @@ def _evaluated(step: Step, one: Merged, constants: Mapping[Any, Any]) -> dict[An
     """`constants` with what the matrices of `one` are made of."""
     env = dict(constants)
     matrices = (eqn.invars[one.side] for eqn in one.products)
-    evaluate([(i, step.jaxpr.eqns[i]) for i in step.ancestors(matrices)], env)
+    evaluate_equations([(i, step.jaxpr.eqns[i]) for i in step.ancestors(matrices)], env)
     return env
 
 
@@ -105,24 +105,24 @@ def _totals(step: Step, sums: Sequence[Sum], sequences: Mapping[Any, Any]) -> It
     for one in sums:
         eqn = eqns[one.product]
         lhs, rhs = eqn.invars
-        contracting, batch = meaning(eqn)[1]["dimension_numbers"]
+        contracting, batch = read_meaning(eqn)[1]["dimension_numbers"]
         plain = rhs.aval.ndim == 2 and len(contracting[1]) == 1 and not batch[1]
         alone = None if plain else one.product
-        groups.setdefault((lhs, signature(eqn), alone), []).append(one)
+        groups.setdefault((lhs, merge_key(eqn), alone), []).append(one)
     for (lhs, _, _), group in groups.items():
         first = eqns[group[0].product]
-        contracting, batch = meaning(first)[1]["dimension_numbers"]
+        contracting, batch = read_meaning(first)[1]["dimension_numbers"]
         summed, kept = ([tuple(a + 1 for a in axes) for axes in pair] for pair in (contracting, batch))
         numbers = (((0, *summed[0]), (0, *summed[1])), (kept[0], kept[1]))
         others = [sequences[eqns[one.product].invars[1]] for one in group]
         axis = 2 if summed[1] == (1,) else 1
         joined = others[0] if len(group) == 1 else jnp.concatenate(others, axis)
-        out = multiply(first, sequences[lhs], joined, numbers)
+        out = multiply_merged(first, sequences[lhs], joined, numbers)
         start = 0
         for one, other in zip(group, others, strict=True):
             var = eqns[one.product].outvars[0]
             stop = start + other.shape[axis]
             env = {var: out if len(group) == 1 else jax.lax.slice_in_dim(out, start, stop, axis=out.ndim - 1)}
             start = stop
-            evaluate([(i, eqns[i]) for i in one.layout], env)
+            evaluate_equations([(i, eqns[i]) for i in one.layout], env)
             yield one.carry, env[eqns[one.layout[-1]].outvars[0] if one.layout else var]

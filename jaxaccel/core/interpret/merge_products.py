@@ -15,21 +15,21 @@ import jax.numpy as jnp
 from jax.extend import core as jcore
 
 from jaxaccel.core.interpret.bilinear import bilinear, bilinear_p
-from jaxaccel.core.interpret.jaxprs import meaning
+from jaxaccel.core.interpret.jaxprs import read_meaning
 
 
 def is_product(eqn: Any) -> bool:
     """Whether it is a matrix product of two floating-point operands, narrowed element by element or not at all."""
-    if meaning(eqn)[0] != "dot_general" or len(eqn.invars) != 2:
+    if read_meaning(eqn)[0] != "dot_general" or len(eqn.invars) != 2:
         return False
     if eqn.primitive is bilinear_p and not getattr(eqn.params["compute"], "elementwise", False):
         return False
     return all(jnp.issubdtype(atom.aval.dtype, jnp.floating) for atom in eqn.invars)
 
 
-def multiply(eqn: Any, lhs: Any, rhs: Any, numbers: Any = None) -> Any:
+def multiply_merged(eqn: Any, lhs: Any, rhs: Any, numbers: Any = None) -> Any:
     """The product of an equation on other operands, perhaps along other axes."""
-    params = meaning(eqn)[1]
+    params = read_meaning(eqn)[1]
     changed = params if numbers is None else {**params, "dimension_numbers": numbers}
     with eqn.ctx.manager:
         if eqn.primitive is bilinear_p:
@@ -37,13 +37,13 @@ def multiply(eqn: Any, lhs: Any, rhs: Any, numbers: Any = None) -> Any:
         return eqn.primitive.bind(lhs, rhs, **changed)
 
 
-def rows_of(eqn: Any, constant: Callable[[Any], bool]) -> int:
+def count_rows(eqn: Any, constant: Callable[[Any], bool]) -> int:
     """Rows of the operand of a product that the loop changes; 0 where there is not just one."""
     fixed = [constant(atom) for atom in eqn.invars]
     if sum(fixed) != 1:
         return 0
     side = fixed.index(False)
-    sums, batch = meaning(eqn)[1]["dimension_numbers"]
+    sums, batch = read_meaning(eqn)[1]["dimension_numbers"]
     shape = eqn.invars[side].aval.shape
     return math.prod(n for axis, n in enumerate(shape) if axis not in (*sums[side], *batch[side]))
 
@@ -74,7 +74,7 @@ class Merged:
 
     @property
     def _numbers(self) -> Any:
-        return meaning(self.products[0])[1]["dimension_numbers"]
+        return read_meaning(self.products[0])[1]["dimension_numbers"]
 
     def run(self, matrix: Any, env: dict[Any, Any]) -> None:
         """Adds the results to `env`."""
@@ -85,7 +85,7 @@ class Merged:
             x = jnp.concatenate([env[eqn.invars[1 - self.side]] for eqn in self.products], axis)
         # Rows times columns: (rows, sum) x (sum, columns).
         pair, sums = ((matrix, x), ((1,), (axis,))) if self.side == 0 else ((x, matrix), ((axis,), (0,)))
-        out = multiply(first, *pair, (sums, ((), ())))
+        out = multiply_merged(first, *pair, (sums, ((), ())))
         if summed:
             env[self.outs[0]] = sum((env[atom] for atom in self.others), start=out)
             return
@@ -107,11 +107,11 @@ def merge(
     for i, eqn in eligible.items():
         if i not in taken:
             side = _matrix(eqn, constant)
-            groups.setdefault((side, eqn.invars[1 - side], signature(eqn)), []).append(i)  # type: ignore[operator]
+            groups.setdefault((side, eqn.invars[1 - side], merge_key(eqn)), []).append(i)  # type: ignore[operator]
     found = list(sums)
     for (side, _, _), numbers in groups.items():
         if len(numbers) > 1:
-            ((summed,),) = (meaning(eligible[numbers[0]])[1]["dimension_numbers"][0][side],)
+            ((summed,),) = (read_meaning(eligible[numbers[0]])[1]["dimension_numbers"][0][side],)
             products = tuple(eligible[i] for i in numbers)
             outs = tuple(eqn.outvars[0] for eqn in products)
             found.append(Merged(numbers[0], tuple(numbers), products, side, 1 - summed, outs))
@@ -120,7 +120,7 @@ def merge(
 
 def _matrix(eqn: Any, constant: Callable[[Any], bool]) -> int | None:
     """Which operand is a matrix that the loop does not change, in a plain product with something that it does."""
-    sums, batch = meaning(eqn)[1]["dimension_numbers"]
+    sums, batch = read_meaning(eqn)[1]["dimension_numbers"]
     fixed = [constant(atom) for atom in eqn.invars]
     if sum(fixed) != 1 or batch[0] or len(sums[0]) != 1:
         return None
@@ -128,9 +128,9 @@ def _matrix(eqn: Any, constant: Callable[[Any], bool]) -> int | None:
     return side if eqn.invars[side].aval.ndim == 2 else None
 
 
-def signature(eqn: Any) -> Any:
+def merge_key(eqn: Any) -> Any:
     """What must be equal of products that are merged."""
-    name, params, _ = meaning(eqn)
+    name, params, _ = read_meaning(eqn)
     dtypes = tuple(atom.aval.dtype for atom in eqn.invars)
     options = tuple(sorted(params.items(), key=lambda item: item[0]))
     return name, options, eqn.params.get("compute"), dtypes
@@ -162,13 +162,13 @@ def _sums(
                 others.append(atom)
         # An addition may broadcast: only results of one shape are one product.
         kinds = {
-            (_matrix(eligible[i], constant), signature(eligible[i]), eligible[i].outvars[0].aval.shape)
+            (_matrix(eligible[i], constant), merge_key(eligible[i]), eligible[i].outvars[0].aval.shape)
             for i in leaves
         }
         literals = any(isinstance(atom, jcore.Literal) for atom in others)
         if len(leaves) > 1 and len(kinds) == 1 and not literals:
             ((side, *_),) = kinds
-            (summed,) = meaning(eligible[leaves[0]])[1]["dimension_numbers"][0][side]
+            (summed,) = read_meaning(eligible[leaves[0]])[1]["dimension_numbers"][0][side]
             products = tuple(eligible[i] for i in sorted(leaves))
             members, outs = (*sorted(leaves), *sums), (eqns[root].outvars[0],)
             found.append(Merged(root, members, products, side, summed, outs, tuple(others)))  # type: ignore[arg-type]

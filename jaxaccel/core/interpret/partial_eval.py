@@ -9,7 +9,7 @@ import jax
 from jax.extend import core as jcore
 from jax.interpreters import partial_eval
 
-from jaxaccel.core.interpret.jaxprs import LAYOUT, parts
+from jaxaccel.core.interpret.jaxprs import LAYOUT, split_consts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,14 +26,14 @@ class Split:
     """Of the residuals."""
 
 
-def split(closed: Any, paths: Sequence[str]) -> Split:
+def split_program(closed: Any, paths: Sequence[str]) -> Split:
     """Splits a closed jaxpr, whose first inputs are the parameters with these `paths`.
 
     An equation belongs to the first half when all that it needs does and it has no effects. Loops are not taken apart.
     What only repeats parameters (a bias broadcast over the batch) is done again in the second half: it costs less than
     reading it, and the parameters stay those of any batch size. Constants belong to both.
     """
-    jaxpr, consts = parts(closed)
+    jaxpr, consts = split_consts(closed)
     jaxpr, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)
     n = len(paths)
     origin: dict[Any, str] = dict(zip(jaxpr.invars[:n], paths, strict=True))

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 from jax.extend import core as jcore
 
-from jaxaccel.core.interpret.jaxprs import LAYOUT, holds, meaning, parts, read, scan_parts
-from jaxaccel.core.interpret.merge_products import Merged, is_product, merge, rows_of
+from jaxaccel.core.interpret.jaxprs import LAYOUT, has_primitive, read, read_meaning, scan_parts, split_consts
+from jaxaccel.core.interpret.merge_products import Merged, count_rows, is_product, merge
 
 Worth = Callable[[int, int], bool]
 """``worth(rows, kept)``: whether a product of so many rows at each step is to leave the loop, or to be one with others,
@@ -39,10 +39,10 @@ class Step:
     """What a scan reads, computes and hands on."""
 
     def __init__(self, params: Mapping[str, Any], inputs: int, inside: Callable[[Any], Any]) -> None:
-        self.jaxpr, self.closed = parts(params["jaxpr"])
-        if holds(self.jaxpr, "scan"):
+        self.jaxpr, self.closed = split_consts(params["jaxpr"])
+        if has_primitive(self.jaxpr, "scan"):
             shapes = [v.aval for v in self.jaxpr.invars]
-            self.jaxpr, self.closed = parts(jax.make_jaxpr(inside(self._body))(*shapes))
+            self.jaxpr, self.closed = split_consts(jax.make_jaxpr(inside(self._body))(*shapes))
         self.kept: dict[Any, int] = {}  # bytes of what all steps together keep for the products outside
         n, carry = scan_parts(params, inputs)
         variables = self.jaxpr.invars
@@ -67,7 +67,7 @@ class Step:
     def _body(self, *values: Any) -> list[Any]:
         env = dict(zip(self.jaxpr.constvars, self.closed, strict=True))
         env |= dict(zip(self.jaxpr.invars, values, strict=True))
-        evaluate(enumerate(self.jaxpr.eqns), env)
+        evaluate_equations(enumerate(self.jaxpr.eqns), env)
         return [read(v, env) for v in self.jaxpr.outvars]
 
     def before(self, worth: Worth) -> list[int]:
@@ -77,7 +77,7 @@ class Step:
             for i, eqn in enumerate(self.jaxpr.eqns)
             if is_product(eqn)
             and sorted(map(self._kind, eqn.invars)) == ["constant", "row"]
-            and self._fits(rows_of(eqn, self.is_constant), eqn.outvars, worth)
+            and self._fits(count_rows(eqn, self.is_constant), eqn.outvars, worth)
         ]
 
     def after(self, worth: Worth) -> list[Sum]:
@@ -90,7 +90,7 @@ class Step:
         few = [
             (i, eqn)
             for i, eqn in eqns
-            if not is_product(eqn) or worth(max(1, rows_of(eqn, self.is_constant)), 0)
+            if not is_product(eqn) or worth(max(1, count_rows(eqn, self.is_constant)), 0)
         ]
         return merge(few, self.is_constant, self.uses)
 
@@ -130,7 +130,7 @@ class Step:
         if not same or not is_product(eqns[i]) or any(self.is_constant(a) for a in eqns[i].invars):
             return None
         lhs, _ = (atom.aval for atom in eqns[i].invars)
-        rows = math.prod(lhs.shape[axis] for axis in meaning(eqns[i])[1]["dimension_numbers"][0][0])
+        rows = math.prod(lhs.shape[axis] for axis in read_meaning(eqns[i])[1]["dimension_numbers"][0][0])
         stacked = [v for v in eqns[i].invars if v not in set(self.xs)]
         return Sum(k, i, tuple(reversed(layout)), total) if self._fits(rows, stacked, worth) else None
 
@@ -147,7 +147,7 @@ class Step:
         return sorted(found)
 
 
-def evaluate(
+def evaluate_equations(
     eqns: Iterable[tuple[int, Any]], env: dict[Any, Any], merged: Iterable[tuple[Merged, Any]] = ()
 ) -> None:
     """Adds the results of numbered equations to `env`; some are merged, with the matrices that were joined for them."""

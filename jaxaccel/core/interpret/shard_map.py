@@ -8,12 +8,12 @@ import jax
 from jax.sharding import PartitionSpec
 
 from jaxaccel.core.interpret.compressed import is_compressed
-from jaxaccel.core.interpret.control_flow import Body, Outs, Paths, Values, entry
+from jaxaccel.core.interpret.control_flow import Body, Outs, Paths, Values, enters
 from jaxaccel.core.interpret.interpreter import Interpreter
 from jaxaccel.core.interpret.jaxprs import Place
 
 
-@entry("shard_map")
+@enters("shard_map")
 def _shard_map(i: Interpreter, eqn: Any, values: Values, paths: Paths, place: Place, observed: dict) -> Outs:
     p = eqn.params
     body = Body(i, p["jaxpr"], paths, place)

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from jaxaccel.core.formats import npz_files, pickle_values, pickles
-from jaxaccel.core.formats.bounds import Refused, check, check_pixels, open_file, reading
+from jaxaccel.core.formats.bounds import Refused, check, check_pixels, explain_errors, open_file
 from jaxaccel.data.builders.original_files import OriginalBuilder, OriginalFile, candidates, locate
 from jaxaccel.data.builders.png import encode_png
 from jaxaccel.errors import UserError
@@ -42,7 +42,7 @@ def parse_binary(content: bytes) -> Batch:
 
 def parse_python(content: bytes) -> Batch:
     """A batch of the python version: a pickled dict with ``data`` (N, 3072) and ``labels``. Nothing in it is run."""
-    batch = pickles.load(io.BytesIO(content), pickle_values.functions(len(content)))
+    batch = pickles.load(io.BytesIO(content), pickle_values.callable_functions(len(content)))
     check(isinstance(batch, dict), "a pickle of something else")
     # Names are bytes or, as Python 2 wrote them, text.
     named = {
@@ -69,7 +69,7 @@ def parse_tiles(path: Path) -> np.ndarray:
 
 def read_archive(path: Path, parse: Callable[[bytes], Batch], members: list[str]) -> Iterator[Batch]:
     """The batches called `members` of a .tar.gz, in that order, without extracting it to disk."""
-    with reading(path, "is no archive of CIFAR-10 batches"):
+    with explain_errors(path, "is no archive of CIFAR-10 batches"):
         try:
             with open_file(path) as file, tarfile.open(fileobj=file, mode="r:gz") as archive:
                 for member in members:
@@ -155,9 +155,9 @@ class Cifar10(OriginalBuilder, skip_registration=True):
         """The tiled images beside `labels`, an archive with an array ``NAME.labels`` for each NAME.webp."""
         for name in (n for n in self.TILES if n.startswith(split)):
             path = labels.with_name(f"{name}.webp")
-            with reading(path, "is no WebP of tiles"):
+            with explain_errors(path, "is no WebP of tiles"):
                 images = parse_tiles(path)
-            with reading(labels, "has no labels of these tiles"):
+            with explain_errors(labels, "has no labels of these tiles"):
                 label = npz_files.read(labels)[f"{name}.labels"]
             found = hashlib.sha256(np.ascontiguousarray(images).tobytes()).hexdigest()
             if found != self.TILES[name]:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from jaxaccel.core.formats.bounds import open_file, reading, size_of
+from jaxaccel.core.formats.bounds import explain_errors, open_file, size_of
 from jaxaccel.data.builders.original_files import OriginalBuilder, OriginalFile
 from jaxaccel.data.builders.png import encode_png
 from jaxaccel.errors import UserError
@@ -31,7 +31,7 @@ def read_idx(path: Path) -> np.ndarray:
     IDX (http://yann.lecun.com/exdb/mnist): two zero bytes, a type code, the number of dimensions, each
     dimension as a big-endian uint32, then the elements in C order. Raises UserError for anything else.
     """
-    with reading(path, "is no whole gzip file"), open_file(path) as file:
+    with explain_errors(path, "is no whole gzip file"), open_file(path) as file:
         most = min(_MOST_BYTES, 64 * size_of(file) + (1 << 20))
         try:
             content = gzip.GzipFile(fileobj=file).read(most + 1)

@@ -12,7 +12,7 @@ from jaxaccel.core.interpret import is_compressed
 from jaxaccel.core.options import checked
 from jaxaccel.core.paths import Where, parameter_path
 from jaxaccel.errors import UserError
-from jaxaccel.transforms.params.select import check_selects_parameters, selects_parameter, whole
+from jaxaccel.transforms.params.select import check_selects_parameters, is_opaque, selects_parameter
 from jaxaccel.transforms.params.stacked import count_stack_axes
 
 PyTree = Any
@@ -65,7 +65,7 @@ def quantize(
         raise UserError(f"bits must be 8 or 4, got {bits}")
     if range not in ("absmax", "mse"):
         raise UserError(f"range must be absmax or mse, got {range!r}")
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=whole)
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_opaque)
     paths = [parameter_path(path) for path, _ in leaves]
     able = _stack_axes(dict(zip(paths, (x for _, x in leaves), strict=True)), stacked)
     compressed = [path for path, (_, x) in zip(paths, leaves, strict=True) if is_compressed(x)]
@@ -86,7 +86,7 @@ def quantize(
 
 def can_quantize(params: PyTree, where: Where, stacked: Where | None = None) -> bool:
     """Whether `where` selects a leaf that `quantize` makes integers of."""
-    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=whole)
+    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_opaque)
     able = _stack_axes({parameter_path(path): x for path, x in leaves}, stacked)
     return any(selects_parameter(where, path) for path in able)
 

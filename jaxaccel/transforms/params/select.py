@@ -25,7 +25,7 @@ class Selected(Mapping[str, Any]):
     def __init__(
         self, params: PyTree, where: Where, at_least: int, option: str, stacked: Where | None
     ) -> None:
-        self._leaves, self._treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=whole)
+        self._leaves, self._treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_opaque)
         self._paths = [parameter_path(path) for path, _ in self._leaves]
         floats = {p: x for p, (_, x) in zip(self._paths, self._leaves, strict=True) if _is_float(x)}
         axes = count_stack_axes({p: jnp.shape(x) for p, x in floats.items()}, stacked)
@@ -66,7 +66,7 @@ class Selected(Mapping[str, Any]):
         return jax.tree.unflatten(self._treedef, leaves)
 
 
-def selected(
+def select_leaves(
     params: PyTree,
     where: Where,
     *,
@@ -91,7 +91,7 @@ def selected(
     return Selected(params, where, at_least, option, stacked)
 
 
-def whole(x: Any) -> bool:
+def is_opaque(x: Any) -> bool:
     """Whether `x` is a compressed array that is not looked into: any but a low-rank one."""
     return is_compressed(x) and not isinstance(x, LowRankArray)
 

@@ -275,7 +275,7 @@ def assert_close(got, wanted, tolerance):
 
 def run(g, *args):
     """(result, what was recorded, operand types of its products) of `g` compiled."""
-    with sites.recording() as runs:
+    with sites.record_runs() as runs:
         lowered = jax.jit(g, compiler_options=OPTIONS).lower(*args)
     return lowered.compile()(*args), runs, dot_operands(lowered.as_text())
 
@@ -523,7 +523,7 @@ def test_frameworks(name, framework):
     given = ja.quantize(params, where, channels=channels) if case.quantized else params
     t = functools.partial(case.transform, strict=True, **options)
     wanted = jax.jit(lambda x: apply(params, x), compiler_options=OPTIONS)(IMAGES)
-    with sites.recording() as runs:
+    with sites.record_runs() as runs:
         if framework == "equinox_module":  # it holds functions, which `jax.jit` does not take
             got = jax.jit(lambda x: t(apply)(given, x), compiler_options=OPTIONS)(IMAGES)
         else:
@@ -590,7 +590,7 @@ def test_parameters_may_be_any_arguments():
         return x @ w @ more["kernel"]
 
     q = ja.quantize({"w": PARAMS["w1"], "more": {"kernel": PARAMS["w2"]}}, "**")
-    with sites.recording() as runs:
+    with sites.record_runs() as runs:
         got = ja.int8(f, argnums=(1, 2))(X, q["w"], more=q["more"])
     assert_close(got, f(X, PARAMS["w1"], {"kernel": PARAMS["w2"]}), 0.04)
     assert [(r.path, r.after) for r in runs[0].records] == [("w", "int8"), ("kernel", "int8")]

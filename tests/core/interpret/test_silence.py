@@ -26,7 +26,7 @@ Q = ja.quantize(W)
 
 def traced(f, *args):
     """The records of the outermost transformation of `f`."""
-    with sites.recording() as runs:
+    with sites.record_runs() as runs:
         jax.eval_shape(f, *args)
     return runs[-1].records
 
