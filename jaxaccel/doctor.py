@@ -28,7 +28,7 @@ from jaxaccel.advisor.findings import GB, Facts, Finding, findings
 from jaxaccel.core import runtime
 from jaxaccel.core.timing import ROUNDS, time_call
 
-UNDER_WAY = 4
+CALLS_UNDER_WAY = 4
 """Calls that are made before they are waited for, so that the device is never idle."""
 WATCHED = re.compile(r"(JAX|XLA|JAXACCEL|LIBTPU|CUDA_VISIBLE|TPU|NVIDIA_TF32|OMP_NUM|TFDS)_?")
 
@@ -81,9 +81,9 @@ def _measure(function: Callable[[jax.Array], jax.Array], x: jax.Array, seconds: 
     """Measures a call for about so many `seconds`: the median of turns of calls that are under way together."""
 
     def call() -> list[jax.Array]:
-        return [function(x) for _ in range(UNDER_WAY)]
+        return [function(x) for _ in range(CALLS_UNDER_WAY)]
 
-    return time_call(call, seconds=seconds / ROUNDS, budget=seconds) / UNDER_WAY
+    return time_call(call, seconds=seconds / ROUNDS, budget=seconds) / CALLS_UNDER_WAY
 
 
 def _gpus() -> tuple[str, ...]:

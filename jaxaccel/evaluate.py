@@ -44,7 +44,7 @@ from jaxaccel.training.evaluation import Evaluation
 from jaxaccel.training.messages import scores_text
 from jaxaccel.training.plot_mistakes import Mistake
 
-MOST_ROWS = 20
+MAX_ROWS = 20
 """Classes up to which the table on the terminal has all of them."""
 
 
@@ -97,8 +97,8 @@ def evaluate(run: Path | str, options: EvaluateOptions = EvaluateOptions()) -> E
 def class_tables(report: ClassReport) -> list[Table]:
     """What each class comes to, the worst ones where there are many, and what is confused most, for a terminal."""
     rows = report.rows()
-    some = sorted(rows, key=lambda row: np.nan_to_num(row["f1"], nan=2.0))[:MOST_ROWS]
-    many = len(rows) > MOST_ROWS
+    some = sorted(rows, key=lambda row: np.nan_to_num(row["f1"], nan=2.0))[:MAX_ROWS]
+    many = len(rows) > MAX_ROWS
     shown = Table(
         title=f"the {len(some)} of {len(rows)} classes with the lowest F1" if many else None,
         title_justify="left",

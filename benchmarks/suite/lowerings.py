@@ -30,7 +30,7 @@ from jaxaccel.transforms.lowering.choose import LOWERINGS, choose, compute, list
 
 SLOWER = 1.1
 """A choice that takes this many times as long as the fastest form is marked."""
-LIMIT = 3e8
+MAX_NUMBERS = 3e8
 """Elements of an operand above which a case is left out: it would not fit beside the others."""
 POOLS = (
     ("pool 2x2", 28, 32, 2, 2), ("pool 2x2", 14, 64, 2, 2), ("pool 2x2", 32, 64, 2, 2),
@@ -109,7 +109,7 @@ def measure(options: Options) -> Iterator[Cell]:
     if not todo:
         raise Mistake(f"--sites: no site's name holds {' or '.join(options.sites)}")
     for case, batch_size in todo:
-        if max(math.prod(shape.shape) for shape in case.shapes) <= LIMIT:
+        if max(math.prod(shape.shape) for shape in case.shapes) <= MAX_NUMBERS:
             yield measure_cell(case, batch_size, options)
 
 

@@ -4,9 +4,9 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-NEAR = (8.0, -14.0)
+NEAR_OFFSETS = (8.0, -14.0)
 """Heights above and below a point, in typographic points, at which a name needs no line to its point."""
-FURTHER = tuple(sign * height for height in range(20, 140, 12) for sign in (1, -1))
+FAR_OFFSETS = tuple(sign * height for height in range(20, 140, 12) for sign in (1, -1))
 SIDES = ((7.0, "left"), (-7.0, "right"))
 """Offsets from the point, in typographic points, of a name that begins or ends there."""
 
@@ -39,7 +39,7 @@ def name_points(
     centers = axis.transData.transform(points)
     taken = [Bbox.from_extents(x - radius, y - radius, x + radius, y + radius) for x, y in centers]
     taken += [text.get_window_extent(renderer) for text in axis.texts]
-    places = [(dx, dy, side) for dy, (dx, side) in itertools.product((*NEAR, *FURTHER), SIDES)]
+    places = [(dx, dy, side) for dy, (dx, side) in itertools.product((*NEAR_OFFSETS, *FAR_OFFSETS), SIDES)]
     for point, name in zip(points, names, strict=True):
         text = axis.annotate(name, point, xytext=(0, 0), textcoords="offset points", fontsize=8, color=color)
         text.set_in_layout(False)
@@ -48,7 +48,7 @@ def name_points(
         best = costs.index(min(costs))
         taken.append(_moved(text, places[best], renderer))
         dx, dy, _ = places[best]
-        if dy not in NEAR:
+        if dy not in NEAR_OFFSETS:
             axis.annotate(
                 "", point, xytext=(dx, dy + 4), textcoords="offset points",
                 arrowprops={"arrowstyle": "-", "color": line, "lw": 0.6, "shrinkA": 0, "shrinkB": 5},

@@ -19,9 +19,9 @@ from jaxaccel.transforms.params import count_multiply_adds
 from jaxaccel.transforms.params.save import transfer_seconds
 
 PyTree = Any
-SECONDS = 0.01
+TURN_SECONDS = 0.01
 """That a turn takes about: quick calls are repeated."""
-BUDGET = 60.0
+MAX_SECONDS = 60.0
 """Seconds after which no further round of a slow model begins."""
 
 
@@ -148,7 +148,7 @@ def time_beside(name: str, now: Callable[[], Any], before: Callable[[], Any] | N
     turns = {name: run_repeatedly(now)}
     if before is not None:
         turns[f"{name}_before"] = run_repeatedly(before)
-    return time_in_turns(turns, seconds=SECONDS, budget=BUDGET)
+    return time_in_turns(turns, seconds=TURN_SECONDS, budget=MAX_SECONDS)
 
 
 def count_numbers(variables: PyTree, count: Callable[[Any], int] = lambda x: x.size) -> int:

@@ -4,7 +4,7 @@ import os
 import threading
 import time
 
-SECONDS = 1.0
+POLL_SECONDS = 1.0
 """Between two looks at whether the parent is there."""
 
 
@@ -17,7 +17,7 @@ def end_with(parent: int) -> None:
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(SECONDS)
+            time.sleep(POLL_SECONDS)
         os._exit(1)
 
     threading.Thread(target=watch, name="watch the parent", daemon=True).start()

@@ -18,7 +18,7 @@ from jaxaccel.data.splits import divide, take
 from jaxaccel.errors import UserError
 
 log = logging.getLogger(__name__)
-_MANY = 20_000
+_MAX_QUIET_FILES = 20_000
 
 
 class FolderSet:
@@ -129,7 +129,7 @@ class FolderSource:
 
 def find_common_shape(path: Path, files: Sequence[ImageFile]) -> tuple[int | None, int | None, int]:
     """(H, W, C) of all images, by their headers: C is 1 if all are gray, else 3; H and W None if mixed."""
-    if len(files) > _MANY:
+    if len(files) > _MAX_QUIET_FILES:
         log.info("reading the headers of %s pictures", f"{len(files):,}")
     gray = True
     sizes: set[tuple[int, int]] = set()

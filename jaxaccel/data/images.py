@@ -59,7 +59,7 @@ def decode_image(content: bytes, channels: int, *, upright: bool = False) -> np.
       upright: turn the picture as its EXIF data say. Data sets of TFDS are taken as they are stored.
 
     Raises:
-      ValueError: it has more than `bounds.MOST_PIXELS`, or nobody knows which of its pixels are white.
+      ValueError: it has more than `bounds.MAX_PIXELS`, or nobody knows which of its pixels are white.
       Exception: whatever Pillow raises for a damaged picture, or one of another format.
     """
     from PIL import Image, ImageOps, PngImagePlugin

@@ -31,7 +31,7 @@ OLD_SEAL = "sha256.json"
 
 
 Say = Callable[[str], None]
-AT_ONCE = 2**30
+MAX_BYTES_AT_ONCE = 2**30
 """Bytes that are read before what was read is placed: a state may be larger than the host's memory."""
 
 
@@ -166,7 +166,7 @@ def _portions(checkpoint: Path, wanted: Callable[[str], bool]) -> Iterator[list[
         if not wanted(path):
             continue
         here = math.prod(array.shape) * np.dtype(array.dtype).itemsize
-        if paths and size + here > AT_ONCE:
+        if paths and size + here > MAX_BYTES_AT_ONCE:
             yield paths
             paths, size = [], 0
         paths, size = [*paths, path], size + here

@@ -11,13 +11,13 @@ import numpy as np
 from jaxaccel.tasks.class_report import ClassReport
 from jaxaccel.training.plot import BLUE, INK, MUTED, ORANGE
 
-MOST_COUNTS = 20
+MAX_CLASSES_WITH_COUNTS = 20
 """Classes up to which every cell of the matrix has its count written in."""
-MOST_NAMES = 60
+MAX_CLASSES_WITH_NAMES = 60
 """Classes up to which every row and column has its name."""
-MOST_CELLS = 150
+MAX_CLASSES_AS_CELLS = 150
 """Classes up to which cells are large enough to be seen; beyond, each that is not empty is a dot."""
-LONGEST = 18
+MAX_NAME_LENGTH = 18
 """Letters of a class name that are shown."""
 
 
@@ -45,14 +45,14 @@ def draw_confusion(path: Path, report: ClassReport, title: str) -> None:
     figure = Figure(figsize=(inches + 0.6, inches), layout="constrained", dpi=120)
     figure.suptitle(title, color=INK, fontsize=10, fontweight="bold", x=0.01, ha="left", parse_math=False)
     axis = figure.subplots()
-    if size <= MOST_CELLS:
+    if size <= MAX_CLASSES_AS_CELLS:
         axis.imshow(_colors(report), interpolation="nearest", aspect="equal")
     else:
         _draw_dots(axis, report)
-    if size <= MOST_COUNTS:
+    if size <= MAX_CLASSES_WITH_COUNTS:
         _write_counts(axis, report, 10 if size < 12 else 7)
-    step = 1 if size <= MOST_NAMES else math.ceil(size / 40)
-    places, font = range(0, size, step), 9 if size <= MOST_COUNTS else 7
+    step = 1 if size <= MAX_CLASSES_WITH_NAMES else math.ceil(size / 40)
+    places, font = range(0, size, step), 9 if size <= MAX_CLASSES_WITH_COUNTS else 7
     names = [_short(report.class_names[i]) for i in places]
     long = max(map(len, names)) * font * 0.6 > 72 * (inches - 2) / len(names)
     axis.set_yticks(places, names, fontsize=font, parse_math=False)
@@ -63,7 +63,7 @@ def draw_confusion(path: Path, report: ClassReport, title: str) -> None:
     )
     axis.tick_params(length=0, labelcolor=INK)
     axis.spines[:].set_visible(False)
-    if size <= MOST_NAMES:
+    if size <= MAX_CLASSES_WITH_NAMES:
         axis.set_xticks(np.arange(size + 1) - 0.5, minor=True)
         axis.set_yticks(np.arange(size + 1) - 0.5, minor=True)
         axis.grid(which="minor", color="white", lw=1)
@@ -139,4 +139,4 @@ def _rgb(color: str) -> np.ndarray:
 
 def _short(name: str) -> str:
     plain = " ".join(name.split())
-    return plain if len(plain) <= LONGEST else plain[: LONGEST - 1] + "…"
+    return plain if len(plain) <= MAX_NAME_LENGTH else plain[: MAX_NAME_LENGTH - 1] + "…"

@@ -11,7 +11,7 @@ from jaxaccel.data.order import Phase
 from jaxaccel.errors import UserError, option
 from jaxaccel.training.recipe import Recipe
 
-FEW_STEPS = 10
+MIN_STEPS = 10
 """A run of fewer is told: it learns next to nothing."""
 
 
@@ -60,7 +60,7 @@ class Plan:
                 f"{self.size} training examples are fewer than a batch of {max(wanted)}: steps take {max(smaller)} "
                 f"at a time, {self.steps} steps in all"
             )
-        if self.steps < FEW_STEPS:
+        if self.steps < MIN_STEPS:
             each = self.phases[-1].batch_size
             return (
                 f"{recipe.epochs:g} epochs of {self.size} training examples are {self.steps} "

@@ -21,7 +21,7 @@ Better = Literal["higher", "lower"]
 CHECKPOINTS = "checkpoints"
 """Folder of a run that holds them, a directory a step."""
 WEIGHTS = ("params/", "model_state/", "average/")
-PAUSE = 0.3
+RETRY_SECONDS = 0.3
 """Seconds after which a checkpoint that could not be read is looked for again: its trainer may have removed it."""
 
 
@@ -189,7 +189,7 @@ def _nothing(directory: Path, there: Sequence[int], which: Literal["best", "last
 
 def _still_there(checkpoint: Path) -> bool:
     """Whether a checkpoint that could not be read is damaged, not one that its trainer was removing."""
-    time.sleep(PAUSE)
+    time.sleep(RETRY_SECONDS)
     return checkpoint.is_dir()
 
 

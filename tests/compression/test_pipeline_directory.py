@@ -44,7 +44,7 @@ def compress(monkeypatch, origin):
     """`ja.compress` from that model, without the measurements."""
     fields = {field.name: 1 for field in dataclasses.fields(Receipt)}
     module = sys.modules["jaxaccel.compression.loop"]
-    monkeypatch.setattr(module, "pareto", lambda *_: None)
+    monkeypatch.setattr(module, "draw_pareto", lambda *_: None)
     monkeypatch.setattr(
         module, "receipt", lambda name, *_: Receipt(**fields | {"step": name, "scores": {"accuracy": 0.5}})
     )

@@ -193,7 +193,7 @@ def python(program, *words, **how):
 
 
 HOLD = "import sys, time; from pathlib import Path; from jaxaccel.training import lock\n"
-HOLD += "with lock.held(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+HOLD += "with lock.hold_lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
 
 
 def test_a_second_writer_is_told_who_the_first_one_is(tmp_path):
@@ -413,7 +413,7 @@ def test_a_directory_that_goes_while_it_is_written_to_is_told(run, by_another):
 
 # ---- processes -------------------------------------------------------------------------------------------------
 
-CHILD = "import sys, time; from jaxaccel.data import parent; parent.SECONDS = 0.05; parent.end_with(int(sys.argv[1]))\n"
+CHILD = "import sys, time; from jaxaccel.data import child_processes as c; c.POLL_SECONDS = 0.05; c.end_with(int(sys.argv[1]))\n"
 CHILD += "print('watching', flush=True); time.sleep(60)"
 PARENT = "import os, subprocess, sys\nsubprocess.Popen([sys.executable, '-c', sys.argv[1], str(os.getpid())]).wait()"
 

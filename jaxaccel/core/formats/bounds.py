@@ -17,9 +17,9 @@ from jaxaccel.errors import UserError
 
 FLOOR = 1 << 26
 """Bytes that even the smallest file may fill: zeros of a small network, packed, are next to nothing."""
-MOST_PIXELS = 178_956_970
+MAX_PIXELS = 178_956_970
 """Of a picture: what Pillow too refuses by itself, where it looks; half a gigabyte in RGB."""
-_LONGEST_TEXT = 1 << 26  # bytes of a JSON file
+_MAX_JSON_BYTES = 1 << 26  # bytes of a JSON file
 _MALFORMED = (
     *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, EOFError),
     *(RuntimeError, MemoryError, struct.error, zlib.error, lzma.LZMAError, zipfile.BadZipFile),
@@ -123,19 +123,19 @@ def read_bytes(path: Path, most: int) -> bytes:
 
 def read_json(path: Path) -> Any:
     """The value in a JSON file of at most 64 MiB; for within `explain_errors`."""
-    return json.loads(read_bytes(path, _LONGEST_TEXT))
+    return json.loads(read_bytes(path, _MAX_JSON_BYTES))
 
 
 def check_pixels(size: tuple[int, int]) -> None:
     """Checks (width, height) in pixels, as the header of a picture says, before it is decoded.
 
     Raises:
-      ValueError: that is more than `MOST_PIXELS`.
+      ValueError: that is more than `MAX_PIXELS`.
     """
     width, height = size
     check(
-        width * height <= MOST_PIXELS,
-        f"{width} x {height} pixels are more than {MOST_PIXELS:,}: make it smaller",
+        width * height <= MAX_PIXELS,
+        f"{width} x {height} pixels are more than {MAX_PIXELS:,}: make it smaller",
     )
 
 

@@ -22,7 +22,7 @@ from jaxaccel.core.formats.bounds import (
     zip_members,
 )
 
-MOST_TIMES = 64
+MAX_EXPANSION = 64
 """How many times as large as the file its arrays may be, beyond `bounds.FLOOR`. Weights of which nine in ten are zero
 reach 10, zeros alone 1,032."""
 
@@ -32,7 +32,7 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
 
     Raises:
       UserError: the file is missing, damaged, encrypted or of another kind, holds objects or structures, or claims to
-        hold more than `MOST_TIMES` its size.
+        hold more than `MAX_EXPANSION` its size.
     """
     path = Path(path)
     with (
@@ -40,7 +40,7 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
         open_file(path) as file,
         zipfile.ZipFile(file) as archive,
     ):
-        limit = MOST_TIMES * size_of(file) + FLOOR
+        limit = MAX_EXPANSION * size_of(file) + FLOOR
         claimed = sum(member.file_size for member in archive.infolist())
         members = zip_members(
             archive,

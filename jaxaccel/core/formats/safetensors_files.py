@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxaccel.core.formats.bounds import Refused, check, explain_errors, open_file, shorten, size_of
 
-_LONGEST_HEADER = 100_000_000  # bytes, as in the format's own parser
+_MAX_HEADER_BYTES = 100_000_000  # bytes, as in the format's own parser
 _DTYPES: dict[str, Any] = {
     "BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4",
     "U64": "<u8", "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8", "C64": "<c8",
@@ -60,7 +60,7 @@ def read_header(file: IO[bytes]) -> Header:
     """
     size = size_of(file)
     length = int.from_bytes(file.read(8), "little")
-    check(2 <= length <= min(size - 8, _LONGEST_HEADER), "a header longer than the file")
+    check(2 <= length <= min(size - 8, _MAX_HEADER_BYTES), "a header longer than the file")
     header = json.loads(file.read(length), object_pairs_hook=_without_twins)
     check(isinstance(header, dict), "a header of something else than names")
     metadata = header.pop("__metadata__", None) or {}

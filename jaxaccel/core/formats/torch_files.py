@@ -30,8 +30,8 @@ from jaxaccel.core.formats.pickles import Name, Opaque
 from jaxaccel.core.formats.torch_pickle import Storage, Tensor, load
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-_DEEPEST = 64  # containers in containers
-_MOST_TIMES, _MOST_MORE = 16, 1 << 24  # a view may repeat its storage, but not without end
+_MAX_DEPTH = 64  # containers in containers
+_MAX_EXPANSION, _MAX_EXTRA_BYTES = 16, 1 << 24  # a view may repeat its storage, but not without end
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def read(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     with explain_errors(path, "was not written by torch.save"), open_file(path) as file:
-        limit = _MOST_TIMES * size_of(file) + _MOST_MORE
+        limit = _MAX_EXPANSION * size_of(file) + _MAX_EXTRA_BYTES
         zipped = file.read(4) == b"PK\x03\x04"
         file.seek(0)
         value = _read_zip(file, limit) if zipped else _read_legacy(file.read(), limit)
@@ -121,8 +121,8 @@ class _Arrays:
     def filled(self, value: Any, depth: int = 0) -> Any:
         if value is None or isinstance(value, str | bytes | int | float | complex | np.generic):
             return value
-        if depth > _DEEPEST:
-            raise Refused(f"nests more than {_DEEPEST} containers, or one in itself; refused")
+        if depth > _MAX_DEPTH:
+            raise Refused(f"nests more than {_MAX_DEPTH} containers, or one in itself; refused")
         if id(value) not in self._done:
             self._done[id(value)] = self._fresh(value, depth + 1)
         return self._done[id(value)]

@@ -15,7 +15,7 @@ from jaxaccel.data.augment.batch import (
     image_of,
     per_image,
 )
-from jaxaccel.data.augment.crop import ATTEMPTS, first_fitting
+from jaxaccel.data.augment.crop import MAX_ATTEMPTS, first_fitting
 from jaxaccel.data.augment.keys import example_keys, uniforms
 from jaxaccel.errors import UserError
 
@@ -88,7 +88,7 @@ def random_erasing(
     if isinstance(fill, str) and fill != "noise":
         raise UserError(f"random_erasing: fill must be a number or 'noise', not {fill!r}")
     _, height, width, _ = image.shape
-    draws = uniforms(key, batch, 1 + 4 * ATTEMPTS)
+    draws = uniforms(key, batch, 1 + 4 * MAX_ATTEMPTS)
     box = first_fitting(draws[:, 1:], height, width, scale, ratio, otherwise=(0, 0, 0, 0))
     top, left, tall, broad = (per_image(part) for part in box)
     erased = inside(top, left, tall, broad, height, width) & per_image(draws[:, 0] < probability)

@@ -20,7 +20,7 @@ from jaxaccel.data.augment.deferred import changed, image_like
 from jaxaccel.data.augment.exact import directions, drawn_from, exact_sum, on_grid, stacked
 from jaxaccel.data.augment.keys import uniforms
 from jaxaccel.data.augment.moves import Resampling, composed
-from jaxaccel.data.augment.resample import SMALLEST_SCALE, Fill, Method, check_sampling
+from jaxaccel.data.augment.resample import MIN_SCALE, Fill, Method, check_sampling
 
 
 def rotation_and_scale(direction: jax.Array, scale: jax.Array) -> jax.Array:
@@ -108,7 +108,7 @@ def affine(
     check_sampling(fill, method, image, "affine")
     check_number(rotation, "rotation", 0, 180, "affine", " degrees")
     check_number(translation, "translation", 0, 1, "affine", " (a fraction of the size)")
-    check_range(scale, "scale", SMALLEST_SCALE, 1024, "affine")
+    check_range(scale, "scale", MIN_SCALE, 1024, "affine")
     _, height, width, _ = image.shape
     # Four numbers are drawn whatever the options: rotate, scale and translate see affine's draws.
     draws = uniforms(key, batch, 4)

@@ -19,7 +19,7 @@ from jaxaccel.errors import UserError
 Method = Literal["nearest", "bilinear", "bicubic"]
 Fill = float | Literal["edge", "reflect"]
 
-SMALLEST_SCALE = 1 / 16
+MIN_SCALE = 1 / 16
 """Images shrink by 16 at most, which bounds the coordinates and thus sets the fixed-point precision."""
 
 DENOMINATOR_BITS = 27
@@ -46,11 +46,11 @@ def check_sampling(fill: Fill, method: str, image: jax.ShapeDtypeStruct, operati
 def fraction_bits(height: int, width: int) -> int:
     """Fraction bits of coordinates (in pixels) that int32 has room for: 19 at 32x32, 16 at 224x224.
 
-    The two products of a coordinate together stay below ``(height + width) / (2 * SMALLEST_SCALE)`` pixels,
-    the translation below ``(height + width) / SMALLEST_SCALE`` and the center below ``height + width``; one more
+    The two products of a coordinate together stay below ``(height + width) / (2 * MIN_SCALE)`` pixels,
+    the translation below ``(height + width) / MIN_SCALE`` and the center below ``height + width``; one more
     bit is the sign, and one counts half pixels.
     """
-    largest = 1.5 * (height + width) / SMALLEST_SCALE + height + width
+    largest = 1.5 * (height + width) / MIN_SCALE + height + width
     return min(30 - math.ceil(math.log2(largest)), 22)  # 22: a weight is exact as a float32
 
 
@@ -72,8 +72,8 @@ def places(
     """
     rows = (2 * jnp.arange(shape[0], dtype=jnp.int32) - (shape[0] - 1))[:, None]  # half pixels
     columns = (2 * jnp.arange(shape[1], dtype=jnp.int32) - (shape[1] - 1))[None, :]
-    linear = fixed_point(jnp.clip(matrix[:2, :2], -1 / SMALLEST_SCALE, 1 / SMALLEST_SCALE), bits)
-    far = sum(source) / SMALLEST_SCALE
+    linear = fixed_point(jnp.clip(matrix[:2, :2], -1 / MIN_SCALE, 1 / MIN_SCALE), bits)
+    far = sum(source) / MIN_SCALE
     shift = fixed_point(jnp.clip(matrix[:2, 2], -far, far), bits)
     found = [
         entries[0] * rows + entries[1] * columns + 2 * move

@@ -21,7 +21,7 @@ from jaxaccel.errors import UserError
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _URL = "https://www.cs.toronto.edu/~kriz/"
 _PIXELS = 3 * 32 * 32
-_MOST_BYTES = 1 << 26  # of a file of 10,000 images, which has 31 MB
+_MAX_BYTES = 1 << 26  # of a file of 10,000 images, which has 31 MB
 
 # Images uint8 (N, 32, 32, 3) and labels uint8 (N,) of one file of the data set.
 Batch = tuple[np.ndarray, np.ndarray]
@@ -76,9 +76,9 @@ def read_archive(path: Path, parse: Callable[[bytes], Batch], members: list[str]
                     stream = archive.extractfile(member)
                     if stream is None:
                         raise ValueError(f"{member} is no file")
-                    content = stream.read(_MOST_BYTES + 1)
-                    if len(content) > _MOST_BYTES:
-                        raise Refused(f"has a member of more than {_MOST_BYTES:,} bytes, which no batch has")
+                    content = stream.read(_MAX_BYTES + 1)
+                    if len(content) > _MAX_BYTES:
+                        raise Refused(f"has a member of more than {_MAX_BYTES:,} bytes, which no batch has")
                     yield parse(content)
         except tarfile.TarError as error:
             raise ValueError(str(error)) from error

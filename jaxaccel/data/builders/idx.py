@@ -21,7 +21,7 @@ _FILES = {
     "test_images": "t10k-images-idx3-ubyte.gz",
     "test_labels": "t10k-labels-idx1-ubyte.gz",
 }
-_MOST_BYTES = 1 << 27  # 60,000 images of 28x28 are 47 MB
+_MAX_BYTES = 1 << 27  # 60,000 images of 28x28 are 47 MB
 _UINT8 = 0x08  # the IDX type code of unsigned bytes
 
 
@@ -32,7 +32,7 @@ def read_idx(path: Path) -> np.ndarray:
     dimension as a big-endian uint32, then the elements in C order. Raises UserError for anything else.
     """
     with explain_errors(path, "is no whole gzip file"), open_file(path) as file:
-        most = min(_MOST_BYTES, 64 * size_of(file) + (1 << 20))
+        most = min(_MAX_BYTES, 64 * size_of(file) + (1 << 20))
         try:
             content = gzip.GzipFile(fileobj=file).read(most + 1)
         except gzip.BadGzipFile as error:

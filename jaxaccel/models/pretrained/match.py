@@ -18,7 +18,7 @@ MARGIN = 0.25
 """By how much a pairing must be better than the next one; below it is a guess."""
 Order = Literal["all", "counted", "none"]
 """``counted`` where names were sorted: then only what numbers tell apart is in order, ``layer1.0`` and ``layer1.1``."""
-ROUNDS = 5
+MAX_ROUNDS = 5
 """In which pairs and what their siblings say of them come to agree; where they do not, it is a guess."""
 
 
@@ -171,7 +171,7 @@ def _settled(
     """Pairs that agree with what clear ones say of their siblings, and the score with that."""
     alone, made = score, _assigned(possible, score)
     changed: list[tuple[int, int, int]] = []
-    for _ in range(ROUNDS):
+    for _ in range(MAX_ROUNDS):
         doubtful = _doubtful(made, possible, score)
         clear = [(targets[i], sources[j]) for i, j in made if i not in doubtful]
         score = alone + NAMES_WEIGH * _siblings([*told, *clear], sources, targets)

@@ -36,7 +36,7 @@ CODERS: dict[str, list[dict[str, Any]]] = {
     ],
 }
 """By name: filters of Python's lzma module. ``raw`` leaves bytes as they are."""
-LONGEST_TABLE = 1 << 24
+MAX_TABLE_LENGTH = 1 << 24
 """Bytes of the table, enough for a hundred thousand arrays."""
 _SPARSE = 0.2
 """Share of zeros above which an array is stored as bits and the rest."""
@@ -59,7 +59,7 @@ def save_params(params: PyTree, file: str | Path) -> int:
     table = [{"path": path_parts(path), **_described(x, streams)} for path, x in leaves]
     streams[TABLE] = [json.dumps(table).encode()]
     plain = {name: b"".join(pieces) for name, pieces in streams.items()}
-    if len(plain[TABLE]) > LONGEST_TABLE:
+    if len(plain[TABLE]) > MAX_TABLE_LENGTH:
         raise UserError(f"{len(leaves):,} arrays are more than a packed file names: pack parts of them")
     content = _content({name: _coded(name, data) for name, data in plain.items()}, plain)
     if sum(leaf.nbytes for leaf in jax.tree.leaves(params)) > max_array_bytes(len(content)):
@@ -76,7 +76,7 @@ def max_array_bytes(size: int) -> int:
 
 def max_table_length(size: int) -> int:
     """How long the table may be that takes `size` bytes when coded; real ones are 15 to 50 times as long."""
-    return min(64 * size + (1 << 16), LONGEST_TABLE)
+    return min(64 * size + (1 << 16), MAX_TABLE_LENGTH)
 
 
 def transfer_seconds(size: int, bits_per_second: float) -> float:

@@ -176,7 +176,7 @@ def test_large_weights_are_cut_as_small_ones_are(monkeypatch):
 
     expected, energy, stable = ranks()
     assert 8 < expected[2] < 23 and expected[3] is None and expected[4:] == [3, 15, 23, None]
-    monkeypatch.setattr(sys.modules["jaxaccel.transforms.params.svd"], "LARGE", 16)
+    monkeypatch.setattr(sys.modules["jaxaccel.transforms.params.svd"], "MAX_EXACT_SIZE", 16)
     found = ranks()
     assert found[0] == expected
     np.testing.assert_allclose(found[1], energy, rtol=1e-2)
