@@ -34,7 +34,7 @@ class RunOptions(Options):
     """What to do with the run, beside the recipe."""
 
     run: Path | None = None
-    """Directory of the run [default: runs/NAME]."""
+    """Write the run to this directory [default: runs/NAME]."""
     resume: bool = False
     """Go on from the newest checkpoint in that directory."""
     overwrite: bool = False
@@ -45,8 +45,8 @@ class RunOptions(Options):
     trust: bool = False
     """Execute code that a run brings along, or a teacher's, also where somebody else wrote it."""
     logger: tuple[str, ...] = ()
-    """Functions of (recipe, directory) that make loggers of the metrics, such as of Weights & Biases, by dotted name:
-    my_module.my_logger."""
+    """Also send the metrics to the loggers that these functions of (recipe, directory) make, such as Weights
+    & Biases, given by dotted name: my_module.my_logger."""
     traceback: bool = False
     """Show Python's traceback when something goes wrong."""
 

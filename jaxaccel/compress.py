@@ -32,13 +32,13 @@ class PipelineOptions(Options):
     """Where results go, and how they are measured."""
 
     run: Path | None = None
-    """Directory of the pipeline [default: runs/ORIGIN-compressed]."""
+    """Write the pipeline to this directory [default: runs/ORIGIN-compressed]."""
     resume: bool = False
     """Go on after the last step that has its receipt."""
     overwrite: bool = False
     """Replace what is in that directory."""
     batch: Count = 128
-    """Examples in a batch of evaluation and of the receipts' throughput."""
+    """Put this many examples into each batch of the evaluation and of the receipts' throughput."""
     trust: bool = False
     """Execute code that the run, or a teacher's, brings along, also where somebody else wrote it."""
     traceback: bool = False

@@ -53,18 +53,20 @@ class EvaluateOptions(Options):
     """What to evaluate, and where to write it."""
 
     split: str = ""
-    """Split of the data, slices as TFDS writes them: train[:90%]; validation is the share that
+    """Evaluate on this split, in TFDS's slicing syntax: train[:90%]; validation is the share that
     --data.validation set aside [default: the run's --data.eval-split]."""
     which: str = "best"
-    """Checkpoint: best, last or the number of a step; of a compressed model the name of a step, the last by default."""
+    """Evaluate this checkpoint: best, last or the number of a step; of a compressed model the name of a step,
+    by default the last."""
     data: str = ""
-    """Another data set with the same classes: a name, or a folder with one subfolder a class [default: the run's]."""
+    """Evaluate on another data set with the same classes: a name, or a folder with one subfolder a class
+    [default: the run's]."""
     data_dir: Path | None = None
-    """Where prepared data sets lie [default: as the run had it]."""
+    """Look for prepared data sets in this directory [default: the run's]."""
     out: Path | None = None
-    """Directory to write to [default: RUN/evaluation/SPLIT]."""
+    """Write to this directory [default: RUN/evaluation/SPLIT]."""
     mistakes: CountOrZero = 36
-    """How many of the surest mistakes to write down and to draw; 0 for none."""
+    """Number of the surest mistakes to write down and to draw; 0 writes none."""
     trust: bool = False
     """Execute code that the run brings along, also where somebody else wrote it."""
     traceback: bool = False

@@ -30,7 +30,7 @@ class Pipeline(Options):
     """Named steps, taken one after another."""
 
     steps: Mapping[str, Step]
-    """By name, in order: letters, digits and underscores."""
+    """Steps by name, taken in this order; names are letters, digits and underscores."""
 
     def check_values(self) -> None:
         """Checks the names, of which files are made."""

@@ -55,26 +55,26 @@ class FineTune(Step):
     """Trains on, as the model was trained but for what stands here. What was pruned stays zero."""
 
     epochs: Positive = 1.0
-    """Passes over the training split."""
+    """Train for this many passes over the training split."""
     rate: Positive = 0.1
-    """Highest learning rate, as a share of the recipe's; it falls by a cosine."""
+    """Peak of the learning rate as a share of the recipe's; it falls by a cosine."""
     warmup: Share = 0.0
-    """Share of the steps in which it rises first."""
+    """Share of the steps in which the learning rate climbs from 0 to its peak."""
     split: str = ""
-    """Of the training data, train[:10000] for instance; empty for the whole."""
+    """Train on this part of the training data, such as train[:10000]; empty for the whole."""
     sparse: Sparse = Sparse()
-    """Pruning while training; without any, weights stay zero that an earlier step pruned."""
+    """Prune while training; without this, weights that an earlier step pruned stay zero."""
     teacher: str = ""
-    """Who is learned from besides: origin, or another run or file of weights; empty for nobody."""
+    """Learn also from the outputs of this model: origin, another run, or a file of weights; empty for none."""
     teacher_model: Call | None = None
-    """What makes the teacher's model where that is a file; by default that of the training recipe. A run knows its own,
-    as does the origin."""
+    """Make the teacher with this function where it is a file of weights [default: the model of the training
+    recipe]; a run and the origin know their own."""
     temperature: Positive = 4.0
-    """Of the teacher's soft targets."""
+    """Divide both models' logits by this number for the soft targets."""
     soft: Share = 0.9
     """Weight of the soft targets in the loss; the labels have the rest."""
     precision: Literal[""] | Precision = ""
-    """Of the training; empty for that of the recipe."""
+    """Compute matrix products and convolutions of the training in this precision; empty for the recipe's."""
 
     def check_values(self) -> None:
         """Checks what is asked of pruning and of a teacher."""
@@ -111,9 +111,9 @@ class Student(Step):
 
     same_function: ClassVar[bool] = False
     model: Call | None = None
-    """What makes it: resnet20, or my_package.models.MyNet(width=16)."""
+    """Make the student with this: resnet20, or my_package.models.MyNet(width=16)."""
     init_from: Path | None = None
-    """A run or a file with weights to begin with; without, it begins with random ones."""
+    """Start from the weights of this run or file; without it, from random ones."""
 
     def apply(self, stage: Stage, setting: Setting, name: str) -> Stage:
         """The student's stage."""

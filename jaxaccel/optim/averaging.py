@@ -37,7 +37,7 @@ class Averaging(Options):
     """
 
     decay: float | jax.Array = 0.0
-    """Of the exponential moving average."""
+    """Decay of the exponential moving average."""
     at: Sequence[int] = ()
     """Steps done when a sample for the mean is taken, in rising order."""
 

@@ -117,5 +117,5 @@ def order_columns(factor: jax.Array, basis: jax.Array) -> jax.Array:
 
 
 def power_iteration(factor: jax.Array, basis: jax.Array) -> jax.Array:
-    """Takes a step of orthogonal iteration: turns `basis`, its columns in order, toward the eigenvectors of `factor`."""
+    """Takes a step of orthogonal iteration: turns `basis`, its columns in order, to the eigenvectors of `factor`."""
     return jnp.linalg.qr(_dot(factor, basis))[0]

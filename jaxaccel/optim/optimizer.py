@@ -40,26 +40,31 @@ class Optimizer(Options):
     """An optimizer by its name in Optax, or one of ours that Optax lacks, and what stands around it."""
 
     name: str = "adamw"
-    """sgd, adamw, lars, lamb, lion, muon, sophia, prodigy, schedule_free_adamw, shampoo, soap, or any other of Optax
-    and its contrib. lbfgs and conjugate_gradient search along a line for each step and use no learning rate."""
+    """Name of the optimizer: sgd, adamw, lars, lamb, lion, muon, sophia, prodigy, schedule_free_adamw,
+    shampoo, soap, or any other of Optax and its contrib. lbfgs and conjugate_gradient search along a line for
+    each step and use no learning rate."""
     learning_rate: NonNegative = 1e-3
-    """At the peak of the schedule."""
+    """Learning rate at the peak of the schedule."""
     args: Mapping[str, float | bool] = dataclasses.field(default_factory=dict)
-    """Further arguments of that optimizer: `--optimizer.args momentum 0.9 nesterov 1`."""
+    """Pass these further arguments to that optimizer: `--optimizer.args momentum 0.9 nesterov 1`."""
     weight_decay: NonNegative = 0.0
-    """Decoupled where the optimizer has it (adamw, lion, ...), else added to the gradient (L2, as for sgd)."""
+    """Strength of weight decay; decoupled where the optimizer has it (adamw, lion, ...), else added to the
+    gradient (L2, as for sgd)."""
     decay_where: str = "**/{kernel,embedding}"
-    """Which parameters decay, by path; all of them with optimizers that cannot tell (prodigy, schedule_free_adamw)."""
+    """Decay the parameters whose paths match this pattern; optimizers that cannot tell them apart (prodigy,
+    schedule_free_adamw) decay all."""
     rates: Mapping[str, NonNegative] = dataclasses.field(default_factory=dict)
-    """Learning rates of groups of parameters, as multiples, by path: `--optimizer.rates '**/head/**' 10`; 0 freezes."""
+    """Multiply the learning rate of groups of parameters, by path: `--optimizer.rates '**/head/**' 10`; 0
+    freezes a group."""
     freeze: tuple[str, ...] = ()
-    """Parameters that stay as they are, by path ('stem/**' 'stages/0/**'): they get no gradient and no state, and are
-    not pruned."""
+    """Keep parameters as they are, by path ('stem/**' 'stages/0/**'): they get no gradient and no state, and
+    are not pruned."""
     unfreeze: Mapping[str, Share] = dataclasses.field(default_factory=dict)
-    """Groups of parameters that begin to move later, by path, and after which share of the run (Howard & Ruder 2018):
+    """Start to train groups of parameters, by path, only after a share of the run (Howard & Ruder 2018):
     `--optimizer.unfreeze 'stages/**' 0.2 'stem/**' 0.5`."""
     layer_decay: NonNegative = 1.0
-    """Each layer's learning rate as a share of that of the layer above it, for fine-tuning (Bao et al. 2021)."""
+    """Give each layer this share of the learning rate of the layer above it, for fine-tuning (Bao et al.
+    2021)."""
     clip_norm: NonNegative = 0.0
     """Clip the global norm of the gradient to this; 0 does not clip."""
     accumulate: Count = 1
@@ -67,17 +72,18 @@ class Optimizer(Options):
     sam: NonNegative = 0.0
     """Radius of sharpness-aware minimization (Foret et al. 2021): two gradients a step; 0.05 is usual, 0 is off."""
     asam: NonNegative = 0.0
-    """The same in proportion to each weight's size (Kwon et al. 2021): 0.5 is usual."""
+    """Radius in proportion to each weight's size instead (Kwon et al. 2021): 0.5 is usual, 0 is off."""
     lookahead: CountOrZero = 0
-    """Steps after which slow weights go half of the way to the fast ones, which start again there; evaluation uses the
-    slow ones, unless `ema` or `swa` averages the fast ones; 0 is off."""
+    """Number of steps after which slow weights go half of the way to the fast ones, which start again there;
+    evaluation uses the slow ones, unless `ema` or `swa` averages the fast ones; 0 is off."""
     ema: ShareBelowOne = 0.0
     """Decay of the exponential moving average of the weights that evaluation then uses; 0 keeps none."""
     swa: ShareBelowOne = 0.0
     """Share of the run after which the weights at the end of each epoch are averaged, all with equal weight, for
     evaluation (Izmailov et al. 2018); 0 keeps no such average."""
     reestimate: CountOrZero = 0
-    """Training batches from which the BatchNorm statistics of averaged weights are computed before each evaluation."""
+    """Number of training batches from which the BatchNorm statistics of averaged weights are computed before
+    each evaluation."""
 
     def check_values(self) -> None:
         """Checks what excludes each other."""

@@ -44,19 +44,22 @@ class Sparse(Options):
     each of which what is left goes back to its weights of step `begin` (Frankle et al. 2020, arXiv:1912.05671).
     fixed: weights that are 0 at the start stay 0."""
     pattern: str = "unstructured"
-    """unstructured, n:m (2:4, pruned at once by gradual too), block or block:RxC; set and rigl know only the first."""
+    """Remove weights one by one (unstructured), all but n of each m (2:4; gradual prunes them at once too),
+    or in blocks (block, block:RxC); set and rigl know only the first."""
     scope: Scope = "layer"
-    """Whether each layer loses that share, or all together (global; not set, rigl), or each by its shape (erk)."""
+    """layer removes that share of each layer, global of all layers together (not with set, rigl), erk a share
+    of each layer that follows from its shape."""
     where: str = KERNELS
-    """Which weights, by path; none that the optimizer's `freeze` keeps as they are."""
+    """Prune the weights whose paths match this pattern; none that the optimizer's `freeze` keeps as they
+    are."""
     begin: Share = 0.0
-    """When pruning begins, as a share of all steps."""
+    """Share of all steps after which pruning begins."""
     end: Share = 0.75
-    """When the masks no longer change."""
+    """Share of all steps after which the masks no longer change."""
     every: Count = 100
-    """Steps from one change of the masks to the next."""
+    """Number of steps from one change of the masks to the next."""
     regrow: Share = 0.3
-    """set, rigl: share of the weights that are exchanged, which falls to 0 by a cosine."""
+    """Share of the weights that set and rigl exchange at first; it falls to 0 by a cosine."""
 
     def check_values(self) -> None:
         """Checks that nothing contradicts itself, and that nothing would be ignored."""

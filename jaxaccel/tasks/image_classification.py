@@ -27,13 +27,13 @@ class ImageClassification(Task):
     image_size: CountOrZero = 0
     """Resize the shorter side to this and crop the center; 0 takes the images as they are."""
     mean: tuple[float, ...] = (0.5,)
-    """Subtracted from the pixels, after scaling them to [0, 1]; one a channel, or one for all."""
+    """Subtract this from the pixels, scaled to [0, 1]: one number a channel, or one for all."""
     std: tuple[Positive, ...] = (0.5,)
-    """Divides the pixels after that."""
+    """Divide the pixels by this after that: one number a channel, or one for all."""
     label_smoothing: ShareBelowOne = 0.0
     """Share of the label spread evenly over all classes (Szegedy et al. 2016, arXiv:1512.00567)."""
     class_weights: Literal["balanced"] | tuple[NonNegative, ...] = ()
-    """How much an example of each class counts in the training loss: one number a class, or balanced, which counts the
+    """Weight of the examples of each class in the training loss: one number a class, or balanced, which counts the
     training labels: examples / (classes * examples of the class). Evaluation is unweighted."""
     tta: Literal["none", "flip", "shift", "multicrop"] = "none"
     """Test-time augmentation, averaging logits: the mirror image too; or moved by one pixel four ways; or, as in Jordan

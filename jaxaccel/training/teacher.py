@@ -27,16 +27,20 @@ class Distill(Options):
     """
 
     teacher: Path | None = None
-    """Directory of a run, whose best checkpoint counts, or a file with weights (safetensors, npz, PyTorch)."""
+    """Learn from the best checkpoint of the run in this directory, or from a file of weights (safetensors,
+    npz, PyTorch)."""
     model: Call | None = None
-    """What makes the teacher's model where it is a file; by default the recipe's own. A run knows its own."""
+    """Make the teacher with this where it is a file of weights [default: the recipe's own model]; a run knows
+    its own."""
     temperature: Positive = 4.0
-    """Divides both models' logits for the soft targets (Hinton, Vinyals & Dean 2015, arXiv:1503.02531)."""
+    """Divide both models' logits by this number for the soft targets (Hinton, Vinyals & Dean 2015,
+    arXiv:1503.02531)."""
     soft: Share = 0.9
-    """Share of the soft targets in the loss; the task's own loss has the rest."""
+    """Weight of the soft targets in the loss; the task's own loss has the rest."""
     attention: Mapping[str, NonNegative] = dataclasses.field(default_factory=dict)
-    """Weights whose products are to be strong where the teacher's are (Zagoruyko & Komodakis 2017, arXiv:1612.03928),
-    and how much each counts in the loss: stages/2/0/conv2/kernel 1.0, or STUDENT=TEACHER 1.0 where paths differ."""
+    """Make products of weights strong where the teacher's are (Zagoruyko & Komodakis 2017, arXiv:1612.03928),
+    by path and with the weight of each in the loss: stages/2/0/conv2/kernel 1.0, or STUDENT=TEACHER 1.0 where
+    paths differ."""
 
     def __post_init__(self) -> None:
         """Takes an empty path for none, and checks the fields."""

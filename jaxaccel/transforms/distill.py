@@ -22,13 +22,13 @@ class Hint(Options):
     student: str
     """Path of the weight whose product is the feature: ``stages/2/2/conv2/kernel``."""
     teacher: str
-    """The same in the teacher."""
+    """Path of that weight in the teacher."""
     kind: Kind = "hint"
     """``hint``: equal after a learned projection of the student's channels (Romero et al. 2015, arXiv:1412.6550).
     ``attention``: equal maps of where activations are strong (Zagoruyko & Komodakis 2017, arXiv:1612.03928).
     ``relation``: equal distances between the examples of a batch (Park et al. 2019, arXiv:1904.05068)."""
     weight: NonNegative | jax.Array = 1.0
-    """Of this term in the sum."""
+    """Weight of this term in the sum."""
 
 
 def soft_targets(student: jax.Array, teacher: jax.Array, temperature: float | jax.Array = 4.0) -> jax.Array:

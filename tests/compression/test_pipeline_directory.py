@@ -46,7 +46,9 @@ def compress(monkeypatch, origin):
     module = sys.modules["jaxaccel.compression.loop"]
     monkeypatch.setattr(module, "draw_pareto", lambda *_: None)
     monkeypatch.setattr(
-        module, "receipt", lambda name, *_: Receipt(**fields | {"step": name, "scores": {"accuracy": 0.5}})
+        module,
+        "make_receipt",
+        lambda name, *_: Receipt(**fields | {"step": name, "scores": {"accuracy": 0.5}}),
     )
 
     def followed(pipeline, run, file=origin[0], training=origin[1], **options):

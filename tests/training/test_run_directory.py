@@ -413,7 +413,8 @@ def test_a_directory_that_goes_while_it_is_written_to_is_told(run, by_another):
 
 # ---- processes -------------------------------------------------------------------------------------------------
 
-CHILD = "import sys, time; from jaxaccel.data import child_processes as c; c.POLL_SECONDS = 0.05; c.end_with(int(sys.argv[1]))\n"
+CHILD = "import sys, time; from jaxaccel.data import child_processes as c; c.POLL_SECONDS = 0.05\n"
+CHILD += "c.end_with(int(sys.argv[1]))\n"
 CHILD += "print('watching', flush=True); time.sleep(60)"
 PARENT = "import os, subprocess, sys\nsubprocess.Popen([sys.executable, '-c', sys.argv[1], str(os.getpid())]).wait()"
 
