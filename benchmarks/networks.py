@@ -13,7 +13,7 @@ from flax import nnx
 
 from benchmarks.trainer import MLP
 from jaxaccel import models
-from jaxaccel.core.trees import path_text
+from jaxaccel.core.paths import path_text
 from jaxaccel.models.adapter import as_model
 from jaxaccel.models.vision.vit import Block
 

@@ -24,7 +24,7 @@ def scatter_speed_ups(
     if chosen:
         ring = {"facecolors": "none", "edgecolors": "black", "label": "chosen"}
         axes.scatter(*zip(*chosen, strict=True), s=95, **ring)
-    axes.axvline(1, color="grey", linewidth=1)
+    axes.axvline(1, color="gray", linewidth=1)
     axes.set_xscale("log")
     low, high = axes.get_xlim()
     shown = [tick for tick in TICKS if low <= tick <= high]

@@ -13,8 +13,8 @@ from flax import nnx
 import jaxaccel as ja
 from benchmarks.options import Options
 from benchmarks.records import Cell, summarize_times
-from jaxaccel.core.timing import repeat, time_in_turns
-from jaxaccel.core.trees import path_text
+from jaxaccel.core.paths import path_text
+from jaxaccel.core.timing import run_repeatedly, time_in_turns
 from jaxaccel.models import adapter
 
 
@@ -42,7 +42,7 @@ def make_programs(
     """Yields inference and a training step (cross entropy, SGD with momentum), each retargeted to this backend."""
     shape = (batch_size, side, side, 3)
     model = adapter.as_model(factory, {"image_size": side}, (jax.ShapeDtypeStruct(shape, jnp.float32),))
-    params, state = draw_weights(adapter.abstract(model))
+    params, state = draw_weights(adapter.abstract_variables(model))
     x = jax.random.normal(jax.random.key(1), shape)
     labels = jnp.arange(batch_size) % 10
     optimizer = optax.sgd(1e-3, momentum=0.9)
@@ -86,7 +86,7 @@ def draw_weights(shapes: Any) -> Any:
 
 def time_programs(programs: Sequence[Program], options: Options) -> list[Cell]:
     """Times programs in turns; a row for each, with what compiling took."""
-    turns = {program.name: repeat(program.call) for program in programs}
+    turns = {program.name: run_repeatedly(program.call) for program in programs}
     times = time_in_turns(turns, rounds=options.rounds, seconds=options.seconds, budget=options.budget).rounds
     return [
         {

@@ -21,10 +21,10 @@ from jaxaccel.distributed import MeshShape, batch_sharding, make_mesh, replicate
 from jaxaccel.models.adapter import as_model
 from jaxaccel.optim import Optimizer, Schedule
 from jaxaccel.tasks import ImageClassification
-from jaxaccel.training import pacing
+from jaxaccel.training import run_plan
 from jaxaccel.training.feed import resident_feed
-from jaxaccel.training.fused_steps import fuse_steps, gather
-from jaxaccel.training.runlog import Meter, RunLog, lag
+from jaxaccel.training.fused_steps import fuse_steps, gather_batch
+from jaxaccel.training.run_log import Meter, RunLog, max_calls_ahead
 from jaxaccel.training.state import TrainState
 from jaxaccel.training.step import Training
 
@@ -112,9 +112,9 @@ class TrainerStep:
         state_shape = jax.eval_shape(self.training.init)
         shardings = state_sharding(state_shape, mesh)
         self.state: TrainState = jax.jit(self.training.init, out_shardings=shardings)()
-        flops = pacing.flops(self.training.step, state_shape, shapes)
+        flops = run_plan.count_step_flops(self.training.step, state_shape, shapes)
         boundary = max(1, round(workload.eval_every * epoch_steps))
-        self.steps_per_call = pacing.steps_per_call(
+        self.steps_per_call = run_plan.choose_steps_per_call(
             steps_per_call, flops, boundary, 10_000, platform_of(mesh)
         )
         if steps_per_call:
@@ -136,7 +136,12 @@ class TrainerStep:
             Path(tempfile.gettempdir()), steps=1, epoch=lambda step: step / epoch_steps, done=0, show=False
         )
         self._meter = Meter(
-            log, examples=lambda step: step * batch_size, done=0, every=100, stops=True, lag=lag(mesh)
+            log,
+            examples=lambda step: step * batch_size,
+            done=0,
+            every=100,
+            stops=True,
+            lag=max_calls_ahead(mesh),
         )
 
     def run(self, steps: int) -> float:
@@ -157,7 +162,7 @@ def fuse_by_scan(unroll: bool) -> Callable[..., Callable]:
     def fuse(training: Training, constrain: Callable) -> Callable:
         def steps(state: TrainState, arrays: Any, fed: Any) -> tuple[TrainState, Any]:
             def body(state: TrainState, item: Any) -> tuple[TrainState, Any]:
-                return training.step(state, constrain(gather(arrays, item)))
+                return training.step(state, constrain(gather_batch(arrays, item)))
 
             return jax.lax.scan(body, state, dict(fed), unroll=unroll)
 

@@ -53,7 +53,7 @@ class Compiled:
         return self._call(*self._arguments)
 
     def count_compiled_share(self) -> float:
-        """Counts the share of FLOPs whose operands both have 16 bits or fewer in the optimised HLO."""
+        """Counts the share of FLOPs whose operands both have 16 bits or fewer in the optimized HLO."""
         operations = hlo.operations(self._call.as_text() or "")
         flops = [operation.flops * (operation.trips or 1) for operation in operations]
         narrow = [max(map(hlo.bits, operation.operand_dtypes)) <= 16 for operation in operations]

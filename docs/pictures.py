@@ -76,7 +76,7 @@ SHEETS: dict[str, dict[str, Any]] = {
 
 
 def batch() -> dict[str, Any]:
-    """A cat, and for what mixes neighbours every other time a cup of coffee."""
+    """A cat, and for what mixes neighbors every other time a cup of coffee."""
     cat, coffee = (np.asarray(Image.open(HERE / f"{name}.png").convert("RGB")) for name in ("cat", "coffee"))
     return {
         "image": np.stack([coffee, cat] * DRAWS),

@@ -82,7 +82,7 @@ def recipe(options: Options, chosen: tuple[Callable, ...]) -> ja.Recipe:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the experiment."""
-    options = cli.parsed("python experiments/augmentation_ablation.py", __doc__ or "", Options, argv)
+    options = cli.parse_options("python experiments/augmentation_ablation.py", __doc__ or "", Options, argv)
     runtime.setup()
     made_with = {"images": options.images, "epochs": options.epochs, "seeds": options.seeds}
     found = rows.known(options.out, made_with)

@@ -24,7 +24,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def images(split: str, downloads: Path | None) -> tuple[np.ndarray, np.ndarray]:
-    """Images float32 (N, 32, 32, 3), normalised, and labels (N,)."""
+    """Images float32 (N, 32, 32, 3), normalized, and labels (N,)."""
     source = ja.data.open("cifar10", split, downloads=downloads)
     examples = source.__getitems__(range(len(source)))
     pixels = np.stack([example["image"] for example in examples])

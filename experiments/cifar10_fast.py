@@ -26,7 +26,7 @@ import jaxaccel as ja
 from jaxaccel import cli, models
 from jaxaccel.core import runtime
 from jaxaccel.tasks import ImageClassification
-from jaxaccel.training import runlog
+from jaxaccel.training import run_log
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +103,7 @@ def draw(path: Path, title: str, found: Mapping[str, Any], mark: float) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the experiment."""
-    options = cli.parsed("python experiments/cifar10_fast.py", __doc__ or "", Options, argv)
+    options = cli.parse_options("python experiments/cifar10_fast.py", __doc__ or "", Options, argv)
     runtime.setup()
     settings = dataclasses.asdict(options) | {"widths": [*options.widths]}
     made_with = {name: settings[name] for name in ("epochs", "batch_size", "widths", "tta", "mark")}
@@ -112,7 +112,7 @@ def main(argv: Sequence[str]) -> int:
         if seed not in found:
             with rows.folder() as place:
                 summary = ja.train(recipe(options, int(seed)), run=place / "run").summary
-                points = curve(runlog.read(place / "run"))
+                points = curve(run_log.read(place / "run"))
             kept = ("examples_per_second", "compile_seconds", "seconds", "parameters", "device_kind")
             found[seed] = {"curve": points, **{name: summary[name] for name in kept}}
             rows.write(options.out, made_with, found)

@@ -160,7 +160,7 @@ def table(rows: dict[str, Any], title: str) -> Table:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the experiment."""
-    options = cli.parsed("python experiments/compress_cifar10.py", __doc__ or "", Options, argv)
+    options = cli.parse_options("python experiments/compress_cifar10.py", __doc__ or "", Options, argv)
     runtime.setup()
     known = json.loads(options.out.read_text())["rows"] if options.out and options.out.exists() else {}
     plans = pipelines(options.epochs, file_of(56, options.weights))

@@ -171,7 +171,7 @@ def draw(found: dict[str, Any], name: str, options: Options) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the experiment."""
-    options = cli.parsed("python experiments/optimizers.py", __doc__ or "", Options, argv)
+    options = cli.parse_options("python experiments/optimizers.py", __doc__ or "", Options, argv)
     runtime.setup()
     made_with = {"seeds": options.seeds, "epochs": options.epochs, "tune": options.tune}
     if unknown := {*options.only} - set(OPTIMIZERS) | {*options.data} - set(MARKS):

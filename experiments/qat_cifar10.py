@@ -1,9 +1,9 @@
-"""What training for quantisation wins back: ResNet-20 with weights of few bits, with and without it.
+"""What training for quantization wins back: ResNet-20 with weights of few bits, with and without it.
 
     python experiments/qat_cifar10.py --weights DIR --downloads DIR
 
-quantises the published network (PTQ), fine-tunes it in the same numbers (QAT, `ja.fake_int8`), folds, quantises and
-tests that on all 10,000 images, and prints one table. As a control the same steps are done in float32, then quantised.
+quantizes the published network (PTQ), fine-tunes it in the same numbers (QAT, `ja.fake_int8`), folds, quantizes and
+tests that on all 10,000 images, and prints one table. As a control the same steps are done in float32, then quantized.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ class Options:
     batch: int = 128
     learning_rate: float = 0.002
     control: bool = True
-    """Also fine-tune as long in float32 and quantise that."""
+    """Also fine-tune as long in float32 and quantize that."""
     seed: int = 0
     out: Path | None = None
     """Also write the rows here, as JSON."""
@@ -88,14 +88,14 @@ def fine_tuned(
 
 
 def tested(options: Options, model: Model, variables: Any, data: tuple[np.ndarray, np.ndarray]) -> float:
-    """Accuracy of the folded and quantised network, int8 x int8 products in every layer."""
+    """Accuracy of the folded and quantized network, int8 x int8 products in every layer."""
     g, folded = ja.fold(inference(model), variables, data[0][:1])
     return accuracy(ja.int8(g, lowering="int8"), ja.quantize(folded, bits=options.bits), *data)
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the experiment."""
-    options = cli.parsed("python experiments/qat_cifar10.py", __doc__ or "", Options, argv)
+    options = cli.parse_options("python experiments/qat_cifar10.py", __doc__ or "", Options, argv)
     runtime.setup()
     model, variables = network(20, options.weights)
     test, train = images("test", options.downloads), images("train", options.downloads)
@@ -103,7 +103,7 @@ def main(argv: Sequence[str]) -> int:
     def qat(f: Callable) -> Callable:
         return ja.fake_int8(f, bits=options.bits, lowering="int8")
 
-    trained = fine_tuned(options, model, variables, train, qat, "quantisation-aware training")
+    trained = fine_tuned(options, model, variables, train, qat, "quantization-aware training")
     rows = {
         "float32": accuracy(inference(model), variables, *test),
         f"int{options.bits} weights, PTQ": tested(options, model, variables, test),

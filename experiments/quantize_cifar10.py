@@ -82,7 +82,7 @@ def rows(options: Options, console: Console) -> Iterator[dict[str, Any]]:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the experiment."""
-    options = cli.parsed("python experiments/quantize_cifar10.py", __doc__ or "", Options, argv)
+    options = cli.parse_options("python experiments/quantize_cifar10.py", __doc__ or "", Options, argv)
     runtime.setup()
     console, found = Console(), []
     for row in rows(options, console):

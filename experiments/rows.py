@@ -11,20 +11,20 @@ import numpy as np
 
 import jaxaccel as ja
 from jaxaccel.core import runtime
-from jaxaccel.training import runlog
+from jaxaccel.training import run_log
 
 
 def trained(recipe: ja.Recipe) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """A recipe's summary and its evaluations, from a run that leaves nothing behind."""
     with folder() as place:
         result = ja.train(recipe, run=place / "run")
-        rows = [row for row in runlog.read(place / "run") if row["kind"] == "eval"]
+        rows = [row for row in run_log.read(place / "run") if row["kind"] == "eval"]
     return result.summary, rows
 
 
 @contextlib.contextmanager
 def folder() -> Iterator[Path]:
-    """A directory that is gone afterwards."""
+    """A directory that is gone afterward."""
     with tempfile.TemporaryDirectory() as place:
         yield Path(place)
 

@@ -61,7 +61,7 @@ def recipe(options: Options, optimizer: Optimizer) -> ja.Recipe:
     """ResNet-20 on the first images, tested at the end."""
     return ja.Recipe(
         name="transfer", model=models.resnet20, epochs=options.epochs, batch_size=64, eval_every=options.epochs,
-        task=ja.tasks.ImageClassification(mean=(0.449,), std=(0.226,)),  # the grey of what it was trained on
+        task=ja.tasks.ImageClassification(mean=(0.449,), std=(0.226,)),  # the gray of what it was trained on
         data=ja.training.Data(name="fashion_mnist", downloads=options.downloads,
                               train_split=f"train[:{options.images}]"),
         augment=(augment.horizontal_flip,), optimizer=optimizer, schedule=Schedule("cosine", warmup=0.05),
@@ -70,7 +70,7 @@ def recipe(options: Options, optimizer: Optimizer) -> ja.Recipe:
 
 
 def pretrained(options: Options, file: Path) -> dict[str, Any]:
-    """The published network for grey images, with a head of chance, packed to `file`."""
+    """The published network for gray images, with a head of chance, packed to `file`."""
     _, variables = network(20, options.weights)
     shape = jax.ShapeDtypeStruct((1, 28, 28, 1), np.float32)
     own, _ = as_model(models.resnet20, {"classes": 10, "channels": 1, "image_size": 28}, (shape,)).init(
@@ -78,7 +78,7 @@ def pretrained(options: Options, file: Path) -> dict[str, Any]:
     )
     params = variables["params"] | {"head": own["head"]}
     stem = params["stem"] | {"conv": {"kernel": params["stem"]["conv"]["kernel"].sum(2, keepdims=True)}}
-    params |= {"stem": stem}  # the three colors of a grey image are the same
+    params |= {"stem": stem}  # the three colors of a gray image are the same
     ja.params.save({"params": params, "model_state": variables["state"]}, file)
     return {"params": params, "state": variables["state"]}
 
@@ -125,7 +125,7 @@ def probed(options: Options, variables: dict[str, Any]) -> dict[str, Any]:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the experiment."""
-    options = cli.parsed("python experiments/transfer.py", __doc__ or "", Options, argv)
+    options = cli.parse_options("python experiments/transfer.py", __doc__ or "", Options, argv)
     runtime.setup()
     made_with = {"images": options.images, "epochs": options.epochs, "seeds": options.seeds}
     found = rows.known(options.out, made_with)

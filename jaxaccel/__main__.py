@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 import jaxaccel
-from jaxaccel.core.calls import nearest
+from jaxaccel.core.call_text import suggest_nearest
 
 COMMANDS = {
     "train": "trains a model: a recipe that comes with jaxaccel, or one of your own",
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_usage())
         return 0
     print(
-        f"error: no command {name!r}{nearest(name, [*COMMANDS, '--version'])} (--help shows them)",
+        f"error: no command {name!r}{suggest_nearest(name, [*COMMANDS, '--version'])} (--help shows them)",
         file=sys.stderr,
     )
     return 2

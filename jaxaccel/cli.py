@@ -19,13 +19,13 @@ from typing import Annotated, Any, NoReturn, get_type_hints
 import jax
 import tyro
 
-from jaxaccel.core.calls import nearest
+from jaxaccel.core.call_text import suggest_nearest
 from jaxaccel.core.files import disk_error
 from jaxaccel.core.options import Options
 from jaxaccel.distributed import peers
 from jaxaccel.errors import UserError
 from jaxaccel.training import recipe_file
-from jaxaccel.training.flags import UnreadableCall, own_names
+from jaxaccel.training.function_names import UnreadableCall, allow_own_names
 from jaxaccel.training.recipe import Recipe
 
 
@@ -34,7 +34,7 @@ class RunOptions(Options):
     """What to do with the run, beside the recipe."""
 
     run: Path | None = None
-    """Directory of the run [default: runs/NAME]."""
+    """Write the run to this directory [default: runs/NAME]."""
     resume: bool = False
     """Go on from the newest checkpoint in that directory."""
     overwrite: bool = False
@@ -45,8 +45,8 @@ class RunOptions(Options):
     trust: bool = False
     """Execute code that a run brings along, or a teacher's, also where somebody else wrote it."""
     logger: tuple[str, ...] = ()
-    """Functions of (recipe, directory) that make loggers of the metrics, such as of Weights & Biases, by dotted name:
-    my_module.my_logger."""
+    """Also send the metrics to the loggers that these functions of (recipe, directory) make, such as Weights
+    & Biases, given by dotted name: my_module.my_logger."""
     traceback: bool = False
     """Show Python's traceback when something goes wrong."""
 
@@ -84,19 +84,19 @@ def read(
     None when the command line asked for ``--list`` and has its answer.
 
     Raises:
-      UserError: a misspelt recipe or flag, or a value that cannot be read.
+      UserError: a misspelled recipe or flag, or a value that cannot be read.
       SystemExit: ``--help`` was asked for, and printed.
     """
     words = list(argv)
     if "--list" in words:
-        for name, line in recipe_file.names().items():
+        for name, line in recipe_file.list_recipes().items():
             print(f"{name:18} {line}")
         return None
     named = words.pop(0) if words and not words[0].startswith("-") else "digits"
     loaded = recipe_file.load(named, trust="--trust" in words)
     default = _Command(loaded.recipe, RunOptions())
-    with own_names(loaded.definitions):
-        command = parsed(program, f"{description}\n\nRecipe {named}: {loaded.about}", default, words)
+    with allow_own_names(loaded.definitions):
+        command = parse_options(program, f"{description}\n\nRecipe {named}: {loaded.about}", default, words)
     return command.recipe, command.options, loaded.source
 
 
@@ -160,13 +160,13 @@ _SAID = {
 _TITLE = r"(Value error|Invalid choice|Parsing error|Missing argument|Unrecognized options)[ -]*"
 
 
-def parsed(program: str, description: str, default: Any, words: Sequence[str]) -> Any:
+def parse_options(program: str, description: str, default: Any, words: Sequence[str]) -> Any:
     """`default`, a dataclass, with what `words` change in it: ``--field.inner value``.
 
     A dataclass without an instance, some of whose fields have no default, is made of `words` alone.
 
     Raises:
-      UserError: a misspelt flag, or a value that cannot be read.
+      UserError: a misspelled flag, or a value that cannot be read.
       SystemExit: ``--help`` was asked for, and printed.
     """
     config = (tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff)
@@ -190,7 +190,7 @@ def parsed(program: str, description: str, default: Any, words: Sequence[str]) -
     if unknown:
         word = unknown[0].split("=")[0]
         known = [*_flags(command, ""), "list", "help"]
-        hint = nearest(word.lstrip("-").replace("_", "-"), known).replace("mean ", "mean --")
+        hint = suggest_nearest(word.lstrip("-").replace("_", "-"), known).replace("mean ", "mean --")
         raise UserError(f"unknown argument {word}{hint} (--help shows all)")
     return command
 

@@ -15,12 +15,12 @@ from typing import Annotated, Any
 import tyro
 
 from jaxaccel import cli
-from jaxaccel.compression.learning import NOT_TAKEN
 from jaxaccel.compression.loop import compress
-from jaxaccel.compression.pipeline import Pipeline, load, names
+from jaxaccel.compression.pipeline import Pipeline, list_pipelines, load
+from jaxaccel.compression.training_steps import NOT_TAKEN
 from jaxaccel.core.options import Count, Options
 from jaxaccel.errors import UserError, option
-from jaxaccel.training.flags import own_names
+from jaxaccel.training.function_names import allow_own_names
 from jaxaccel.training.recipe import Recipe
 from jaxaccel.training.recipe_file import load as load_training
 
@@ -32,13 +32,13 @@ class PipelineOptions(Options):
     """Where results go, and how they are measured."""
 
     run: Path | None = None
-    """Directory of the pipeline [default: runs/ORIGIN-compressed]."""
+    """Write the pipeline to this directory [default: runs/ORIGIN-compressed]."""
     resume: bool = False
     """Go on after the last step that has its receipt."""
     overwrite: bool = False
     """Replace what is in that directory."""
     batch: Count = 128
-    """Examples in a batch of evaluation and of the receipts' throughput."""
+    """Put this many examples into each batch of the evaluation and of the receipts' throughput."""
     trust: bool = False
     """Execute code that the run, or a teacher's, brings along, also where somebody else wrote it."""
     traceback: bool = False
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit code."""
     words = list(argv)
     if "--list" in words:
-        for name, first in names().items():
+        for name, first in list_pipelines().items():
             print(f"{name:18} {first}")
         return 0
     named, like = _taken(words, "--recipe") or DEFAULT, _taken(words, "--like")
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
     )
     loaded = load_training(known, trust="--trust" in words) if known else None
     training = loaded.recipe if loaded else None
-    with own_names(loaded.definitions if loaded else dict):
+    with allow_own_names(loaded.definitions if loaded else dict):
         command = _parsed(
             pipeline, training, f"{__doc__}\n\nRecipe {named}: {(module.__doc__ or '').strip()}", words
         )
@@ -132,7 +132,7 @@ def _parsed(pipeline: Pipeline, training: Recipe | None, description: str, words
     unnamed = Annotated[PipelineOptions, tyro.conf.arg(name="")]
     kinds = [(name, unnamed if name == "options" else type(value)) for name, value in default.items()]
     made = dataclasses.make_dataclass("Command", kinds, frozen=True)
-    return cli.parsed("python -m jaxaccel.compress ORIGIN", description, made(**default), words)
+    return cli.parse_options("python -m jaxaccel.compress ORIGIN", description, made(**default), words)
 
 
 cli.make_callable(__name__, "jaxaccel.compression.loop", "compress")

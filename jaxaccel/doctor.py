@@ -1,6 +1,6 @@
 """What this machine gives a training run, and what is wrong with it: ``python -m jaxaccel.doctor [--json]``.
 
-`gather` looks at the machine, `findings` judges what it saw (a pure function), and the exit code is 1 if
+`gather_facts` looks at the machine, `findings` judges what it saw (a pure function), and the exit code is 1 if
 something is seriously wrong.
 """
 
@@ -28,12 +28,12 @@ from jaxaccel.advisor.findings import GB, Facts, Finding, findings
 from jaxaccel.core import runtime
 from jaxaccel.core.timing import ROUNDS, time_call
 
-UNDER_WAY = 4
+CALLS_UNDER_WAY = 4
 """Calls that are made before they are waited for, so that the device is never idle."""
 WATCHED = re.compile(r"(JAX|XLA|JAXACCEL|LIBTPU|CUDA_VISIBLE|TPU|NVIDIA_TF32|OMP_NUM|TFDS)_?")
 
 
-def gather(measure: bool = True) -> Facts:
+def gather_facts(measure: bool = True) -> Facts:
     """Looks at the machine; with `measure`, it also computes for about 5 seconds."""
     environment = {name: value for name, value in sorted(os.environ.items()) if WATCHED.match(name)}
     # A run that is under way on the same GPU must not find its memory taken.
@@ -56,11 +56,11 @@ def gather(measure: bool = True) -> Facts:
         versions=runtime.versions(), allocator=allocator, cache=cache, cache_error=_unwritable(cache),
         cache_size=_size(Path(cache)), cache_free=_free(Path(cache)), data_dir=str(data_dir),
         data_free=_free(data_dir), environment=environment, imported=imported,
-        rates=rates() if measure and not error else {},
+        rates=measure_rates() if measure and not error else {},
     )  # fmt: skip
 
 
-def rates(seconds: float = 1.0) -> dict[str, float]:
+def measure_rates(seconds: float = 1.0) -> dict[str, float]:
     """FLOP/s of square matrix products and bytes/s of a copy on the first device, about `seconds` each.
 
     float32 is what JAX makes of it by default (TF32 or bfloat16 passes on accelerators); bfloat16 asks for
@@ -81,9 +81,9 @@ def _measure(function: Callable[[jax.Array], jax.Array], x: jax.Array, seconds: 
     """Measures a call for about so many `seconds`: the median of turns of calls that are under way together."""
 
     def call() -> list[jax.Array]:
-        return [function(x) for _ in range(UNDER_WAY)]
+        return [function(x) for _ in range(CALLS_UNDER_WAY)]
 
-    return time_call(call, seconds=seconds / ROUNDS, budget=seconds) / UNDER_WAY
+    return time_call(call, seconds=seconds / ROUNDS, budget=seconds) / CALLS_UNDER_WAY
 
 
 def _gpus() -> tuple[str, ...]:
@@ -118,7 +118,7 @@ def _free(directory: Path) -> int:
     return shutil.disk_usage(there).free
 
 
-def summary(facts: Facts) -> dict[str, str]:
+def summarize_facts(facts: Facts) -> dict[str, str]:
     """What to show of `facts`: a name and a text for each line."""
     count = ", ".join(f"{n} x {kind}" for kind, n in facts.devices.items()) or "none"
     shown = {
@@ -138,18 +138,18 @@ def summary(facts: Facts) -> dict[str, str]:
     return shown
 
 
-def show(facts: Facts, found: Sequence[Finding]) -> None:
+def show_findings(facts: Facts, found: Sequence[Finding]) -> None:
     """A table on a terminal, plain lines elsewhere; then the findings, one a line."""
     console = Console(highlight=False, soft_wrap=True)
     if console.is_terminal:
         table = Table(title="jaxaccel doctor", show_header=False)
         table.add_column(style="bold")
         table.add_column(overflow="fold")
-        for row in summary(facts).items():
+        for row in summarize_facts(facts).items():
             table.add_row(*row)
         console.print(table, soft_wrap=False)
     else:
-        for name, text in summary(facts).items():
+        for name, text in summarize_facts(facts).items():
             console.print(f"{name}: {text}", markup=False)
     for finding in found:
         console.print(str(finding), markup=False, style="bold red" if finding.serious else "yellow")
@@ -163,13 +163,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print facts and findings as JSON")
     parser.add_argument("--no-rates", action="store_true", help="do not measure (about 5 seconds)")
     options = parser.parse_args(argv)
-    facts = gather(measure=not options.no_rates)
+    facts = gather_facts(measure=not options.no_rates)
     found = findings(facts)
     if options.json:
         whole: dict[str, Any] = dataclasses.asdict(facts)
         print(json.dumps(whole | {"findings": [dataclasses.asdict(finding) for finding in found]}, indent=1))
     else:
-        show(facts, found)
+        show_findings(facts, found)
     return int(any(finding.serious for finding in found))
 
 

@@ -35,16 +35,16 @@ from jaxaccel import cli
 from jaxaccel.core.files import write_text
 from jaxaccel.core.options import CountOrZero, Options
 from jaxaccel.data import Source
-from jaxaccel.data.opening import open_source
+from jaxaccel.data.data_sets import open_source
 from jaxaccel.deployment.trained import Trained, load
 from jaxaccel.errors import UserError, option
-from jaxaccel.tasks.report import ClassReport
-from jaxaccel.training import mistakes, rundir
+from jaxaccel.tasks.class_report import ClassReport
+from jaxaccel.training import plot_mistakes, run_directory
 from jaxaccel.training.evaluation import Evaluation
-from jaxaccel.training.mistakes import Mistake
-from jaxaccel.training.wording import scores_text
+from jaxaccel.training.messages import scores_text
+from jaxaccel.training.plot_mistakes import Mistake
 
-MOST_ROWS = 20
+MAX_ROWS = 20
 """Classes up to which the table on the terminal has all of them."""
 
 
@@ -53,18 +53,20 @@ class EvaluateOptions(Options):
     """What to evaluate, and where to write it."""
 
     split: str = ""
-    """Split of the data, slices as TFDS writes them: train[:90%]; validation is the share that
+    """Evaluate on this split, in TFDS's slicing syntax: train[:90%]; validation is the share that
     --data.validation set aside [default: the run's --data.eval-split]."""
     which: str = "best"
-    """Checkpoint: best, last or the number of a step; of a compressed model the name of a step, the last by default."""
+    """Evaluate this checkpoint: best, last or the number of a step; of a compressed model the name of a step,
+    by default the last."""
     data: str = ""
-    """Another data set with the same classes: a name, or a folder with one subfolder a class [default: the run's]."""
+    """Evaluate on another data set with the same classes: a name, or a folder with one subfolder a class
+    [default: the run's]."""
     data_dir: Path | None = None
-    """Where prepared data sets lie [default: as the run had it]."""
+    """Look for prepared data sets in this directory [default: the run's]."""
     out: Path | None = None
-    """Directory to write to [default: RUN/evaluation/SPLIT]."""
+    """Write to this directory [default: RUN/evaluation/SPLIT]."""
     mistakes: CountOrZero = 36
-    """How many of the surest mistakes to write down and to draw; 0 for none."""
+    """Number of the surest mistakes to write down and to draw; 0 writes none."""
     trust: bool = False
     """Execute code that the run brings along, also where somebody else wrote it."""
     traceback: bool = False
@@ -88,17 +90,17 @@ def evaluate(run: Path | str, options: EvaluateOptions = EvaluateOptions()) -> E
     heading = f"{trained.directory}, step {trained.step}, {found.examples:,} examples of {source.name} {source.split}"
     console.print(escape(f"{heading}: {scores_text(found.metrics)}"))
     if isinstance(found.report, ClassReport):
-        for shown in tables(found.report):
+        for shown in class_tables(found.report):
             console.print(shown)
     console.print(escape(f"see {out}" + ("" if found.report is None else "/confusion.png and mistakes.png")))
     return found
 
 
-def tables(report: ClassReport) -> list[Table]:
+def class_tables(report: ClassReport) -> list[Table]:
     """What each class comes to, the worst ones where there are many, and what is confused most, for a terminal."""
     rows = report.rows()
-    some = sorted(rows, key=lambda row: np.nan_to_num(row["f1"], nan=2.0))[:MOST_ROWS]
-    many = len(rows) > MOST_ROWS
+    some = sorted(rows, key=lambda row: np.nan_to_num(row["f1"], nan=2.0))[:MAX_ROWS]
+    many = len(rows) > MAX_ROWS
     shown = Table(
         title=f"the {len(some)} of {len(rows)} classes with the lowest F1" if many else None,
         title_justify="left",
@@ -124,7 +126,7 @@ def tables(report: ClassReport) -> list[Table]:
     return [shown, confused]
 
 
-def worst(
+def find_worst_mistakes(
     trained: Trained, source: Source, found: Evaluation, count: int
 ) -> tuple[list[Mistake], list[np.ndarray]]:
     """The wrong predictions that the model is surest of, the surest first, and their images."""
@@ -151,17 +153,19 @@ def _write(out: Path, trained: Trained, source: Source, found: Evaluation, count
     try:
         out.mkdir(parents=True, exist_ok=True)
         if isinstance(report, ClassReport):
-            listed, images = worst(trained, source, found, count)
+            listed, images = find_worst_mistakes(trained, source, found, count)
             errors = int((found.judged["predicted"] != found.judged["label"]).sum())
             title = (
                 f"{trained.recipe.name} on {source.split}: {100 * report.accuracy:.2f}% of {found.examples:,}"
             )
-            mistakes.draw_confusion(out / "confusion.png", report, title)
+            plot_mistakes.draw_confusion(out / "confusion.png", report, title)
             write_text(out / "confusion.csv", _csv(report))
-            rundir.write_json(out / "mistakes.json", [dataclasses.asdict(mistake) for mistake in listed])
+            run_directory.write_json(
+                out / "mistakes.json", [dataclasses.asdict(mistake) for mistake in listed]
+            )
             if listed:
                 of = f"{len(listed)} of {errors:,} mistakes, surest first: true class above, taken for below"
-                mistakes.draw_mistakes(out / "mistakes.png", listed, images, of)
+                plot_mistakes.draw_mistakes(out / "mistakes.png", listed, images, of)
             else:
                 (out / "mistakes.png").unlink(missing_ok=True)  # of an evaluation before
             about = {"mistakes": errors, "means": report.means(), "classes": report.rows(),
@@ -170,7 +174,7 @@ def _write(out: Path, trained: Trained, source: Source, found: Evaluation, count
             "run": str(trained.directory), "step": trained.step, "data": source.name, "split": source.split,
             "examples": found.examples, "metrics": dict(found.metrics), **about,
         }  # fmt: skip
-        rundir.write_json(out / "evaluation.json", written)
+        run_directory.write_json(out / "evaluation.json", written)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(
@@ -221,7 +225,7 @@ def main(argv: Sequence[str]) -> int:
     run = words.pop(0) if words and not words[0].startswith("-") else None
     if run is None and not {"-h", "--help"} & set(words):
         raise UserError("name a run: python -m jaxaccel.evaluate runs/digits (--help shows all)")
-    options = cli.parsed("python -m jaxaccel.evaluate RUN", __doc__ or "", EvaluateOptions(), words)
+    options = cli.parse_options("python -m jaxaccel.evaluate RUN", __doc__ or "", EvaluateOptions(), words)
     assert run is not None
     try:
         evaluate(run, options)

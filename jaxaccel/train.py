@@ -20,11 +20,11 @@ def main(argv: Sequence[str]) -> int:
     from jaxaccel.core import runtime
     from jaxaccel.training.loggers import find_maker
     from jaxaccel.training.loop import train
-    from jaxaccel.training.sweep import points
+    from jaxaccel.training.sweep import read_points
 
     recipe, options, source = read
     if recipe.mesh == MeshShape():
-        runtime.divide_cpu(len(points(recipe).get("seed", (recipe.seed,))))
+        runtime.divide_cpu(len(read_points(recipe).get("seed", (recipe.seed,))))
     train(
         recipe, run=options.run, resume=options.resume, overwrite=options.overwrite,
         init_from=options.init_from, source=source, trust=options.trust,

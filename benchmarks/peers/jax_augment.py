@@ -24,10 +24,10 @@ def list_dm_pix(size: int) -> dict[str, Any]:
         theta, scale = angle(turn, 15), jax.random.uniform(grow, minval=0.8, maxval=1.2)
         cosine, sine = jnp.cos(theta) / scale, jnp.sin(theta) / scale
         matrix = jnp.array([[cosine, sine, 0.0], [-sine, cosine, 0.0], [0.0, 0.0, 1.0]])
-        centre = jnp.array([(size - 1) / 2, (size - 1) / 2, 0.0])
+        center = jnp.array([(size - 1) / 2, (size - 1) / 2, 0.0])
         shift = jnp.append(jax.random.uniform(move, (2,), minval=-0.1, maxval=0.1) * size, 0.0)
         return dm_pix.affine_transform(
-            image, matrix, offset=centre - matrix @ (centre + shift), mode="constant"
+            image, matrix, offset=center - matrix @ (center + shift), mode="constant"
         )
 
     def moved(key: jax.Array, image: jax.Array) -> jax.Array:

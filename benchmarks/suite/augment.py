@@ -24,7 +24,7 @@ from benchmarks.peers import jax_augment, pillow_augment
 from benchmarks.peers.process import Peer, Process, open_process
 from benchmarks.records import Cell, summarize_times
 from benchmarks.tables import Table, compare_with, format_ratio
-from jaxaccel.core.timing import Times, Turn, compute_gain, repeat, time_in_turns
+from jaxaccel.core.timing import Times, Turn, compute_gain, run_repeatedly, time_in_turns
 
 FLOAT, EIGHT = "jaxaccel", "jaxaccel, uint8"
 RIVALS = {
@@ -52,7 +52,7 @@ def measure(options: Options) -> Iterator[Cell]:
 def measure_cell(name: str, size: int, batch: int, torch: Process | None, options: Options) -> Cell:
     """Measures all contenders of one augmentation at one shape."""
     turns: dict[str, Turn] = {
-        who: repeat(call) for who, call in make_contenders(name, size, batch, options.peers)
+        who: run_repeatedly(call) for who, call in make_contenders(name, size, batch, options.peers)
     }
     fewer, versions = min(batch, ONE_BY_ONE), {}
     if torch and name in POLICIES:

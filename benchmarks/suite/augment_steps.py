@@ -20,7 +20,7 @@ from benchmarks.records import Cell, summarize, summarize_times
 from benchmarks.tables import Table, format_span
 from benchmarks.trainer import draw_batch
 from jaxaccel import augment, models
-from jaxaccel.core.timing import repeat, time_in_turns
+from jaxaccel.core.timing import run_repeatedly, time_in_turns
 from jaxaccel.models.adapter import as_model
 from jaxaccel.tasks import ImageClassification
 from jaxaccel.training.step import Training
@@ -42,9 +42,9 @@ def measure_cell(network: str, options: Options) -> Cell:
     data, key = draw_batch(size, batch, classes), jax.random.key(0)
     alone = jax.jit(POLICIES[policy])
     turns = {
-        "none": repeat(make_step(network, data, classes, augment.chain())),
-        policy: repeat(make_step(network, data, classes, POLICIES[policy])),
-        "alone": repeat(lambda: alone(key, data)),
+        "none": run_repeatedly(make_step(network, data, classes, augment.chain())),
+        policy: run_repeatedly(make_step(network, data, classes, POLICIES[policy])),
+        "alone": run_repeatedly(lambda: alone(key, data)),
     }
     times = time_in_turns(turns, rounds=options.rounds, seconds=options.seconds, budget=options.budget).rounds
     share = [1 - none / some for none, some in zip(times["none"], times[policy], strict=True)]

@@ -5,7 +5,7 @@
     python -m benchmarks channels --peers-python PATH                 # a Python with torch and torch-pruning
 
 Channels of least magnitude go, wherever they are; at least a tenth of each layer's stay, and nothing is trained
-afterwards. PyTorch gets the same weights, and it ends where its network does not compute the same.
+afterward. PyTorch gets the same weights, and it ends where its network does not compute the same.
 """
 
 import tempfile
@@ -27,7 +27,7 @@ from benchmarks.records import Cell, summarize_times
 from benchmarks.tables import Table, compare_with, format_ratio, format_span
 from benchmarks.variants import measure_error
 from jaxaccel import models
-from jaxaccel.core.timing import Turn, repeat, time_in_turns
+from jaxaccel.core.timing import Turn, run_repeatedly, time_in_turns
 from jaxaccel.transforms.params.channels.remove import Removed
 
 PyTree = Any
@@ -139,7 +139,7 @@ def make_turns(f: Function, left: dict[str, PyTree], x: jax.Array) -> dict[str, 
     def make(variables: PyTree) -> Turn:
         arguments = jax.device_put((variables, x))
         compiled = jax.jit(ja.retarget(f)).lower(*arguments).compile()
-        return repeat(lambda: compiled(*arguments))
+        return run_repeatedly(lambda: compiled(*arguments))
 
     return {name: make(variables) for name, variables in left.items()}
 

@@ -24,11 +24,11 @@ from benchmarks.tables import Table, format_ratio, format_short, format_span
 from benchmarks.trainer import draw_batch
 from jaxaccel import models
 from jaxaccel.core import runtime
-from jaxaccel.core.timing import repeat, time_in_turns
+from jaxaccel.core.timing import run_repeatedly, time_in_turns
 from jaxaccel.distributed import MeshShape, make_mesh
 from jaxaccel.models.adapter import Model, as_model
 from jaxaccel.optim import Optimizer
-from jaxaccel.optim.freeze import frozen
+from jaxaccel.optim.freeze import mark_frozen
 from jaxaccel.tasks.task import Batch
 from jaxaccel.training.build import build_trainer
 from jaxaccel.training.recipe import Recipe
@@ -118,7 +118,7 @@ def freeze_by_optax(training: Training, where: tuple[str, ...]) -> Training:
     """Makes the same step, whose optimizer leaves out what `where` selects."""
 
     def labels(params: PyTree) -> PyTree:
-        return jax.tree.map(lambda stop: "held" if stop else "trained", frozen(params, where))
+        return jax.tree.map(lambda stop: "held" if stop else "trained", mark_frozen(params, where))
 
     parts: dict[Any, optax.GradientTransformation] = {"trained": training.tx, "held": optax.set_to_zero()}
     return dataclasses.replace(training, tx=optax.multi_transform(parts, labels))
@@ -134,7 +134,7 @@ def measure(options: Options) -> Iterator[Cell]:
 def measure_cell(name: str, network: Network, options: Options) -> Cell:
     """Measures all variants of one network."""
     programs = make_programs(network, options.batch)
-    turns = {", ".join(key): repeat(program.advance) for key, program in programs.items()}
+    turns = {", ".join(key): run_repeatedly(program.advance) for key, program in programs.items()}
     times = time_in_turns(turns, rounds=options.rounds, seconds=options.seconds, budget=options.budget)
     rows = []
     for (part, way, step), program in programs.items():
@@ -170,7 +170,7 @@ def make_programs(network: Network, batch_size: int) -> dict[tuple[str, str, str
 def check_moved(name: str, program: Program, where: tuple[str, ...]) -> None:
     """Ends the benchmark where another set of parameters moved than that which was to."""
     moved = program.find_moved()
-    held = frozen(moved, where) if where else jax.tree.map(lambda _: False, moved)
+    held = mark_frozen(moved, where) if where else jax.tree.map(lambda _: False, moved)
     if moved != jax.tree.map(lambda stop: not stop, held):
         raise Mistake(f"{name}: what moved is not what is trained")
 

@@ -24,13 +24,13 @@ from benchmarks.options import Mistake, Options, choose_batches, choose_words, t
 from benchmarks.records import Cell, summarize_times
 from benchmarks.sites import pick_sites
 from benchmarks.tables import Table, format_ratio, format_short
-from jaxaccel.core.timing import repeat, time_in_turns
+from jaxaccel.core.timing import run_repeatedly, time_in_turns
 from jaxaccel.transforms.lowering.base import XLA
 from jaxaccel.transforms.lowering.choose import LOWERINGS, choose, compute, list_forms
 
 SLOWER = 1.1
 """A choice that takes this many times as long as the fastest form is marked."""
-LIMIT = 3e8
+MAX_NUMBERS = 3e8
 """Elements of an operand above which a case is left out: it would not fit beside the others."""
 POOLS = (
     ("pool 2x2", 28, 32, 2, 2), ("pool 2x2", 14, 64, 2, 2), ("pool 2x2", 32, 64, 2, 2),
@@ -109,7 +109,7 @@ def measure(options: Options) -> Iterator[Cell]:
     if not todo:
         raise Mistake(f"--sites: no site's name holds {' or '.join(options.sites)}")
     for case, batch_size in todo:
-        if max(math.prod(shape.shape) for shape in case.shapes) <= LIMIT:
+        if max(math.prod(shape.shape) for shape in case.shapes) <= MAX_NUMBERS:
             yield measure_cell(case, batch_size, options)
 
 
@@ -127,7 +127,7 @@ def measure_cell(case: Case, batch_size: int, options: Options) -> Cell:
         form: float(np.linalg.norm(np.asarray(call()) - reference) / np.linalg.norm(reference))
         for form, call in calls.items()
     }
-    turns = {form: repeat(call) for form, call in calls.items()}
+    turns = {form: run_repeatedly(call) for form, call in calls.items()}
     times = time_in_turns(turns, rounds=options.rounds, seconds=options.seconds, budget=options.budget)
     rows = [
         {"name": form, "rounds": len(found), **summarize_times(found),

@@ -21,7 +21,7 @@ from benchmarks.peers.process import Peer, Process, open_process
 from benchmarks.records import Cell, summarize_times
 from benchmarks.tables import Table, compare_with, format_ratio, format_short
 from benchmarks.variants import LIMITS, Compiled, Variant, find_explained_share, make_variants, measure_error
-from jaxaccel.core.timing import Turn, repeat, time_in_turns
+from jaxaccel.core.timing import Turn, run_repeatedly, time_in_turns
 
 STATIC = ("int8 static, folded, retargeted", "int8 static, 4 at a time")
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -71,7 +71,7 @@ def measure_cell(network: Network, batch_size: int, torch: Process | None, optio
                 failed[made[0]] = made[1]
     programs = [Compiled(variant, x) for variant in variants]
     described = describe_programs(network, programs, variants, x)
-    turns: dict[str, Turn] = {program.name: repeat(program.call) for program in programs}
+    turns: dict[str, Turn] = {program.name: run_repeatedly(program.call) for program in programs}
     peers: dict[str, str] = {}
     if torch:
         made = torch.ask(network=network.name, shape=x.shape)

@@ -25,11 +25,11 @@ from benchmarks.sites import Site, pick_sites
 from benchmarks.tables import Table, format_ratio, format_short
 from benchmarks.variants import LIMITS, Compiled, Variant, measure_error
 from jaxaccel.core import numerics
-from jaxaccel.core.timing import repeat, time_in_turns
-from jaxaccel.transforms import integer
+from jaxaccel.core.timing import run_repeatedly, time_in_turns
+from jaxaccel.transforms import int8_products
 from jaxaccel.transforms.lowering import convolution
 from jaxaccel.transforms.lowering.base import XLA
-from jaxaccel.transforms.lowering.integer import IntegerProduct, choose_int8_form
+from jaxaccel.transforms.lowering.int8_forms import IntegerProduct, choose_int8_form
 from jaxaccel.transforms.lowering.matmul import is_vector
 
 TWO_ROWS = "int8, a vector as two rows"
@@ -102,8 +102,8 @@ def multiply_integers(t: Traced, form: str, scale: Any) -> Callable[[Any, jax.Ar
         bind = partial(t.bind_form, form.removeprefix("int8 as "))
 
     def f(weight: Any, x: jax.Array) -> jax.Array:
-        xq = integer.quantised(x, t.primitive.name, t.params, 0, scale)
-        return integer.product(t.primitive.name, t.params, bind, xq, weight)
+        xq = int8_products.quantize_operand(x, t.primitive.name, t.params, 0, scale)
+        return int8_products.multiply_integers(t.primitive.name, t.params, bind, xq, weight)
 
     return f
 
@@ -137,7 +137,7 @@ def measure_cell(site: Site, batch_size: int, options: Options) -> Cell:
     t = trace_site(site, batch_size)
     programs = [Compiled(variant, t.x) for variant in make_forms(t, options.activations)]
     reference = programs[0].output()
-    turns = {program.name: repeat(program.call) for program in programs}
+    turns = {program.name: run_repeatedly(program.call) for program in programs}
     times = time_in_turns(turns, rounds=options.rounds, seconds=options.seconds, budget=options.budget)
     rows = []
     for program in programs:

@@ -35,7 +35,7 @@ from jaxaccel.core.timing import time_in_turns
 from jaxaccel.data.order import Phase
 from jaxaccel.distributed import MeshShape, make_mesh, replicated
 from jaxaccel.models.adapter import as_model
-from jaxaccel.training import pacing
+from jaxaccel.training import run_plan
 from jaxaccel.training.build import build_trainer
 from jaxaccel.training.fused_steps import fuse_steps
 from jaxaccel.training.recipe import Recipe
@@ -89,8 +89,8 @@ class Program:
     ) -> None:
         """Fuses `fused` steps, by default as many as the trainer does; one of `replicas` steps each of them."""
         shape = jax.eval_shape(training.init)
-        flops = pacing.flops(training.step, shape, training.batch_shape(problem.batch_shape()))
-        self.fused = fused or pacing.steps_per_call(0, flops, STEPS, STEPS, platform_of(mesh))
+        flops = run_plan.count_step_flops(training.step, shape, training.batch_shape(problem.batch_shape()))
+        self.fused = fused or run_plan.choose_steps_per_call(0, flops, STEPS, STEPS, platform_of(mesh))
         self.steps = replicas * self.fused
         """Steps of single replicas in a call."""
         order = training.order(problem.examples, [Phase(0, self.fused, 0, problem.recipe.batch_size)])

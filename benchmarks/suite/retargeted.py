@@ -23,7 +23,7 @@ from benchmarks.options import Mistake, Options, choose_batches, choose_names, t
 from benchmarks.records import Cell, summarize_times
 from benchmarks.tables import Table, compare_with, format_ratio, format_span
 from jaxaccel import models
-from jaxaccel.core.timing import Turn, repeat, time_in_turns
+from jaxaccel.core.timing import Turn, run_repeatedly, time_in_turns
 from jaxaccel.models.adapter import as_model
 
 WAYS: Mapping[str, Callable[..., Any]] = {"XLA": lambda step: step, "retargeted": ja.retarget}
@@ -80,7 +80,7 @@ def make_contenders(network: Network, batch_size: int) -> tuple[dict[str, Turn],
         box = [jax.tree.map(jnp.copy, (start["params"], start["state"], optimizer.init(start["params"])))]
         call = partial(advance, box, jax.jit(change(step), donate_argnums=0).lower(box[0]).compile())
         call()
-        turns[way], losses[way] = repeat(call), float(call())
+        turns[way], losses[way] = run_repeatedly(call), float(call())
     return turns, losses
 
 

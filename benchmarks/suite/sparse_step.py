@@ -23,7 +23,7 @@ from benchmarks.peers.process import Peer
 from benchmarks.records import Cell, summarize_times
 from benchmarks.tables import Table, compare_with, format_ratio, format_span
 from jaxaccel import models
-from jaxaccel.core.timing import Times, compute_gain, repeat, time_in_turns
+from jaxaccel.core.timing import Times, compute_gain, run_repeatedly, time_in_turns
 from jaxaccel.models.adapter import as_model
 from jaxaccel.transforms.params.prune import sparsity_of
 
@@ -125,7 +125,9 @@ def measure_cell(
     variants = list(make_variants(optax.sgd(1e-3, momentum=0.9), options.peers))
     programs = make_programs(factory, shape, options.batch, variants)
     turns = {
-        f"{variant.name} {what}{kind}": repeat(partial(programs[variant.name, what].advance, bool(kind)))
+        f"{variant.name} {what}{kind}": run_repeatedly(
+            partial(programs[variant.name, what].advance, bool(kind))
+        )
         for variant in variants
         for what in ("step", "update")
         for kind in ("", " changing")

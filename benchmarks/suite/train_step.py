@@ -22,7 +22,7 @@ from jaxaccel.core.timing import Times, Turn, time_in_turns
 
 OURS = "jaxaccel"
 RIVALS = {"nnx": "NNX", "torch": "PyTorch"}
-FEW = 4096
+MAX_EXAMPLES = 4096
 """Examples under ``--quick``."""
 
 
@@ -37,7 +37,7 @@ def measure(options: Options) -> Iterator[Cell]:
 def measure_cell(name: str, batch_size: int, torch: Process | None, options: Options) -> Cell:
     """Measures all contenders of one workload at one batch size."""
     workload = WORKLOADS[name]
-    examples = min(workload.examples, FEW) if options.quick else workload.examples
+    examples = min(workload.examples, MAX_EXAMPLES) if options.quick else workload.examples
     images, labels = draw_data(workload, max(examples, batch_size))
     ours = TrainerStep(workload, images, labels, batch_size)
     turns: dict[str, Turn] = {OURS: ours.run}

@@ -13,7 +13,7 @@ JAX_RANGE = (0, 10, 2), (0, 12, 0)
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What `gather` saw; sizes are in bytes, rates in operations or bytes a second."""
+    """What `gather_facts` saw; sizes are in bytes, rates in operations or bytes a second."""
 
     backend: str
     """cpu, gpu, tpu, or empty where JAX found no device."""

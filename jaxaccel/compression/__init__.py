@@ -1,6 +1,5 @@
 """The way from a trained model to a smaller one, in steps, each with its receipt: ``python -m jaxaccel.compress``."""
 
-from jaxaccel.compression.learning import FineTune, Student
 from jaxaccel.compression.loop import CompressResult, compress
 from jaxaccel.compression.pipeline import Pipeline, load_pipeline
 from jaxaccel.compression.step import Step
@@ -12,6 +11,7 @@ from jaxaccel.compression.steps import (
     RemoveChannels,
     Share,
 )
+from jaxaccel.compression.training_steps import FineTune, Student
 
 __all__ = [
     "CompressResult",

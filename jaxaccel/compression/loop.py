@@ -11,25 +11,25 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from jaxaccel.compression import place
-from jaxaccel.compression.learning import FineTune
-from jaxaccel.compression.picture import pareto
+from jaxaccel.compression import pipeline_directory
 from jaxaccel.compression.pipeline import Pipeline
-from jaxaccel.compression.receipts import Receipt, receipt
-from jaxaccel.compression.stage import Setting, Stage, trained
-from jaxaccel.compression.wording import line, notes, tables
+from jaxaccel.compression.plot import draw_pareto
+from jaxaccel.compression.receipts import Receipt, make_receipt
+from jaxaccel.compression.report import list_notes, receipt_line, receipt_tables
+from jaxaccel.compression.stage import Setting, Stage, stage_of_trained
+from jaxaccel.compression.training_steps import FineTune
 from jaxaccel.core import runtime
 from jaxaccel.core.options import Count, checked
-from jaxaccel.core.trees import with_leaves
+from jaxaccel.core.paths import with_leaves
 from jaxaccel.errors import UserError, option
-from jaxaccel.models.adapter import abstract
-from jaxaccel.models.compressed import check_stored
+from jaxaccel.models.adapter import abstract_variables
+from jaxaccel.models.packed import check_stored
 from jaxaccel.tasks.prediction import BATCH, predict
+from jaxaccel.training.directory_swap import Swap
+from jaxaccel.training.messages import scores_text
 from jaxaccel.training.recipe import Recipe
 from jaxaccel.training.recipe_file import load_recipe, to_json
-from jaxaccel.training.swap import Swap
-from jaxaccel.training.warm_start import start
-from jaxaccel.training.wording import scores_text
+from jaxaccel.training.warm_start import load_start
 from jaxaccel.transforms.params.load import is_packed, load_params
 from jaxaccel.transforms.params.save import save_params
 
@@ -110,19 +110,21 @@ def compress(
     runtime.setup()
     origin = Path(origin)
     training = training or _training(origin, trust)
-    directory = Path(run) if run else place.default(origin)
+    directory = Path(run) if run else pipeline_directory.default_directory(origin)
     record = {
         "origin": str(origin),
         "pipeline": pipeline.as_json(),
         "training": to_json(training),
         "batch": batch,
     }
-    with place.claimed(directory, origin, resume=resume, overwrite=overwrite) as swap:
-        rows = place.resumed(directory, record, training, pipeline.steps) if resume else []
+    with pipeline_directory.claim_directory(directory, origin, resume=resume, overwrite=overwrite) as swap:
+        rows = (
+            pipeline_directory.resume_receipts(directory, record, training, pipeline.steps) if resume else []
+        )
         setting = Setting(training, directory, batch, trust)
         stage = _first(origin, setting)
         if not resume:
-            place.begin(swap, record)
+            pipeline_directory.begin(swap, record)
             setting.known.write(directory)
         return _take_steps(pipeline, stage, setting, rows, record, swap)
 
@@ -155,15 +157,15 @@ def _take_steps(
         stage = dataclasses.replace(stage, file=file, pruned=pruned)
         if not done:
             seconds = time.perf_counter() - started
-            rows.append(receipt(name, stage, setting, before, rows[-1] if rows else None, seconds))
-            place.write_receipts(directory, rows, record)
+            rows.append(make_receipt(name, stage, setting, before, rows[-1] if rows else None, seconds))
+            pipeline_directory.write_receipts(directory, rows, record)
             swap.settle()
-            console.print(line(rows[-1], rows))
+            console.print(receipt_line(rows[-1], rows))
         before = stage
-    pareto(directory / "pareto.png", rows, setting.task.headline)
-    for shown in tables(rows, setting.task.headline):
+    draw_pareto(directory / "pareto.png", rows, setting.task.headline)
+    for shown in receipt_tables(rows, setting.task.headline):
         Console(width=max(console.width, 112)).print(shown)
-    for note in notes(rows):
+    for note in list_notes(rows):
         console.print(note)
     console.print(f"see {directory}/receipts.json and pareto.png; the result is {stage.file}")
     return CompressResult(directory, tuple(rows), stage, setting)
@@ -186,12 +188,12 @@ def _first(origin: Path, setting: Setting) -> Stage:
     model, inputs = setting.model(factory), setting.inputs(setting.batch)
     if origin.is_file() and is_packed(origin):
         params, state = check_stored(load_params(origin), model, origin)
-        return trained(factory, {"params": params, "model_state": state}, model)
-    found = start(origin, model, inputs, setting.task.headline)
+        return stage_of_trained(factory, {"params": params, "model_state": state}, model)
+    found = load_start(origin, model, inputs, setting.task.headline)
     if found.fresh:
         raise UserError(
             f"{origin} has other classes than the data ({', '.join(found.fresh)}): fine-tune it first"
         )
-    params, state = abstract(model)
+    params, state = abstract_variables(model)
     variables = with_leaves({"params": params, "model_state": state}, found.weights)
-    return trained(factory, jax.device_put(variables), model)
+    return stage_of_trained(factory, jax.device_put(variables), model)

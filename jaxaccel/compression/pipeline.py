@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from jaxaccel.compression import recipes
-from jaxaccel.compression.learning import FineTune, Student
 from jaxaccel.compression.step import Step
 from jaxaccel.compression.steps import Fold, LowRank, Quantize, RemoveChannels, Share
+from jaxaccel.compression.training_steps import FineTune, Student
 from jaxaccel.core.options import Options
 from jaxaccel.core.user_code import call, load_file
 from jaxaccel.errors import UserError
-from jaxaccel.training.recipe_file import shipped, to_json
+from jaxaccel.training.recipe_file import import_shipped, to_json
 
 NOT_AFTER: Mapping[type[Step], tuple[tuple[type[Step], ...], str]] = {
     RemoveChannels: ((LowRank, Share, Fold, Quantize), "channels are removed from dense weights"),
-    FineTune: ((Fold, Quantize), "what was folded or quantised is not trained any more"),
+    FineTune: ((Fold, Quantize), "what was folded or quantized is not trained any more"),
     Fold: ((Share, Quantize), "only weights in floating point are folded"),
-    Quantize: ((Share,), "weights that share the values of a codebook are not quantised"),
+    Quantize: ((Share,), "weights that share the values of a codebook are not quantized"),
 }
 """What a step cannot come after, and why: it would be told only then, and training may take hours."""
 
@@ -30,7 +30,7 @@ class Pipeline(Options):
     """Named steps, taken one after another."""
 
     steps: Mapping[str, Step]
-    """By name, in order: letters, digits and underscores."""
+    """Steps by name, taken in this order; names are letters, digits and underscores."""
 
     def check_values(self) -> None:
         """Checks the names, of which files are made."""
@@ -58,10 +58,10 @@ def _check_after(name: str, step: Step, before: Mapping[str, Step]) -> None:
                 )
 
 
-def names() -> dict[str, str]:
+def list_pipelines() -> dict[str, str]:
     """The pipelines that come with jaxaccel and the first line of each one's docstring."""
     found = sorted(module.name for module in pkgutil.iter_modules(recipes.__path__))
-    return {name: (shipped(name, recipes).__doc__ or "").strip().splitlines()[0] for name in found}
+    return {name: (import_shipped(name, recipes).__doc__ or "").strip().splitlines()[0] for name in found}
 
 
 def load_pipeline(name: str) -> Pipeline:
@@ -75,7 +75,7 @@ def load_pipeline(name: str) -> Pipeline:
 
 def load(name: str) -> tuple[Pipeline, Any]:
     """As `load_pipeline`, with the module that holds the pipeline."""
-    module = load_file(Path(name)) if name.endswith(".py") else shipped(name, recipes)
+    module = load_file(Path(name)) if name.endswith(".py") else import_shipped(name, recipes)
     made = call(module, "pipeline", name)
     if not isinstance(made, Pipeline):
         raise UserError(f"{name} must define pipeline() -> jaxaccel.compression.Pipeline")

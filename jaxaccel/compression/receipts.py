@@ -9,19 +9,19 @@ import jax
 import numpy as np
 from rich.progress import track
 
-from jaxaccel.compression.stage import Setting, Stage, batches
+from jaxaccel.compression.stage import Setting, Stage, iterate_batches
 from jaxaccel.core import runtime
 from jaxaccel.core.arrays import LowRankArray
 from jaxaccel.core.interpret import is_compressed
-from jaxaccel.core.timing import Times, repeat, time_in_turns
+from jaxaccel.core.timing import Times, run_repeatedly, time_in_turns
 from jaxaccel.tasks.metrics import Mean, add, as_scores
 from jaxaccel.transforms.params import count_multiply_adds
 from jaxaccel.transforms.params.save import transfer_seconds
 
 PyTree = Any
-SECONDS = 0.01
+TURN_SECONDS = 0.01
 """That a turn takes about: quick calls are repeated."""
-BUDGET = 60.0
+MAX_SECONDS = 60.0
 """Seconds after which no further round of a slow model begins."""
 
 
@@ -79,7 +79,7 @@ class Compiled:
     peak_bytes: int | None
 
 
-def receipt(
+def make_receipt(
     name: str, stage: Stage, setting: Setting, before: Stage | None, last: Receipt | None, seconds: float
 ) -> Receipt:
     """Evaluates and times `stage`, each call beside one of the stage `before`, whose receipt is `last`.
@@ -88,7 +88,7 @@ def receipt(
       UserError: the task does not report its headline.
     """
     assert stage.file is not None
-    now, old = compiled(stage, setting), compiled(before, setting) if before else None
+    now, old = compile_stage(stage, setting), compile_stage(before, setting) if before else None
     one = time_beside("one", now.one, old.one if old else None)
     many = time_beside("batch", now.many, old.many if old else None)
     latency = one.gain("one", over="one_before") if old else None
@@ -96,8 +96,8 @@ def receipt(
     measured = {name: times.median(name) for times in (one, many) for name in times.rounds}
     size = stage.file.stat().st_size
     return Receipt(
-        step=name, scores=evaluated(name, stage, setting), parameters=numbers(stage.variables),
-        nonzeros=numbers(stage.variables, lambda x: int(np.count_nonzero(x))),
+        step=name, scores=evaluate_stage(name, stage, setting), parameters=count_numbers(stage.variables),
+        nonzeros=count_numbers(stage.variables, lambda x: int(np.count_nonzero(x))),
         flops=2 * sum(count_multiply_adds(stage.call, stage.variables, *setting.inputs(1)).values()),
         bytes=sum(x.nbytes for x in jax.tree.leaves(stage.variables)), packed_bytes=size,
         seconds_at_10_mbit=transfer_seconds(size, 10e6), seconds_at_1_gbit=transfer_seconds(size, 1e9),
@@ -111,7 +111,7 @@ def receipt(
     )  # fmt: skip
 
 
-def evaluated(name: str, stage: Stage, setting: Setting) -> dict[str, float]:
+def evaluate_stage(name: str, stage: Stage, setting: Setting) -> dict[str, float]:
     """The task's metrics of a stage over the whole evaluation split."""
     task, run = setting.task, stage.run
 
@@ -121,18 +121,18 @@ def evaluated(name: str, stage: Stage, setting: Setting) -> dict[str, float]:
 
     count = -(-len(setting.test) // setting.batch)
     fed = track(
-        batches(setting.test, task, setting.batch), f"{name}: evaluation", total=count, transient=True,
+        iterate_batches(setting.test, task, setting.batch), f"{name}: evaluation", total=count, transient=True,
         disable=jax.process_index() > 0,
     )  # fmt: skip
     sums = jax.device_get(add([score(stage.variables, batch) for batch in fed]))
-    found = as_scores(task.summarise(sums))
+    found = as_scores(task.summarize(sums))
     task.headline.check(type(task).__name__, found)
     return found
 
 
-def compiled(stage: Stage, setting: Setting) -> Compiled:
+def compile_stage(stage: Stage, setting: Setting) -> Compiled:
     """Calls with one example and with a batch of the evaluation split."""
-    batch = next(batches(setting.test, setting.task, setting.batch))
+    batch = next(iterate_batches(setting.test, setting.task, setting.batch))
     calls = []
     for part in ({name: x[:1] for name, x in batch.items()}, batch):
         inputs = jax.device_put(setting.task.inputs(part))
@@ -145,25 +145,25 @@ def compiled(stage: Stage, setting: Setting) -> Compiled:
 
 def time_beside(name: str, now: Callable[[], Any], before: Callable[[], Any] | None) -> Times:
     """Times the call `now` under that name and, where there is one, `before` under ``NAME_before``."""
-    turns = {name: repeat(now)}
+    turns = {name: run_repeatedly(now)}
     if before is not None:
-        turns[f"{name}_before"] = repeat(before)
-    return time_in_turns(turns, seconds=SECONDS, budget=BUDGET)
+        turns[f"{name}_before"] = run_repeatedly(before)
+    return time_in_turns(turns, seconds=TURN_SECONDS, budget=MAX_SECONDS)
 
 
-def numbers(variables: PyTree, count: Callable[[Any], int] = lambda x: x.size) -> int:
+def count_numbers(variables: PyTree, count: Callable[[Any], int] = lambda x: x.size) -> int:
     """Over the parameters, factors of low-rank ones counted and other compressed ones as what they stand for."""
     params = variables.get("params", variables)
     leaves = jax.tree.leaves(params, is_leaf=lambda x: is_compressed(x) and not isinstance(x, LowRankArray))
-    return sum(count(x.materialise() if is_compressed(x) else x) for x in leaves)
+    return sum(count(x.materialize() if is_compressed(x) else x) for x in leaves)
 
 
-def as_json(receipts: Sequence[Receipt]) -> list[dict[str, Any]]:
+def encode_receipts(receipts: Sequence[Receipt]) -> list[dict[str, Any]]:
     """Rows for receipts.json."""
     return [dataclasses.asdict(row) for row in receipts]
 
 
-def from_json(row: dict[str, Any]) -> Receipt:
+def decode_receipts(row: dict[str, Any]) -> Receipt:
     """The row of receipts.json, where null is a metric that was no finite number."""
     scores = {name: math.nan if value is None else value for name, value in row["scores"].items()}
     return dataclasses.replace(Receipt(**row), scores=scores)

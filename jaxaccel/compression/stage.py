@@ -9,17 +9,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxaccel.core.trees import Where, parameter_path, selects
-from jaxaccel.data.sources import Source
+from jaxaccel.core.paths import Where, parameter_path
+from jaxaccel.data.source import Source
 from jaxaccel.models.adapter import Model, inference
 from jaxaccel.tasks import Task
-from jaxaccel.tasks.batches import batches
+from jaxaccel.tasks.batches import iterate_batches
 from jaxaccel.training.facts import Facts
 from jaxaccel.training.problem import Problem
 from jaxaccel.training.recipe import Recipe
 from jaxaccel.transforms import compressed, retarget
 from jaxaccel.transforms.params import trainable
-from jaxaccel.transforms.params.selected import names_of
+from jaxaccel.transforms.params.select import selects_parameter
 
 PyTree = Any
 
@@ -57,23 +57,23 @@ class Stage:
         return lambda params, *inputs: f({"params": params, **rest}, *inputs)
 
 
-def trained(factory: Any, variables: PyTree, model: Model) -> Stage:
+def stage_of_trained(factory: Any, variables: PyTree, model: Model) -> Stage:
     """The stage of a model with weights of an earlier training.
 
     What is zero there in part was pruned; what is wholly so may be a layer that began like that and never trained.
     """
-    pruned = tuple(path for path, share in zeros(variables["params"]).items() if 0.01 < share < 1)
+    pruned = tuple(path for path, share in measure_zeros(variables["params"]).items() if 0.01 < share < 1)
     return Stage(factory, variables, inference(model), pruned=pruned)
 
 
-def zeros(params: PyTree, where: Where = "**") -> dict[str, float]:
+def measure_zeros(params: PyTree, where: Where = "**") -> dict[str, float]:
     """The share of zeros in each weight that trains and that `where` selects, by path, where there are any.
 
     Codebooks are left out, which keep their zeros by themselves.
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(trainable(params))
     named = [(parameter_path(path), x) for path, x in leaves if x.ndim > 1]
-    chosen = {path: x for path, x in named if any(selects(where, name) for name in names_of(path))}
+    chosen = {path: x for path, x in named if selects_parameter(where, path)}
     return {path: share for path, x in chosen.items() if (share := float(np.mean(np.asarray(x) == 0)))}
 
 
@@ -137,5 +137,6 @@ class Setting:
         """Inputs of the first `count` training examples, in whole batches."""
         size = min(self.batch, count)
         return [
-            self.task.inputs(batch) for batch in batches(self.train, self.task, size, count // size * size)
+            self.task.inputs(batch)
+            for batch in iterate_batches(self.train, self.task, size, count // size * size)
         ]

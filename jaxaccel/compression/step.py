@@ -17,7 +17,7 @@ class Step(Options, abc.ABC):
     """Base of all steps: frozen dataclasses of options, which are checked when one is made."""
 
     same_function: ClassVar[bool] = True
-    """Whether the model computes afterwards as before, with other variables: those are all there is to restore."""
+    """Whether the model computes afterward as before, with other variables: those are all there is to restore."""
 
     @property
     def prunes(self) -> tuple[str, ...]:
@@ -33,7 +33,7 @@ class Step(Options, abc.ABC):
         """
 
 
-def one_of(**values: Any) -> dict[str, Any]:
+def pick_one(**values: Any) -> dict[str, Any]:
     """The one that is given; empty where none is.
 
     Raises:

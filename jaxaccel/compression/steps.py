@@ -1,4 +1,4 @@
-"""The steps of a pipeline that make a model smaller or faster; those that learn are in `learning`.
+"""The steps of a pipeline that make a model smaller or faster; those that learn are in `training_steps`.
 
 The command line shows their options as ``--NAME.OPTION``.
 """
@@ -10,9 +10,9 @@ from typing import Annotated, Any, ClassVar, Literal
 import jax
 from annotated_types import Interval
 
-from jaxaccel.compression.learning import mean_gradient
 from jaxaccel.compression.stage import Setting, Stage
-from jaxaccel.compression.step import Part, Step, one_of
+from jaxaccel.compression.step import Part, Step, pick_one
+from jaxaccel.compression.training_steps import compute_mean_gradient
 from jaxaccel.core.arrays import CodebookArray
 from jaxaccel.core.interpret import is_compressed
 from jaxaccel.core.options import Count, CountOrZero, ShareBelowOne
@@ -38,23 +38,24 @@ class RemoveChannels(Step):
     """Takes out whole channels: a thinner dense model. One of flops, parameters and latency says how far."""
 
     flops: Part | None = None
-    """Share of the multiply-adds that shall be left; 0.5 where none of the three is given."""
+    """Keep this share of the multiply-adds; 0.5 where none of flops, parameters and latency is given."""
     parameters: Part | None = None
-    """Or of the parameters."""
+    """Keep this share of the parameters instead."""
     latency: Part | None = None
-    """Or of the time of a batch on this device, measured."""
+    """Keep this share of the time of a batch instead, measured on this device."""
     scope: Literal["global", "layer"] = "global"
-    """The least important channels wherever they are, or the same share everywhere."""
+    """global removes the least important channels wherever they are, layer the same share of each layer."""
     criterion: Literal["magnitude", "taylor"] = "magnitude"
-    """Of importance: sizes of the weights, or what the loss changes to first order."""
+    """magnitude ranks channels by the size of their weights, taylor by how much the loss changes without
+    them, to first order."""
     where: tuple[str, ...] = ("**",)
-    """Axes of which one belongs to a path like this."""
+    """Remove only channels that reach a parameter whose path matches one of these patterns."""
     least: ShareBelowOne = 0.1
-    """Share of the channels that stays everywhere."""
+    """Keep at least this share of the channels of every layer."""
     multiple: Count = 1
-    """Channels are left in multiples of this, where there were; 8 and more suit vector units."""
+    """Leave channels in multiples of this number, where there were; 8 and more suit vector units."""
     examples: Count = 512
-    """taylor: training examples for the gradient."""
+    """taylor computes the gradient from this many training examples."""
 
     def check_values(self) -> None:
         """Checks that there is one budget."""
@@ -63,14 +64,14 @@ class RemoveChannels(Step):
     @property
     def budget(self) -> dict[str, Any]:
         """How much shall be left, and of what."""
-        return one_of(flops=self.flops, parameters=self.parameters, latency=self.latency) or {"flops": 0.5}
+        return pick_one(flops=self.flops, parameters=self.parameters, latency=self.latency) or {"flops": 0.5}
 
     def apply(self, stage: Stage, setting: Setting, name: str) -> Stage:
         """The stage with fewer channels."""
         grads = None
         if self.criterion == "taylor":
             nothing = jax.tree.map(lambda _: None, stage.variables["model_state"])
-            grads = {"params": mean_gradient(stage, setting, self.examples), "model_state": nothing}
+            grads = {"params": compute_mean_gradient(stage, setting, self.examples), "model_state": nothing}
         (inputs,) = setting.examples(setting.batch)
         removed = remove_channels(
             stage.call, stage.variables, *inputs, scope=self.scope, criterion=self.criterion, where=self.where,
@@ -84,17 +85,19 @@ class Prune(Step):
     """Sets the least important weights to zero: fewer bytes to pack, no fewer operations."""
 
     sparsity: ShareBelowOne | None = None
-    """Share of the weights to remove; an n:m pattern decides it, and else it is 0.8 where none is given."""
+    """Remove this share of the weights [default: 0.8]; an n:m pattern decides it alone."""
     pattern: str = "unstructured"
-    """unstructured, n:m (2:4), block or block:RxC."""
+    """Remove weights one by one (unstructured), all but n of each m (2:4), or in blocks (block, block:RxC)."""
     scope: Literal["layer", "global", "erk"] = "layer"
-    """Whether each layer loses that share, or all together, or each by its shape."""
+    """layer removes that share of each layer, global of all layers together, erk a share of each layer that
+    follows from its shape."""
     criterion: Literal["magnitude", "taylor", "wanda"] = "magnitude"
-    """Of importance: size; what the loss changes to first order; size times the norm of the inputs."""
+    """magnitude ranks weights by size, taylor by how much the loss changes without them, to first order,
+    wanda by size times the norm of the inputs."""
     where: tuple[str, ...] = ("**/kernel",)
-    """Which weights, by path."""
+    """Prune the weights whose paths match one of these patterns."""
     examples: Count = 512
-    """taylor, wanda: training examples to look at."""
+    """taylor and wanda look at this many training examples."""
 
     def check_values(self) -> None:
         """Checks that sparsity and pattern go together."""
@@ -108,7 +111,7 @@ class Prune(Step):
     def apply(self, stage: Stage, setting: Setting, name: str) -> Stage:
         """The stage with zeros."""
         params = stage.variables["params"]
-        grads = mean_gradient(stage, setting, self.examples) if self.criterion == "taylor" else None
+        grads = compute_mean_gradient(stage, setting, self.examples) if self.criterion == "taylor" else None
         norms = None
         if self.criterion == "wanda":
             norms = input_norms(stage.of_params(), params, setting.examples(self.examples))
@@ -125,18 +128,20 @@ class LowRank(Step):
     """Truncates singular values: each weight becomes two thinner ones. One of rank, energy and flops says how far."""
 
     flops: Part | None = None
-    """Share of the selected weights' multiply-adds that shall be left, spread so that least is lost; 0.5 where none of
-    the three is given."""
+    """Keep this share of the selected weights' multiply-adds, spread so that the least is lost; 0.5 where
+    none of flops, energy and rank is given."""
     energy: Part | None = None
-    """Or the share of the squares of each weight's singular values to keep."""
+    """Keep this share of the squares of each weight's singular values instead."""
     rank: Count | None = None
-    """Or the rank of all."""
+    """Give all weights this rank instead."""
     where: tuple[str, ...] = ("**/kernel",)
-    """Which weights, by path."""
+    """Factorize the weights whose paths match one of these patterns."""
     form: Literal["auto", "channel", "spatial"] = "auto"
-    """Of convolutions: all inputs to all outputs, rows to columns, or what keeps more."""
+    """channel factorizes convolutions as all inputs times all outputs, spatial as rows times columns, auto as
+    what keeps more."""
     examples: CountOrZero = 0
-    """Above 0: training examples on whose activations the error is made least; convolutions then take channel."""
+    """Above 0, minimize the error on the activations of this many training examples; convolutions then take
+    channel."""
 
     def check_values(self) -> None:
         """Checks that there is one budget."""
@@ -145,7 +150,7 @@ class LowRank(Step):
     @property
     def budget(self) -> dict[str, Any]:
         """How far, and by what."""
-        return one_of(flops=self.flops, energy=self.energy, rank=self.rank) or {"flops": 0.5}
+        return pick_one(flops=self.flops, energy=self.energy, rank=self.rank) or {"flops": 0.5}
 
     def apply(self, stage: Stage, setting: Setting, name: str) -> Stage:
         """The stage with low-rank weights."""
@@ -158,12 +163,12 @@ class LowRank(Step):
 
 @dataclasses.dataclass(frozen=True)
 class Share(Step):
-    """Lets the weights of each layer share few values, the centres of k-means."""
+    """Lets the weights of each layer share few values, the centers of k-means."""
 
     bits: Annotated[int, Interval(ge=1, le=8)] = 4
-    """2 ** bits values a layer."""
+    """Give each layer 2 ** bits different values."""
     where: tuple[str, ...] = ("**/kernel",)
-    """Which weights, by path."""
+    """Share values among the weights whose paths match one of these patterns."""
 
     def apply(self, stage: Stage, setting: Setting, name: str) -> Stage:
         """The stage with codebooks."""
@@ -188,23 +193,24 @@ class Quantize(Step):
 
     same_function: ClassVar[bool] = False
     bits: Literal[4, 8] = 8
-    """Of the weights: 8, or 4, whose products are computed in floating point."""
+    """Store weights in this many bits; products of 4-bit weights are computed in floating point."""
     activations: Literal["static", "dynamic", "none"] = "static"
-    """Rounded by ranges seen beforehand, by those of each batch, or not at all."""
+    """static rounds activations by ranges seen beforehand, dynamic by the ranges of each batch, none leaves
+    them in floating point."""
     method: Literal["mse", "absmax", "percentile", "entropy"] = "mse"
-    """static: how a range follows from what was seen."""
+    """static computes a range from what was seen by this method."""
     examples: Count = 512
-    """static: training examples to see."""
+    """static looks at this many training examples."""
     where: tuple[str, ...] = ("**/{kernel,embedding}",)
-    """Which weights, by path."""
+    """Quantize the weights whose paths match one of these patterns."""
     lowering: Literal["auto", "int8"] = "auto"
-    """auto leaves in floating point what is slower as integers on this device."""
+    """auto leaves in floating point what is slower as integers on this device; int8 leaves nothing."""
 
     def apply(self, stage: Stage, setting: Setting, name: str) -> Stage:
         """The stage of integers."""
         if _shared(stage.variables):
             raise UserError(
-                f"{name}: weights that share the values of a codebook are not quantised: leave out this step, or "
+                f"{name}: weights that share the values of a codebook are not quantized: leave out this step, or "
                 "the one that shares"
             )
         variables = quantize(stage.variables, self.where, bits=self.bits)

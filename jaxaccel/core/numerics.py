@@ -1,4 +1,4 @@
-"""Integer quantisation as arithmetic on arrays: ranges, scales, rounding.
+"""Integer quantization as arithmetic on arrays: ranges, scales, rounding.
 
 A real value x is stood for by an integer q with ``x ~ scale * (q - zero_point)``. Ranges are symmetric, [-127, 127]
 for 8 bits, so that negation is exact and zero is zero (Jacob et al. 2018, arXiv:1712.05877, section 2; Wu et al.
@@ -17,7 +17,7 @@ TINY = float(np.finfo(np.float32).tiny)
 """The smallest scale, that of an array of zeros: the smallest normal number of float32, whose reciprocal is finite."""
 
 
-def wide(x: jax.Array) -> jax.Array:
+def widen(x: jax.Array) -> jax.Array:
     """`x` in float32, or in float64 if it is: the dtype of sums and averages."""
     return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
@@ -46,7 +46,7 @@ _MAGIC = 1.5 * 2**23
 def to_integers(x: jax.Array, scale: jax.Array, bits: int = 8) -> jax.Array:
     """Integers that stand for `x` at `scale`, saturated, as int8; those of a NaN are arbitrary.
 
-    The sum with a constant rounds as `jnp.round` does, and the integer is read off its bits: XLA:CPU vectorises that,
+    The sum with a constant rounds as `jnp.round` does, and the integer is read off its bits: XLA:CPU vectorizes that,
     but neither its round nor its saturating conversion.
     """
     top = qmax(bits)
@@ -55,7 +55,7 @@ def to_integers(x: jax.Array, scale: jax.Array, bits: int = 8) -> jax.Array:
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def fake(x: jax.Array, scale: jax.Array, bits: int = 8) -> jax.Array:
+def fake_quantize(x: jax.Array, scale: jax.Array, bits: int = 8) -> jax.Array:
     """`x` as its integers at `scale` stand for it, differentiable in both.
 
     The gradient with respect to x passes straight through inside the range (Bengio et al. 2013, arXiv:1308.3432) and is
@@ -68,19 +68,19 @@ def fake(x: jax.Array, scale: jax.Array, bits: int = 8) -> jax.Array:
 
 def _in_steps(x: jax.Array, scale: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
     """`x` in units of `scale`, and the integers that stand for it, both in float32 at least."""
-    x = wide(x)
+    x = widen(x)
     steps, top = x * (1 / scale.astype(x.dtype)), qmax(bits)
     return steps, jnp.clip(jnp.round(steps), -top, top)
 
 
-@fake.defjvp
+@fake_quantize.defjvp
 def _fake_jvp(bits: int, primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
     (x, scale), (dx, dscale) = primals, tangents
     steps, q = _in_steps(x, scale, bits)
     # Rounded before it is compared: at a scale of its own values the largest one lies on the bound, and is inside.
     inside = jnp.abs(jnp.round(steps)) <= qmax(bits)
-    tangent = jnp.where(inside, wide(dx), 0) + jnp.where(inside, q - steps, q) * dscale.astype(q.dtype)
-    return fake(x, scale, bits), tangent.astype(x.dtype)
+    tangent = jnp.where(inside, widen(dx), 0) + jnp.where(inside, q - steps, q) * dscale.astype(q.dtype)
+    return fake_quantize(x, scale, bits), tangent.astype(x.dtype)
 
 
 def round_stochastic(key: jax.Array, x: jax.Array) -> jax.Array:

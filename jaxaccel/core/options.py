@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args,
 import numpy as np
 from annotated_types import BaseMetadata, Ge, GroupedMetadata, Gt, Interval, Le, Lt
 
-from jaxaccel.core.calls import nearest
+from jaxaccel.core.call_text import suggest_nearest
 from jaxaccel.errors import UserError, option
 
 P = ParamSpec("P")
@@ -171,7 +171,7 @@ def _choice(path: str, value: Any, known: tuple[Any, ...]) -> Any:
         return value
     names = [choice if isinstance(choice, str) and choice else repr(choice) for choice in known]
     what = f"{', '.join(names[:-1])} or {names[-1]}" if len(names) > 1 else names[0]
-    hint = nearest(value, names) if isinstance(value, str) else ""
+    hint = suggest_nearest(value, names) if isinstance(value, str) else ""
     raise UserError(f"{option(path)} must be {what}, got {_shown(value)}{hint}")
 
 

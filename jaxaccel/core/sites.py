@@ -16,7 +16,7 @@ OPERANDS: Mapping[str, int] = {GROUPED: 3}
 """How many operands a product has, where it is more than two."""
 SITES: tuple[str, ...] = (*BILINEAR, GROUPED, "gather")
 """What is a site: products, and lookups of embeddings."""
-LOST: tuple[str, ...] = ("materialised", "not entered")
+LOST: tuple[str, ...] = ("materialized", "not entered")
 """Kinds of `Record` that say that narrow or compressed computation was lost, on which ``strict=True`` raises."""
 
 
@@ -87,7 +87,7 @@ class Record:
     """What it was lowered to; ``-`` where it was left alone."""
     reason: str = ""
     kind: str = "site"
-    """``site``, or what could not be done: ``materialised``, ``not entered``; or ``primal only``, where the values are
+    """``site``, or what could not be done: ``materialized``, ``not entered``; or ``primal only``, where the values are
     computed as asked for, but the function's own derivative is dropped."""
 
 
@@ -109,7 +109,7 @@ _runs: contextvars.ContextVar[list[Run] | None] = contextvars.ContextVar("jaxacc
 
 
 @contextlib.contextmanager
-def recording() -> Iterator[list[Run]]:
+def record_runs() -> Iterator[list[Run]]:
     """Collects a `Run` for every transformation that is traced inside, the innermost first."""
     runs: list[Run] = []
     token = _runs.set(runs)
@@ -126,7 +126,7 @@ def publish(run: Run) -> None:
         runs.append(run)
 
 
-def flops(site: Site) -> int:
+def count_flops(site: Site) -> int:
     """Floating-point (or integer) operations of one run of the site, multiplications and additions."""
     out = math.prod(site.output.shape)
     if site.primitive == "dot_general":

@@ -57,7 +57,7 @@ def time_in_turns(
     count, in which the heap grows.
 
     Args:
-      turns: contenders by name; `repeat` makes one of a call.
+      turns: contenders by name; `run_repeatedly` makes one of a call.
       rounds: at most that many.
       seconds: that a turn takes about; quick calls are repeated.
       budget: seconds after which no further round begins, once there are `MIN_ROUNDS`.
@@ -81,10 +81,10 @@ def time_call(
     call: Callable[[], Any], *, rounds: int = ROUNDS, seconds: float = 0.0, budget: float = math.inf
 ) -> float:
     """Median seconds of one call, its result waited for."""
-    return time_in_turns({"": repeat(call)}, rounds=rounds, seconds=seconds, budget=budget).median("")
+    return time_in_turns({"": run_repeatedly(call)}, rounds=rounds, seconds=seconds, budget=budget).median("")
 
 
-def repeat(call: Callable[[], Any]) -> Turn:
+def run_repeatedly(call: Callable[[], Any]) -> Turn:
     """Turns of `call`, which wait for the JAX arrays in each result."""
 
     def turn(count: int) -> float:

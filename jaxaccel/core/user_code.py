@@ -75,13 +75,13 @@ def load_kept(name: str, content: bytes, shown: Path) -> ModuleType:
     return _execute(name, content, copy, shown)
 
 
-def modules_named(name: str) -> list[ModuleType]:
+def find_modules(name: str) -> list[ModuleType]:
     """The modules of that name: the one that Python knows, and those of files of the user's own."""
     known = [sys.modules[name]] if name in sys.modules else []
     return known + [module for module, _ in _loaded if module.__name__ == name and module not in known]
 
 
-def definitions(modules: Iterable[ModuleType]) -> dict[str, Any]:
+def list_definitions(modules: Iterable[ModuleType]) -> dict[str, Any]:
     """The public functions and classes that modules of user files define, by name, but for `recipe` itself.
 
     What a module only imports is not its own. Of two with one name, that of the first module is taken.
@@ -95,7 +95,7 @@ def definitions(modules: Iterable[ModuleType]) -> dict[str, Any]:
     return found
 
 
-def content_of(thing: Any) -> bytes | None:
+def read_content_of(thing: Any) -> bytes | None:
     """The content of the user's file that defines a function or class; None where it is of no such file."""
     for module, content in _loaded:
         if module.__name__ == thing.__module__ and walk(module, thing.__qualname__) is thing:
@@ -103,7 +103,7 @@ def content_of(thing: Any) -> bytes | None:
     return None
 
 
-def content_at(path: Path) -> bytes:
+def read_content_at(path: Path) -> bytes:
     """The content of a file as it was when it was loaded last, or as it is where it was not."""
     for module, content in _loaded:
         if module.__file__ == str(path.absolute()):

@@ -7,8 +7,8 @@ read examples stay light. `augment` is imported when it is first used.
 import lazy_loader
 
 from jaxaccel.data.arrays import from_arrays
-from jaxaccel.data.opening import open_source as open
-from jaxaccel.data.sources import Source
+from jaxaccel.data.data_sets import open_source as open
+from jaxaccel.data.source import Source
 
 __all__ = ["Source", "from_arrays", "open"]
 

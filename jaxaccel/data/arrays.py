@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxaccel.core.formats import npz_files
 from jaxaccel.data.columns import Column, class_column, to_columns
-from jaxaccel.data.sources import Example
+from jaxaccel.data.source import Example
 from jaxaccel.data.splits import NAMES, divide, take
 from jaxaccel.errors import UserError
 
@@ -57,7 +57,7 @@ def from_arrays(
     return name
 
 
-def of_session(name: str) -> ArraySet | None:
+def find_session_arrays(name: str) -> ArraySet | None:
     """What `from_arrays` gave that name, None for any other name.
 
     Raises:

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 
 from jaxaccel.data.images import decode_image
-from jaxaccel.data.sources import Example
+from jaxaccel.data.source import Example
 
 
 def example_decoder(features: Any) -> Callable[[bytes], Example]:
     """A function from a serialized tf.train.Example to the example.
 
     8-bit images are decoded by Pillow here and not by TFDS: always by the same library, in the channels the
-    feature announces (TFDS leaves a grey or CMYK JPEG of an RGB data set as it is). Data sets of nothing but
+    feature announces (TFDS leaves a gray or CMYK JPEG of an RGB data set as it is). Data sets of nothing but
     images, labels and texts are parsed here altogether, four times as fast as by TFDS; for others, TFDS
-    deserialises all features but those images.
+    deserializes all features but those images.
     """
     import tensorflow_datasets as tfds
     from tensorflow_datasets.proto import tf_example_pb2

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from jaxaccel.data.image_files import ImageFile, list_images
 from jaxaccel.data.images import decode_image, read_header
-from jaxaccel.data.listing import ImageFile, list_images
-from jaxaccel.data.sources import Example
+from jaxaccel.data.source import Example
 from jaxaccel.data.splits import divide, take
 from jaxaccel.errors import UserError
 
 log = logging.getLogger(__name__)
-_MANY = 20_000
+_MAX_QUIET_FILES = 20_000
 
 
 class FolderSet:
@@ -37,7 +37,7 @@ class FolderSet:
         listing = list_images(path)
         self.classes = listing.classes
         self._files = [file for files in listing.splits.values() for file in files]
-        self.shape = common_shape(path, self._files)
+        self.shape = find_common_shape(path, self._files)
         if "" in listing.splits:
             names = [os.fsencode(file.path) for file in self._files]
             self._positions = divide([file.class_name for file in self._files], names)
@@ -71,7 +71,7 @@ class FolderSet:
 class FolderSource:
     """A split of a folder of images, as examples ``image`` uint8 (H, W, C), ``label`` int64 and ``id``.
 
-    Images are upright (EXIF), and RGB, or grey when all are; sizes may differ. ``id`` is the relative path.
+    Images are upright (EXIF), and RGB, or gray when all are; sizes may differ. ``id`` is the relative path.
 
     Raises UserError when an image cannot be read.
     """
@@ -127,21 +127,21 @@ class FolderSource:
         return f"FolderSource({self.name!r}, {self.split!r}, {str(self.path)!r})"
 
 
-def common_shape(path: Path, files: Sequence[ImageFile]) -> tuple[int | None, int | None, int]:
-    """(H, W, C) of all images, by their headers: C is 1 if all are grey, else 3; H and W None if mixed."""
-    if len(files) > _MANY:
+def find_common_shape(path: Path, files: Sequence[ImageFile]) -> tuple[int | None, int | None, int]:
+    """(H, W, C) of all images, by their headers: C is 1 if all are gray, else 3; H and W None if mixed."""
+    if len(files) > _MAX_QUIET_FILES:
         log.info("reading the headers of %s pictures", f"{len(files):,}")
-    grey = True
+    gray = True
     sizes: set[tuple[int, int]] = set()
     for file in files:
         try:
             header = read_header(path / file.path)
         except Exception as error:  # Pillow raises many kinds for damaged files
             raise _unreadable(path / file.path, error) from error
-        grey = grey and header.grey
+        gray = gray and header.gray
         sizes.add((header.height, header.width))
     height, width = sizes.pop() if len(sizes) == 1 else (None, None)
-    return height, width, 1 if grey else 3
+    return height, width, 1 if gray else 3
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:

@@ -15,7 +15,7 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Pillow's mode for the channels of an 8-bit image feature.
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-_GREY = ("1", "L", "LA", "La", "I", "F")
+_GRAY = ("1", "L", "LA", "La", "I", "F")
 _ORIENTATION, _BITS = 0x0112, 258  # tags of EXIF and of TIFF
 
 
@@ -25,7 +25,7 @@ class Header(NamedTuple):
     width: int
     """Of the upright picture, as `height`."""
     height: int
-    grey: bool
+    gray: bool
 
 
 def read_header(path: Path) -> Header:
@@ -40,7 +40,7 @@ def read_header(path: Path) -> Header:
         # Pillow turns a TIFF upright by itself, and says so in its size.
         if image.format != "TIFF" and _orientation(image) >= 5:
             width, height = height, width
-        return Header(width, height, image.mode in _GREY or image.mode.startswith("I;16"))
+        return Header(width, height, image.mode in _GRAY or image.mode.startswith("I;16"))
 
 
 def _orientation(image: Any) -> int:
@@ -59,7 +59,7 @@ def decode_image(content: bytes, channels: int, *, upright: bool = False) -> np.
       upright: turn the picture as its EXIF data say. Data sets of TFDS are taken as they are stored.
 
     Raises:
-      ValueError: it has more than `bounds.MOST_PIXELS`, or nobody knows which of its pixels are white.
+      ValueError: it has more than `bounds.MAX_PIXELS`, or nobody knows which of its pixels are white.
       Exception: whatever Pillow raises for a damaged picture, or one of another format.
     """
     from PIL import Image, ImageOps, PngImagePlugin

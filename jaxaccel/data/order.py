@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from jaxaccel.data.elements import Item
+from jaxaccel.data.examples import Item
 
 
 class Order(Protocol):

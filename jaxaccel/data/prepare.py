@@ -1,6 +1,6 @@
 """Prepares a data set as ArrayRecord files: without TensorFlow if a builder of ours can, else in a child.
 
-The child is `jaxaccel.data.builders.stock`: it runs TFDS's own builder, with TensorFlow, which so never enters
+The child is `jaxaccel.data.builders.run_tfds`: it runs TFDS's own builder, with TensorFlow, which so never enters
 the process that trains.
 """
 
@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from jaxaccel.data.builders import BUILDERS, ERROR, builder_class
-from jaxaccel.data.catalog import DatasetName, find_prepared, known_names, quiet_tfds
 from jaxaccel.data.features_file import check_features
+from jaxaccel.data.tfds_names import DatasetName, find_prepared, known_names, quiet_tfds
 from jaxaccel.errors import UserError, option
 
 log = logging.getLogger(__name__)
 
 _FORMAT = "array_record"
-CHILD = "jaxaccel.data.builders.stock"
+CHILD = "jaxaccel.data.builders.run_tfds"
 
 
 def prepare(dataset: DatasetName, directory: Path, downloads: Path | None = None) -> Path:

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxaccel.data.catalog import quiet_tfds
 from jaxaccel.data.decode import example_decoder
 from jaxaccel.data.features_file import check_features
-from jaxaccel.data.sources import Example
+from jaxaccel.data.source import Example
 from jaxaccel.data.splits import split_ranges
+from jaxaccel.data.tfds_names import quiet_tfds
 from jaxaccel.errors import UserError, option
 
 
@@ -67,7 +67,7 @@ class PreparedSource:
         try:
             return self._decode(self._records[position])
         except Exception as error:  # whatever the bytes made the readers stumble on
-            raise damaged(self.directory, error) from error
+            raise damaged_error(self.directory, error) from error
 
     def __getitems__(self, indices: Sequence[int], /) -> list[Example]:
         positions = [self._position(i) for i in indices]
@@ -76,7 +76,7 @@ class PreparedSource:
         try:
             return [self._decode(record) for record in self._records.__getitems__(positions)]
         except Exception as error:
-            raise damaged(self.directory, error) from error
+            raise damaged_error(self.directory, error) from error
 
     def _position(self, index: int) -> int:
         size = len(self._records)
@@ -92,7 +92,7 @@ class PreparedSource:
         return f"PreparedSource({self.name!r}, {self.split!r}, {str(self.directory)!r})"
 
 
-def damaged(directory: Path, reason: object) -> UserError:
+def damaged_error(directory: Path, reason: object) -> UserError:
     """The error of a prepared data set that cannot be read."""
     message = " ".join(str(reason).split())
     return UserError(
@@ -115,7 +115,7 @@ def _builder(name: str, directory: Path) -> Any:
             f"data set {name!r} has features that TFDS reads only with the package {error.name!r}"
         ) from error
     except Exception as error:
-        raise damaged(directory, error) from error
+        raise damaged_error(directory, error) from error
     if info.file_format is None or info.file_format.value != "array_record":
         form = info.file_format and info.file_format.value
         raise UserError(
@@ -140,9 +140,9 @@ def _open_records(name: str, split: str, directory: Path, builder: Any) -> Any:
             found = reader.num_records()
             reader.close()
         except Exception as error:
-            raise damaged(directory, error) from error
+            raise damaged_error(directory, error) from error
         if found != shard.examples_in_shard:
             file = Path(shard.filename).name
-            raise damaged(directory, f"{file} holds {found} of its {shard.examples_in_shard} records")
+            raise damaged_error(directory, f"{file} holds {found} of its {shard.examples_in_shard} records")
     raw: Any = tfds.decode.DeserializeMethod.RAW_BYTES
     return builder.as_data_source(split, deserialize_method=raw)

@@ -9,28 +9,28 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from jaxaccel.compression.opened import opened
-from jaxaccel.compression.place import find_record
+from jaxaccel.compression.pipeline_directory import find_record
+from jaxaccel.compression.reopen import open_stage
 from jaxaccel.core import runtime
 from jaxaccel.core.options import Count, checked
+from jaxaccel.core.paths import with_leaves
 from jaxaccel.core.platform import count_devices
-from jaxaccel.core.trees import with_leaves
 from jaxaccel.data import Source
-from jaxaccel.data.elements import read_elements
-from jaxaccel.data.opening import open_source, set_aside
+from jaxaccel.data.data_sets import open_source, set_aside
+from jaxaccel.data.examples import read_elements
 from jaxaccel.errors import UserError
-from jaxaccel.models.adapter import Model, abstract, inference, takes
+from jaxaccel.models.adapter import Model, abstract_variables, inference, takes_argument
 from jaxaccel.tasks import Task, prediction
 from jaxaccel.tasks.prediction import BATCH, Guess
-from jaxaccel.training.checkpoint import flat
-from jaxaccel.training.evaluation import Evaluation, evaluation, metrics
-from jaxaccel.training.facts import Facts, fitted_options, read_facts
+from jaxaccel.training.checkpoint import flatten_by_path
+from jaxaccel.training.evaluation import Evaluation, evaluate_metrics, evaluate_with_report
+from jaxaccel.training.facts import Facts, find_fitted_options, read_facts
+from jaxaccel.training.messages import scores_text
 from jaxaccel.training.problem import Problem
 from jaxaccel.training.recipe import Recipe
 from jaxaccel.training.recipe_file import load_recipe
-from jaxaccel.training.saved import CHECKPOINTS, read_weights, scores
+from jaxaccel.training.saved_checkpoints import CHECKPOINTS, read_scores, read_weights
 from jaxaccel.training.step import TRANSFORMATIONS
-from jaxaccel.training.wording import scores_text
 from jaxaccel.transforms import retarget
 
 PyTree = Any
@@ -121,7 +121,7 @@ class Trained:
           UserError: there is no such split, or the data set is not there or has other classes.
         """
         found, size = self.source(split) if source is None else self.accept(source), self.recipe.batch_size
-        return metrics(self.task, self.run, self.params, found, size, advance)
+        return evaluate_metrics(self.task, self.run, self.params, found, size, advance)
 
     def report(
         self,
@@ -132,7 +132,7 @@ class Trained:
     ) -> Evaluation:
         """As `evaluate`, with what the task has to say of each class and of each example."""
         found, size = self.source(split) if source is None else self.accept(source), self.recipe.batch_size
-        return evaluation(self.task, self.run, self.params, found, size, self.facts.values, advance)
+        return evaluate_with_report(self.task, self.run, self.params, found, size, self.facts.values, advance)
 
     def source(self, split: str | None = None) -> Source:
         """A split of the data set that the run was trained on.
@@ -225,7 +225,7 @@ def load(run: Path | str, *, which: Which = "best", trust: bool = False) -> Trai
             f"{place} has no checkpoint {which!r}: there are best, last, and the numbers of steps"
         )
     step, weights = read_weights(place, recipe.task.metric, recipe.task.better, which)
-    measured = scores(place / CHECKPOINTS / str(step))
+    measured = read_scores(place / CHECKPOINTS / str(step))
     params = _filled(place, model, weights)
     return Trained(
         place, recipe, facts, step, measured, params, inference(model), _evaluated(recipe, model), model
@@ -237,7 +237,7 @@ def _of_pipeline(place: Path, which: Which, trust: bool) -> Trained:
     name = str(which) if which not in ("best", "last") else None
     if place.is_file():
         name = place.stem.partition("-")[2]
-    stage, setting, receipt = opened(directory, name, trust)
+    stage, setting, receipt = open_stage(directory, name, trust)
     call = stage.accelerated(stage.call)
     recipe = dataclasses.replace(setting.training, batch_size=setting.batch, task=setting.task)
     return Trained(
@@ -258,20 +258,24 @@ def _facts(run: Path, recipe: Recipe) -> Facts:
         ) from error
     task = recipe.task
     example = read_elements(source, task.element, range(1))[0]
-    return Facts.of(task.facts(source.features), example, fitted_options(task, task.fit(source)))
+    return Facts.of(task.facts(source.features), example, find_fitted_options(task, task.fit(source)))
 
 
 def _needs(recipe: Recipe, name: str) -> bool:
     """Whether the model cannot be made without the fact of that name, or used without that option of its task."""
-    return name.startswith("task.") or takes(recipe.model, name) or takes(recipe.model, "facts")
+    return (
+        name.startswith("task.")
+        or takes_argument(recipe.model, name)
+        or takes_argument(recipe.model, "facts")
+    )
 
 
 def _filled(run: Path, model: Model, weights: Mapping[str, np.ndarray]) -> PyTree:
     """The variables of `model` with these weights."""
-    params, state = abstract(model)
+    params, state = abstract_variables(model)
     own = {"params": params, "model_state": state}
     there = {path: x.shape for path, x in weights.items()}
-    expected = {path: x.shape for path, x in flat(own).items()}
+    expected = {path: x.shape for path, x in flatten_by_path(own).items()}
     if odd := sorted(path for path in {*there} | {*expected} if there.get(path) != expected.get(path)):
         path = odd[0]
         raise UserError(

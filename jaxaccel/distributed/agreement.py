@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 from jaxaccel.errors import UserError, option
 
 
-def check_same(values: Mapping[str, Any]) -> None:
+def check_same_everywhere(values: Mapping[str, Any]) -> None:
     """Checks that `values`, by path, are the same in all processes.
 
     Raises:
@@ -36,14 +36,14 @@ def check_same(values: Mapping[str, Any]) -> None:
         )
 
 
-def leaves(values: Any, path: str = "") -> dict[str, Any]:
+def flatten_values(values: Any, path: str = "") -> dict[str, Any]:
     """{dotted path: value} of nested dictionaries."""
     if not isinstance(values, Mapping):
         return {path: values}
     return {
         p: x
         for key, inner in values.items()
-        for p, x in leaves(inner, f"{path}.{key}" if path else key).items()
+        for p, x in flatten_values(inner, f"{path}.{key}" if path else key).items()
     }
 
 

@@ -9,14 +9,14 @@ import jax
 from jax.sharding import Mesh
 
 from jaxaccel.core.interpret import is_compressed
-from jaxaccel.core.trees import path_text
+from jaxaccel.core.paths import path_text
 from jaxaccel.distributed.mesh import FSDP, MODEL
 from jaxaccel.distributed.sharding import FSDP_MIN_SIZE, partition_spec, rule_of
 from jaxaccel.errors import UserError, option
 
-LEAST_SHARE = 0.01
+MIN_SHARE = 0.01
 """Of the parameters that an axis has to split: else its devices all compute the same."""
-LARGE = 2**20
+MAX_REPLICATED_BYTES = 2**20
 """Bytes from which an array that stays whole, in all layers together, is worth a line."""
 
 
@@ -51,7 +51,7 @@ def check_split(params: Any, mesh: Mesh) -> list[str]:
         size = sum(n for n in meant if axis == MODEL or n >= FSDP_MIN_SIZE)
         split = sum(math.prod(x.shape) for path, x in leaves if _splits(path_text(path), x.shape, mesh, axis))
         whole = [_whole(path_text(path), x, mesh, axis) for path, x in leaves]
-        if size and split < LEAST_SHARE * size:
+        if size and split < MIN_SHARE * size:
             raise UserError(_nothing_gained(axis, mesh.shape[axis], split / size, whole))
         lines += _told(axis, [x for x in whole if x.reason])
     return lines
@@ -99,7 +99,7 @@ def _told(axis: str, whole: list[Whole]) -> list[str]:
     lines = []
     for (path, reason), group in itertools.groupby(sorted(whole, key=kind), kind):
         sizes = [x.nbytes for x in group]
-        if sum(sizes) > LARGE:
+        if sum(sizes) > MAX_REPLICATED_BYTES:
             number = f"{len(sizes)} arrays, " if len(sizes) > 1 else ""
             size = f"{number}{sum(sizes) / 2**20:.1f} MiB"
             lines.append(f"warning: every device along {axis} holds {path} whole ({size}): {reason}")

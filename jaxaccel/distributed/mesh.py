@@ -19,11 +19,12 @@ class MeshShape(Options):
     """How many devices stand along each axis of the mesh; -1 on one axis means all that are left."""
 
     data: int = -1
-    """Data parallel: parameters are copied, the batch is split."""
+    """Number of devices for data parallelism: parameters are copied, the batch is split."""
     fsdp: int = 1
-    """Fully sharded data parallel: the batch, the parameters and the optimizer state are split."""
+    """Number of devices for fully sharded data parallelism: the batch, the parameters and the optimizer state
+    are split."""
     model: int = 1
-    """Tensor parallel: the matrices of attention, MLP and dense layers are split."""
+    """Number of devices for tensor parallelism: the matrices of attention, MLP and dense layers are split."""
 
     def check_values(self) -> None:
         """Checks that sizes are positive, but for at most one -1."""

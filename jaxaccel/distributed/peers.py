@@ -30,7 +30,7 @@ _HELLO = struct.Struct("!16sI")
 
 
 @contextlib.contextmanager
-def watched(lost: Callable[[int], None] | None = None) -> Iterator[None]:
+def watch_peers(lost: Callable[[int], None] | None = None) -> Iterator[None]:
     """Watches the other processes of the run while the body runs; nothing to do for a process alone.
 
     All processes must enter it at the same place. Where a connection cannot be made (a firewall), JAX's own heartbeat

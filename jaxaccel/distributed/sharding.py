@@ -12,7 +12,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxaccel.core.interpret import is_compressed
-from jaxaccel.core.trees import matches, path_text
+from jaxaccel.core.paths import matches, path_text
 from jaxaccel.distributed.mesh import DATA, FSDP, MODEL
 
 

@@ -65,7 +65,7 @@ def as_model(factory: Any, facts: Mapping[str, Any], inputs: tuple[PyTree, ...])
     raise UserError(f"the recipe's model must make a Flax NNX or Linen module, not {type(made[0]).__name__}")
 
 
-def takes(factory: Any, name: str) -> bool:
+def takes_argument(factory: Any, name: str) -> bool:
     """Whether `factory` has an argument of that name that is still to be given."""
     return not isinstance(factory, linen.Module) and name in _free(factory)
 
@@ -80,7 +80,7 @@ def inference(model: Model) -> Callable[..., PyTree]:
     return call
 
 
-def abstract(model: Model) -> tuple[PyTree, PyTree]:
+def abstract_variables(model: Model) -> tuple[PyTree, PyTree]:
     """The shapes and dtypes of (params, state), without computing them."""
     return jax.eval_shape(model.init, jax.random.key(0))
 
@@ -92,7 +92,7 @@ def output_shape(model: Model, inputs: tuple[PyTree, ...]) -> PyTree:
       UserError: the model does not take such inputs.
     """
     try:
-        params, state = abstract(model)
+        params, state = abstract_variables(model)
         return jax.eval_shape(
             lambda p, s, *x: model.apply(p, s, *x, key=jax.random.key(0), train=True)[0],
             params, state, *inputs,

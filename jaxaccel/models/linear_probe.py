@@ -20,14 +20,14 @@ def linear_probe(
 ) -> dict[str, jax.Array]:
     """A softmax classifier's kernel (D, classes) and bias (classes,), fitted to all features at once.
 
-    Features are standardised for fitting, by L-BFGS (`optax.lbfgs`) from zeros, and that is folded into the result:
+    Features are standardized for fitting, by L-BFGS (`optax.lbfgs`) from zeros, and that is folded into the result:
     it takes features as they are, and fits the head that they were made for.
 
     Args:
       features: (N, D) float, computed once: ``ja.transforms.features(f, ["head/kernel"], of="input")``.
       labels: (N,) integers in [0, classes).
       classes: how many there are.
-      l2: weight of the mean square of the standardised kernel.
+      l2: weight of the mean square of the standardized kernel.
       steps: of L-BFGS at most; it ends when the gradient's norm is below 1e-4.
 
     Raises:

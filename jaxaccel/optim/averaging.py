@@ -19,7 +19,7 @@ from jaxaccel.optim.lookahead import LookaheadState
 PyTree = Any
 Batch = Any
 
-# A power of two that float16 holds as well, and larger than most statistics: see `reestimator`.
+# A power of two that float16 holds as well, and larger than most statistics: see `make_reestimator`.
 _PROBE = 4096.0
 
 
@@ -29,7 +29,7 @@ class Averaging(Options):
 
     With a `decay` it is the exponential moving average over all steps. Else it is the mean of the weights at the steps
     `at` (stochastic weight averaging, Izmailov et al. 2018, arXiv:1803.05407), and up to the first of them the weights
-    themselves. A model with BatchNorm needs `reestimator` before it is evaluated at the average.
+    themselves. A model with BatchNorm needs `make_reestimator` before it is evaluated at the average.
 
         averaging = Averaging(at=range(1000, 2000, 100))
         average = averaging.init(params)
@@ -37,7 +37,7 @@ class Averaging(Options):
     """
 
     decay: float | jax.Array = 0.0
-    """Of the exponential moving average."""
+    """Decay of the exponential moving average."""
     at: Sequence[int] = ()
     """Steps done when a sample for the mean is taken, in rising order."""
 
@@ -54,7 +54,7 @@ class Averaging(Options):
 
     def init(self, params: PyTree) -> PyTree:
         """A copy of the weights, in float32 at least: an average in bfloat16 would not move."""
-        return jax.tree.map(lambda p: jnp.array(numerics.wide(p)), params)
+        return jax.tree.map(lambda p: jnp.array(numerics.widen(p)), params)
 
     def update(self, average: PyTree, params: PyTree, step: jax.Array) -> PyTree:
         """The average when `step` steps (() int) are done, the last of which led to `params`."""
@@ -98,7 +98,7 @@ def _is_masked(x: Any) -> bool:
     return isinstance(x, optax.MaskedNode)
 
 
-def reestimator(
+def make_reestimator(
     apply: Callable[[PyTree, PyTree, Batch], PyTree],
 ) -> Callable[[PyTree, PyTree, Iterable[Batch]], PyTree]:
     """(params, model_state, batches) -> the running statistics that `params` have over `batches`.

@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxaccel.core.trees import Where, parameter_path
+from jaxaccel.core.paths import Where, parameter_path
 from jaxaccel.errors import UserError
-from jaxaccel.optim.paths import check_where, selects
+from jaxaccel.transforms.params.select import check_selects_parameters, selects_parameter
 
 PyTree = Any
 
 
-def frozen(params: PyTree, where: Where, option: str = "freeze") -> PyTree:
+def mark_frozen(params: PyTree, where: Where, option: str = "freeze") -> PyTree:
     """A pytree like `params`, True where `where` selects.
 
     Raises:
@@ -22,21 +22,21 @@ def frozen(params: PyTree, where: Where, option: str = "freeze") -> PyTree:
     """
     leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
     paths = [parameter_path(path) for path, _ in leaves]
-    check_where(where, paths, option)
-    flags = [selects(where, path) for path in paths]
+    check_selects_parameters(where, paths, option)
+    flags = [selects_parameter(where, path) for path in paths]
     if all(flags):
         raise UserError(f"{option} selects all {len(flags)} parameters, and nothing would be trained")
     return jax.tree.unflatten(treedef, flags)
 
 
-def without_gradient(params: PyTree, where: Where) -> PyTree:
+def stop_gradients(params: PyTree, where: Where) -> PyTree:
     """`params`, of which those that `where` selects have no gradient, and cost none."""
     return jax.tree.map(
-        lambda stop, x: jax.lax.stop_gradient(x) if stop else x, frozen(params, where), params
+        lambda stop, x: jax.lax.stop_gradient(x) if stop else x, mark_frozen(params, where), params
     )
 
 
-def freezing(tx: optax.GradientTransformation, where: Where) -> optax.GradientTransformationExtraArgs:
+def freeze(tx: optax.GradientTransformation, where: Where) -> optax.GradientTransformationExtraArgs:
     """`tx` for the parameters that `where` does not select; the others stay, and have no optimizer state.
 
     Of what the trainer gives optimizers besides, ``grad`` and the functions ``value_fn``, ``obj_fn`` and ``grad_fn``,
@@ -58,7 +58,7 @@ def freezing(tx: optax.GradientTransformation, where: Where) -> optax.GradientTr
         rest = None if params is None else _rest(params, where)
         moved, state = tx.update(_rest(updates, where), state, rest, **_of_the_rest(extra, params, where))
         merged = jax.tree.map(
-            lambda stop, u, m: jnp.zeros_like(u) if stop else m, frozen(updates, where), updates,
+            lambda stop, u, m: jnp.zeros_like(u) if stop else m, mark_frozen(updates, where), updates,
             _filled(moved, updates, where),
         )  # fmt: skip
         return merged, state
@@ -68,7 +68,7 @@ def freezing(tx: optax.GradientTransformation, where: Where) -> optax.GradientTr
 
 def _rest(tree: PyTree, where: Where) -> PyTree:
     """`tree` with Optax's masked nodes, which hold no arrays, where `where` selects."""
-    return jax.tree.map(lambda stop, x: optax.MaskedNode() if stop else x, frozen(tree, where), tree)
+    return jax.tree.map(lambda stop, x: optax.MaskedNode() if stop else x, mark_frozen(tree, where), tree)
 
 
 def _of_the_rest(extra: Mapping[str, Any], params: PyTree, where: Where) -> dict[str, Any]:
@@ -88,13 +88,13 @@ def _of_the_rest(extra: Mapping[str, Any], params: PyTree, where: Where) -> dict
 
 
 def _filled(moved: PyTree, like: PyTree, where: Where) -> PyTree:
-    flags = frozen(like, where)
+    flags = mark_frozen(like, where)
     leaves = iter(jax.tree.leaves(moved))
     return jax.tree.map(lambda stop, x: x if stop else next(leaves), flags, like)
 
 
 class UnfreezeState(NamedTuple):
-    """State of `unfreezing`."""
+    """State of `unfreeze_gradually`."""
 
     step: jax.Array
     """() int32: updates done."""
@@ -102,7 +102,7 @@ class UnfreezeState(NamedTuple):
     """State of the optimizer that is wrapped."""
 
 
-def unfreezing(
+def unfreeze_gradually(
     tx: optax.GradientTransformation, at: Mapping[str, float], steps: int
 ) -> optax.GradientTransformationExtraArgs:
     """`tx`, under which groups of parameters begin to move later (Howard & Ruder 2018, arXiv:1801.06146, section 3.3).
@@ -124,11 +124,12 @@ def unfreezing(
         leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
         paths = [parameter_path(path) for path, _ in leaves]
         for where in at:
-            check_where(where, paths, "unfreeze")
+            check_selects_parameters(where, paths, "unfreeze")
         found = [0] * len(paths)
         for where, share in at.items():
             found = [
-                round(share * steps) if selects(where, p) else n for p, n in zip(paths, found, strict=True)
+                round(share * steps) if selects_parameter(where, p) else n
+                for p, n in zip(paths, found, strict=True)
             ]
         return jax.tree.unflatten(treedef, found)
 

@@ -36,7 +36,7 @@ def columns_from(shape: tuple[int, ...]) -> int:
     return min(cuts, key=lambda i: max(math.prod(shape[:i]), math.prod(shape[i:])))
 
 
-def wide(x: jax.Array) -> jax.Array:
+def at_least_float32(x: jax.Array) -> jax.Array:
     """`x` in float32 at least: averages of many steps do not move in bfloat16."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
@@ -47,7 +47,7 @@ def identities(x: jax.Array, max_size: int) -> Sides:
     matrix = min(rows, columns) > 1
 
     def side(size: int) -> jax.Array | None:
-        return wide(jnp.eye(size, dtype=x.dtype)) if matrix and size <= max_size else None
+        return at_least_float32(jnp.eye(size, dtype=x.dtype)) if matrix and size <= max_size else None
 
     return side(rows), side(columns)
 
@@ -57,7 +57,7 @@ def zero_factors(x: jax.Array, max_size: int) -> Sides:
     return jax.tree.map(jnp.zeros_like, identities(x, max_size))
 
 
-def averaged_factors(factors: Sides, grad: jax.Array, decay: float) -> Sides:
+def average_factors(factors: Sides, grad: jax.Array, decay: float) -> Sides:
     """Exponential moving averages of G Gᵀ and Gᵀ G with one more gradient, which is in their dtype."""
     rows, columns = factors
     g = grad.reshape(matrix_shape(grad.shape))
@@ -67,7 +67,7 @@ def averaged_factors(factors: Sides, grad: jax.Array, decay: float) -> Sides:
     )
 
 
-def multiplied(sides: Sides, x: jax.Array) -> jax.Array:
+def multiply_sides(sides: Sides, x: jax.Array) -> jax.Array:
     """rows @ x @ columns, in the shape of `x`."""
     rows, columns = sides
     y = x.reshape(matrix_shape(x.shape))
@@ -79,13 +79,13 @@ def multiplied(sides: Sides, x: jax.Array) -> jax.Array:
 def to_basis(bases: Sides, x: jax.Array) -> jax.Array:
     """Q_Lᵀ x Q_R: `x` in the coordinates of `bases`, whose columns are orthonormal."""
     rows, columns = bases
-    return multiplied((None if rows is None else rows.T, columns), x)
+    return multiply_sides((None if rows is None else rows.T, columns), x)
 
 
 def from_basis(bases: Sides, x: jax.Array) -> jax.Array:
     """Q_L x Q_Rᵀ: back from `to_basis`."""
     rows, columns = bases
-    return multiplied((rows, None if columns is None else columns.T), x)
+    return multiply_sides((rows, None if columns is None else columns.T), x)
 
 
 def inverse_roots(factors: Sides, damping: float) -> Sides:
@@ -111,11 +111,11 @@ def eigenvectors(factor: jax.Array) -> jax.Array:
     return jnp.linalg.eigh(factor)[1][:, ::-1]
 
 
-def order(factor: jax.Array, basis: jax.Array) -> jax.Array:
+def order_columns(factor: jax.Array, basis: jax.Array) -> jax.Array:
     """The columns of `basis` from the largest to the smallest Rayleigh quotient."""
     return jnp.argsort(-jnp.sum(basis * _dot(factor, basis), axis=0))
 
 
 def power_iteration(factor: jax.Array, basis: jax.Array) -> jax.Array:
-    """One step of orthogonal iteration: `basis`, its columns in `order`, nearer to the eigenvectors of `factor`."""
+    """Takes a step of orthogonal iteration: turns `basis`, its columns in order, to the eigenvectors of `factor`."""
     return jnp.linalg.qr(_dot(factor, basis))[0]

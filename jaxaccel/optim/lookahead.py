@@ -52,7 +52,7 @@ def lookahead(
 
     def init(params: PyTree) -> LookaheadState:
         # A copy: the state may be donated together with the parameters.
-        slow = jax.tree.map(lambda p: jnp.array(numerics.wide(p)), params)
+        slow = jax.tree.map(lambda p: jnp.array(numerics.widen(p)), params)
         return LookaheadState(jnp.int32(0), slow, tx.init(params))
 
     def update(

@@ -7,7 +7,7 @@ import jax
 import optax
 import optax.contrib
 
-from jaxaccel.core.trees import path_text, selects
+from jaxaccel.core.paths import path_text, selects
 from jaxaccel.optim.kronecker import columns_from
 
 PyTree = Any
@@ -33,7 +33,7 @@ def muon(
     A convolution's (H, W, in, out) is (H W in, out); of the heads of attention those axes are joined that make the
     matrix most nearly square. `optax.contrib.muon` alone takes arrays of two axes only.
     """
-    directions = optax.contrib.muon(1.0, muon_weight_dimension_numbers=matrices, **options)
+    directions = optax.contrib.muon(1.0, muon_weight_dimension_numbers=matrix_axes, **options)
     return optax.chain(
         directions,
         optax.scale(-1.0),
@@ -42,7 +42,7 @@ def muon(
     )
 
 
-def matrices(params: PyTree) -> PyTree:
+def matrix_axes(params: PyTree) -> PyTree:
     """Which axes of a parameter are inputs and which outputs; None for what is no matrix."""
 
     def leaf(path: tuple[Any, ...], x: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:

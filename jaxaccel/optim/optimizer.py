@@ -10,21 +10,21 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from jaxaccel.core.calls import nearest
+from jaxaccel.core.call_text import suggest_nearest
 from jaxaccel.core.options import Count, CountOrZero, NonNegative, Options, Share, ShareBelowOne
-from jaxaccel.core.trees import path_text
+from jaxaccel.core.paths import path_text
 from jaxaccel.errors import UserError, option
 from jaxaccel.optim.averaging import Averaging
 from jaxaccel.optim.conjugate_gradient import conjugate_gradient
-from jaxaccel.optim.freeze import freezing, unfreezing
+from jaxaccel.optim.float32_updates import in_float32
+from jaxaccel.optim.freeze import freeze, unfreeze_gradually
 from jaxaccel.optim.lookahead import lookahead
 from jaxaccel.optim.muon import muon
-from jaxaccel.optim.paths import selects
 from jaxaccel.optim.scaling import layer_decay, scale_by_path
 from jaxaccel.optim.shampoo import shampoo
 from jaxaccel.optim.sharpness import sharpness_aware
 from jaxaccel.optim.soap import soap
-from jaxaccel.optim.wide import in_float32
+from jaxaccel.transforms.params.select import selects_parameter
 
 OURS = {"shampoo": shampoo, "soap": soap, "conjugate_gradient": conjugate_gradient, "muon": muon}
 """What Optax lacks, and `muon` for kernels of any rank."""
@@ -40,44 +40,50 @@ class Optimizer(Options):
     """An optimizer by its name in Optax, or one of ours that Optax lacks, and what stands around it."""
 
     name: str = "adamw"
-    """sgd, adamw, lars, lamb, lion, muon, sophia, prodigy, schedule_free_adamw, shampoo, soap, or any other of Optax
-    and its contrib. lbfgs and conjugate_gradient search along a line for each step and use no learning rate."""
+    """Name of the optimizer: sgd, adamw, lars, lamb, lion, muon, sophia, prodigy, schedule_free_adamw,
+    shampoo, soap, or any other of Optax and its contrib. lbfgs and conjugate_gradient search along a line for
+    each step and use no learning rate."""
     learning_rate: NonNegative = 1e-3
-    """At the peak of the schedule."""
+    """Learning rate at the peak of the schedule."""
     args: Mapping[str, float | bool] = dataclasses.field(default_factory=dict)
-    """Further arguments of that optimizer: `--optimizer.args momentum 0.9 nesterov 1`."""
+    """Pass these further arguments to that optimizer: `--optimizer.args momentum 0.9 nesterov 1`."""
     weight_decay: NonNegative = 0.0
-    """Decoupled where the optimizer has it (adamw, lion, ...), else added to the gradient (L2, as for sgd)."""
+    """Strength of weight decay; decoupled where the optimizer has it (adamw, lion, ...), else added to the
+    gradient (L2, as for sgd)."""
     decay_where: str = "**/{kernel,embedding}"
-    """Which parameters decay, by path; all of them with optimizers that cannot tell (prodigy, schedule_free_adamw)."""
+    """Decay the parameters whose paths match this pattern; optimizers that cannot tell them apart (prodigy,
+    schedule_free_adamw) decay all."""
     rates: Mapping[str, NonNegative] = dataclasses.field(default_factory=dict)
-    """Learning rates of groups of parameters, as multiples, by path: `--optimizer.rates '**/head/**' 10`; 0 freezes."""
+    """Multiply the learning rate of groups of parameters, by path: `--optimizer.rates '**/head/**' 10`; 0
+    freezes a group."""
     freeze: tuple[str, ...] = ()
-    """Parameters that stay as they are, by path ('stem/**' 'stages/0/**'): they get no gradient and no state, and are
-    not pruned."""
+    """Keep parameters as they are, by path ('stem/**' 'stages/0/**'): they get no gradient and no state, and
+    are not pruned."""
     unfreeze: Mapping[str, Share] = dataclasses.field(default_factory=dict)
-    """Groups of parameters that begin to move later, by path, and after which share of the run (Howard & Ruder 2018):
+    """Start to train groups of parameters, by path, only after a share of the run (Howard & Ruder 2018):
     `--optimizer.unfreeze 'stages/**' 0.2 'stem/**' 0.5`."""
     layer_decay: NonNegative = 1.0
-    """Each layer's learning rate as a share of that of the layer above it, for fine-tuning (Bao et al. 2021)."""
+    """Give each layer this share of the learning rate of the layer above it, for fine-tuning (Bao et al.
+    2021)."""
     clip_norm: NonNegative = 0.0
     """Clip the global norm of the gradient to this; 0 does not clip."""
     accumulate: Count = 1
     """Split each batch into this many parts and average their gradients: less memory; BatchNorm sees the parts."""
     sam: NonNegative = 0.0
-    """Radius of sharpness-aware minimisation (Foret et al. 2021): two gradients a step; 0.05 is usual, 0 is off."""
+    """Radius of sharpness-aware minimization (Foret et al. 2021): two gradients a step; 0.05 is usual, 0 is off."""
     asam: NonNegative = 0.0
-    """The same in proportion to each weight's size (Kwon et al. 2021): 0.5 is usual."""
+    """Radius in proportion to each weight's size instead (Kwon et al. 2021): 0.5 is usual, 0 is off."""
     lookahead: CountOrZero = 0
-    """Steps after which slow weights go half of the way to the fast ones, which start again there; evaluation uses the
-    slow ones, unless `ema` or `swa` averages the fast ones; 0 is off."""
+    """Number of steps after which slow weights go half of the way to the fast ones, which start again there;
+    evaluation uses the slow ones, unless `ema` or `swa` averages the fast ones; 0 is off."""
     ema: ShareBelowOne = 0.0
     """Decay of the exponential moving average of the weights that evaluation then uses; 0 keeps none."""
     swa: ShareBelowOne = 0.0
     """Share of the run after which the weights at the end of each epoch are averaged, all with equal weight, for
     evaluation (Izmailov et al. 2018); 0 keeps no such average."""
     reestimate: CountOrZero = 0
-    """Training batches from which the BatchNorm statistics of averaged weights are computed before each evaluation."""
+    """Number of training batches from which the BatchNorm statistics of averaged weights are computed before
+    each evaluation."""
 
     def check_values(self) -> None:
         """Checks what excludes each other."""
@@ -128,7 +134,9 @@ class Optimizer(Options):
         parameters = inspect.signature(factory).parameters
         for name in self.args:
             if name not in parameters:
-                raise UserError(f"optimizer {self.name} takes no {name!r}{nearest(name, list(parameters))}")
+                raise UserError(
+                    f"optimizer {self.name} takes no {name!r}{suggest_nearest(name, list(parameters))}"
+                )
         own = {name: _as_declared(parameters[name], value) for name, value in self.args.items()}
         options: dict[str, Any] = {**DEFAULTS.get(self.name, {}), **own}
         if "hessian_diagonal_fn" in parameters:
@@ -162,7 +170,7 @@ class Optimizer(Options):
         tx = optax.chain(*before, _only_what_it_takes(made) if self.name in LINE_SEARCH else made)
         tx = self._around(tx, steps)
         tx = around(tx) if around else tx
-        return in_float32(freezing(tx, self.freeze) if self.freeze else tx)
+        return in_float32(freeze(tx, self.freeze) if self.freeze else tx)
 
     def averaging(self, ends: Sequence[int]) -> Averaging | None:
         """The average of the weights in a run whose epochs end at these steps; None where there is none.
@@ -189,14 +197,14 @@ class Optimizer(Options):
         if self.sam or self.asam:
             tx = sharpness_aware(tx, self.sam or self.asam, adaptive=bool(self.asam))
         if self.unfreeze:
-            tx = unfreezing(tx, self.unfreeze, steps)
+            tx = unfreeze_gradually(tx, self.unfreeze, steps)
         if self.lookahead:
             tx = lookahead(tx, self.lookahead)
         return optax.with_extra_args_support(tx)
 
     def _decays(self, params: Any) -> Any:
         found = jax.tree_util.tree_map_with_path(
-            lambda path, _: selects(self.decay_where, path_text(path)), params
+            lambda path, _: selects_parameter(self.decay_where, path_text(path)), params
         )
         if is_on(self.weight_decay) and not any(jax.tree.leaves(found)):
             raise UserError(f"{option('optimizer.decay_where')} {self.decay_where!r} matches no parameter")
@@ -215,7 +223,7 @@ def _factory(name: str) -> Any:
         factory = place.get(name)
         if callable(factory) and "learning_rate" in inspect.signature(factory).parameters:
             return factory
-    raise UserError(f"there is no optimizer {name!r}{nearest(name, _names())}")
+    raise UserError(f"there is no optimizer {name!r}{suggest_nearest(name, _names())}")
 
 
 def _names() -> list[str]:

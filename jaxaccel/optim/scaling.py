@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxaccel.core.trees import path_text
+from jaxaccel.core.paths import path_text
 from jaxaccel.errors import UserError
-from jaxaccel.optim.paths import check_where, selects
+from jaxaccel.transforms.params.select import check_selects_parameters, selects_parameter
 
 PyTree = Any
 
@@ -25,7 +25,7 @@ def scale_by_path(groups: Mapping[str, float]) -> optax.GradientTransformation:
     """Multiplies the updates of the parameters that a pattern matches.
 
     Args:
-      groups: pattern (see `jaxaccel.core.trees.matches`) -> multiplier; of several that match a parameter the last one
+      groups: pattern (see `jaxaccel.core.paths.matches`) -> multiplier; of several that match a parameter the last one
         counts. 0 freezes, whatever the update was, and parameters that none matches keep theirs.
 
     Raises:
@@ -36,9 +36,12 @@ def scale_by_path(groups: Mapping[str, float]) -> optax.GradientTransformation:
             raise UserError(f"scale_by_path: the multiplier of {pattern!r} must be >= 0, not {multiplier}")
 
     def multipliers(paths: Sequence[str]) -> dict[str, float]:
-        check_where(list(groups), paths, "scale_by_path")
+        check_selects_parameters(list(groups), paths, "scale_by_path")
         return {
-            path: [1.0, *(multiplier for pattern, multiplier in groups.items() if selects(pattern, path))][-1]
+            path: [
+                1.0,
+                *(multiplier for pattern, multiplier in groups.items() if selects_parameter(pattern, path)),
+            ][-1]
             for path in paths
         }
 
@@ -92,7 +95,13 @@ def _depths(paths: Sequence[str], first: Sequence[str]) -> dict[str, int]:
     depth = {number: i for i, number in enumerate(layers, 1)}
 
     def of(path: str) -> int:
-        return depth[numbers[path]] if numbers[path] else 0 if selects(first, path) else len(layers) + 1
+        return (
+            depth[numbers[path]]
+            if numbers[path]
+            else 0
+            if selects_parameter(first, path)
+            else len(layers) + 1
+        )
 
     return {path: of(path) for path in paths}
 

@@ -13,15 +13,16 @@ class Schedule(Options):
     """The learning rate over the run, as a share of its peak; all times are fractions of the whole run."""
 
     name: Literal["constant", "cosine", "linear", "one_cycle", "piecewise"] = "cosine"
-    """cosine: Loshchilov & Hutter 2017; one_cycle: Smith & Topin 2019, warm-up and decay both by cosine."""
+    """Shape of the schedule. cosine: Loshchilov & Hutter 2017; one_cycle: Smith & Topin 2019, warm-up and
+    decay both by cosine."""
     warmup: Share = 0.0
-    """Share of the run in which the rate climbs from 0 to its peak."""
+    """Share of the run in which the learning rate climbs from 0 to its peak."""
     final: Share = 0.0
-    """Rate at the end as a share of the peak (cosine, linear, one_cycle)."""
+    """Learning rate at the end, as a share of the peak (cosine, linear, one_cycle)."""
     boundaries: tuple[Share, ...] = (0.5, 0.75)
-    """Where piecewise drops the rate."""
+    """Shares of the run after which piecewise drops the learning rate."""
     factor: NonNegative = 0.1
-    """What piecewise multiplies the rate by at each boundary."""
+    """Multiply the learning rate by this at each boundary of piecewise."""
 
     def build(self, peak: float, steps: int) -> optax.Schedule:
         """step -> learning rate, for a run of `steps` steps."""

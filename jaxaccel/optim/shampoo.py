@@ -9,11 +9,11 @@ import optax
 
 from jaxaccel.optim.kronecker import (
     Sides,
-    averaged_factors,
+    at_least_float32,
+    average_factors,
     identities,
     inverse_roots,
-    multiplied,
-    wide,
+    multiply_sides,
     zero_factors,
 )
 
@@ -86,7 +86,7 @@ def scale_by_shampoo(
 
     def init(params: PyTree) -> ShampooState:
         def zeros() -> PyTree:
-            return jax.tree.map(lambda p: jnp.zeros_like(wide(p)), params)
+            return jax.tree.map(lambda p: jnp.zeros_like(at_least_float32(p)), params)
 
         return ShampooState(
             step=jnp.int32(0),
@@ -99,10 +99,10 @@ def scale_by_shampoo(
     def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, ShampooState]:
         del params
         count = state.step + 1
-        grads = jax.tree.map(wide, updates)
+        grads = jax.tree.map(at_least_float32, updates)
         mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
         nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * jnp.square(g), state.nu, grads)
-        factors = jax.tree.map(lambda g, f: averaged_factors(f, g, b2), grads, state.factors)
+        factors = jax.tree.map(lambda g, f: average_factors(f, g, b2), grads, state.factors)
         roots = jax.lax.cond(
             state.step % update_every == 0,
             lambda: jax.tree.map(lambda _, f: inverse_roots(f, damping), grads, factors),
@@ -113,7 +113,7 @@ def scale_by_shampoo(
             adam = (m / (1 - b1**count)) / (jnp.sqrt(v / (1 - b2**count)) + eps)
             if sides[0] is None and sides[1] is None:
                 return adam
-            direction = multiplied(sides, m)
+            direction = multiply_sides(sides, m)
             length = jnp.linalg.norm(direction)
             scale = jnp.where(length > 0, jnp.linalg.norm(adam) / jnp.where(length > 0, length, 1), 0)
             return direction * scale

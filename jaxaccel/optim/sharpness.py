@@ -62,11 +62,11 @@ def sharpness_aware(
 
 
 def worst_offset(grads: PyTree, params: PyTree, rho: float, adaptive: bool = False) -> PyTree:
-    """Where in the ball of radius `rho` around `params` the linearised loss is largest: ρ g / |g|.
+    """Where in the ball of radius `rho` around `params` the linearized loss is largest: ρ g / |g|.
 
     With `adaptive` it is ρ T² g / |T g| where T is |w| + 0.01, element by element. Zero where the gradient is.
     """
-    weights = jax.tree.map(numerics.wide, params)
+    weights = jax.tree.map(numerics.widen, params)
     sizes = jax.tree.map(lambda p: jnp.abs(p) + _ETA if adaptive else jnp.ones_like(p), weights)
     scaled = jax.tree.map(lambda t, g: t * g.astype(t.dtype), sizes, grads)
     norm = optax.tree.norm(scaled)

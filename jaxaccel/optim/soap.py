@@ -9,15 +9,15 @@ import optax
 
 from jaxaccel.optim.kronecker import (
     Sides,
-    averaged_factors,
+    at_least_float32,
+    average_factors,
     eigenvectors,
     from_basis,
     identities,
     matrix_shape,
-    order,
+    order_columns,
     power_iteration,
     to_basis,
-    wide,
     zero_factors,
 )
 
@@ -82,7 +82,7 @@ def scale_by_soap(
 
     def init(params: PyTree) -> SoapState:
         def zeros() -> PyTree:
-            return jax.tree.map(lambda p: jnp.zeros_like(wide(p)), params)
+            return jax.tree.map(lambda p: jnp.zeros_like(at_least_float32(p)), params)
 
         return SoapState(
             step=jnp.int32(0),
@@ -96,7 +96,7 @@ def scale_by_soap(
         del params
         count = state.step  # of those that moved something, this one included
         moves = count > 0
-        grads = jax.tree.map(wide, updates)
+        grads = jax.tree.map(at_least_float32, updates)
 
         def rotated_square(g: jax.Array, v: jax.Array, bases: Sides) -> jax.Array:
             return jnp.where(moves, b2 * v + (1 - b2) * jnp.square(to_basis(bases, g)), v)
@@ -110,10 +110,10 @@ def scale_by_soap(
         mu = jax.tree.map(lambda m, g: jnp.where(moves, b1 * m + (1 - b1) * g, m), state.mu, grads)
         nu = jax.tree.map(rotated_square, grads, state.nu, state.bases)
         steps = optax.tree.cast_like(jax.tree.map(step, mu, nu, state.bases), updates)
-        factors = jax.tree.map(lambda g, f: averaged_factors(f, g, b2), grads, state.factors)
+        factors = jax.tree.map(lambda g, f: average_factors(f, g, b2), grads, state.factors)
 
         def improved() -> tuple[PyTree, PyTree]:
-            orders = jax.tree.map(order, factors, state.bases)
+            orders = jax.tree.map(order_columns, factors, state.bases)
             sorted_bases = jax.tree.map(lambda basis, by: basis[:, by], state.bases, orders)
             return jax.tree.map(power_iteration, factors, sorted_bases), jax.tree.map(_permuted, nu, orders)
 

@@ -9,11 +9,19 @@ import jax.numpy as jnp
 import optax
 
 from jaxaccel.core.options import Count, Options, Share, ShareBelowOne, checked
-from jaxaccel.core.trees import parameter_path
+from jaxaccel.core.paths import parameter_path
 from jaxaccel.errors import UserError, option
-from jaxaccel.optim.wide import apply_updates
-from jaxaccel.transforms.params.prune import KERNELS, Pattern, Scope, best, masked, prune, shares_by_shape
-from jaxaccel.transforms.params.selected import selected
+from jaxaccel.optim.float32_updates import apply_updates
+from jaxaccel.transforms.params.prune import (
+    KERNELS,
+    Pattern,
+    Scope,
+    mark_largest,
+    masked,
+    prune,
+    shares_by_shape,
+)
+from jaxaccel.transforms.params.select import select_leaves
 
 PyTree = Any
 Method = Literal["one_shot", "gradual", "straight_through", "set", "rigl", "lottery", "fixed"]
@@ -36,19 +44,22 @@ class Sparse(Options):
     each of which what is left goes back to its weights of step `begin` (Frankle et al. 2020, arXiv:1912.05671).
     fixed: weights that are 0 at the start stay 0."""
     pattern: str = "unstructured"
-    """unstructured, n:m (2:4, pruned at once by gradual too), block or block:RxC; set and rigl know only the first."""
+    """Remove weights one by one (unstructured), all but n of each m (2:4; gradual prunes them at once too),
+    or in blocks (block, block:RxC); set and rigl know only the first."""
     scope: Scope = "layer"
-    """Whether each layer loses that share, or all together (global; not set, rigl), or each by its shape (erk)."""
+    """layer removes that share of each layer, global of all layers together (not with set, rigl), erk a share
+    of each layer that follows from its shape."""
     where: str = KERNELS
-    """Which weights, by path; none that the optimizer's `freeze` keeps as they are."""
+    """Prune the weights whose paths match this pattern; none that the optimizer's `freeze` keeps as they
+    are."""
     begin: Share = 0.0
-    """When pruning begins, as a share of all steps."""
+    """Share of all steps after which pruning begins."""
     end: Share = 0.75
-    """When the masks no longer change."""
+    """Share of all steps after which the masks no longer change."""
     every: Count = 100
-    """Steps from one change of the masks to the next."""
+    """Number of steps from one change of the masks to the next."""
     regrow: Share = 0.3
-    """set, rigl: share of the weights that are exchanged, which falls to 0 by a cosine."""
+    """Share of the weights that set and rigl exchange at first; it falls to 0 by a cosine."""
 
     def check_values(self) -> None:
         """Checks that nothing contradicts itself, and that nothing would be ignored."""
@@ -212,7 +223,7 @@ def _changed(
     if how.method in ("set", "rigl"):
         share = how.regrow / 2 * (1 + jnp.cos(jnp.pi * done))
         key = None if how.method == "rigl" else _key(seed, step)
-        axes = selected(weights, how.where, at_least=2).stack_axes
+        axes = select_leaves(weights, how.where, at_least=2).stack_axes
         return _regrown(masks, weights, grads, share, key, axes)
     return _masks(weights, how, 1 - (1 - done) ** 3 if how.method == "gradual" else 1.0)
 
@@ -225,7 +236,7 @@ def _masks(params: PyTree, how: Sparse, share: float | jax.Array) -> PyTree:
     shares: Any = how.sparsity * share
     scope = how.scope
     if scope == "erk":
-        lost = shares_by_shape(selected(params, how.where, at_least=2), how.sparsity)
+        lost = shares_by_shape(select_leaves(params, how.where, at_least=2), how.sparsity)
         shares = {path: one * share for path, one in lost.items()}
         scope = "layer"
     return prune(params, shares, how.pattern, scope, "magnitude", how.where)
@@ -240,7 +251,7 @@ def _random(params: PyTree, how: Sparse, key: jax.Array) -> PyTree:
     """Masks at random, of the whole sparsity, which differ from layer to layer."""
     shares: Any = how.sparsity
     if how.scope == "erk":
-        shares = shares_by_shape(selected(params, how.where, at_least=2), how.sparsity)
+        shares = shares_by_shape(select_leaves(params, how.where, at_least=2), how.sparsity)
     return prune(params, shares, how.pattern, "layer", "random", how.where, key=key)
 
 
@@ -263,8 +274,8 @@ def _regrown(
     def layer(mask: jax.Array, size: jax.Array, wanted: jax.Array) -> jax.Array:
         count = mask.sum()
         exchanged = jnp.floor(share * count).astype(jnp.int32)
-        stay = best(jnp.where(mask, size, -1.0), count - exchanged)
-        return stay | best(jnp.where(stay, -1.0, wanted), exchanged)
+        stay = mark_largest(jnp.where(mask, size, -1.0), count - exchanged)
+        return stay | mark_largest(jnp.where(stay, -1.0, wanted), exchanged)
 
     def leaf(mask: jax.Array | None, number: int, stack: int, w: jax.Array, g: jax.Array) -> jax.Array | None:
         if mask is None:

@@ -5,29 +5,29 @@ from typing import Any
 
 import numpy as np
 
-from jaxaccel.data.elements import read_elements
-from jaxaccel.data.sources import Source
+from jaxaccel.data.examples import read_elements
+from jaxaccel.data.source import Source
 from jaxaccel.tasks.task import Task
 
 Batch = dict[str, Any]
 """Arrays of the host."""
 
 
-def batches(source: Source, task: Task, size: int, count: int | None = None) -> Iterator[Batch]:
+def iterate_batches(source: Source, task: Task, size: int, count: int | None = None) -> Iterator[Batch]:
     """The first `count` examples of a split as a task's batches, all of `size`: the last is filled up, with mask 0."""
     total = len(source) if count is None else min(count, len(source))
     for start in range(0, total, size):
         there = range(start, min(start + size, total))
-        rows = elements(task, source, there)
-        yield stacked([*rows, *[rows[0] | {"mask": np.float32(0)}] * (size - len(rows))])
+        rows = make_elements(task, source, there)
+        yield stack_examples([*rows, *[rows[0] | {"mask": np.float32(0)}] * (size - len(rows))])
 
 
-def stacked(rows: Sequence[Mapping[str, Any]]) -> Batch:
+def stack_examples(rows: Sequence[Mapping[str, Any]]) -> Batch:
     """Examples as one batch."""
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def elements(task: Task, source: Source, indices: range) -> list[dict[str, Any]]:
+def make_elements(task: Task, source: Source, indices: range) -> list[dict[str, Any]]:
     """Examples of the data set as a task's, with what every batch has besides."""
     rows = zip(indices, read_elements(source, task.element, indices), strict=True)
     return [row | {"index": np.int32(i), "epoch": np.int32(0), "mask": np.float32(1)} for i, row in rows]

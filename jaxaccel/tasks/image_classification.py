@@ -12,10 +12,10 @@ import optax
 
 from jaxaccel.core.options import CountOrZero, NonNegative, Positive, ShareBelowOne, checked
 from jaxaccel.errors import UserError, option
-from jaxaccel.tasks import pictures
-from jaxaccel.tasks.given import Example, Given
+from jaxaccel.tasks import bring_images
+from jaxaccel.tasks.bring_arrays import Example, Given
+from jaxaccel.tasks.class_report import ClassReport
 from jaxaccel.tasks.metrics import Mean
-from jaxaccel.tasks.report import ClassReport
 from jaxaccel.tasks.task import Apply, Batch, PyTree, Task
 
 
@@ -25,15 +25,15 @@ class ImageClassification(Task):
 
     logits: ClassVar[bool] = True
     image_size: CountOrZero = 0
-    """Resize the shorter side to this and crop the centre; 0 takes the images as they are."""
+    """Resize the shorter side to this and crop the center; 0 takes the images as they are."""
     mean: tuple[float, ...] = (0.5,)
-    """Subtracted from the pixels, after scaling them to [0, 1]; one a channel, or one for all."""
+    """Subtract this from the pixels, scaled to [0, 1]: one number a channel, or one for all."""
     std: tuple[Positive, ...] = (0.5,)
-    """Divides the pixels after that."""
+    """Divide the pixels by this after that: one number a channel, or one for all."""
     label_smoothing: ShareBelowOne = 0.0
     """Share of the label spread evenly over all classes (Szegedy et al. 2016, arXiv:1512.00567)."""
     class_weights: Literal["balanced"] | tuple[NonNegative, ...] = ()
-    """How much an example of each class counts in the training loss: one number a class, or balanced, which counts the
+    """Weight of the examples of each class in the training loss: one number a class, or balanced, which counts the
     training labels: examples / (classes * examples of the class). Evaluation is unweighted."""
     tta: Literal["none", "flip", "shift", "multicrop"] = "none"
     """Test-time augmentation, averaging logits: the mirror image too; or moved by one pixel four ways; or, as in Jordan
@@ -86,7 +86,7 @@ class ImageClassification(Task):
         if not isinstance(self.class_weights, str):
             return self
         label = dict(source.features.items())["label"]
-        weights = balanced_weights(read_labels(source), label.num_classes)
+        weights = balance_class_weights(read_labels(source), label.num_classes)
         least, most = (label.names[i] for i in (np.argmin(weights), np.argmax(weights)))
         logging.getLogger(__name__).info(
             f"class weights, balanced: {min(weights):.3g} ({least}) to {max(weights):.3g} ({most})"
@@ -97,12 +97,12 @@ class ImageClassification(Task):
         """``image`` (H, W, C), uint8 or float32 from 0 to 1, and ``label`` () int32."""
         image = _as_pixels(np.asarray(example["image"]))
         if self.image_size and image.shape[:2] != (self.image_size,) * 2:
-            image = pictures.resize(image, self.image_size)
+            image = bring_images.resize(image, self.image_size)
         return {"image": image, "label": np.asarray(example["label"], np.int32)}
 
     def inputs(self, batch: Batch) -> tuple[PyTree, ...]:
-        """The images as standardised float32: integers are levels from 0 to 255, floats lie in [0, 1]."""
-        return (self._standardise(batch["image"]),)
+        """The images as standardized float32: integers are levels from 0 to 255, floats lie in [0, 1]."""
+        return (self._standardize(batch["image"]),)
 
     def check(self, outputs: PyTree, facts: Mapping[str, Any]) -> None:
         """The model must give one logit a class."""
@@ -134,7 +134,7 @@ class ImageClassification(Task):
 
     def predict(self, apply: Apply, batch: Batch) -> jax.Array:
         """Logits (B, classes) float32, averaged over the views of test-time augmentation."""
-        images = self._standardise(batch["image"])
+        images = self._standardize(batch["image"])
         h, w = images.shape[1:3]
 
         def moved(*places: tuple[int, int], mode: str) -> list[jax.Array]:
@@ -181,7 +181,7 @@ class ImageClassification(Task):
                 raise UserError(f"a batch of images has an entry image, got {', '.join(given) or 'none'}")
             given = given["image"]
         height, width, channels = example["image"].shape
-        return pictures.bring(given, (height, width, channels), self.image_size, size, white)
+        return bring_images.bring_images(given, (height, width, channels), self.image_size, size, white)
 
     def batch_of(self, given: Any, example: Example) -> Batch:
         """Levels from 0 to 255 of any dtype, (B, H, W, C), or (B, H, W) where the model takes gray images."""
@@ -203,7 +203,7 @@ class ImageClassification(Task):
         """The confusion matrix and what follows from it for each class."""
         return ClassReport.of(judged["label"], judged["predicted"], facts["class_names"])
 
-    def _standardise(self, images: jax.Array) -> jax.Array:
+    def _standardize(self, images: jax.Array) -> jax.Array:
         # One multiply-add, which XLA fuses into the first convolution's input.
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
         levels = jnp.issubdtype(images.dtype, jnp.integer)  # of any width: they mean the same
@@ -224,7 +224,7 @@ class ImageClassification(Task):
         return losses * jnp.asarray(self.class_weights, jnp.float32)[labels] if self.class_weights else losses
 
 
-def balanced_weights(labels: np.ndarray, classes: int) -> tuple[float, ...]:
+def balance_class_weights(labels: np.ndarray, classes: int) -> tuple[float, ...]:
     """``len(labels) / (classes * count)`` for each class, so that all classes weigh alike; 0 where there is no example.
 
     Args:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from jaxaccel.errors import UserError
-from jaxaccel.tasks.given import BOOKKEEPING, Example, shapes
+from jaxaccel.tasks.bring_arrays import BOOKKEEPING, Example, batch_shapes
 from jaxaccel.tasks.task import Task
 
 PyTree = Any
@@ -57,7 +57,7 @@ def predict(
             raise
         raise UserError(f"predictions need {error.args[0]} as well: give a dictionary with it") from error
     if not parts:
-        one = jax.eval_shape(compute, shapes(example, 1))
+        one = jax.eval_shape(compute, batch_shapes(example, 1))
         parts = [_cut(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), one), 0, axis)]
     joined = jax.tree.map(lambda *x: np.concatenate(x, axis), *parts)
     return jax.tree.map(lambda x: x.take(0, axis), joined) if brought.single else joined

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxaccel.core.options import Options
 from jaxaccel.errors import UserError
-from jaxaccel.tasks.given import Example, Given, sole_name, split
+from jaxaccel.tasks.bring_arrays import Example, Given, find_sole_input, split_arrays
 from jaxaccel.tasks.metrics import Headline, Mean
 
 PyTree = Any
@@ -105,7 +105,7 @@ class Task(Options, abc.ABC):
         """
         return self.loss(self.predict(apply, batch), batch)[1]
 
-    def summarise(self, means: Mapping[str, Mean]) -> dict[str, float]:
+    def summarize(self, means: Mapping[str, Mean]) -> dict[str, float]:
         """The numbers to report from the sums over all batches."""
         return {name: float(mean.value()) for name, mean in means.items()}
 
@@ -122,7 +122,7 @@ class Task(Options, abc.ABC):
         Raises:
           UserError: it is no such thing; the message says what the model takes.
         """
-        return split(self._named(given, example), example, size)
+        return split_arrays(self._named(given, example), example, size)
 
     def batch_of(self, given: Any, example: Example) -> Batch:
         """What `bring` makes of arrays with a batch axis, inside a program: nothing of their values is checked."""
@@ -139,7 +139,7 @@ class Task(Options, abc.ABC):
     def _named(self, given: Any, example: Example) -> dict[str, Any]:
         if isinstance(given, Mapping):
             return dict(given)
-        name = sole_name(self.inputs, example)
+        name = find_sole_input(self.inputs, example)
         if name is None:
             raise UserError(f"the model reads several arrays: give a dictionary with {', '.join(example)}")
         return {name: given}
@@ -159,7 +159,7 @@ def check_metrics(task: Task, outputs: PyTree, batch: PyTree) -> None:
     headline = task.headline
     try:
         means = jax.eval_shape(lambda out, batch: task.evaluate(lambda *_: out, batch), outputs, batch)
-        names = list(task.summarise(jax.tree.map(lambda x: np.ones(x.shape, x.dtype), means)))
+        names = list(task.summarize(jax.tree.map(lambda x: np.ones(x.shape, x.dtype), means)))
     except Exception:  # a task that decodes calls its model otherwise: its first evaluation will show
         return
     headline.check(type(task).__name__, names)

@@ -13,11 +13,11 @@ from jaxaccel.data import augment
 from jaxaccel.errors import UserError
 from jaxaccel.models.adapter import Model
 from jaxaccel.optim import sparse
-from jaxaccel.optim.freeze import without_gradient
+from jaxaccel.optim.freeze import stop_gradients
 from jaxaccel.training.recipe import Recipe
-from jaxaccel.training.replicas import Replicas, numbers_of
+from jaxaccel.training.replicas import Replicas, pick_numbers
 from jaxaccel.training.step import Training
-from jaxaccel.training.sweep import points, unchecked, with_values
+from jaxaccel.training.sweep import read_points, replace_unchecked, with_values
 from jaxaccel.training.teacher import Teacher
 
 
@@ -42,16 +42,16 @@ def build_trainer(
     Raises:
       UserError: the sweep names no number of the recipe, or one that cannot differ within one program.
     """
-    values = points(recipe)
+    values = read_points(recipe)
     if not values:
         return build_training(recipe, model, ends, image_size, teacher)
     # Whatever is wrong with one of them is said as for a run alone.
-    each = [with_values(recipe, numbers_of(values, i)) for i in range(len(values["seed"]))]
+    each = [with_values(recipe, pick_numbers(values, i)) for i in range(len(values["seed"]))]
     alone = [build_training(one, model, ends, image_size, teacher) for one in each]
     jax.eval_shape(alone[0].init)
 
     def make(numbers: Mapping[str, Any]) -> Training:
-        return build_training(unchecked(recipe, numbers), model, ends, image_size, teacher)
+        return build_training(replace_unchecked(recipe, numbers), model, ends, image_size, teacher)
 
     fixed = [path for path, column in values.items() if not _may_differ(make, path, column)]
     if fixed:
@@ -92,7 +92,7 @@ def build_training(
 
 def _frozen(apply: Callable[..., Any], where: Sequence[str]) -> Callable[..., Any]:
     """A model's function whose backward pass leaves out the parameters that do not change."""
-    return lambda params, *args, **kwargs: apply(without_gradient(params, where), *args, **kwargs)
+    return lambda params, *args, **kwargs: apply(stop_gradients(params, where), *args, **kwargs)
 
 
 def _may_differ(make: Callable[[Mapping[str, Any]], Training], path: str, column: np.ndarray) -> bool:

@@ -18,17 +18,17 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keeping
 
 from jaxaccel.core.files import disk_error
-from jaxaccel.core.trees import flat, path_text
+from jaxaccel.core.paths import flatten_by_path, path_text
 from jaxaccel.errors import UserError, option
 from jaxaccel.training import digests
-from jaxaccel.training.saved import read_state, steps
+from jaxaccel.training.saved_checkpoints import list_steps, read_state
 
 PyTree = Any
 Say = Callable[[str], None]
 
 
 class Checkpoints:
-    """Saves the checkpoints of one run, a directory a step, and alone decides which are kept. `saved` reads them.
+    """Saves the checkpoints of one run, a directory a step; no other code decides which are kept.
 
     A state is saved as a flat dictionary from path to array, so that a checkpoint can be read without the
     code that wrote it, onto any number of devices.
@@ -73,7 +73,7 @@ class Checkpoints:
         self.wait()
         if step in self._manager.all_steps():
             return
-        arrays, scores = flat(state), dict(metrics or {})
+        arrays, scores = flatten_by_path(state), dict(metrics or {})
         args = ocp.args.Composite(
             default=ocp.args.StandardSave(arrays), **{digests.ITEM: digests.Save(arrays, scores)}
         )
@@ -130,7 +130,7 @@ class Checkpoints:
 def restore(
     directory: Path, shapes: PyTree, shardings: PyTree, say: Say = print
 ) -> tuple[int, PyTree] | None:
-    """`saved.read_state`, for a run that goes on from there: damaged checkpoints behind it are moved away.
+    """`saved_checkpoints.read_state`, for a run that goes on from there: damaged checkpoints behind it are moved away.
 
     They go to ``damaged/`` beside the checkpoints, so that the run can save those steps again.
 
@@ -138,7 +138,7 @@ def restore(
       UserError: there are checkpoints and all are damaged.
     """
     found = read_state(directory, shapes, shardings, say)
-    later = [step for step in steps(directory) if found and step > found[0]]
+    later = [step for step in list_steps(directory) if found and step > found[0]]
     if jax.process_index() == 0:
         for step in later:
             aside = directory.parent / "damaged" / str(step)
@@ -150,10 +150,10 @@ def restore(
     return found
 
 
-def digest(tree: PyTree) -> str:
+def digest_state(tree: PyTree) -> str:
     """SHA-256 over all arrays of `tree`, their paths, shapes and dtypes: equal if and only if bit for bit equal."""
     total = hashlib.sha256()
-    for path, leaf in sorted(flat(tree).items()):
+    for path, leaf in sorted(flatten_by_path(tree).items()):
         random = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         array = np.asarray(jax.random.key_data(leaf) if random else leaf)
         total.update(f"{path} {array.shape} {array.dtype}".encode())
@@ -161,8 +161,8 @@ def digest(tree: PyTree) -> str:
     return total.hexdigest()
 
 
-def placed_like(tree: PyTree, arrays: Mapping[str, np.ndarray], root: str) -> PyTree:
-    """`tree` with the arrays of `saved.read_weights` whose paths begin with `root`, on the devices where it is."""
+def place_like(tree: PyTree, arrays: Mapping[str, np.ndarray], root: str) -> PyTree:
+    """`tree` with the arrays of `read_weights` whose paths begin with `root`, on the devices where it is."""
     return jax.tree_util.tree_map_with_path(
         lambda path, x: jax.device_put(arrays[f"{root}/{path_text(path)}"].astype(x.dtype), x.sharding), tree
     )

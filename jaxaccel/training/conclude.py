@@ -7,16 +7,16 @@ from typing import Any
 import jax
 
 from jaxaccel.core import runtime
-from jaxaccel.training import curves, rundir, saved
+from jaxaccel.training import plot, run_directory, saved_checkpoints
 from jaxaccel.training.best_replica import keep_best
-from jaxaccel.training.checkpoint import Checkpoints, digest, placed_like
-from jaxaccel.training.pacing import Timetable
+from jaxaccel.training.checkpoint import Checkpoints, digest_state, place_like
+from jaxaccel.training.messages import early_end_text, replicas_text, resume_command, scores_text
 from jaxaccel.training.programs import Programs
 from jaxaccel.training.progress import Progress
-from jaxaccel.training.replicas import Replicas, spread
+from jaxaccel.training.replicas import Replicas, summarize_replicas
 from jaxaccel.training.result import TrainResult
-from jaxaccel.training.runlog import Meter
-from jaxaccel.training.wording import again, early_text, replicas_text, scores_text
+from jaxaccel.training.run_log import Meter
+from jaxaccel.training.run_plan import Timetable
 
 
 def conclude(
@@ -43,8 +43,8 @@ def conclude(
     recipe, task, directory, plan = setup.recipe, setup.recipe.task, setup.directory, setup.plan
     log.close()
     checkpoints.wait()
-    at, scores = progress.done, spread(progress.rows, task.headline)
-    best_step = saved.best(checkpoints.directory, task.metric, task.better)
+    at, scores = progress.done, summarize_replicas(progress.rows, task.headline)
+    best_step = saved_checkpoints.find_best(checkpoints.directory, task.metric, task.better)
     early = progress.early and at < plan.steps
     over = early or at == plan.steps
     test = _test(programs, progress) if over and setup.problem.splits.test else {}
@@ -63,7 +63,7 @@ def conclude(
         "steps_per_call": len(timetable.calls[0]) if timetable.calls else 0,
         "mesh": dict(setup.mesh.shape), "device_kind": setup.mesh.devices.flat[0].device_kind,
         "device_count": setup.mesh.size, "process_count": jax.process_count(),
-        "state_sha256": digest(state) if jax.process_count() == 1 else None, "versions": runtime.versions(),
+        "state_sha256": digest_state(state) if jax.process_count() == 1 else None, "versions": runtime.versions(),
     }  # fmt: skip
     show = jax.process_index() == 0
     if isinstance(setup.trainer, Replicas) and progress.scored == at and progress.rows[0]:
@@ -73,21 +73,21 @@ def conclude(
             setup.problem.facts.write(directory / "best")
         log.say(replicas_text(summary["replicas"], progress.rows, task.metric, best))
     if show:
-        rundir.write_json(directory / "result.json", summary)
-        curves.draw(directory, f"{recipe.name}: {scores_text(scores)}", task.headline)
+        run_directory.write_json(directory / "result.json", summary)
+        plot.draw(directory, f"{recipe.name}: {scores_text(scores)}", task.headline)
     if early:
-        log.say(early_text(recipe, at, plan.steps, best_step))
+        log.say(early_end_text(recipe, at, plan.steps, best_step))
     log.say(f"{scores_text(scores)} after {summary['seconds']:.0f} s; see {directory}/curves.png" if over
-            else f"stopped at step {at} of {plan.steps} and saved; go on with: {again()}")  # fmt: skip
+            else f"stopped at step {at} of {plan.steps} and saved; go on with: {resume_command()}")  # fmt: skip
     return TrainResult(directory, summary, setup.trainer, state, setup.problem.facts)
 
 
 def _test(programs: Programs, progress: Progress) -> dict[str, Any]:
     """The metrics of the best checkpoint on the test split, for result.json."""
     task, state = programs.setup.recipe.task, progress.state
-    step, weights = saved.read_weights(programs.setup.directory, task.metric, task.better)
+    step, weights = saved_checkpoints.read_weights(programs.setup.directory, task.metric, task.better)
     best = [
-        placed_like(x, weights, root)
+        place_like(x, weights, root)
         for x, root in ((state.weights(), "params"), (state.model_state, "model_state"))
     ]
-    return {"test": spread(programs.evaluate(*best, which=1), task.headline), "test_step": step}
+    return {"test": summarize_replicas(programs.evaluate(*best, which=1), task.headline), "test_step": step}

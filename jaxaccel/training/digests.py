@@ -31,7 +31,7 @@ OLD_SEAL = "sha256.json"
 
 
 Say = Callable[[str], None]
-AT_ONCE = 2**30
+MAX_BYTES_AT_ONCE = 2**30
 """Bytes that are read before what was read is placed: a state may be larger than the host's memory."""
 
 
@@ -65,7 +65,7 @@ class Digests:
             raise ValueError("the metrics are not what was saved")
 
 
-def stored(checkpoint: Path) -> Digests | None:
+def read_stored(checkpoint: Path) -> Digests | None:
     """The digests in the directory of a checkpoint; None where it has none.
 
     Raises:
@@ -128,7 +128,7 @@ def read(
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells of each file and each retry
     placed: dict[str, Any] = {}
     try:
-        known = stored(checkpoint)
+        known = read_stored(checkpoint)
         verified = known is not None or verify_files(checkpoint)
         for paths in _portions(checkpoint, wanted):
             arrays = ocp.PyTreeCheckpointHandler().restore(
@@ -166,7 +166,7 @@ def _portions(checkpoint: Path, wanted: Callable[[str], bool]) -> Iterator[list[
         if not wanted(path):
             continue
         here = math.prod(array.shape) * np.dtype(array.dtype).itemsize
-        if paths and size + here > AT_ONCE:
+        if paths and size + here > MAX_BYTES_AT_ONCE:
             yield paths
             paths, size = [], 0
         paths, size = [*paths, path], size + here
@@ -193,7 +193,7 @@ class Handler(ocp.AsyncCheckpointHandler):
         raise NotImplementedError
 
     def restore(self, directory: Path, args: Any = None) -> None:
-        """Likewise: `stored` reads them."""
+        """Likewise: `read_stored` reads them."""
         raise NotImplementedError
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxaccel.data.sources import Source
-from jaxaccel.tasks.batches import batches
+from jaxaccel.data.source import Source
+from jaxaccel.tasks.batches import iterate_batches
 from jaxaccel.tasks.metrics import Mean, add, as_scores
 from jaxaccel.tasks.task import Task
 
@@ -24,14 +24,14 @@ class Evaluation:
     metrics: Mapping[str, float]
     """As in result.json."""
     report: Any
-    """What the task's `report` made of it: a `jaxaccel.tasks.report.ClassReport`, or None."""
+    """What the task's `report` made of it: a `jaxaccel.tasks.class_report.ClassReport`, or None."""
     judged: Mapping[str, np.ndarray]
     """What the task's `judge` kept of each example, in the order of the split."""
     examples: int
     """How many there are."""
 
 
-def metrics(
+def evaluate_metrics(
     task: Task, run: Run, params: PyTree, source: Source, size: int, advance: Callable[[], Any]
 ) -> dict[str, float]:
     """The task's metrics over all of `source`, in batches of `size`; `advance()` is called after each."""
@@ -41,13 +41,13 @@ def metrics(
         return task.evaluate(lambda *inputs: run(params, *inputs), batch)
 
     sums = []
-    for batch in batches(source, task, size):
+    for batch in iterate_batches(source, task, size):
         sums.append(jax.device_get(score(params, batch)))
         advance()
-    return as_scores(task.summarise(add(sums)))
+    return as_scores(task.summarize(add(sums)))
 
 
-def evaluation(
+def evaluate_with_report(
     task: Task,
     run: Run,
     params: PyTree,
@@ -56,7 +56,7 @@ def evaluation(
     facts: Mapping[str, Any],
     advance: Callable[[], Any],
 ) -> Evaluation:
-    """As `metrics`, with the task's report."""
+    """As `evaluate_metrics`, with the task's report."""
 
     @jax.jit
     def both(params: PyTree, batch: Any) -> tuple[dict[str, Mean], PyTree]:
@@ -66,11 +66,11 @@ def evaluation(
         return task.evaluate(apply, batch), task.predict(apply, batch)  # XLA computes what both need once
 
     sums, rows = [], []
-    for batch in batches(source, task, size):
+    for batch in iterate_batches(source, task, size):
         means, predictions = jax.device_get(both(params, batch))
         sums.append(means)
         there = batch["mask"] > 0
         rows.append({name: x[there] for name, x in task.judge(predictions, batch).items()})
         advance()
     judged = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
-    return Evaluation(as_scores(task.summarise(add(sums))), task.report(judged, facts), judged, len(source))
+    return Evaluation(as_scores(task.summarize(add(sums))), task.report(judged, facts), judged, len(source))

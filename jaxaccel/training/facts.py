@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxaccel.core.files import write_text
 from jaxaccel.errors import UserError
-from jaxaccel.tasks.given import BOOKKEEPING, Example
+from jaxaccel.tasks.bring_arrays import BOOKKEEPING, Example
 from jaxaccel.tasks.task import Task
 
 FILE = "facts.json"
@@ -91,7 +91,7 @@ def read_facts(directory: Path) -> Facts | None:
         ) from error
 
 
-def fitted_options(before: Task, after: Task) -> dict[str, Any]:
+def find_fitted_options(before: Task, after: Task) -> dict[str, Any]:
     """The options in which `after` differs from `before`."""
     names = [field.name for field in dataclasses.fields(after)] if dataclasses.is_dataclass(after) else []
     return {name: getattr(after, name) for name in names if getattr(after, name) != getattr(before, name)}

@@ -9,14 +9,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from jaxaccel.core import runtime
-from jaxaccel.data.elements import Element, Item, read_elements
+from jaxaccel.data.examples import Element, Item, read_elements
 from jaxaccel.data.order import Order, Sequential
-from jaxaccel.data.sources import Source
+from jaxaccel.data.source import Source
 from jaxaccel.distributed import batch_sharding, replicated
 from jaxaccel.errors import UserError, option
 from jaxaccel.training import resident
+from jaxaccel.training.run_log import RunLog
 from jaxaccel.training.run_setup import RunSetup
-from jaxaccel.training.runlog import RunLog
 from jaxaccel.training.stream import Batches, local_part, prefetch, stream
 
 Mode = Literal["resident", "stream"]

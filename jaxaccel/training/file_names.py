@@ -17,11 +17,11 @@ from typing import Any
 from flax import linen, nnx
 
 from jaxaccel import tasks
-from jaxaccel.core.calls import import_path, nearest, parse
-from jaxaccel.core.user_code import definitions, load_kept, walk
+from jaxaccel.core.call_text import import_path, parse, suggest_nearest
+from jaxaccel.core.user_code import list_definitions, load_kept, walk
 from jaxaccel.errors import UserError, option
 from jaxaccel.training import trust
-from jaxaccel.training.flags import NAMES
+from jaxaccel.training.function_names import NAMES
 
 MODULES = (nnx.Module, linen.Module)
 """What makes a model, besides the functions in `NAMES`."""
@@ -71,8 +71,8 @@ class FileNames:
             raise UserError(f"{self.file} names the class {name!r:.80}, which cannot be one")
         if "." not in name and name not in TASKS:
             raise UserError(
-                f"{self.file} names the class {name}, which is none of jaxaccel's{nearest(name, TASKS)}: code of one's "
-                "own is named with its module, MODULE.CLASS"
+                f"{self.file} names the class {name}, which is none of jaxaccel's{suggest_nearest(name, TASKS)}: "
+                "code of one's own is named with its module, MODULE.CLASS"
             )
         found = TASKS.get(name) or self._find(name, bases)
         options = isinstance(found, type) and (
@@ -111,7 +111,7 @@ class FileNames:
         Raises:
           UserError: a file is missing or cannot be executed.
         """
-        return definitions(self._load(name) for name in self.modules) if self.trusted else {}
+        return list_definitions(self._load(name) for name in self.modules) if self.trusted else {}
 
     def _load(self, module: str) -> ModuleType:
         return load_kept(module, self.kept[module], self.file.parent / f"{module}.py")
@@ -135,7 +135,7 @@ class FileNames:
         return found
 
     def _refused(self, path: str) -> UserError:
-        why = trust.trouble()
+        why = trust.explain_no_secret()
         known = f" (no run is known as your own: {why})" if why else ""
         return UserError(
             f"{self.file} names {path}, which is no model, augmentation or task of jaxaccel, Flax or Optax; other "

@@ -5,14 +5,14 @@ import dataclasses
 import jax.numpy as jnp
 
 from jaxaccel.errors import UserError, option
-from jaxaccel.training import pacing
+from jaxaccel.training import run_plan
 from jaxaccel.training.checkpoint import Checkpoints
-from jaxaccel.training.pacing import Timetable
 from jaxaccel.training.programs import Programs
 from jaxaccel.training.progress import Progress
-from jaxaccel.training.replicas import spread
-from jaxaccel.training.rundir import Claim
-from jaxaccel.training.runlog import Meter
+from jaxaccel.training.replicas import summarize_replicas
+from jaxaccel.training.run_directory import Claim
+from jaxaccel.training.run_log import Meter
+from jaxaccel.training.run_plan import Timetable
 from jaxaccel.training.signals import StopSignal
 
 
@@ -53,7 +53,7 @@ def fit(
         if cut:
             with meter.paused():
                 progress.state = programs.settle(progress.state)
-                evaluate(programs, progress, checkpoints, meter, call.stop)
+                evaluate_and_save(programs, progress, checkpoints, meter, call.stop)
             claim.settle()
         elif stopping:
             checkpoints.save(call.stop, progress.state)
@@ -63,18 +63,18 @@ def fit(
         _score(programs, progress, progress.done)
 
 
-def evaluate(
+def evaluate_and_save(
     programs: Programs, progress: Progress, checkpoints: Checkpoints, meter: Meter, step: int
 ) -> None:
     """Evaluates the state after `step` steps, saves it, and decides whether the run ends early."""
     recipe, plan = programs.setup.recipe, programs.setup.plan
     _score(programs, progress, step)
     recipe.task.headline.check(type(recipe.task).__name__, progress.rows[0])
-    scores = spread(progress.rows, recipe.task.headline)
+    scores = summarize_replicas(progress.rows, recipe.task.headline)
     meter.log.evaluated(step, scores, progress.rows)
     checkpoints.save(step, progress.state, scores)
     progress.evaluations.append(progress.rows)
-    progress.early = pacing.stops_early(recipe, plan, step, progress.evaluations)
+    progress.early = run_plan.should_stop_early(recipe, plan, step, progress.evaluations)
 
 
 def _score(programs: Programs, progress: Progress, step: int) -> None:

@@ -8,7 +8,7 @@ import jax
 from jaxaccel.tasks.metrics import Mean
 from jaxaccel.tasks.task import Batch
 from jaxaccel.training.state import StepMetrics, TrainState
-from jaxaccel.training.step import loop
+from jaxaccel.training.step import scan
 from jaxaccel.training.trainer import Trainer
 
 PyTree = Any
@@ -24,9 +24,9 @@ def fuse_steps(trainer: Trainer, constrain: Callable[[Batch], Batch] = lambda ba
 
     def steps(state: TrainState, arrays: Arrays, fed: Batch) -> tuple[TrainState, StepMetrics]:
         def body(state: TrainState, item: Batch) -> tuple[TrainState, StepMetrics]:
-            return trainer.lowered(trainer.step)(state, constrain(gather(arrays, item)))
+            return trainer.lowered(trainer.step)(state, constrain(gather_batch(arrays, item)))
 
-        return loop(body, state, dict(fed))
+        return scan(body, state, dict(fed))
 
     return steps
 
@@ -37,14 +37,14 @@ def fuse_evaluations(trainer: Trainer, constrain: Callable[[Batch], Batch] = lam
     def evaluations(weights: PyTree, model_state: PyTree, arrays: Arrays, fed: Batch) -> dict[str, Mean]:
         def body(carry: None, item: Batch) -> tuple[None, dict[str, Mean]]:
             evaluate = trainer.lowered(trainer.evaluate)
-            return None, evaluate(weights, model_state, constrain(gather(arrays, item)))
+            return None, evaluate(weights, model_state, constrain(gather_batch(arrays, item)))
 
-        _, means = loop(body, None, dict(fed))
+        _, means = scan(body, None, dict(fed))
         return jax.tree.map(lambda x: x.sum(0), means)
 
     return evaluations
 
 
-def gather(arrays: Arrays, item: Batch) -> dict[str, jax.Array]:
+def gather_batch(arrays: Arrays, item: Batch) -> dict[str, jax.Array]:
     """Takes the batch that ``item["index"]`` names out of `arrays`; what `item` brings itself stays."""
     return {name: array[item["index"]] for name, array in arrays.items()} | dict(item)

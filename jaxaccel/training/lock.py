@@ -23,7 +23,7 @@ NOT_BESIDE = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 @contextlib.contextmanager
-def held(directory: Path) -> Iterator[None]:
+def hold_lock(directory: Path) -> Iterator[None]:
     """Holds the lock on `directory`, which need not exist, until the block ends or this process dies.
 
     The lock is on a file beside the directory, ``.NAME.lock``, so that it stays where it is when the directory is

@@ -10,25 +10,25 @@ import jax
 from jaxaccel.core import runtime
 from jaxaccel.core.options import checked
 from jaxaccel.distributed import make_mesh, peers
-from jaxaccel.distributed.agreement import check_same, leaves
-from jaxaccel.training import pacing, rundir
+from jaxaccel.distributed.agreement import check_same_everywhere, flatten_values
+from jaxaccel.training import run_directory, run_plan
 from jaxaccel.training.checkpoint import Checkpoints
 from jaxaccel.training.conclude import conclude
+from jaxaccel.training.data_record import compare_data, record_data
 from jaxaccel.training.feed import open_feeds
 from jaxaccel.training.fit import fit
 from jaxaccel.training.loggers import Logger, Maker, make_loggers
+from jaxaccel.training.messages import opening_lines
 from jaxaccel.training.problem import Problem
 from jaxaccel.training.programs import Programs, make_meter
 from jaxaccel.training.progress import find_start, open_progress
-from jaxaccel.training.provenance import compare_data, record_data
 from jaxaccel.training.recipe import Recipe
 from jaxaccel.training.recipe_file import to_json
 from jaxaccel.training.result import TrainResult, find_finished
+from jaxaccel.training.run_log import RunLog, announce_log
 from jaxaccel.training.run_setup import set_up_run
-from jaxaccel.training.runlog import RunLog, announce
-from jaxaccel.training.saved import CHECKPOINTS
+from jaxaccel.training.saved_checkpoints import CHECKPOINTS
 from jaxaccel.training.signals import StopSignal
-from jaxaccel.training.wording import opening_lines
 
 
 @checked
@@ -63,10 +63,10 @@ def train(
     timed = {"began": time.perf_counter()}
     with contextlib.ExitStack() as leave:
         runtime.setup()
-        announce()
-        leave.enter_context(peers.watched())
+        announce_log()
+        leave.enter_context(peers.watch_peers())
         asked = {"run": run, "resume": resume, "overwrite": overwrite, "init_from": init_from}
-        check_same(leaves(to_json(recipe)) | asked)
+        check_same_everywhere(flatten_values(to_json(recipe)) | asked)
 
         directory = Path(run) if run else Path("runs") / recipe.name
         problem = Problem(recipe)
@@ -75,7 +75,7 @@ def train(
         if resume and (result := find_finished(setup)):
             return result
         claim = leave.enter_context(
-            rundir.claimed(directory, recipe, source=source, resume=resume, overwrite=overwrite)
+            run_directory.claim_run(directory, recipe, source=source, resume=resume, overwrite=overwrite)
         )
         if resume and (result := find_finished(setup)):  # it had been replaced by one that came to nothing
             return result
@@ -91,7 +91,7 @@ def train(
         feeds = open_feeds(setup, log)
         programs = Programs(setup, feeds)
         done = plan.steps if progress.early else progress.begun
-        timetable = pacing.timetable(plan, recipe.eval_every, programs.steps_per_call, done)
+        timetable = run_plan.make_timetable(plan, recipe.eval_every, programs.steps_per_call, done)
         timed["compile_seconds"] = programs.compile_first(timetable)
 
         claim.begin()

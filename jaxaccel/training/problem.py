@@ -8,12 +8,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxaccel.data.elements import read_elements
-from jaxaccel.data.opening import Splits, open_splits
-from jaxaccel.models.adapter import Model, as_model, takes
+from jaxaccel.data.data_sets import Splits, open_splits
+from jaxaccel.data.examples import read_elements
+from jaxaccel.models.adapter import Model, as_model, takes_argument
 from jaxaccel.tasks import Task
-from jaxaccel.tasks.given import shapes
-from jaxaccel.training.facts import Facts, fitted_options
+from jaxaccel.tasks.bring_arrays import batch_shapes
+from jaxaccel.training.facts import Facts, find_fitted_options
 from jaxaccel.training.recipe import Recipe
 
 PyTree = Any
@@ -58,11 +58,11 @@ class Problem:
         task, train = self.recipe.task, self.splits.train
         values = task.facts(train.features)
         example = read_elements(train, task.element, range(1))[0]
-        return Facts.of(values, example, fitted_options(task, self.task))
+        return Facts.of(values, example, find_fitted_options(task, self.task))
 
     def batch_shape(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of a batch of `size` examples."""
-        return shapes(self.facts.example, size)
+        return batch_shapes(self.facts.example, size)
 
     def inputs(self, size: int) -> tuple[PyTree, ...]:
         """Shapes and dtypes of such a batch's inputs to the model."""
@@ -83,7 +83,7 @@ class Problem:
 
     def _sample(self, factory: Any, inputs: tuple[PyTree, ...]) -> Mapping[str, np.ndarray]:
         """Some inputs, for models that start from the statistics of their data."""
-        if not takes(factory, "sample"):
+        if not takes_argument(factory, "sample"):
             return {}
         if self.kept is not None:  # weights are loaded, and only the shape counts
             return {"sample": np.zeros(inputs[0].shape, np.float32)}

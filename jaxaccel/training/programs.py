@@ -10,15 +10,15 @@ import jax
 from jaxaccel.core.platform import platform_of
 from jaxaccel.data.order import Phase
 from jaxaccel.distributed import batch_sharding, placed
-from jaxaccel.optim.averaging import reestimator
+from jaxaccel.optim.averaging import make_reestimator
 from jaxaccel.tasks.metrics import Mean, Scores, add
 from jaxaccel.tasks.task import Batch
-from jaxaccel.training import pacing
+from jaxaccel.training import run_plan
 from jaxaccel.training.feed import Feeds
-from jaxaccel.training.fused_steps import fuse_evaluations, fuse_steps, gather
-from jaxaccel.training.pacing import Timetable
+from jaxaccel.training.fused_steps import fuse_evaluations, fuse_steps, gather_batch
+from jaxaccel.training.run_log import Meter, RunLog, max_calls_ahead
+from jaxaccel.training.run_plan import Timetable
 from jaxaccel.training.run_setup import RunSetup
-from jaxaccel.training.runlog import Meter, RunLog, lag
 from jaxaccel.training.state import StepMetrics, TrainState
 
 PyTree = Any
@@ -35,8 +35,8 @@ class Programs:
         self._step = functools.cache(self._compile_step)
         evaluations = fuse_evaluations(setup.trainer, self._constrain if setup.split else lambda batch: batch)
         self._evaluate = jax.jit(evaluations, out_shardings=setup.trainer.reported(setup.mesh))
-        self._reestimate = reestimator(
-            lambda weights, old, fed: setup.trainer.observe(weights, old, self._constrain(gather(*fed)))
+        self._reestimate = make_reestimator(
+            lambda weights, old, fed: setup.trainer.observe(weights, old, self._constrain(gather_batch(*fed)))
         )
 
     def steps_per_call(self, phase: Phase, interval: int) -> int:
@@ -45,7 +45,9 @@ class Programs:
             return 1
         recipe, flops = self.setup.recipe, self.setup.flops[phase]
         platform = platform_of(self.setup.mesh)
-        return pacing.steps_per_call(recipe.steps_per_call, flops, interval, self.setup.plan.steps, platform)
+        return run_plan.choose_steps_per_call(
+            recipe.steps_per_call, flops, interval, self.setup.plan.steps, platform
+        )
 
     def compile_call(self, call: range) -> jax.stages.Compiled:
         """Compiles the program of these steps, once for each phase and length."""
@@ -70,7 +72,7 @@ class Programs:
           model_state: statistics.
           which: 0 for the split that decides while training, 1 for the test split.
         """
-        feed, ahead = self.feeds.held_out[which], lag(self.setup.mesh)
+        feed, ahead = self.feeds.held_out[which], max_calls_ahead(self.setup.mesh)
         sums: list[dict[str, Mean]] = []
         with jax.set_mesh(self.setup.mesh):
             for item in feed.items([range(i, i + 1) for i in range(self.feeds.lengths[which])]):
@@ -116,5 +118,5 @@ def make_meter(log: RunLog, setup: RunSetup, done: int) -> Meter:
         done=done,
         every=max(1, setup.plan.steps // 400),
         stops=setup.recipe.non_finite == "stop",
-        lag=lag(setup.mesh),
+        lag=max_calls_ahead(setup.mesh),
     )

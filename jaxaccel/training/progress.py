@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxaccel.tasks.metrics import Scores
-from jaxaccel.training import pacing, runlog, warm_start
+from jaxaccel.training import run_log, run_plan, warm_start
 from jaxaccel.training.checkpoint import restore
 from jaxaccel.training.run_setup import RunSetup
-from jaxaccel.training.saved import CHECKPOINTS
+from jaxaccel.training.saved_checkpoints import CHECKPOINTS
 from jaxaccel.training.state import TrainState
 from jaxaccel.training.warm_start import Start
 
@@ -45,7 +45,7 @@ def find_start(setup: RunSetup, init_from: Path | str | None) -> Start:
         return Start()
     recipe = setup.recipe
     inputs = setup.problem.inputs(recipe.batch_size)
-    return warm_start.start(Path(init_from), setup.model, inputs, recipe.task.headline)
+    return warm_start.load_start(Path(init_from), setup.model, inputs, recipe.task.headline)
 
 
 def open_progress(setup: RunSetup, start: Start, *, resume: bool) -> Progress:
@@ -58,12 +58,12 @@ def open_progress(setup: RunSetup, start: Start, *, resume: bool) -> Progress:
     if restored is None:
         return Progress(setup.init_state(start.weights), 0, [])
     done, state = restored
-    evaluations = runlog.evaluations(setup.directory, done, setup.trainer.count)
-    early = pacing.stops_early(setup.recipe, setup.plan, done, evaluations)
+    evaluations = run_log.read_evaluations(setup.directory, done, setup.trainer.count)
+    early = run_plan.should_stop_early(setup.recipe, setup.plan, done, evaluations)
     return Progress(state, done, evaluations, early, scored=done)
 
 
 def is_over(setup: RunSetup, done: int) -> bool:
     """Whether a run that has done so many steps has come to its end."""
-    evaluations = runlog.evaluations(setup.directory, done, setup.trainer.count)
-    return done >= setup.plan.steps or pacing.stops_early(setup.recipe, setup.plan, done, evaluations)
+    evaluations = run_log.read_evaluations(setup.directory, done, setup.trainer.count)
+    return done >= setup.plan.steps or run_plan.should_stop_early(setup.recipe, setup.plan, done, evaluations)

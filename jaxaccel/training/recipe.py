@@ -11,7 +11,7 @@ from jaxaccel.distributed import MeshShape
 from jaxaccel.errors import UserError, option
 from jaxaccel.optim import Optimizer, Schedule, Sparse
 from jaxaccel.tasks import ImageClassification, Task
-from jaxaccel.training.flags import Call, Values
+from jaxaccel.training.function_names import Call, Values
 from jaxaccel.training.step import Precision, Remat
 from jaxaccel.training.teacher import Distill
 
@@ -24,25 +24,25 @@ class Data(Options):
     """Which data set, from where, and how it reaches the device."""
 
     name: str = "digits"
-    """A TFDS name (mnist, cifar10, cmaterdb/bangla:1.0.0, ...), a folder with one subfolder a class, a file.npz of
-    arrays, or what ja.data.from_arrays returned."""
+    """Name of the data set in TFDS (mnist, cifar10, cmaterdb/bangla:1.0.0, ...), a folder with one subfolder
+    a class, a file.npz of arrays, or what ja.data.from_arrays returned."""
     dir: Annotated[Path | None, MAY_DIFFER] = None
-    """Where TFDS keeps its data sets; by default $TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    """Directory where TFDS keeps its data sets [default: $TFDS_DATA_DIR or ~/tensorflow_datasets]."""
     downloads: Annotated[Path | None, MAY_DIFFER] = None
-    """A directory with the original files, to prepare the data set without a network."""
+    """Directory with the original files, to prepare the data set without a network."""
     train_split: str = "train"
-    """Split to train on, slices as TFDS writes them: train[:90%]."""
+    """Train on this split, in TFDS's slicing syntax: train[:90%]."""
     eval_split: str = "test"
-    """Split to evaluate on. Where there are validation examples, it is evaluated once, at the end."""
+    """Evaluate on this split. Where there are validation examples, it is evaluated once, at the end."""
     validation: ShareBelowOne = 0.0
-    """Share of the training split, in [0, 1), to set aside: by it the best checkpoint is chosen. With 0 that is done by
-    the data set's split validation, where it has one beside test, else by eval_split itself."""
+    """Set aside this share of the training split, in [0, 1), to choose the best checkpoint by. With 0 that is
+    done by the data set's split validation, where it has one beside test, else by eval_split itself."""
     feed: Annotated[Literal["auto", "resident", "stream"], MAY_DIFFER] = "auto"
-    """resident: the split lives on the device; stream: batches are read while training."""
+    """resident copies the split to the device; stream reads batches while training; auto chooses by size."""
     resident_share: Annotated[Positive, MAY_DIFFER] = 0.25
-    """auto makes the data resident when it takes no more than this share of a device's memory."""
+    """auto makes the data resident when it takes at most this share of a device's memory."""
     workers: Annotated[CountOrZero, MAY_DIFFER] = 0
-    """Processes that read and decode for stream; 0 reads in threads of the trainer."""
+    """Number of processes that read and decode for stream; 0 reads in threads of the trainer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +50,13 @@ class Phases(Options):
     """Parts of a run with other images or batches, smaller ones at first: progressive resizing, batch-size warm-up."""
 
     at: tuple[float, ...] = ()
-    """Where a new part begins, as shares of all examples that the run sees: 0.4 0.7 makes three parts."""
+    """Begin a new part of the run after each of these shares of all examples that it sees: 0.4 0.7 makes
+    three parts."""
     image_size: tuple[CountOrZero, ...] = ()
-    """Height and width of the training images in each part, resized on the device (Tan & Le 2021, arXiv:2104.00298)."""
+    """Height and width of the training images in each part, in pixels, resized on the device (Tan & Le 2021,
+    arXiv:2104.00298)."""
     batch_size: tuple[Count, ...] = ()
-    """Examples a step in each part (Smith et al. 2018, arXiv:1711.00489)."""
+    """Number of examples a step in each part (Smith et al. 2018, arXiv:1711.00489)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,19 +64,20 @@ class Recipe(Options):
     """One experiment. The same recipe gives the same run, bit for bit, on the same kind of device."""
 
     name: Annotated[str, MAY_DIFFER]
-    """Name of the run, which writes runs/NAME."""
+    """Name of the run, which writes to runs/NAME."""
     model: Call
-    """What makes the model: resnet20, vit_s16(patch_size=4), or my_package.models.MyNet(width=64)."""
+    """Make the model with this: resnet20, vit_s16(patch_size=4), or my_package.models.MyNet(width=64)."""
     seed: CountOrZero = 0
-    """Of everything random."""
+    """Random seed of initialization, shuffling, augmentation and dropout."""
     epochs: Positive = 10.0
-    """Passes over the training split."""
+    """Train for this many passes over the training split."""
     batch_size: Count = 128
-    """Examples a step, over all devices."""
+    """Number of examples a step, over all devices."""
     task: Task = ImageClassification()
     data: Data = Data()
     augment: tuple[Call, ...] = ()
-    """Augmentations of a training batch, in order, on the device: horizontal_flip 'pad_and_crop(padding=4)'."""
+    """Augment each training batch by these functions, in order, on the device: horizontal_flip
+    'pad_and_crop(padding=4)'."""
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     sparse: Sparse = Sparse()
@@ -82,26 +85,30 @@ class Recipe(Options):
     phases: Phases = Phases()
     mesh: Annotated[MeshShape, MAY_DIFFER] = MeshShape()
     precision: Precision = "float32"
-    """Of matrix products and convolutions; int8-qat trains float32 weights to be quantised."""
+    """Compute matrix products and convolutions in this precision; int8-qat trains float32 weights to be
+    quantized."""
     lowering: Annotated[Literal["auto", "xla"], MAY_DIFFER] = "auto"
-    """Of convolutions and poolings: auto takes forms that a single CPU device is known to run faster than XLA's own."""
+    """auto computes convolutions and poolings in the forms that a single CPU device is known to run faster
+    than XLA's own; xla leaves them."""
     remat: Remat = "none"
-    """What to keep of the forward pass for the backward one; less keeps less memory and computes more."""
+    """Keep only this much of the forward pass for the backward one; less takes less memory and more
+    computation."""
     non_finite: Annotated[Literal["stop", "skip"], MAY_DIFFER] = "stop"
-    """What to do when the loss or the gradient is not finite: stop, or leave that step out."""
+    """Stop when the loss or the gradient is not finite, or skip that step."""
     steps_per_call: Annotated[CountOrZero, MAY_DIFFER] = 0
-    """Steps fused into one call of the device; 0 chooses by how long a step takes."""
+    """Number of steps fused into one call of the device; 0 chooses by how long a step takes."""
     eval_every: Positive = 1.0
-    """Epochs between evaluations, each of which saves a checkpoint."""
+    """Number of epochs between evaluations, each of which saves a checkpoint."""
     patience: Annotated[CountOrZero, MAY_DIFFER] = 0
-    """Stop after so many evaluations in a row without a better metric; 0 trains to the end. Schedules are
+    """Stop after this many evaluations in a row without a better metric; 0 trains to the end. Schedules are
     stretched over all `epochs`: stopping early cuts them off."""
     keep: Annotated[Count, MAY_DIFFER] = 2
-    """Checkpoints to keep, the newest ones; the best one is kept besides."""
+    """Number of newest checkpoints to keep; the best one is kept besides."""
     replicas: Count = 1
-    """Runs with the seeds from `seed` on that train at once, as one program, spread over the devices."""
+    """Number of runs, with the seeds from `seed` on, that train at once, as one program, spread over the
+    devices."""
     sweep: Mapping[str, Values] = dataclasses.field(default_factory=dict)
-    """Numbers of the recipe that differ between runs which train at once, in all combinations:
+    """Train at once runs that differ in these numbers of the recipe, in all combinations:
     optimizer.learning-rate 0.01,0.1 seed 0,1,2."""
 
     def __post_init__(self) -> None:

@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxaccel.core.calls import made_with, nearest, path_of, render, unreadable
+from jaxaccel.core.call_text import constructor_arguments, find_unreadable, path_of, render, suggest_nearest
 from jaxaccel.core.options import checked
-from jaxaccel.core.user_code import call, content_of, definitions, load_file
+from jaxaccel.core.user_code import call, list_definitions, load_file, read_content_of
 from jaxaccel.errors import UserError
-from jaxaccel.training import plain, recipes, trust
+from jaxaccel.training import options_json, recipes, trust
 from jaxaccel.training.file_names import PACKAGES, TASKS, FileNames, check_modules
-from jaxaccel.training.flags import NAMES
+from jaxaccel.training.function_names import NAMES
 from jaxaccel.training.recipe import MAY_DIFFER, Recipe
 
 FORMAT = 1
@@ -45,7 +45,7 @@ class Written:
 
     def function(self, function: Callable[..., Any]) -> str:
         """The text of a function."""
-        self.unreadable += unreadable(function, NAMES)
+        self.unreadable += find_unreadable(function, NAMES)
         self._note(function)
         return render(function, NAMES)
 
@@ -53,7 +53,7 @@ class Written:
         """The text of a class."""
         name = next((name for name, known in TASKS.items() if known is kind), None)
         if name is None:
-            self.unreadable += unreadable(kind, NAMES)
+            self.unreadable += find_unreadable(kind, NAMES)
             self._note(kind)
         return name or path_of(kind)
 
@@ -70,12 +70,12 @@ class Written:
                 self._note(inner)
         elif hasattr(thing, "__qualname__"):
             self.foreign |= thing.__module__.partition(".")[0] not in PACKAGES
-            if (content := content_of(thing)) is not None:
+            if (content := read_content_of(thing)) is not None:
                 self.code[thing.__module__] = content
         elif callable(thing):  # a Linen module
             for inner in (
                 type(thing),
-                *(made_with(thing).values() if dataclasses.is_dataclass(thing) else ()),
+                *(constructor_arguments(thing).values() if dataclasses.is_dataclass(thing) else ()),
             ):
                 self._note(inner)
 
@@ -83,20 +83,20 @@ class Written:
 def write(recipe: Recipe) -> Written:
     """`recipe` as plain values, and the code that it needs."""
     written = Written()
-    written.values = plain.encode(recipe, type(recipe), written)
+    written.values = options_json.encode(recipe, type(recipe), written)
     return written
 
 
 def to_json(options: Any) -> Any:
     """A recipe, or other options, as plain values for a file: functions as text, tuples as lists."""
-    return plain.encode(options, type(options), Written())
+    return options_json.encode(options, type(options), Written())
 
 
-def said_of(recipe: Recipe) -> str:
+def warn_unreadable(recipe: Recipe) -> str:
     """What to tell when a run starts that cannot be read again, or not unasked; empty where it can."""
     written = write(recipe)
     if not written.unreadable:
-        why = trust.trouble() if written.foreign else ""
+        why = trust.explain_no_secret() if written.foreign else ""
         return (
             f"note: the run is not marked as your own ({why}): opening it again takes --trust" if why else ""
         )
@@ -145,21 +145,21 @@ def load(name: str | Path, *, trust: bool = False) -> Loaded:
     if (Path(name) / RECORD).is_file():
         return _of_run(Path(name), trust)
     own = str(name).endswith(".py")
-    module = load_file(Path(name)) if own else shipped(str(name), recipes)
+    module = load_file(Path(name)) if own else import_shipped(str(name), recipes)
     made = call(module, "recipe", name)
     if not isinstance(made, Recipe):
         raise UserError(f"{name} must define recipe() -> jaxaccel.Recipe")
     about = (module.__doc__ or "").strip()
-    return Loaded(made, about, Path(name), lambda: definitions([module])) if own else Loaded(made, about)
+    return Loaded(made, about, Path(name), lambda: list_definitions([module])) if own else Loaded(made, about)
 
 
-def names() -> dict[str, str]:
+def list_recipes() -> dict[str, str]:
     """The recipes that come with jaxaccel and the first line of each one's docstring."""
     found = [module.name for module in pkgutil.iter_modules(recipes.__path__)]
-    return {name: shipped(name, recipes).__doc__.strip().splitlines()[0] for name in sorted(found)}
+    return {name: import_shipped(name, recipes).__doc__.strip().splitlines()[0] for name in sorted(found)}
 
 
-def shipped(name: str, package: types.ModuleType) -> Any:
+def import_shipped(name: str, package: types.ModuleType) -> Any:
     """The module of that name in a package with a file for each recipe.
 
     Raises:
@@ -167,11 +167,11 @@ def shipped(name: str, package: types.ModuleType) -> Any:
     """
     known = [module.name for module in pkgutil.iter_modules(package.__path__)]
     if name not in known:
-        raise UserError(f"no recipe {name!r}{nearest(name, known)} (--list shows them all)")
+        raise UserError(f"no recipe {name!r}{suggest_nearest(name, known)} (--list shows them all)")
     return importlib.import_module(f"{package.__name__}.{name}")
 
 
-def read_record(file: Path) -> tuple[dict[str, Any], bytes]:
+def read_recipe_file(file: Path) -> tuple[dict[str, Any], bytes]:
     """What a recipe.json holds, in today's format, and its bytes.
 
     Raises:
@@ -194,7 +194,7 @@ def read_record(file: Path) -> tuple[dict[str, Any], bytes]:
             f"{file} has format {number}, and this version reads up to {FORMAT}: upgrade jaxaccel"
         )
     check_modules(file, modules)
-    return {**record, "recipe": recipe if number else upgraded(recipe, modules), "modules": modules}, content
+    return {**record, "recipe": recipe if number else upgrade(recipe, modules), "modules": modules}, content
 
 
 def from_json(values: Mapping[str, Any], names: FileNames | None = None) -> Recipe:
@@ -207,12 +207,12 @@ def from_json(values: Mapping[str, Any], names: FileNames | None = None) -> Reci
     Raises:
       UserError: a name in it stands for nothing or for code that is not trusted, or a field is unknown.
     """
-    return plain.decode(dict(values), Recipe, names or FileNames(Path(RECORD), b""))
+    return options_json.decode(dict(values), Recipe, names or FileNames(Path(RECORD), b""))
 
 
 def _of_run(directory: Path, trust: bool) -> Loaded:
     file = directory / RECORD
-    record, content = read_record(file)
+    record, content = read_recipe_file(file)
     names = FileNames(file, content, tuple(record["modules"]), trust)
     try:
         recipe = from_json(record["recipe"], names)
@@ -231,7 +231,7 @@ def _docstring(names: FileNames) -> str:
         return ""
 
 
-def upgraded(values: Mapping[str, Any], modules: Sequence[str] = ()) -> dict[str, Any]:
+def upgrade(values: Mapping[str, Any], modules: Sequence[str] = ()) -> dict[str, Any]:
     """The plain values of a recipe of format 0 in today's; those of today stay as they are.
 
     Args:
@@ -252,23 +252,23 @@ def upgraded(values: Mapping[str, Any], modules: Sequence[str] = ()) -> dict[str
 # ---- resuming -----------------------------------------------------------------------------------------------
 
 
-def differences(now: Any, before: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+def find_differences(now: Any, before: Any, path: str = "") -> list[tuple[str, Any, Any]]:
     """(dotted path, value now, value before) of all leaves in which two results of `to_json` differ."""
     if isinstance(now, dict) and isinstance(before, dict):
         return [
             found
             for key in dict.fromkeys((*now, *before))
-            for found in differences(now.get(key), before.get(key), f"{path}.{key}" if path else key)
+            for found in find_differences(now.get(key), before.get(key), f"{path}.{key}" if path else key)
         ]
     return [] if now == before else [(path, now, before)]
 
 
-def changes(recipe: Recipe, before: dict[str, Any], number: int = FORMAT) -> list[tuple[str, Any, Any]]:
+def find_changes(recipe: Recipe, before: dict[str, Any], number: int = FORMAT) -> list[tuple[str, Any, Any]]:
     """(dotted path, value now, value before) of what differs from a recipe.json and may not when a run goes on.
 
     Args:
       recipe: with which it is to go on.
-      before: the plain values in the file, `upgraded`.
+      before: the plain values in the file, upgraded.
       number: the file's own format.
     """
     now, model = json.loads(json.dumps(to_json(recipe))), recipe.model
@@ -276,32 +276,32 @@ def changes(recipe: Recipe, before: dict[str, Any], number: int = FORMAT) -> lis
         # Format 0 left out what was bound by its place.
         named = functools.partial(model.func, **model.keywords) if model.keywords else model.func
         before = before | {"model": now["model"]} if before.get("model") == render(named, NAMES) else before
-    free = free_on_resume(recipe)
-    found = differences(now, with_defaults(before, recipe))
+    free = list_free_on_resume(recipe)
+    found = find_differences(now, add_defaults(before, recipe))
     return [x for x in found if not any(x[0] == path or x[0].startswith(f"{path}.") for path in free)]
 
 
-def with_defaults(values: Any, like: Any) -> Any:
+def add_defaults(values: Any, like: Any) -> Any:
     """Plain values of an earlier version, with the defaults of the fields that `like` has and they lack."""
-    if not isinstance(values, dict) or not plain.is_options(like):
+    if not isinstance(values, dict) or not options_json.is_options(like):
         return values
-    found, hints = dict(values), plain.field_types(type(like))
-    for field in plain.options_of(type(like)):
+    found, hints = dict(values), options_json.field_types(type(like))
+    for field in options_json.fields_of(type(like)):
         if field.name in values:
-            found[field.name] = with_defaults(values[field.name], getattr(like, field.name))
-        elif plain.has_default(field):
+            found[field.name] = add_defaults(values[field.name], getattr(like, field.name))
+        elif options_json.has_default(field):
             made = field.default_factory
             default = field.default if made is dataclasses.MISSING else made()
-            found[field.name] = plain.encode(default, hints[field.name], Written())
+            found[field.name] = options_json.encode(default, hints[field.name], Written())
     return json.loads(json.dumps(found))
 
 
-def free_on_resume(options: Any, prefix: str = "") -> list[str]:
+def list_free_on_resume(options: Any, prefix: str = "") -> list[str]:
     """Dotted paths of the fields of a recipe that are marked `MAY_DIFFER`."""
     found = []
-    for name, declared in plain.field_types(type(options)).items():
+    for name, declared in options_json.field_types(type(options)).items():
         if MAY_DIFFER in getattr(declared, "__metadata__", ()):
             found.append(f"{prefix}{name}")
-        elif plain.is_options(getattr(options, name)):
-            found += free_on_resume(getattr(options, name), f"{prefix}{name}.")
+        elif options_json.is_options(getattr(options, name)):
+            found += list_free_on_resume(getattr(options, name), f"{prefix}{name}.")
     return found

@@ -107,7 +107,7 @@ class Replicas:
 
     def alone(self, i: int) -> Training:
         """The training of replica i."""
-        return self.make(numbers_of(self.values, i))
+        return self.make(pick_numbers(self.values, i))
 
     def best(self, scores: Sequence[Scores], state: TrainState, headline: Headline) -> int:
         """The replica that is best by `headline`, of those that did not come out non-finite, unless all did."""
@@ -152,11 +152,11 @@ class Replicas:
     def scores(self, means: Mapping[str, Mean]) -> list[Scores]:
         """One row of numbers a replica, from the sums over all batches."""
         task = self.task
-        return [as_scores(task.summarise(pick(dict(means), i))) for i in range(self.count)]
+        return [as_scores(task.summarize(pick_replica(dict(means), i))) for i in range(self.count)]
 
     def table(self, scores: Sequence[Scores]) -> list[dict[str, float]]:
         """What each replica was trained with and what came of it."""
-        return [numbers_of(self.values, i) | dict(row) for i, row in enumerate(scores)]
+        return [pick_numbers(self.values, i) | dict(row) for i, row in enumerate(scores)]
 
     def _each(self, f: Callable[..., Any], *stacked: PyTree, shared: PyTree = None) -> Any:
         """`f(values, *stacked, shared)` of every replica, on the device where the replica lives."""
@@ -167,7 +167,7 @@ class Replicas:
             if not self.unrolled:
                 return jax.vmap(lambda values, *own: f(values, *own, *rest))(values, *stacked)
             here = next(iter(values.values())).shape[0]
-            rows = [f(*pick((values, *stacked), i), *rest) for i in range(here)]
+            rows = [f(*pick_replica((values, *stacked), i), *rest) for i in range(here)]
             return jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
 
         values = {path: jnp.asarray(column) for path, column in self.values.items()}
@@ -179,17 +179,17 @@ class Replicas:
         return spread(values, stacked, shared)
 
 
-def pick(stacked: PyTree, i: int) -> PyTree:
+def pick_replica(stacked: PyTree, i: int) -> PyTree:
     """Replica i of stacked arrays."""
     return jax.tree.map(lambda x: x[i], stacked)
 
 
-def numbers_of(values: Mapping[str, np.ndarray], i: int) -> dict[str, float]:
+def pick_numbers(values: Mapping[str, np.ndarray], i: int) -> dict[str, float]:
     """What replica i is trained with, {path: number}."""
     return {path: column[i].item() for path, column in values.items()}
 
 
-def spread(scores: Sequence[Scores], headline: Headline) -> dict[str, float]:
+def summarize_replicas(scores: Sequence[Scores], headline: Headline) -> dict[str, float]:
     """The mean of each metric over the replicas, and of the headline the standard deviation and the best as well.
 
     The deviation is that of a sample (n - 1). Replicas with a score that is not finite are left out, unless there is

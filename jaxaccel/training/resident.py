@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxaccel.data.elements import Element, Item, read_elements
-from jaxaccel.data.sources import Source
+from jaxaccel.data.examples import Element, Item, read_elements
+from jaxaccel.data.source import Source
 
-CHUNK = 512
+READ_EXAMPLES = 512
 
 
 def size_in_bytes(source: Source, element: Element) -> int:
@@ -23,8 +23,8 @@ def load(source: Source, element: Element, advance: Callable[[int], Any] = lambd
       UserError: an example cannot be read, or has a label that is no class.
     """
     stacked: Item = {}
-    for start in range(0, len(source), CHUNK):
-        indices = range(start, min(start + CHUNK, len(source)))
+    for start in range(0, len(source), READ_EXAMPLES):
+        indices = range(start, min(start + READ_EXAMPLES, len(source)))
         for i, arrays in zip(indices, read_elements(source, element, indices), strict=True):
             for name, array in arrays.items():
                 if name not in stacked:

@@ -14,17 +14,17 @@ from jaxaccel.core.options import Count, checked
 from jaxaccel.errors import UserError
 from jaxaccel.tasks import Task
 from jaxaccel.tasks.prediction import BATCH, predict
-from jaxaccel.training import curves
+from jaxaccel.training import plot
+from jaxaccel.training.data_record import compare_data
 from jaxaccel.training.facts import Facts
+from jaxaccel.training.messages import scores_text
 from jaxaccel.training.progress import is_over
-from jaxaccel.training.provenance import compare_data
-from jaxaccel.training.replicas import Replicas, pick
+from jaxaccel.training.replicas import Replicas, pick_replica
+from jaxaccel.training.run_directory import check_same
 from jaxaccel.training.run_setup import RunSetup
-from jaxaccel.training.rundir import check_same
-from jaxaccel.training.saved import CHECKPOINTS, read_state
+from jaxaccel.training.saved_checkpoints import CHECKPOINTS, read_state
 from jaxaccel.training.state import TrainState
 from jaxaccel.training.trainer import Trainer
-from jaxaccel.training.wording import scores_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ class TrainResult:
         """One of several that trained at once, as if it had trained alone."""
         if not isinstance(self.training, Replicas):
             raise IndexError("this run has no replicas: it is its own only one")
-        return dataclasses.replace(self, training=self.training.alone(i), state=pick(self.state, i))
+        return dataclasses.replace(self, training=self.training.alone(i), state=pick_replica(self.state, i))
 
     @functools.cached_property
     def _predict(self) -> Callable[..., Any]:
@@ -102,6 +102,6 @@ def find_finished(setup: RunSetup) -> TrainResult | None:
         scores = scores_text(summary["eval"])
         if not (directory / "curves.png").is_file():
             with contextlib.suppress(OSError):
-                curves.draw(directory, f"{recipe.name}: {scores}", recipe.task.headline)
+                plot.draw(directory, f"{recipe.name}: {scores}", recipe.task.headline)
         print(f"{directory} is finished: {scores}; see {directory}/curves.png")
     return TrainResult(directory, summary, setup.trainer, found[1], setup.problem.facts)

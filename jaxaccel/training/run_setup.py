@@ -13,13 +13,13 @@ from jaxaccel.data.order import Phase
 from jaxaccel.distributed import check_split
 from jaxaccel.models.adapter import Model, output_shape
 from jaxaccel.tasks.task import check_metrics
-from jaxaccel.training import pacing, warm_start
+from jaxaccel.training import run_plan, warm_start
 from jaxaccel.training.build import build_trainer
-from jaxaccel.training.pacing import Plan
 from jaxaccel.training.problem import Problem
 from jaxaccel.training.recipe import Recipe
+from jaxaccel.training.run_plan import Plan
 from jaxaccel.training.state import TrainState
-from jaxaccel.training.sweep import points
+from jaxaccel.training.sweep import read_points
 from jaxaccel.training.teacher import Teacher
 from jaxaccel.training.trainer import Trainer
 
@@ -51,7 +51,7 @@ class RunSetup:
     @property
     def split(self) -> bool:
         """Whether batches are split over the devices. Replicas are spread over them whole instead."""
-        return not points(self.recipe)
+        return not read_points(self.recipe)
 
     @cached_property
     def state(self) -> TrainState:
@@ -67,7 +67,9 @@ class RunSetup:
     def flops(self) -> dict[Phase, float]:
         """Floating-point operations of one step of each phase."""
         return {
-            phase: pacing.flops(self.trainers[phase.image_size].step, self.state, self.batch_shape(phase))
+            phase: run_plan.count_step_flops(
+                self.trainers[phase.image_size].step, self.state, self.batch_shape(phase)
+            )
             for phase in self.plan.phases
         }
 
@@ -84,7 +86,7 @@ class RunSetup:
     def init_state(self, weights: Mapping[str, np.ndarray]) -> TrainState:
         """Makes the state before the first step, with these weights by path; what is not among them is random."""
         inputs = self.problem.inputs(self.recipe.batch_size)
-        given = self.trainer.copies({**weights, **warm_start.teacher_weights(self.teacher, inputs)})
+        given = self.trainer.copies({**weights, **warm_start.load_teacher_weights(self.teacher, inputs)})
         return jax.jit(self.trainer.init, out_shardings=self.shardings)(given)
 
 
@@ -104,15 +106,15 @@ def set_up_run(
       UserError: the recipe asks for what cannot be.
     """
     recipe, task = problem.recipe, problem.recipe.task
-    parts = 1 if points(recipe) else mesh.shape["data"] * mesh.shape["fsdp"]
-    pacing.check_batches(recipe, parts)
+    parts = 1 if read_points(recipe) else mesh.shape["data"] * mesh.shape["fsdp"]
+    run_plan.check_batches(recipe, parts)
     facts = problem.facts.values
-    plan = pacing.plan(recipe, len(problem.splits.train), parts)
+    plan = run_plan.make_plan(recipe, len(problem.splits.train), parts)
     inputs, model = problem.inputs(recipe.batch_size), problem.model()
     outputs = output_shape(model, inputs)
     task.check(outputs, facts)
     check_metrics(task, outputs, problem.batch_shape(recipe.batch_size))
-    teacher = warm_start.teacher(recipe, facts, model, inputs, directory if resume else None, trust)
+    teacher = warm_start.load_teacher(recipe, facts, model, inputs, directory if resume else None, trust)
     trainers = {
         size: build_trainer(problem.fitted, model, plan.ends(), mesh, size, teacher)
         for size in {phase.image_size: None for phase in plan.phases}

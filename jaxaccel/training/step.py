@@ -13,13 +13,13 @@ from jax.sharding import Mesh, NamedSharding
 
 from jaxaccel.core import numerics
 from jaxaccel.core.options import Options
+from jaxaccel.core.paths import with_leaves
 from jaxaccel.core.platform import count_devices, get_platform
-from jaxaccel.core.trees import with_leaves
 from jaxaccel.data.order import Order, Phase, Shuffled
 from jaxaccel.distributed import replicated, state_sharding
 from jaxaccel.models.adapter import Model
 from jaxaccel.optim.averaging import Averaging, weights_to_evaluate
-from jaxaccel.optim.wide import apply_updates
+from jaxaccel.optim.float32_updates import apply_updates
 from jaxaccel.tasks.metrics import Mean, Scores, as_scores, check_names
 from jaxaccel.tasks.task import Batch, Task
 from jaxaccel.training.state import Gradients, StepMetrics, TrainState
@@ -181,7 +181,7 @@ class Training(Options):
 
     def scores(self, means: Mapping[str, Mean]) -> list[Scores]:
         """One row of numbers, from the sums over all batches."""
-        return [as_scores(self.task.summarise(means))]
+        return [as_scores(self.task.summarize(means))]
 
     def _gradients(self, state: TrainState, batch: Batch, key: jax.Array) -> Gradients:
         grad_fn = jax.value_and_grad(self._loss_fn(state.loss_scale, state.teacher), has_aux=True)
@@ -198,7 +198,7 @@ class Training(Options):
         else:
             # In float32: a sum in bfloat16 would lose its last terms, one in float16 overflow.
             zeros = jax.tree.map(jnp.zeros_like, _wide(state.params))
-            (total, model_state), (losses, means) = loop(
+            (total, model_state), (losses, means) = scan(
                 part, (zeros, state.model_state), self._parts(batch, key)
             )
             loss, grads = losses.mean(), jax.tree.map(lambda g: g / self.accumulate, total)
@@ -211,7 +211,7 @@ class Training(Options):
     def _elsewhere(self, state: TrainState, batch: Batch, key: jax.Array) -> dict[str, Callable[..., Any]]:
         """This step's loss and gradient at other parameters, by the names that optimizers ask for them.
 
-        They are for line searches and L-BFGS (``value_fn``), Sophia (``obj_fn``), sharpness-aware minimisation
+        They are for line searches and L-BFGS (``value_fn``), Sophia (``obj_fn``), sharpness-aware minimization
         (``grad_fn``). What is not called costs nothing.
         """
 
@@ -226,7 +226,7 @@ class Training(Options):
                 loss, (_, model_state) = loss_fn(here, model_state, item[1], item[0])
                 return model_state, loss
 
-            return loop(part, state.model_state, self._parts(batch, key))[1].mean()
+            return scan(part, state.model_state, self._parts(batch, key))[1].mean()
 
         def grad_fn(params: PyTree, _: int = 0) -> PyTree:
             return self._gradients(dataclasses.replace(state, params=params), batch, key).grads
@@ -282,7 +282,7 @@ class Training(Options):
         return self.averaging.update(state.average, params, state.step + 1)
 
 
-def loop(body: Callable, carry: PyTree, items: PyTree) -> tuple[PyTree, PyTree]:
+def scan(body: Callable, carry: PyTree, items: PyTree) -> tuple[PyTree, PyTree]:
     """`jax.lax.scan`, unrolled where it is compiled for the CPU.
 
     XLA:CPU runs convolutions inside a while loop without its threaded kernels: a small ConvNet's step took
@@ -300,7 +300,7 @@ def loop(body: Callable, carry: PyTree, items: PyTree) -> tuple[PyTree, PyTree]:
 
 def _wide(tree: PyTree) -> PyTree:
     """The arrays of `tree` in float32 at least."""
-    return jax.tree.map(numerics.wide, tree)
+    return jax.tree.map(numerics.widen, tree)
 
 
 def _dealt(x: jax.Array, parts: int) -> jax.Array:

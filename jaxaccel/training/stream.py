@@ -16,9 +16,9 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from jaxaccel.data.elements import Element, Item, read_elements
-from jaxaccel.data.parent import end_with
-from jaxaccel.data.sources import Source
+from jaxaccel.data.child_processes import end_with
+from jaxaccel.data.examples import Element, Item, read_elements
+from jaxaccel.data.source import Source
 from jaxaccel.errors import UserError, option
 
 THREADS = 4

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxaccel.core.calls import nearest
+from jaxaccel.core.call_text import suggest_nearest
 from jaxaccel.core.options import annotations_of, plain_type
 from jaxaccel.errors import UserError, option
 from jaxaccel.optim.optimizer import LINE_SEARCH
@@ -21,7 +21,7 @@ FIXED = (
 """Numbers that shape the program or the run around it: they cannot differ between replicas of one."""
 
 
-def points(recipe: Recipe) -> dict[str, np.ndarray]:
+def read_points(recipe: Recipe) -> dict[str, np.ndarray]:
     """{path: (replicas,)} for every number in which the replicas differ; empty where there is one run.
 
     The last path of the sweep varies fastest. ``seed`` is always among them.
@@ -37,7 +37,7 @@ def points(recipe: Recipe) -> dict[str, np.ndarray]:
     if not axes:
         return {}
     axes = axes if "seed" in axes else {"seed": (recipe.seed,), **axes}
-    numbers = sweepable(recipe)
+    numbers = list_sweepable(recipe)
     if recipe.optimizer.name in LINE_SEARCH and "optimizer.learning_rate" in axes:
         raise UserError(f"sweep: {recipe.optimizer.name} searches for the length of its steps itself")
     for path, found in axes.items():
@@ -47,7 +47,7 @@ def points(recipe: Recipe) -> dict[str, np.ndarray]:
             name = path.rpartition(".")[2]
             raise UserError(f"sweep: give {path} a value first, with {option('optimizer.args')} {name} VALUE")
         if path not in numbers:
-            raise UserError(f"sweep: {path} is no number of the recipe{nearest(path, list(numbers))}")
+            raise UserError(f"sweep: {path} is no number of the recipe{suggest_nearest(path, list(numbers))}")
         if not found:
             raise UserError(f"sweep: {path} has no values")
         if not np.isfinite(found).all():
@@ -61,7 +61,7 @@ def points(recipe: Recipe) -> dict[str, np.ndarray]:
     }
 
 
-def sweepable(value: Any, prefix: str = "") -> dict[str, type]:
+def list_sweepable(value: Any, prefix: str = "") -> dict[str, type]:
     """{path: int or float} of the numbers of a recipe that may differ between replicas."""
     found: dict[str, type] = {}
     for name, inner, declared in _parts(value):
@@ -71,7 +71,7 @@ def sweepable(value: Any, prefix: str = "") -> dict[str, type]:
         if isinstance(inner, (int, float)):
             found[path] = int if declared is int else float
         elif isinstance(inner, Mapping) or (dataclasses.is_dataclass(inner) and not callable(inner)):
-            found |= sweepable(inner, f"{path}.")
+            found |= list_sweepable(inner, f"{path}.")
     return found
 
 
@@ -89,13 +89,13 @@ def with_values(recipe: Recipe, numbers: Mapping[str, Any]) -> Recipe:
     Raises:
       UserError: a number is out of range.
     """
-    alone = unchecked(recipe, numbers)
+    alone = replace_unchecked(recipe, numbers)
     parts = ("optimizer", "schedule", "task", "distill")
     checked = {name: dataclasses.replace(getattr(alone, name)) for name in parts}
     return dataclasses.replace(alone, replicas=1, sweep={}, **checked)
 
 
-def unchecked(recipe: Any, numbers: Mapping[str, Any]) -> Any:
+def replace_unchecked(recipe: Any, numbers: Mapping[str, Any]) -> Any:
     """`recipe` with these numbers, which may be traced, at their paths."""
     changed = dict(recipe) if isinstance(recipe, Mapping) else copy.copy(recipe)
     for path, value in numbers.items():
@@ -103,6 +103,6 @@ def unchecked(recipe: Any, numbers: Mapping[str, Any]) -> Any:
         if isinstance(changed, dict):
             changed[name] = value
         else:
-            inner = unchecked(getattr(changed, name), {rest: value}) if rest else value
+            inner = replace_unchecked(getattr(changed, name), {rest: value}) if rest else value
             object.__setattr__(changed, name, inner)
     return changed

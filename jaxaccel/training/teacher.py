@@ -10,10 +10,10 @@ import jax.numpy as jnp
 
 from jaxaccel.core.options import NonNegative, Options, Positive, Share
 from jaxaccel.errors import UserError, option
-from jaxaccel.models.adapter import Model, abstract
+from jaxaccel.models.adapter import Model, abstract_variables
 from jaxaccel.tasks.metrics import Mean
 from jaxaccel.tasks.task import Batch, Task
-from jaxaccel.training.flags import Call
+from jaxaccel.training.function_names import Call
 from jaxaccel.transforms.distill import Distillation, Hint
 
 PyTree = Any
@@ -27,16 +27,20 @@ class Distill(Options):
     """
 
     teacher: Path | None = None
-    """Directory of a run, whose best checkpoint counts, or a file with weights (safetensors, npz, PyTorch)."""
+    """Learn from the best checkpoint of the run in this directory, or from a file of weights (safetensors,
+    npz, PyTorch)."""
     model: Call | None = None
-    """What makes the teacher's model where it is a file; by default the recipe's own. A run knows its own."""
+    """Make the teacher with this where it is a file of weights [default: the recipe's own model]; a run knows
+    its own."""
     temperature: Positive = 4.0
-    """Divides both models' logits for the soft targets (Hinton, Vinyals & Dean 2015, arXiv:1503.02531)."""
+    """Divide both models' logits by this number for the soft targets (Hinton, Vinyals & Dean 2015,
+    arXiv:1503.02531)."""
     soft: Share = 0.9
-    """Share of the soft targets in the loss; the task's own loss has the rest."""
+    """Weight of the soft targets in the loss; the task's own loss has the rest."""
     attention: Mapping[str, NonNegative] = dataclasses.field(default_factory=dict)
-    """Weights whose products are to be strong where the teacher's are (Zagoruyko & Komodakis 2017, arXiv:1612.03928),
-    and how much each counts in the loss: stages/2/0/conv2/kernel 1.0, or STUDENT=TEACHER 1.0 where paths differ."""
+    """Make products of weights strong where the teacher's are (Zagoruyko & Komodakis 2017, arXiv:1612.03928),
+    by path and with the weight of each in the loss: stages/2/0/conv2/kernel 1.0, or STUDENT=TEACHER 1.0 where
+    paths differ."""
 
     def __post_init__(self) -> None:
         """Takes an empty path for none, and checks the fields."""
@@ -63,12 +67,14 @@ class Teacher:
 
     model: Model
     task: Task
-    """What the teacher was trained for: it may standardise its inputs in another way."""
+    """What the teacher was trained for: it may standardize its inputs in another way."""
     options: Distill
 
     def blank(self) -> dict[str, PyTree]:
         """Zeros in the place of its weights: ``params`` and ``model_state``."""
-        params, model_state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract(self.model))
+        params, model_state = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype), abstract_variables(self.model)
+        )
         return {"params": params, "model_state": model_state}
 
     def teach(
@@ -100,5 +106,5 @@ class Teacher:
         return taught
 
     def weighed(self, loss: jax.Array, lesson: Mean) -> jax.Array:
-        """What to minimise: the rest of the task's loss, and the lesson, in which the soft targets have their share."""
+        """What to minimize: the rest of the task's loss, and the lesson, in which the soft targets have their share."""
         return (1 - self.options.soft) * loss + lesson.value()

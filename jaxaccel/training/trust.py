@@ -18,14 +18,14 @@ from jaxaccel.core.files import write_text
 
 SIGNATURE = "signature"
 """File of a run that holds the digest of its recipe.json and of the code beside it."""
-_SIZE = 32
+_SECRET_BYTES = 32
 """Bytes of the secret."""
 
 
 def sign(directory: Path, contents: Mapping[str, bytes]) -> None:
     """Writes down that this user's own training wrote these files of `directory`.
 
-    Without a secret nothing is written: `trouble` says why there is none.
+    Without a secret nothing is written: `explain_no_secret` says why there is none.
     """
     with contextlib.suppress(OSError):
         write_text(directory / SIGNATURE, _digest(_secret(), contents) + "\n")
@@ -40,7 +40,7 @@ def is_own(directory: Path, contents: Mapping[str, bytes]) -> bool:
         return False
 
 
-def trouble() -> str:
+def explain_no_secret() -> str:
     """Why there is no secret, so that no run is known as one's own; empty where there is one."""
     try:
         _secret()
@@ -77,8 +77,8 @@ def _secret() -> bytes:
         _make(place)
     # The file that is checked is the one that is read.
     with open(os.open(place, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)), "rb") as file:  # noqa: PTH123
-        known, secret = os.fstat(file.fileno()), file.read(_SIZE + 1)
-    if not stat.S_ISREG(known.st_mode) or len(secret) != _SIZE:
+        known, secret = os.fstat(file.fileno()), file.read(_SECRET_BYTES + 1)
+    if not stat.S_ISREG(known.st_mode) or len(secret) != _SECRET_BYTES:
         raise OSError("it is no secret that jaxaccel made: delete it, and another one is made")
     if os.name == "posix" and (known.st_uid != os.geteuid() or known.st_mode & 0o077):
         raise OSError("other users may read or own it: delete it, and another one is made")
@@ -90,7 +90,7 @@ def _make(place: Path) -> None:
     handle, draft = tempfile.mkstemp(dir=place.parent)  # mode 0600
     try:
         with open(handle, "wb") as file:  # noqa: PTH123
-            file.write(secrets.token_bytes(_SIZE))
+            file.write(secrets.token_bytes(_SECRET_BYTES))
             file.flush()
             os.fsync(file.fileno())
         os.link(draft, place)

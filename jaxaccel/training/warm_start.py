@@ -8,15 +8,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxaccel.core.trees import flat
+from jaxaccel.core.paths import flatten_by_path
 from jaxaccel.errors import UserError, option
-from jaxaccel.models.adapter import Model, abstract, as_model, output_shape, takes
+from jaxaccel.models.adapter import Model, abstract_variables, as_model, output_shape, takes_argument
 from jaxaccel.models.pretrained import load_pretrained
 from jaxaccel.tasks.metrics import Headline
-from jaxaccel.training import rundir
+from jaxaccel.training import run_directory
 from jaxaccel.training.recipe import Recipe
 from jaxaccel.training.recipe_file import load_recipe
-from jaxaccel.training.saved import read_weights
+from jaxaccel.training.saved_checkpoints import read_weights
 from jaxaccel.training.teacher import Teacher
 from jaxaccel.transforms.params import trainable
 from jaxaccel.transforms.params.load import is_packed, load_params
@@ -39,7 +39,7 @@ class Start:
         return f"starting from the weights of {origin}{new}"
 
 
-def start(origin: Path, model: Model, inputs: tuple[PyTree, ...], headline: Headline) -> Start:
+def load_start(origin: Path, model: Model, inputs: tuple[PyTree, ...], headline: Headline) -> Start:
     """The weights in `origin` that fit `model`.
 
     Args:
@@ -52,14 +52,14 @@ def start(origin: Path, model: Model, inputs: tuple[PyTree, ...], headline: Head
       UserError: there is no such run or file, or it is of another model, a larger one too. Only one layer, the last of
         its kind, may have another number of outputs.
     """
-    own = _named(*abstract(model))
+    own = _named(*abstract_variables(model))
     found = _weights_in(origin, model, inputs, headline, new_head=True)
     fresh = [name for name, x in own.items() if name not in found or found[name].shape != x.shape]
     _check_head(origin, own, found, fresh)
     return Start({name: np.asarray(found[name]) for name in own if name not in fresh}, tuple(fresh))
 
 
-def teacher(
+def load_teacher(
     recipe: Recipe,
     facts: Mapping[str, Any],
     student: Model,
@@ -89,7 +89,7 @@ def teacher(
             f"{option('distill.soft', 0)} learns from {option('distill.attention')} alone; a task whose model gives "
             "logits says so with `logits = True`"
         )
-    kept = resumed / rundir.TEACHER if resumed else options.teacher
+    kept = resumed / run_directory.TEACHER if resumed else options.teacher
     own = load_recipe(kept, trust=trust) if (kept / "recipe.json").is_file() else None
     if own and options.model:
         raise UserError(
@@ -97,7 +97,7 @@ def teacher(
         )
     factory = own.model if own else options.model or recipe.model
     # Of a sample, from which some models start, only the shape counts: weights are loaded.
-    sample = {"sample": np.zeros(inputs[0].shape, np.float32)} if takes(factory, "sample") else {}
+    sample = {"sample": np.zeros(inputs[0].shape, np.float32)} if takes_argument(factory, "sample") else {}
     try:
         model = as_model(factory, {**facts, **sample}, inputs)
         theirs, ours = (getattr(output_shape(m, inputs), "shape", None) for m in (model, student))
@@ -110,7 +110,7 @@ def teacher(
     return Teacher(model, own.task if own else recipe.task, options)
 
 
-def teacher_weights(teacher: Teacher | None, inputs: tuple[PyTree, ...]) -> dict[str, np.ndarray]:
+def load_teacher_weights(teacher: Teacher | None, inputs: tuple[PyTree, ...]) -> dict[str, np.ndarray]:
     """The weights of the teacher, by their paths in a state; nothing where there is no teacher.
 
     Raises:
@@ -120,7 +120,7 @@ def teacher_weights(teacher: Teacher | None, inputs: tuple[PyTree, ...]) -> dict
     if not teacher or not origin:
         return {}
     found = _weights_in(origin, teacher.model, inputs, teacher.task.headline)
-    own = _named(*abstract(teacher.model))
+    own = _named(*abstract_variables(teacher.model))
     classes = jax.tree.leaves(output_shape(teacher.model, inputs))[0].shape[-1]
     for name, x in own.items():
         there = found[name].shape if name in found else None
@@ -142,7 +142,7 @@ def _weights_in(
         if (origin / "best" / "checkpoints").is_dir():
             raise UserError(f"{origin} holds several replicas: take the best of them, {origin / 'best'}")
         found = read_weights(origin, headline.name, headline.better).arrays
-        left = found.keys() - _named(*abstract(model)).keys()
+        left = found.keys() - _named(*abstract_variables(model)).keys()
     elif not origin.is_file():
         raise UserError(f"{origin} is no directory of a run and no file with weights")
     elif is_packed(origin):
@@ -150,7 +150,7 @@ def _weights_in(
         if not isinstance(stored, dict) or "params" not in stored:
             raise UserError(f"{origin} holds no model: pack {{'params': ..., 'model_state': ...}}")
         found = _named(trainable(stored["params"]), stored.get("model_state", {}))
-        left = found.keys() - _named(*abstract(model)).keys()
+        left = found.keys() - _named(*abstract_variables(model)).keys()
     else:
         loaded = load_pretrained(model, origin, inputs=inputs, new_head=new_head)
         named = _named(loaded.params, loaded.state).items()
@@ -167,7 +167,7 @@ def _weights_in(
 
 
 def _named(params: PyTree, state: PyTree) -> dict[str, Any]:
-    return flat({"params": params, "model_state": state})
+    return flatten_by_path({"params": params, "model_state": state})
 
 
 def _check_head(origin: Path, own: Mapping[str, Any], found: Mapping[str, Any], fresh: list[str]) -> None:

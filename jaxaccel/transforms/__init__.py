@@ -5,15 +5,15 @@ import lazy_loader
 from jaxaccel.transforms.calibrate import Calibration, calibrate
 from jaxaccel.transforms.compressed import compressed
 from jaxaccel.transforms.distill import Hint, distill
+from jaxaccel.transforms.fake_int8 import fake_int8
 from jaxaccel.transforms.features import features
 from jaxaccel.transforms.fold import fold
+from jaxaccel.transforms.input_statistics import input_covariances, input_norms
 from jaxaccel.transforms.int8 import int8
 from jaxaccel.transforms.loss_scale import LossScale, LossScaleState
-from jaxaccel.transforms.moments import input_covariances, input_norms
 from jaxaccel.transforms.precision import bfloat16, float8, float16
-from jaxaccel.transforms.qat import fake_int8
 from jaxaccel.transforms.retarget import retarget
-from jaxaccel.transforms.running import RunningRanges
+from jaxaccel.transforms.running_ranges import RunningRanges
 
 __all__ = [
     "Calibration",

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxaccel.core import files, numerics
-from jaxaccel.core.calls import nearest
-from jaxaccel.core.formats.bounds import check, read_json, reading
+from jaxaccel.core.call_text import suggest_nearest
+from jaxaccel.core.formats.bounds import check, explain_errors, read_json
 from jaxaccel.core.interpret import Observation, Transformation, is_compressed, transform
 from jaxaccel.core.options import checked
 from jaxaccel.core.sites import BILINEAR, Site
@@ -40,7 +40,8 @@ class Calibration:
         """
         if site not in self.ranges:
             raise UserError(
-                f"the calibration has no range for {site}{nearest(site, dict(self.ranges))}; calibrate this function"
+                f"the calibration has no range for {site}{suggest_nearest(site, dict(self.ranges))}; "
+                "calibrate this function"
             )
         return self.ranges[site]
 
@@ -55,7 +56,7 @@ class Calibration:
         Raises:
           UserError: the file is missing or is none.
         """
-        with reading(Path(path), "holds no calibration"):
+        with explain_errors(Path(path), "holds no calibration"):
             ranges = read_json(Path(path))
             check(isinstance(ranges, dict), "no ranges by site")
             numbers = all(type(v) in (int, float) and 0 <= v < float("inf") for v in ranges.values())
@@ -77,7 +78,7 @@ def calibrate(
 
     Args:
       f: the function, called as ``f(params, *batch)``.
-      params: its parameters, quantised or not.
+      params: its parameters, quantized or not.
       batches: each a tuple of further arguments, or a single one. A few hundred examples do.
       method: ``absmax`` takes the largest magnitude seen; ``percentile`` clips the rarest; ``mse`` clips where the
         squared error is least; ``entropy`` where the histogram of the clipped and rounded values diverges least from
@@ -93,7 +94,7 @@ def calibrate(
     calls = [batch if isinstance(batch, tuple) else (batch,) for batch in batches]
     if not calls:
         raise UserError("calibrate needs at least one batch")
-    observe = compiled(_observing(f, _largest, argnums))
+    observe = compile_observer(_observing(f, _largest, argnums))
     seen = [observe(params, *call) for call in calls]
     # NumPy's maximum is NaN where one is; Python's may be any of them.
     largest = {name: float(np.max([s[name] for s in seen])) for name in seen[0]}
@@ -107,7 +108,7 @@ def calibrate(
     if method == "absmax":
         return Calibration({name: np.float32(value) for name, value in largest.items()})
     tops = {name: max(value, numerics.TINY) for name, value in largest.items()}
-    histogram = compiled(_observing(f, _counts(tops), argnums))
+    histogram = compile_observer(_observing(f, _counts(tops), argnums))
     counts = {name: np.zeros(BINS) for name in tops}
     for call in calls:
         for name, more in histogram(params, *call).items():
@@ -122,7 +123,7 @@ def _observing(
     """f -> (result, measures by site) of the other operand of every product with a parameter."""
 
     def rule(site: Site, lhs: Any, rhs: Any) -> Any:
-        dense = [x.materialise() if is_compressed(x) else x for x in (lhs, rhs)]
+        dense = [x.materialize() if is_compressed(x) else x for x in (lhs, rhs)]
         if site.weight is not None and jnp.issubdtype(dense[1 - site.weight].dtype, jnp.floating):
             site.observe(measure(site, dense[1 - site.weight]))
         return site.bind(*dense)
@@ -134,7 +135,7 @@ def _observing(
     )
 
 
-def compiled(observing: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
+def compile_observer(observing: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
     """What `observing` observes, compiled; leaves that are no arrays (functions of a module, say) are constants."""
 
     @partial(jax.jit, static_argnums=1)
@@ -180,11 +181,11 @@ def _percentile(counts: np.ndarray, percentile: float) -> float:
 
 def _mse(counts: np.ndarray) -> float:
     """The number of bins to keep at which rounding and clipping cost least in squares."""
-    centres = np.arange(BINS) + 0.5
+    centers = np.arange(BINS) + 0.5
     tops = np.arange(BINS // 8, BINS + 1, 8)
     scale = tops / numerics.qmax(8)
-    rounded = np.clip(np.round(centres / scale[:, None]), 0, numerics.qmax(8)) * scale[:, None]
-    return float(tops[np.argmin(((rounded - centres) ** 2 * counts).sum(1))])
+    rounded = np.clip(np.round(centers / scale[:, None]), 0, numerics.qmax(8)) * scale[:, None]
+    return float(tops[np.argmin(((rounded - centers) ** 2 * counts).sum(1))])
 
 
 def _entropy(counts: np.ndarray) -> float:

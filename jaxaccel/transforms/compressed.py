@@ -13,13 +13,13 @@ def compressed(
 ) -> Callable[..., Any]:
     """`f` on parameters with compressed leaves, each computed in the way that its type knows.
 
-    Products with a `LowRankArray` become two thinner ones; a `CodebookArray` or `QuantArray` is materialised where it
+    Products with a `LowRankArray` become two thinner ones; a `CodebookArray` or `QuantArray` is materialized where it
     is used (`int8` has products for the latter, and takes all types too). The result has the signature, shapes and
     dtypes of f, and is differentiable in all float leaves.
 
     Args:
       f: any JAX function.
       argnums: which arguments hold the parameters.
-      strict: raise `UserError` where a compressed parameter had to be materialised.
+      strict: raise `UserError` where a compressed parameter had to be materialized.
     """
     return transform(f, Transformation("compressed", {}, argnums=argnums, arrays=True, strict=strict))

@@ -22,13 +22,13 @@ class Hint(Options):
     student: str
     """Path of the weight whose product is the feature: ``stages/2/2/conv2/kernel``."""
     teacher: str
-    """The same in the teacher."""
+    """Path of that weight in the teacher."""
     kind: Kind = "hint"
     """``hint``: equal after a learned projection of the student's channels (Romero et al. 2015, arXiv:1412.6550).
     ``attention``: equal maps of where activations are strong (Zagoruyko & Komodakis 2017, arXiv:1612.03928).
     ``relation``: equal distances between the examples of a batch (Park et al. 2019, arXiv:1904.05068)."""
     weight: NonNegative | jax.Array = 1.0
-    """Of this term in the sum."""
+    """Weight of this term in the sum."""
 
 
 def soft_targets(student: jax.Array, teacher: jax.Array, temperature: float | jax.Array = 4.0) -> jax.Array:
@@ -171,14 +171,14 @@ def _hint(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _attention(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Squared difference of the normalised maps of mean squares over channels, for each example."""
+    """Squared difference of the normalized maps of mean squares over channels, for each example."""
     _check_same(a.shape[:-1], b.shape[:-1], "attention")
 
-    def normalised(x: jax.Array) -> jax.Array:
+    def normalized(x: jax.Array) -> jax.Array:
         x = jnp.mean((x / _largest(x, tuple(range(1, x.ndim)))) ** 2, -1).reshape(x.shape[0], -1)
         return x / _positive(_root(jnp.sum(x**2, -1, keepdims=True)))
 
-    return jnp.sum((normalised(a) - normalised(b)) ** 2, -1)
+    return jnp.sum((normalized(a) - normalized(b)) ** 2, -1)
 
 
 def _relation(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -34,7 +34,7 @@ class Explanation:
 
     rows: tuple[dict[str, Any], ...]
     """By `COLUMNS`: `flops` is that of the whole program, None inside a ``while``; `share` of the transformation's sum.
-    `compiled` lists what the optimised HLO has for the site, where it was compiled."""
+    `compiled` lists what the optimized HLO has for the site, where it was compiled."""
     empty: tuple[str, ...] = ()
     """Transformations that met nothing to explain."""
 
@@ -94,7 +94,7 @@ def explain(f: Callable[..., Any], *args: Any, compiled: bool = False, **kwargs:
       f: a transformed function, or one that calls transformed functions; not one that was jitted and called inside.
       *args: what it is called with: arrays, or `jax.ShapeDtypeStruct`s. Nothing is computed.
       **kwargs: keywords that it is called with.
-      compiled: compile it for this backend and read from the optimised HLO what really became of each site: with which
+      compiled: compile it for this backend and read from the optimized HLO what really became of each site: with which
         types it is computed, and by which fused kernel.
 
     Raises:
@@ -114,7 +114,7 @@ def explain(f: Callable[..., Any], *args: Any, compiled: bool = False, **kwargs:
         return jax.tree.map(lambda x: x if _is_array(x) else None, function(*args, **kwargs))
 
     arrays = [leaves[i] for i in held]
-    with sites.recording() as runs:
+    with sites.record_runs() as runs:
         text = jax.jit(call).lower(*arrays).compile().as_text() if compiled else None
         if not compiled:
             jax.eval_shape(call, *arrays)
@@ -179,7 +179,7 @@ def _table(name: str, rows: list[dict[str, Any]]) -> Table:
         shapes = " * ".join(operands) + (" -> " if operands else "") + out
         dtype = row["before"] if row["before"] == row["after"] else f"{row['before']} -> {row['after']}"
         lowering = ": ".join(x for x in (row["lowering"], row["reason"]) if x and x != "-")
-        untouched = row["lowering"] in ("-", "dequantised")
+        untouched = row["lowering"] in ("-", "dequantized")
         cells = [
             row["site"],
             shapes,
@@ -195,7 +195,7 @@ def _table(name: str, rows: list[dict[str, Any]]) -> Table:
 
 
 def _summary(rows: list[dict[str, Any]]) -> str:
-    done = [row for row in rows if row["lowering"] not in ("-", "dequantised")]
+    done = [row for row in rows if row["lowering"] not in ("-", "dequantized")]
     problems = sum(1 for row in rows if not row["before"])
     share = sum(row["share"] for row in done)
     text = f"{len(done)} of {len(rows) - problems} sites, {share:.1%} of the FLOPs"

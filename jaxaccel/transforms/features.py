@@ -6,7 +6,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxaccel.core.calls import nearest
+from jaxaccel.core.call_text import suggest_nearest
 from jaxaccel.core.interpret import Observation, Transformation, is_compressed, transform
 from jaxaccel.core.options import checked
 from jaxaccel.core.sites import BILINEAR, Site
@@ -36,7 +36,7 @@ def features(
     """
 
     def rule(site: Site, *operands: Any) -> Any:
-        dense = [x.materialise() if is_compressed(x) else x for x in operands]
+        dense = [x.materialize() if is_compressed(x) else x for x in operands]
         out = site.bind(*dense)
         if site.name in sites:
             site.observe(out if of == "output" else dense[1 - (site.weight or 0)])
@@ -53,7 +53,7 @@ def features(
         out, seen = observing(*args, **kwargs)
         if missing := [name for name in sites if name not in seen]:
             names = _names(f, argnums, args, kwargs)
-            raise UserError(f"there is no product with {missing[0]}{nearest(missing[0], names)}")
+            raise UserError(f"there is no product with {missing[0]}{suggest_nearest(missing[0], names)}")
         return out, seen
 
     return found

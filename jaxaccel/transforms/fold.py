@@ -7,9 +7,9 @@ import jax
 
 from jaxaccel.core.arrays import LowRankArray
 from jaxaccel.core.interpret import is_compressed
-from jaxaccel.core.interpret.affine import folded
-from jaxaccel.core.interpret.partial import Split, split
-from jaxaccel.core.trees import parameter_path
+from jaxaccel.core.interpret.affine import evaluate_folded
+from jaxaccel.core.interpret.partial_eval import Split, split_program
+from jaxaccel.core.paths import parameter_path
 from jaxaccel.errors import UserError
 from jaxaccel.transforms.compressed import compressed
 
@@ -23,13 +23,13 @@ def fold(f: Callable[..., Any], params: PyTree, *args: Any) -> tuple[Callable[..
 
     Two things happen: factors and offsets after a matrix product or convolution move into its weights (BatchNorm in
     inference, a bias, a scale); and all that depends on `params` alone is computed now instead of at each call. Fold
-    before you quantise: ``g, folded = ja.fold(f, params, x); q = ja.quantize(folded)``. Only chains of real floating
+    before you quantize: ``g, folded = ja.fold(f, params, x); q = ja.quantize(folded)``. Only chains of real floating
     numbers move: integers round otherwise. A factor that the weights' dtype would round more than the product's does
     (bfloat16 weights of a float32 product, float16) stays behind the product, as a single one.
 
     Args:
       f: called as ``f(params, *args)``, in inference: custom derivatives are dropped.
-      params: its parameters and, where it has any, the statistics that BatchNorm normalises by. Of low-rank ones
+      params: its parameters and, where it has any, the statistics that BatchNorm normalizes by. Of low-rank ones
         both factors become weights of their own, ``kernel/left`` and ``kernel/right``. What is no array is a constant.
       args: examples of the other arguments, arrays or `jax.ShapeDtypeStruct`s. Only shapes and dtypes count; the folded
         function takes other batch sizes as well. Texts, booleans and other objects are constants; numbers are not.
@@ -39,7 +39,7 @@ def fold(f: Callable[..., Any], params: PyTree, *args: Any) -> tuple[Callable[..
       which weights keep the paths that they had.
 
     Raises:
-      UserError: `params` are quantised or shared already; f decides by a number among its arguments; or, when g is
+      UserError: `params` are quantized or shared already; f decides by a number among its arguments; or, when g is
         called, it needs other parameters at these shapes, or got other constants.
     """
     compressions = [x for x in jax.tree.leaves(params, is_leaf=is_compressed) if is_compressed(x)]
@@ -75,8 +75,8 @@ def fold(f: Callable[..., Any], params: PyTree, *args: Any) -> tuple[Callable[..
             return out
 
         program = jax.make_jaxpr(flat)(shapes, inputs)
-        closed = jax.make_jaxpr(lambda *values: folded(program, len(held), values))(*shapes, *inputs)
-        return split(closed, paths), out_tree[0]
+        closed = jax.make_jaxpr(lambda *values: evaluate_folded(program, len(held), values))(*shapes, *inputs)
+        return split_program(closed, paths), out_tree[0]
 
     first, _ = halves(*args)
     values = jax.jit(first.known)(arrays)

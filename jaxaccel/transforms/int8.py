@@ -1,4 +1,4 @@
-"""Functions on quantised parameters: products of integers where it pays, scales where it does not."""
+"""Functions on quantized parameters: products of integers where it pays, scales where it does not."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -17,12 +17,12 @@ from jaxaccel.core.options import checked
 from jaxaccel.core.platform import get_platform
 from jaxaccel.core.sites import BILINEAR, GROUPED, Backend, Site
 from jaxaccel.errors import UserError
-from jaxaccel.transforms import integer
+from jaxaccel.transforms import int8_products
 from jaxaccel.transforms.calibrate import Calibration
 from jaxaccel.transforms.int8_training import training_rules
 from jaxaccel.transforms.lowering import convolution
 from jaxaccel.transforms.lowering.base import XLA
-from jaxaccel.transforms.lowering.integer import FLOAT32, IntegerProduct, Preference, choose_int8_form
+from jaxaccel.transforms.lowering.int8_forms import FLOAT32, IntegerProduct, Preference, choose_int8_form
 
 Activations = Literal["dynamic", "static", "none"]
 
@@ -45,22 +45,22 @@ def int8(
 
     f never sees the compressed type; the result has its signature, shapes and dtypes. Compose inside `jax.jit`. Where a
     convolution of integers is known to be slower than float32 on the backend, it is lowered to another form or left in
-    float32, and `explain` says so. Parameters that are not quantised are left alone. Without `train` it is for
+    float32, and `explain` says so. Parameters that are not quantized are left alone. Without `train` it is for
     inference: rounded activations have no derivative, and asking for one raises.
 
     Args:
       f: any JAX function.
-      activations: ``dynamic`` quantises the other operand of each product at the scale of its own values, one for each
+      activations: ``dynamic`` quantizes the other operand of each product at the scale of its own values, one for each
         row of a matrix product or example of a convolution; ``static`` at the scale of `calibration`; ``none`` leaves
         it as it is (weight-only: fewer bytes to read). Static where a calibration is given, else dynamic.
       calibration: activation ranges from `calibrate` with the same f.
-      attention: quantise products of two activations as well, dynamically.
+      attention: quantize products of two activations as well, dynamically.
       lowering: ``auto`` leaves convolutions in float32 that are slower as int8 on the backend; ``int8`` does not.
-      train: quantise both operands of every product of float parameters, forward and, with stochastic rounding of
+      train: quantize both operands of every product of float parameters, forward and, with stochastic rounding of
         cotangents, backward (as AQT does; Abdolrashidi et al. 2021, arXiv:2105.03536). Needs `key`.
       key: random key for stochastic rounding; give each step its own.
       argnums: which arguments hold the parameters.
-      strict: raise `UserError` where a compressed parameter had to be materialised.
+      strict: raise `UserError` where a compressed parameter had to be materialized.
       backend: ``cpu``, ``gpu`` or ``tpu``, to compile for another one than that of the mesh in context (`jax.set_mesh`)
         or, where there is none, the default one.
 
@@ -78,7 +78,7 @@ def int8(
             'activations="static" and calibration= go together: make one with ja.calibrate(f, ...)'
         )
     rule = _Rule(activations, calibration, attention, lowering, backend)
-    rules = {**dict.fromkeys(BILINEAR, rule), GROUPED: integer.leave_grouped, "gather": _lookup}
+    rules = {**dict.fromkeys(BILINEAR, rule), GROUPED: int8_products.leave_grouped, "gather": _lookup}
     return transform(f, Transformation("int8", rules, argnums=argnums, arrays=True, strict=strict))
 
 
@@ -99,14 +99,14 @@ class _Rule:
 
     def __call__(self, site: Site, lhs: Any, rhs: Any) -> Any:
         operands = [lhs, rhs]
-        quantised = [isinstance(x, QuantArray) for x in operands]
-        if any(is_compressed(x) and not q for x, q in zip(operands, quantised, strict=True)):
+        quantized = [isinstance(x, QuantArray) for x in operands]
+        if any(is_compressed(x) and not q for x, q in zip(operands, quantized, strict=True)):
             return NotImplemented
-        if not any(quantised):
+        if not any(quantized):
             return self._between_activations(site, lhs, rhs)
-        if all(quantised):
+        if all(quantized):
             return self._between_parameters(site, lhs, rhs)
-        side = quantised.index(True)
+        side = quantized.index(True)
         w, x = operands[side], operands[1 - side]
         form, reason = self._form(site, side, w, x)
         if form == FLOAT32:
@@ -114,11 +114,11 @@ class _Rule:
         if form == "weight-only":
             return self._weight_only(site, side, w, x)
         if form == "folded":
-            x, w = integer.fold_scale(site.params, side, w, x)
-        xq = self._quantised(site, 1 - side, x)
+            x, w = int8_products.fold_scale(site.params, side, w, x)
+        xq = self._quantized(site, 1 - side, x)
         if form == "blocks":
             site.record(f"{self.activations}: int8 x int8 -> int32 by blocks", _dtype(w))
-            return integer.blocked(site.params, self._bind(site), side, w, xq)
+            return int8_products.multiply_blocked(site.params, self._bind(site), side, w, xq)
         pair = (w, xq) if side == 0 else (xq, w)
         return self._product(site, form, pair[0], pair[1], f"{self.activations}: " + _lowering(form))
 
@@ -128,21 +128,23 @@ class _Rule:
             return FLOAT32, f"the other operand is {x.dtype}"
         dot = site.primitive == "dot_general"
         if self.activations == "none":
-            fits = integer.fits(site.primitive, site.params, side, w) and w.zero_point is None
+            fits = (
+                int8_products.can_scale_after(site.primitive, site.params, side, w) and w.zero_point is None
+            )
             # The sum of integers is up to 127 times the result, and a convolution's has the dtype of its operands.
             fits = fits and (dot or x.dtype != jnp.float16)
             return ("weight-only" if fits else "float32"), "weight-only"
-        if integer.may_overflow(site.primitive, site.params, *((w, x) if side == 0 else (x, w))):
+        if int8_products.may_overflow(site.primitive, site.params, *((w, x) if side == 0 else (x, w))):
             return FLOAT32, "its sum may exceed int32"
         if not dot and (side == 0 or w.zero_point is not None):
-            return FLOAT32, "quantised input" if side == 0 else "zero points in a convolution"
-        if not integer.fits(site.primitive, site.params, side, w):
-            if dot and integer.is_blocked(site.params, side, w):
+            return FLOAT32, "quantized input" if side == 0 else "zero points in a convolution"
+        if not int8_products.can_scale_after(site.primitive, site.params, side, w):
+            if dot and int8_products.is_blocked(site.params, side, w):
                 return "blocks", ""
             if (
                 dot
                 and self.activations == "dynamic"
-                and integer.scales_contracted_alone(site.params, side, w)
+                and int8_products.scales_contracted_alone(site.params, side, w)
             ):
                 return "folded", ""
             return FLOAT32, "its scales vary along the sum"
@@ -150,18 +152,18 @@ class _Rule:
             return XLA, ""
         return choose_int8_form(site.params, x, w, self.platform, self.lowering)
 
-    def _quantised(self, site: Site, operand: int, x: jax.Array) -> QuantArray:
+    def _quantized(self, site: Site, operand: int, x: jax.Array) -> QuantArray:
         if self.calibration is None:
-            return integer.quantised(_for_inference(x), site.primitive, site.params, operand)
+            return int8_products.quantize_operand(_for_inference(x), site.primitive, site.params, operand)
         largest = self.calibration.range_of(site.name)
         known = site.recall(x)
         if known is not None and (known[0] is largest or _equal(known[0], largest)):
             return known[1]
         scale = numerics.scale_of(largest)
-        xq = integer.quantised(_for_inference(x), site.primitive, site.params, operand, scale)
+        xq = int8_products.quantize_operand(_for_inference(x), site.primitive, site.params, operand, scale)
         # Whatever else reads these activations then reads the same integers: another product takes them as they are,
         # and for a residual path no float copy is written.
-        dense = xq.materialise()
+        dense = xq.materialize()
         site.replace(operand, dense)
         site.remember(dense, (largest, xq))
         return xq
@@ -174,18 +176,20 @@ class _Rule:
         bind = self._bind(site) if dot else (site.bind if form == XLA else formed)
         weight = rhs if site.weight in (1, None) else lhs
         site.record(lowering, _dtype(weight))
-        return integer.product(site.primitive, site.params, bind, lhs, rhs)
+        return int8_products.multiply_integers(site.primitive, site.params, bind, lhs, rhs)
 
-    def _bind(self, site: Site) -> integer.Bind:
+    def _bind(self, site: Site) -> int8_products.Bind:
         """A matrix product of integers in the form that the backend runs fast."""
         return partial(site.product, IntegerProduct()) if self.platform == "cpu" else site.bind
 
     def _between_parameters(self, site: Site, lhs: QuantArray, rhs: QuantArray) -> Any:
         """The product of two parameters: of integers where their scales can be multiplied in after the sum."""
         form, reason = XLA, ""
-        if not all(integer.fits(site.primitive, site.params, k, w) for k, w in enumerate((lhs, rhs))):
+        if not all(
+            int8_products.can_scale_after(site.primitive, site.params, k, w) for k, w in enumerate((lhs, rhs))
+        ):
             form, reason = FLOAT32, "its scales vary along the sum"
-        elif integer.may_overflow(site.primitive, site.params, lhs, rhs):
+        elif int8_products.may_overflow(site.primitive, site.params, lhs, rhs):
             form, reason = FLOAT32, "its sum may exceed int32"
         elif site.primitive != "dot_general":
             form, reason = choose_int8_form(site.params, lhs, rhs, self.platform, self.lowering)
@@ -205,29 +209,29 @@ class _Rule:
         more = {"preferred_element_type": jnp.dtype(wide)} if asks else {}
         out = site.bind(*((values, x) if side == 0 else (x, values)), **more).astype(wide)
         scale = expand(w.scale, w.shape).astype(wide)
-        return out * integer.in_output(site.primitive, site.params, side, scale, x.ndim)
+        return out * int8_products.align_with_output(site.primitive, site.params, side, scale, x.ndim)
 
     def _between_activations(self, site: Site, lhs: Any, rhs: Any) -> Any:
         floating = all(x.dtype == jnp.float32 for x in (lhs, rhs))
         wanted = self.attention and floating and site.path is None and site.primitive == "dot_general"
-        overflows = wanted and integer.may_overflow(site.primitive, site.params, lhs, rhs)
+        overflows = wanted and int8_products.may_overflow(site.primitive, site.params, lhs, rhs)
         if wanted and not overflows:
             pair = [
-                integer.quantised(_for_inference(x), "dot_general", site.params, k)
+                int8_products.quantize_operand(_for_inference(x), "dot_general", site.params, k)
                 for k, x in enumerate((lhs, rhs))
             ]
             return self._product(site, XLA, pair[0], pair[1], "dynamic: int8 x int8 -> int32")
-        why = "no parameter is quantised" if site.path is None else "not quantised"
+        why = "no parameter is quantized" if site.path is None else "not quantized"
         why = "its sum may exceed int32" if overflows else why
         site.record("-", site.narrowed or str(site.inputs[0].dtype), why)
         return NotImplemented
 
 
 def _dense(site: Site, lhs: Any, rhs: Any, reason: str) -> Any:
-    """The product of what quantised operands stand for."""
+    """The product of what quantized operands stand for."""
     side = 1 if isinstance(rhs, QuantArray) else 0
-    site.record("dequantised", str(site.inputs[side].dtype), reason)
-    return site.bind(*(x.materialise() if isinstance(x, QuantArray) else x for x in (lhs, rhs)))
+    site.record("dequantized", str(site.inputs[side].dtype), reason)
+    return site.bind(*(x.materialize() if isinstance(x, QuantArray) else x for x in (lhs, rhs)))
 
 
 @jax.custom_jvp

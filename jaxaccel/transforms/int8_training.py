@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxaccel.core import numerics
 from jaxaccel.core.sites import BILINEAR, GROUPED, Site
-from jaxaccel.transforms import integer
+from jaxaccel.transforms import int8_products
 
 
 def training_rules(key: jax.Array) -> Mapping[str, Callable[..., Any]]:
@@ -22,7 +22,7 @@ def training_rules(key: jax.Array) -> Mapping[str, Callable[..., Any]]:
             why = f"is {site.inputs[0].dtype}"
         elif site.path is None or site.narrowed:
             why = "multiplies no parameter"
-        elif integer.may_overflow(site.primitive, site.params, lhs, rhs):
+        elif int8_products.may_overflow(site.primitive, site.params, lhs, rhs):
             why = "its sum may exceed int32"
         if why:
             site.record("-", site.narrowed or str(site.inputs[0].dtype), why)
@@ -31,12 +31,12 @@ def training_rules(key: jax.Array) -> Mapping[str, Callable[..., Any]]:
         here = jax.random.fold_in(key, zlib.crc32(site.name.encode()) & 0x7FFFFFFF)
         return site.product(_Train(), lhs, rhs, jax.random.key_data(here))
 
-    return {**dict.fromkeys(BILINEAR, rule), GROUPED: integer.leave_grouped}
+    return {**dict.fromkeys(BILINEAR, rule), GROUPED: int8_products.leave_grouped}
 
 
 @dataclasses.dataclass(frozen=True)
 class _Train:
-    """A product of operands quantised as they come; the cotangent is rounded at random, so that it is unbiased.
+    """A product of operands quantized as they come; the cotangent is rounded at random, so that it is unbiased.
 
     One whose sum may exceed int32 stays in float32: a kernel's gradient sums over all positions of all examples.
     """
@@ -47,11 +47,11 @@ class _Train:
     def __call__(
         self, primitive: Any, params: Mapping[str, Any], lhs: jax.Array, rhs: jax.Array, key: jax.Array
     ) -> jax.Array:
-        if integer.may_overflow(primitive.name, params, lhs, rhs):
+        if int8_products.may_overflow(primitive.name, params, lhs, rhs):
             return primitive.bind(lhs, rhs, **params)
         pair = []
         for operand, x in enumerate((lhs, rhs)):
-            q = integer.quantised(x, primitive.name, params, operand)
+            q = int8_products.quantize_operand(x, primitive.name, params, operand)
             if operand == self.cotangent:
                 noise = jax.random.fold_in(jax.random.wrap_key_data(key), operand)
                 q = dataclasses.replace(q, qvalue=_at_random(noise, x, q.scale))
@@ -61,7 +61,7 @@ class _Train:
             return primitive.bind(*values, **{**params, **changed})
 
         dtype = params["preferred_element_type"] or lhs.dtype
-        return integer.product(primitive.name, params, bind, *pair).astype(dtype)
+        return int8_products.multiply_integers(primitive.name, params, bind, *pair).astype(dtype)
 
     def transposed(self, cotangent: int) -> "_Train":
         return _Train(cotangent)

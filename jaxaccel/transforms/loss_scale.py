@@ -64,7 +64,7 @@ class LossScale(Options):
 
     def scale(self, loss: jax.Array, state: LossScaleState) -> jax.Array:
         """The loss to differentiate, in float32 at least: what it is scaled to may be more than float16 holds."""
-        loss = numerics.wide(loss)
+        loss = numerics.widen(loss)
         return loss * state.scale.astype(loss.dtype)
 
     def unscale(self, grads: PyTree, state: LossScaleState) -> tuple[PyTree, jax.Array]:
@@ -74,7 +74,7 @@ class LossScale(Options):
         """
 
         def unscaled(g: jax.Array) -> jax.Array:
-            wide = numerics.wide(g)
+            wide = numerics.widen(g)
             return (wide / state.scale.astype(wide.dtype)).astype(g.dtype)
 
         grads = jax.tree.map(unscaled, grads)

@@ -1,7 +1,7 @@
 """Functions in less precision: matrix products and convolutions of narrow operands, all else as it was.
 
 Products take bfloat16, float16 or float8 operands and sum in float32; their results, and with them softmax,
-normalisation, losses, reductions and carries of loops, stay in the dtypes that the function gives them
+normalization, losses, reductions and carries of loops, stay in the dtypes that the function gives them
 (Micikevicius et al. 2018, arXiv:1710.03740). Casts next to a product are fused into it by XLA. The products of the
 backward pass are narrow as well, whether `jax.grad` is applied to the result or the result is made of a gradient.
 """
@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from jaxaccel.core import numerics
 from jaxaccel.core.interpret import Transformation, transform
 from jaxaccel.core.options import checked
+from jaxaccel.core.paths import Where, selects
 from jaxaccel.core.platform import get_platform
 from jaxaccel.core.sites import BILINEAR, GROUPED, Backend, Site
-from jaxaccel.core.trees import Where, selects
 from jaxaccel.errors import UserError
 from jaxaccel.transforms.lowering.matmul import is_vector, multiply_narrow
 
@@ -250,7 +250,7 @@ class _Float8:
 
 def _scaled(x: jax.Array, dtype: str) -> tuple[jax.Array, jax.Array]:
     """`x` in a float8 dtype and the scalar scale that it is to be multiplied by."""
-    top, x = float(jnp.finfo(dtype).max), numerics.wide(x)
+    top, x = float(jnp.finfo(dtype).max), numerics.widen(x)
     # The bound is one of the scale, not of the magnitude: TINY divided is 0, and 0 / 0 is no number.
     scale = jnp.maximum(jnp.max(jnp.abs(x), initial=0) / top, numerics.TINY)
     return jnp.clip(x / scale, -top, top).astype(dtype), scale.astype(jnp.float32)

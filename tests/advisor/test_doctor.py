@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from jaxaccel.advisor.findings import Facts, findings
-from jaxaccel.doctor import summary
+from jaxaccel.doctor import summarize_facts
 
 VERSIONS = {"python": "3.12.1", "jaxaccel": "0.1.0", "jax": "0.10.2", "jaxlib": "0.10.2", "flax": "0.12.8"}
 WELL = Facts(
@@ -97,7 +97,7 @@ def test_a_variable_set_to_zero_is_not_set():
 
 
 def test_summary_names_units():
-    shown = summary(WELL)
+    shown = summarize_facts(WELL)
     assert shown["matmul float32"] == "100 GFLOP/s" and shown["device copy"] == "10 GB/s"
 
 

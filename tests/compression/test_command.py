@@ -10,9 +10,9 @@ from safetensors.numpy import save_file
 import jaxaccel as ja
 import jaxaccel.compress as command
 from jaxaccel.compression import Pipeline
-from jaxaccel.compression.pipeline import load, names
+from jaxaccel.compression.pipeline import list_pipelines, load
 from jaxaccel.errors import UserError, option
-from jaxaccel.training import rundir
+from jaxaccel.training import run_directory
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def followed(monkeypatch):
 def origin(tmp_path):
     """The directory of a run, without weights."""
     place = tmp_path / "runs" / "digits"
-    with rundir.claimed(place, ja.load_recipe("digits")) as claim:
+    with run_directory.claim_run(place, ja.load_recipe("digits")) as claim:
         claim.begin()
     return place
 
@@ -82,7 +82,7 @@ def test_a_file_goes_by_a_recipe_like_it(followed, tmp_path):
 def test_every_pipeline_can_be_made(capsys, followed, origin):
     assert command.main(["--list"]) == 0
     said = capsys.readouterr().out
-    for name in names():
+    for name in list_pipelines():
         pipeline, module = load(name)
         assert isinstance(pipeline, Pipeline) and name in said and module.__doc__
         assert json.loads(json.dumps(pipeline.as_json()))

@@ -23,7 +23,7 @@ from jaxaccel.compression import (
     Student,
 )
 from jaxaccel.compression.pipeline import load
-from jaxaccel.compression.stage import batches
+from jaxaccel.compression.stage import iterate_batches
 from jaxaccel.core.arrays import CodebookArray, LowRankArray, QuantArray
 from jaxaccel.core.interpret import is_compressed
 from jaxaccel.errors import UserError
@@ -48,7 +48,7 @@ def test_receipts_are_true(run, tmp_path):
     done = ja.compress(
         Pipeline({"prune": Prune(0.5), "fold": Fold(), "int8": Quantize()}), place, run=tmp_path / "r"
     )
-    first, pruned, _, quantised = done.receipts
+    first, pruned, _, quantized = done.receipts
     assert first.scores["accuracy"] == pytest.approx(trained.summary["eval"]["accuracy"])
     params = trained.state.params
     assert first.parameters == first.nonzeros == sum(x.size for x in jax.tree.leaves(params))
@@ -56,23 +56,23 @@ def test_receipts_are_true(run, tmp_path):
     assert pruned.parameters - pruned.nonzeros == pytest.approx(kernels / 2, abs=1)
     # Convolutions of 3x3 with their pooling, from the shapes of the network.
     assert first.flops == 2 * sum(ja.params.count_multiply_adds(done_call(run), params, images(1)).values())
-    assert quantised.flops == first.flops
+    assert quantized.flops == first.flops
     for row in done.receipts:
         number = done.receipts.index(row)
         file = tmp_path / "r" / f"{number}-{row.step}.safetensors"
         assert row.packed_bytes == file.stat().st_size
         assert row.seconds_at_10_mbit == pytest.approx(file.stat().st_size * 8 / 1e7)
         assert row.latency_ms > 0 and row.throughput > 0 and (row.latency_gain is None) == (number == 0)
-    assert quantised.bytes < first.bytes / 3
+    assert quantized.bytes < first.bytes / 3
     assert kinds(done.stage.variables, QuantArray)
     # The accuracy of the last one, by hand: over the whole split, the filled-up batch counting as it is.
     right = total = 0
-    for batch in batches(done.setting.test, recipe.task, 100):
+    for batch in iterate_batches(done.setting.test, recipe.task, 100):
         there = batch["mask"] > 0
         right += int((np.argmax(done.predict(batch), -1) == batch["label"])[there].sum())
         total += int(there.sum())
     assert total == len(done.setting.test)
-    assert quantised.scores["accuracy"] == pytest.approx(right / total, abs=1e-6)
+    assert quantized.scores["accuracy"] == pytest.approx(right / total, abs=1e-6)
     assert (tmp_path / "r" / "pareto.png").stat().st_size > 5000
     written = json.loads((tmp_path / "r" / "receipts.json").read_text())["receipts"]
     assert written == [dataclasses.asdict(row) for row in done.receipts]
@@ -121,7 +121,7 @@ def test_everything_composes_and_goes_on(run, tmp_path, monkeypatch):
     content = last.read_bytes()
     last.unlink()
     monkeypatch.setattr(
-        "jaxaccel.compression.learning.fine_tuned", lambda *args: pytest.fail("trained again")
+        "jaxaccel.compression.training_steps.fine_tune", lambda *args: pytest.fail("trained again")
     )
     again = ja.compress(Pipeline(steps), place, run=tmp_path / "r", resume=True, batch=64)
     assert [row.step for row in again.receipts] == ["origin", *steps]
@@ -136,8 +136,8 @@ def test_stopped_within_a_fine_tuning_it_goes_on_as_if_nothing_had_been(run, tmp
     pipeline = Pipeline({"prune": Prune(0.5), "fine_tune": FineTune(epochs=0.5), "fold": Fold()})
     training = dataclasses.replace(recipe, steps_per_call=2)
     whole = ja.compress(pipeline, place, training, run=tmp_path / "whole")
-    with monkeypatch.context() as signalled:
-        signalled.setattr("jaxaccel.training.signals.StopSignal.asked", lambda self, call: call == 2)
+    with monkeypatch.context() as signaled:
+        signaled.setattr("jaxaccel.training.signals.StopSignal.asked", lambda self, call: call == 2)
         with pytest.raises(SystemExit) as stopped:
             ja.compress(pipeline, place, training, run=tmp_path / "r")
     assert stopped.value.code == 0
@@ -228,7 +228,7 @@ def test_a_student_whose_head_begins_with_zeros_learns_and_stays_pruned(run, tmp
     ("name", "words"),
     [
         ("deep_compression", ["--prune.epochs", "0.5", "--fine-tune.epochs", "0.2"]),
-        ("distil", ["--student.model", "ConvNet(widths=(4, 8))", "--learn.epochs", "1"]),
+        ("distill", ["--student.model", "ConvNet(widths=(4, 8))", "--learn.epochs", "1"]),
         ("low_rank", ["--fine-tune.epochs", "0.2"]),
         ("prune_and_int8", ["--prune.epochs", "0.5"]),
         ("thin", ["--fine-tune.epochs", "0.2"]),

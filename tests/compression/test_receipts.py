@@ -9,10 +9,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from jaxaccel.compression import receipts
-from jaxaccel.compression.labels import name_points
-from jaxaccel.compression.picture import chained_noise, pareto, score_limits, title
-from jaxaccel.compression.receipts import Receipt, from_json, time_beside
-from jaxaccel.compression.wording import gain_text, line, notes, tables
+from jaxaccel.compression.plot import describe_gains, draw_pareto, estimate_chain_noise, score_limits
+from jaxaccel.compression.plot_labels import name_points
+from jaxaccel.compression.receipts import Receipt, decode_receipts, time_beside
+from jaxaccel.compression.report import gain_text, list_notes, receipt_line, receipt_tables
 from jaxaccel.core.timing import Times
 from jaxaccel.tasks.metrics import Headline
 
@@ -49,18 +49,18 @@ def test_rows_agree_with_their_ratios_however_busy_the_machine_was(monkeypatch):
         Times({"one": [1.0]}), Times({"batch": [128 / 119_862]}), beside("one", 3.0), beside("batch", 128 / 35_089),
     ])  # fmt: skip
     monkeypatch.setattr(receipts, "time_beside", lambda name, now, before: next(times))
-    monkeypatch.setattr(receipts, "compiled", lambda stage, setting: receipts.Compiled(None, None, None))
-    monkeypatch.setattr(receipts, "evaluated", lambda *_: {"accuracy": 0.5})
+    monkeypatch.setattr(receipts, "compile_stage", lambda stage, setting: receipts.Compiled(None, None, None))
+    monkeypatch.setattr(receipts, "evaluate_stage", lambda *_: {"accuracy": 0.5})
     monkeypatch.setattr(receipts, "count_multiply_adds", lambda *_: {})
     stage, setting = _stage(), _setting()
-    first = receipts.receipt("origin", stage, setting, None, None, 0.0)
-    second = receipts.receipt("fold", stage, setting, stage, first, 0.0)
+    first = receipts.make_receipt("origin", stage, setting, None, None, 0.0)
+    second = receipts.make_receipt("fold", stage, setting, stage, first, 0.0)
     assert first.throughput == pytest.approx(119_862) and first.latency_ms == 1000
     assert second.throughput / first.throughput == pytest.approx(second.throughput_gain)
     assert first.latency_ms / second.latency_ms == pytest.approx(second.latency_gain)
     assert second.latency_gain == pytest.approx(1.01) and second.latency_noise == pytest.approx(0.05)
     assert second.measured["batch"] == pytest.approx(128 / 35_089) and "batch_before" not in first.measured
-    assert "(within noise, ±5%)" in line(second, [first, second])
+    assert "(within noise, ±5%)" in receipt_line(second, [first, second])
 
 
 def _stage():
@@ -72,29 +72,29 @@ def _setting():
 
 
 def test_a_slower_step_is_told_unless_that_is_noise():
-    assert notes([row(), row("a", gain=0.7, noise=0.4), row("b", gain=0.7, noise=0.1)])[-1].endswith(
+    assert list_notes([row(), row("a", gain=0.7, noise=0.4), row("b", gain=0.7, noise=0.1)])[-1].endswith(
         "before: b."
     )
     rows = [row(), row(gain=1.1, noise=0.08), row(gain=1.1, noise=0.06)]
-    assert chained_noise(rows) == pytest.approx(1.21 * math.hypot(0.08, 0.06) / 1.1)
-    assert title(rows, Headline()) == "1.0x smaller, 1.21x faster, accuracy 0.9000 to 0.9000"
-    assert "speed within noise, ±10%" in title([row(), row(gain=1.02, noise=0.1)], Headline())
+    assert estimate_chain_noise(rows) == pytest.approx(1.21 * math.hypot(0.08, 0.06) / 1.1)
+    assert describe_gains(rows, Headline()) == "1.0x smaller, 1.21x faster, accuracy 0.9000 to 0.9000"
+    assert "speed within noise, ±10%" in describe_gains([row(), row(gain=1.02, noise=0.1)], Headline())
 
 
 def test_receipts_of_any_metric(tmp_path):
     for headline, scores in ((ERROR, (3.0, math.nan, 2.0)), (Headline("bleu"), (28.0, 27.0, 30.0))):
         rows = [row(f"step {i}", x, 1.2 if i else None, metric=headline.name) for i, x in enumerate(scores)]
-        pareto(tmp_path / "p.png", rows, headline)
+        draw_pareto(tmp_path / "p.png", rows, headline)
         assert (tmp_path / "p.png").stat().st_size > 5000
-        much, _ = tables(rows, headline)
+        much, _ = receipt_tables(rows, headline)
         cells = list(much.columns[1].cells)
         assert cells[0] in ("3.0000", "28.0000") and ("lower is better" in str(much.title)) == (
             headline is ERROR
         )
     written = {**vars(rows[0]), "scores": {"bleu": None}}
-    assert math.isnan(from_json(written).scores["bleu"])
+    assert math.isnan(decode_receipts(written).scores["bleu"])
     older = {name: x for name, x in written.items() if not name.endswith("_noise") and name != "measured"}
-    assert from_json(older).latency_noise is None
+    assert decode_receipts(older).latency_noise is None
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from jaxaccel.compression import (
     Share,
     Student,
 )
-from jaxaccel.compression.stage import Stage, trained
+from jaxaccel.compression.stage import Stage, stage_of_trained
 from jaxaccel.errors import UserError
 from jaxaccel.optim import Sparse, sparse
 
@@ -38,7 +38,7 @@ def params():
 def kept(monkeypatch):
     """How a fine-tuning keeps zeros after some steps, without the training."""
     monkeypatch.setattr(
-        "jaxaccel.compression.learning.fine_tuned", lambda stage, setting, name, how, sparse: sparse
+        "jaxaccel.compression.training_steps.fine_tune", lambda stage, setting, name, how, sparse: sparse
     )
 
     def after(stage, *steps, tune=None):
@@ -56,7 +56,7 @@ def fresh():
 
 def test_what_begins_with_zeros_trains(kept):
     assert kept(fresh())[1] == Sparse()
-    assert kept(trained(None, fresh().variables, None))[1] == Sparse()
+    assert kept(stage_of_trained(None, fresh().variables, None))[1] == Sparse()
 
 
 def test_what_was_pruned_stays_zero_and_nothing_else(kept):
@@ -72,7 +72,7 @@ def test_what_was_pruned_stays_zero_and_nothing_else(kept):
 
 def test_zeros_of_a_training_and_of_the_origin_stay(kept):
     pruned = Prune(0.5, where=("body/*",)).apply(fresh(), None, "prune")
-    half = trained(None, pruned.variables, None)
+    half = stage_of_trained(None, pruned.variables, None)
     assert half.pruned == ("body/kernel",)
     assert kept(half)[1] == Sparse(method="fixed", where="{body/kernel}")
     # As a training with pruning says that it did, and as this one itself says.
@@ -152,7 +152,7 @@ def test_a_pattern_decides_the_sparsity():
     [
         (
             [Fold(), FineTune()],
-            "two cannot come after one: what was folded or quantised is not trained any more",
+            "two cannot come after one: what was folded or quantized is not trained any more",
         ),
         ([Quantize(), FineTune()], "not trained any more"),
         ([Share(2), Quantize()], "codebook"),
@@ -170,7 +170,7 @@ def test_a_student_is_another_model():
     Pipeline({"fold": Fold(), "student": Student(), "learn": FineTune(), "int8": Quantize()})
 
 
-def test_an_origin_that_shares_values_is_not_quantised():
+def test_an_origin_that_shares_values_is_not_quantized():
     shared = Share(2).apply(fresh(), None, "share")
     with pytest.raises(UserError, match=r"int8: .* codebook"):
         Quantize().apply(shared, None, "int8")

@@ -6,12 +6,12 @@ import jax.numpy as jnp
 import pytest
 
 from jaxaccel import augment, models
-from jaxaccel.core.calls import parse, render
-from jaxaccel.core.trees import matches
+from jaxaccel.core.call_text import parse, render
+from jaxaccel.core.paths import matches
 from jaxaccel.errors import UserError
 from jaxaccel.tasks.metrics import Mean, add
-from jaxaccel.training import pacing
-from jaxaccel.training.flags import NAMES
+from jaxaccel.training import run_plan
+from jaxaccel.training.function_names import NAMES
 
 
 @pytest.mark.parametrize(
@@ -89,16 +89,16 @@ def test_means_add_before_they_divide():
 @pytest.mark.parametrize("per_call", [1, 3, 8])
 @pytest.mark.parametrize("done", [0, 10, 44, 99])
 def test_calls_cover_every_step_once(per_call, done):
-    cuts = pacing.cuts(steps=100, interval=21)
+    cuts = run_plan.list_cuts(steps=100, interval=21)
     assert cuts == [21, 42, 63, 84, 100]
-    calls = pacing.calls(cuts, per_call, done)
+    calls = run_plan.cut_into_calls(cuts, per_call, done)
     assert [step for call in calls for step in call] == list(range(done, 100))
     assert {call.stop for call in calls} >= {cut for cut in cuts if cut > done}
     if done == 0:
-        later = pacing.calls(cuts, per_call, calls[5].start)
+        later = run_plan.cut_into_calls(cuts, per_call, calls[5].start)
         assert later == calls[5:]  # resumed where it stopped: the very same calls
 
 
 def test_an_evaluation_just_before_the_end_is_left_out():
-    assert pacing.cuts(steps=842, interval=105)[-2:] == [735, 842]
-    assert pacing.cuts(steps=3, interval=105) == [3]
+    assert run_plan.list_cuts(steps=842, interval=105)[-2:] == [735, 842]
+    assert run_plan.list_cuts(steps=3, interval=105) == [3]

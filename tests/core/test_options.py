@@ -143,7 +143,7 @@ class Command:
 
 def test_the_command_line_names_the_flag():
     with pytest.raises(UserError) as caught:
-        cli.parsed("program", "", Command(), ["--outer.inner-part.share-of-it", "1.5"])
+        cli.parse_options("program", "", Command(), ["--outer.inner-part.share-of-it", "1.5"])
     assert caught.value.as_flags() == "--outer.inner-part.share-of-it must lie in [0, 1], got 1.5"
     assert str(caught.value) == "outer.inner_part.share_of_it must lie in [0, 1], got 1.5"
 

@@ -5,7 +5,15 @@ import itertools
 import numpy as np
 import pytest
 
-from jaxaccel.core.timing import ROUNDS, Times, compute_gain, count_outside, repeat, time_call, time_in_turns
+from jaxaccel.core.timing import (
+    ROUNDS,
+    Times,
+    compute_gain,
+    count_outside,
+    run_repeatedly,
+    time_call,
+    time_in_turns,
+)
 
 
 def recorded(calls, **seconds):
@@ -78,7 +86,7 @@ def test_few_rounds_give_their_range():
 
 def test_calls_are_timed_and_repeated():
     made = []
-    assert repeat(lambda: made.append(0))(5) > 0 and len(made) == 5
+    assert run_repeatedly(lambda: made.append(0))(5) > 0 and len(made) == 5
     assert time_call(lambda: None, rounds=3) > 0
     assert time_call(lambda: made.append(0), budget=0.0) > 0 and len(made) == 5 + 2 + 3
     assert Times({"x": [1.0, 9.0, 2.0]}).median("x") == 2.0

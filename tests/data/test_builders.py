@@ -17,11 +17,11 @@ import pytest
 from conftest import FIXTURES
 from grids import slow_but
 
-from jaxaccel.data.builders import cifar10, idx, original
+from jaxaccel.data.builders import cifar10, idx, original_files
 from jaxaccel.data.builders.cifar10 import Cifar10, parse_binary, parse_python, parse_tiles
 from jaxaccel.data.builders.digits.digits_dataset_builder import choose_test, load_digits
 from jaxaccel.data.builders.idx import Mnist, read_idx
-from jaxaccel.data.opening import open_source
+from jaxaccel.data.data_sets import open_source
 from jaxaccel.errors import UserError
 
 MNIST = [2, 0, 4, 8, 7, 6, 0, 6, 3, 1, 8, 0, 7, 9, 8, 4]
@@ -32,7 +32,7 @@ FASHION = [4, 4, 9, 7, 5, 1, 0, 5, 7, 4, 0, 8, 2, 3, 9, 0]
 def small_mnist(monkeypatch):
     """The mnist builder, made to expect the small files in tests/fixtures."""
     small = {
-        key: file._replace(sha256=original.sha256(FIXTURES / "mnist" / file.filename))
+        key: file._replace(sha256=original_files.sha256(FIXTURES / "mnist" / file.filename))
         for key, file in Mnist.ORIGINALS.items()
     }
     monkeypatch.setattr(Mnist, "ORIGINALS", small)
@@ -120,10 +120,10 @@ def test_download_is_checked_and_kept(small_mnist, tmp_path, monkeypatch):
         assert len(open_source("mnist", "train", directory=tmp_path)) == 64
         wrong = files["test_labels"]._replace(sha256="0" * 64)
         with pytest.raises(UserError, match="did not give the t10k-labels"):
-            original.download(wrong, "mnist", tmp_path / "x")
+            original_files.download(wrong, "mnist", tmp_path / "x")
         gone = files["test_labels"]._replace(url=base + "nothing.gz")
         with pytest.raises(UserError, match=r"cannot download .*nothing.gz .*data.downloads=DIR"):
-            original.download(gone, "mnist", tmp_path / "x")
+            original_files.download(gone, "mnist", tmp_path / "x")
         server.shutdown()
     assert list((tmp_path / "x").iterdir()) == []
     assert len(list((tmp_path / "downloads" / "mnist").iterdir())) == 4
@@ -188,7 +188,7 @@ def test_cifar10_from_batches(form, tmp_path, monkeypatch):
             members[f"cifar-10-batches-py/{name}"] = pickle.dumps(batch, protocol=2)
     file = Cifar10.ORIGINALS[form]
     write_tar(tmp_path / file.filename, members)
-    found = file._replace(sha256=original.sha256(tmp_path / file.filename))
+    found = file._replace(sha256=original_files.sha256(tmp_path / file.filename))
     monkeypatch.setattr(Cifar10, "ORIGINALS", {**Cifar10.ORIGINALS, form: found})
     source = open_source("cifar10", "train", directory=tmp_path / "prepared", downloads=tmp_path)
     assert len(source) == 20

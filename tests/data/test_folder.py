@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxaccel.data.opening import open_source, open_splits
+from jaxaccel.data.data_sets import open_source, open_splits
 from jaxaccel.errors import UserError
 
 
@@ -17,7 +17,7 @@ def write(path, value, size=(6, 4), mode="RGB"):
 
 @pytest.fixture
 def flowers(tmp_path):
-    """20 roses and 10 tulips of different colours; roses are one wide, so sizes differ."""
+    """20 roses and 10 tulips of different colors; roses are one wide, so sizes differ."""
     for i in range(20):
         write(tmp_path / "rose" / f"{i:02d}.png", (i, 0, 0))
     for i in range(10):

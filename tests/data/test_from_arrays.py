@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from jaxaccel.data import from_arrays
-from jaxaccel.data.opening import open_source
+from jaxaccel.data.data_sets import open_source
 from jaxaccel.errors import UserError
 
 LABELS = np.arange(40) % 4

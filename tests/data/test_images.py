@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxaccel.data.data_sets import open_source
 from jaxaccel.data.images import decode_image, read_header
-from jaxaccel.data.opening import open_source
 from jaxaccel.errors import UserError
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from jaxaccel.data import prepare
-from jaxaccel.data.builders import stock
-from jaxaccel.data.catalog import parse_name
-from jaxaccel.data.opening import open_source
+from jaxaccel.data.builders import run_tfds
+from jaxaccel.data.data_sets import open_source
+from jaxaccel.data.tfds_names import parse_name
 from jaxaccel.errors import UserError
 
 
@@ -44,7 +44,7 @@ def test_failure_of_the_child_is_one_line(tmp_path, monkeypatch):
     commands = fake_child(monkeypatch, code)
     with pytest.raises(UserError, match=r"^it rains \(log: .*downloads/kmnist/prepare.log\)$"):
         open_source("kmnist:3.0.1", "train", directory=tmp_path, downloads=tmp_path)
-    assert commands[0][1:4] == ["-m", "jaxaccel.data.builders.stock", "kmnist:3.0.1"]
+    assert commands[0][1:4] == ["-m", "jaxaccel.data.builders.run_tfds", "kmnist:3.0.1"]
     assert "Traceback" in (tmp_path / "downloads" / "kmnist" / "prepare.log").read_text()
 
 
@@ -84,7 +84,7 @@ def test_downloads_are_placed_under_the_names_of_tfds(tmp_path):
         ),
     }
     builder = types.SimpleNamespace(name="some_set", url_infos=urls)
-    wrong = stock.place_downloads(builder, tmp_path / "private", downloads)
+    wrong = run_tfds.place_downloads(builder, tmp_path / "private", downloads)
     for url, content in (("http://x.org/a.zip", b"first"), ("http://x.org/b.zip", b"second")):
         target = tmp_path / "private" / resource.get_dl_fname(url, urls[url].checksum)
         assert target.read_bytes() == content
@@ -101,7 +101,7 @@ def test_child_without_downloads_for_a_set_downloaded_by_hand(tmp_path, monkeypa
         name="by_hand", url_infos=None, MANUAL_DOWNLOAD_INSTRUCTIONS="Get it\n  from X."
     )
     monkeypatch.setattr(tfds, "builder", lambda *_, **__: builder)
-    assert stock.main(["by_hand", "--directory", str(tmp_path)]) == 2
+    assert run_tfds.main(["by_hand", "--directory", str(tmp_path)]) == 2
     last = capfd.readouterr().err.strip().splitlines()[-1]
     assert (
         last.startswith("error: data set 'by_hand' must be downloaded by hand") and "Get it from X." in last

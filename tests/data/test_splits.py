@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jaxaccel.data import from_arrays
-from jaxaccel.data.elements import read_elements
-from jaxaccel.data.opening import open_splits
+from jaxaccel.data.data_sets import open_splits
+from jaxaccel.data.examples import read_elements
 from jaxaccel.data.order import Sequential
 from jaxaccel.errors import UserError
 from jaxaccel.tasks import ImageClassification

@@ -12,11 +12,11 @@ from rich.console import Console
 
 from jaxaccel import evaluate
 from jaxaccel.errors import UserError
-from jaxaccel.evaluate import EvaluateOptions, main, tables
+from jaxaccel.evaluate import EvaluateOptions, class_tables, main
 from jaxaccel.tasks import ImageClassification
-from jaxaccel.tasks.report import ClassReport
-from jaxaccel.training import mistakes
-from jaxaccel.training.mistakes import Mistake
+from jaxaccel.tasks.class_report import ClassReport
+from jaxaccel.training import plot_mistakes
+from jaxaccel.training.plot_mistakes import Mistake
 
 LABELS = np.array([0, 0, 0, 0, 1, 1, 1, 2, 2, 2])
 PREDICTED = np.array([0, 0, 0, 1, 1, 1, 2, 1, 1, 1])
@@ -125,10 +125,10 @@ def test_pictures_and_tables_of_any_number_of_classes(size, tmp_path):
     labels, predicted = random.integers(0, size, (2, 500))
     names = [f"$class_{i} [red] with a long name" for i in range(size)]
     report = ClassReport.of(labels, predicted, names)
-    mistakes.draw_confusion(tmp_path / "confusion.png", report, "digits on train[:90%]: 98.00%")
+    plot_mistakes.draw_confusion(tmp_path / "confusion.png", report, "digits on train[:90%]: 98.00%")
     assert min(Image.open(tmp_path / "confusion.png").size) >= 500
     console = Console(record=True, width=200)
-    for table in tables(report):
+    for table in class_tables(report):
         console.print(table)
     text = console.export_text()
     assert "$class_0 [red] with a long name" in text or size > 20
@@ -140,5 +140,5 @@ def test_pictures_of_mistakes(shape, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (7, *shape), np.uint8)
     listed = [Mistake(i, str(i), "$a_", "b" * 80, 0.9, 0.1) for i in range(7)]
     for count in (1, 7):
-        mistakes.draw_mistakes(tmp_path / "m.png", listed[:count], images[:count], "mistakes")
+        plot_mistakes.draw_mistakes(tmp_path / "m.png", listed[:count], images[:count], "mistakes")
         assert min(Image.open(tmp_path / "m.png").size) > 100

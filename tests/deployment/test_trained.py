@@ -14,7 +14,7 @@ import jaxaccel as ja
 from jaxaccel.deployment import trained
 from jaxaccel.errors import UserError
 from jaxaccel.tasks import ImageClassification, Task, prediction
-from jaxaccel.tasks.given import shapes
+from jaxaccel.tasks.bring_arrays import batch_shapes
 from jaxaccel.tasks.metrics import Mean
 from jaxaccel.training.facts import Facts, read_facts
 
@@ -397,7 +397,7 @@ def test_arrays_of_other_tasks():
     ):
         with pytest.raises(UserError, match=says):
             predict_rows(given)
-    assert shapes(ROW, 4)["row"].shape == (4, 3) and shapes(ROW, 4)["mask"].shape == (4,)
+    assert batch_shapes(ROW, 4)["row"].shape == (4, 3) and batch_shapes(ROW, 4)["mask"].shape == (4,)
 
 
 def test_integers_must_fit():

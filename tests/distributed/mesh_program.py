@@ -12,21 +12,21 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
 from jaxaccel import augment, models  # noqa: E402
-from jaxaccel.data.opening import open_source  # noqa: E402
+from jaxaccel.data.data_sets import open_source  # noqa: E402
 from jaxaccel.data.order import Phase, Shuffled  # noqa: E402
 from jaxaccel.distributed import MeshShape, batch_sharding, make_mesh, state_sharding  # noqa: E402
 from jaxaccel.models.adapter import as_model  # noqa: E402
 from jaxaccel.optim import Optimizer, Schedule  # noqa: E402
 from jaxaccel.tasks import ImageClassification  # noqa: E402
 from jaxaccel.training.build import build_trainer  # noqa: E402
-from jaxaccel.training.checkpoint import flat  # noqa: E402
+from jaxaccel.training.checkpoint import flatten_by_path  # noqa: E402
 from jaxaccel.training.feed import resident_feed  # noqa: E402
 from jaxaccel.training.fused_steps import fuse_steps  # noqa: E402
 from jaxaccel.training.recipe import Recipe  # noqa: E402
 from jaxaccel.training.step import Training  # noqa: E402
 
 STEPS, BATCH = 12, 32
-# The compile time is the cost here: a third of it without LLVM's optimisations.
+# The compile time is the cost here: a third of it without LLVM's optimizations.
 QUICKLY = {"xla_backend_optimization_level": 0}
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute")
 
@@ -53,7 +53,9 @@ def run(model, augmentation, mesh_shape):
     for item in feed.items(calls):
         state, metrics = compiled(state, feed.arrays, item)
         losses.append(float(metrics.means["loss"].value()[0]))
-    leaves = {name[name.index("mu/") :] if "/mu/" in name else name: x for name, x in flat(state).items()}
+    leaves = {
+        name[name.index("mu/") :] if "/mu/" in name else name: x for name, x in flatten_by_path(state).items()
+    }
     return {
         "losses": losses,
         "shards": {name: (x.shape, x.addressable_shards[0].data.shape) for name, x in leaves.items()},

@@ -9,7 +9,7 @@ from jaxaccel import models
 from jaxaccel.distributed import check_split
 from jaxaccel.distributed.mesh import AXES
 from jaxaccel.errors import UserError
-from jaxaccel.models.adapter import abstract, as_model
+from jaxaccel.models.adapter import abstract_variables, as_model
 
 
 def mesh(data=1, fsdp=1, model=1):
@@ -18,7 +18,9 @@ def mesh(data=1, fsdp=1, model=1):
 
 def params(factory, size=224):
     inputs = (jax.ShapeDtypeStruct((2, size, size, 3), "float32"),)
-    return abstract(as_model(factory, {"classes": 1000, "channels": 3, "image_size": size}, inputs))[0]
+    return abstract_variables(
+        as_model(factory, {"classes": 1000, "channels": 3, "image_size": size}, inputs)
+    )[0]
 
 
 @pytest.fixture(scope="module")

@@ -88,7 +88,7 @@ def test_a_corrupt_download_is_named(tmp_path):
 
 
 def test_a_corrupt_record_is_named(tmp_path, monkeypatch):
-    from jaxaccel.data.opening import open_source
+    from jaxaccel.data.data_sets import open_source
 
     open_source("digits", "train", directory=tmp_path)
     for record in tmp_path.rglob("*train*array_record*"):

@@ -1,4 +1,4 @@
-"""A small model of each family, filled from NumPy: initialisers would have to be compiled, layer by layer."""
+"""A small model of each family, filled from NumPy: initializers would have to be compiled, layer by layer."""
 
 import functools
 
@@ -87,7 +87,7 @@ SMALL = {
     ),
 }
 
-# The compile time is the cost here: a third of it without LLVM's optimisations.
+# The compile time is the cost here: a third of it without LLVM's optimizations.
 fast_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 

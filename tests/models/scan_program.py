@@ -10,7 +10,7 @@ runtime.setup()
 import jax  # noqa: E402
 
 from jaxaccel import augment, models  # noqa: E402
-from jaxaccel.core.hlo.text import parse, places  # noqa: E402
+from jaxaccel.core.hlo.text import list_calls, parse  # noqa: E402
 from jaxaccel.distributed import MeshShape, batch_sharding, make_mesh, placed  # noqa: E402
 from jaxaccel.models.adapter import as_model  # noqa: E402
 from jaxaccel.optim import Optimizer, Schedule  # noqa: E402
@@ -50,7 +50,7 @@ def moved(scan):
     computations, entry = parse(compiled.as_text())
     total: dict[str, float] = {}
     size = sum(x.size for x in jax.tree.leaves(state.params))
-    for place in places(computations, entry):
+    for place in list_calls(computations, entry):
         for it in place.computation.values():
             name = it.opcode.removesuffix("-start")
             if name in ("all-gather", "all-reduce", "reduce-scatter"):

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 from families import fast_jit, shapes_of
 
-from jaxaccel.models.adapter import as_model, takes
+from jaxaccel.models.adapter import as_model, takes_argument
 from jaxaccel.models.layers.counts import count_multiply_adds, count_parameters
 from jaxaccel.models.vision.cifar_fast import CifarFast, cifar_fast, partial_identity, whitening
 
 
 def images(count=64, size=12, channels=3):
-    """Smooth noise whose neighbouring pixels and channels have to do with each other."""
+    """Smooth noise whose neighboring pixels and channels have to do with each other."""
     rng = np.random.default_rng(0)
     noise = rng.standard_normal((count, size + 2, size + 2, channels))
     mixed = noise @ rng.standard_normal((channels, channels))
@@ -54,7 +54,7 @@ def test_the_whitening_comes_from_the_data_and_is_not_trained():
     def factory(*, classes, sample, rngs):
         return CifarFast((4, 6, 8), classes=classes, sample=sample, rngs=rngs)
 
-    assert takes(factory, "sample") and not takes(lambda *, rngs: None, "sample")
+    assert takes_argument(factory, "sample") and not takes_argument(lambda *, rngs: None, "sample")
     model = as_model(factory, {"classes": 5, "sample": sample}, (shape,))
     key = jax.random.key(0, impl="rbg")
     params, state = fast_jit(model.init)(key)

@@ -9,7 +9,7 @@ import pytest
 from flax import linen, nnx
 
 from jaxaccel.errors import UserError
-from jaxaccel.models.adapter import abstract, as_model, output_shape
+from jaxaccel.models.adapter import abstract_variables, as_model, output_shape
 
 FACTS = {"classes": 3, "channels": 1, "image_size": 4}
 INPUTS = (jax.ShapeDtypeStruct((8, 4, 4, 1), jnp.float32),)
@@ -79,7 +79,7 @@ def test_the_functions_compute_what_the_module_computes(x):
 
 
 def test_shapes_cost_no_computation(model):
-    params, _ = abstract(model)
+    params, _ = abstract_variables(model)
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params))
     assert output_shape(model, INPUTS).shape == (8, 3)
 

@@ -10,13 +10,13 @@ import pytest
 import jaxaccel as ja
 from jaxaccel import models
 from jaxaccel.core.arrays import CodebookArray, LowRankArray
-from jaxaccel.core.calls import parse, render
+from jaxaccel.core.call_text import parse, render
 from jaxaccel.errors import UserError
-from jaxaccel.models.adapter import abstract, as_model
-from jaxaccel.models.compressed import packed
+from jaxaccel.models.adapter import abstract_variables, as_model
+from jaxaccel.models.packed import packed
 from jaxaccel.tasks.metrics import ACCURACY
-from jaxaccel.training.flags import NAMES
-from jaxaccel.training.warm_start import start
+from jaxaccel.training.function_names import NAMES
+from jaxaccel.training.warm_start import load_start
 from jaxaccel.transforms.params import trainable, with_trained
 from jaxaccel.transforms.params.load import is_packed
 
@@ -76,10 +76,10 @@ def test_what_trains_is_plain_and_goes_back(mixed):
     (book,) = leaves(thin, CodebookArray)
     back = with_trained(thin, jax.tree.map(lambda x: 2 * x, plain))
     (doubled,) = leaves(back, CodebookArray)
-    np.testing.assert_allclose(doubled.materialise(), 2 * book.materialise())
+    np.testing.assert_allclose(doubled.materialize(), 2 * book.materialize())
     assert (doubled.indices == book.indices).all()
     (low,), (twice,) = leaves(thin, LowRankArray), leaves(back, LowRankArray)
-    np.testing.assert_allclose(twice.materialise(), 4 * low.materialise(), rtol=1e-5)
+    np.testing.assert_allclose(twice.materialize(), 4 * low.materialize(), rtol=1e-5)
 
 
 def test_a_thinner_file_is_a_thinner_model(dense, tmp_path):
@@ -91,7 +91,7 @@ def test_a_thinner_file_is_a_thinner_model(dense, tmp_path):
     removed = ja.remove_channels(f, {"params": params, "model_state": state}, *INPUTS, flops=0.6)
     ja.params.save(removed.params, tmp_path / "thin.safetensors")
     thin = as_model(partial(packed, file=tmp_path / "thin.safetensors", model=SMALL), FACTS, INPUTS)
-    sizes = [sum(x.size for x in jax.tree.leaves(abstract(m)[0])) for m in (thin, model)]
+    sizes = [sum(x.size for x in jax.tree.leaves(abstract_variables(m)[0])) for m in (thin, model)]
     assert sizes[0] < 0.8 * sizes[1]
 
 
@@ -100,7 +100,7 @@ def test_a_packed_file_is_a_start(dense, tmp_path):
     file = tmp_path / "same.safetensors"
     ja.params.save({"params": params, "model_state": state}, file)
     assert is_packed(file)
-    found = start(file, model, INPUTS, ACCURACY)
+    found = load_start(file, model, INPUTS, ACCURACY)
     assert not found.fresh and (found.weights["params/head/kernel"] == params["head"]["kernel"]).all()
 
 
@@ -111,12 +111,12 @@ def test_foreign_files(dense, tmp_path):
     with pytest.raises(UserError, match="holds no parameters and state"):
         packed(file, SMALL, FACTS, INPUTS)
     with pytest.raises(UserError, match="holds no model"):
-        start(file, model, INPUTS, ACCURACY)
+        load_start(file, model, INPUTS, ACCURACY)
     ja.params.save({"params": params | {"more": jnp.ones(3)}, "model_state": state}, file)
     with pytest.raises(UserError, match="another model: params/more is only in it"):
         packed(file, SMALL, FACTS, INPUTS)
     with pytest.raises(UserError, match="another model: it has params/more, which the model lacks"):
-        start(file, model, INPUTS, ACCURACY)
+        load_start(file, model, INPUTS, ACCURACY)
     file.write_bytes(b"nothing of the kind")
     assert not is_packed(file) and not is_packed(tmp_path / "nowhere")
 

@@ -9,7 +9,7 @@ from families import fast_jit, filled, initialized, shapes_of
 from flax import nnx
 
 from jaxaccel import models
-from jaxaccel.models.adapter import abstract, as_model
+from jaxaccel.models.adapter import abstract_variables, as_model
 from jaxaccel.models.layers.blocks import ConvNorm, InvertedResidual
 from jaxaccel.models.layers.counts import count_multiply_adds, count_parameters
 from jaxaccel.models.layers.scan import Scan, sequence, stack, unstack
@@ -134,7 +134,9 @@ def test_streams_of_scanned_blocks_are_drawn_anew():
     x = jnp.ones((64, *shape))
     model = as_model(functools.partial(factory, scan=True), {"classes": 5}, (x,))
     rng = np.random.default_rng(0)
-    params, state = jax.tree.map(lambda s: rng.standard_normal(s.shape, np.float32), abstract(model))
+    params, state = jax.tree.map(
+        lambda s: rng.standard_normal(s.shape, np.float32), abstract_variables(model)
+    )
 
     @fast_jit
     def run(key):

@@ -8,10 +8,10 @@ from flax import nnx
 from jaxaccel.errors import UserError
 from jaxaccel.models.adapter import as_model
 from jaxaccel.optim import Optimizer
-from jaxaccel.optim.averaging import Averaging, _probed, reestimator
+from jaxaccel.optim.averaging import Averaging, _probed, make_reestimator
+from jaxaccel.optim.float32_updates import in_float32
 from jaxaccel.optim.lookahead import lookahead
 from jaxaccel.optim.sharpness import sharpness_aware
-from jaxaccel.optim.wide import in_float32
 
 WEIGHTS = np.random.default_rng(0).normal(size=(21, 3)).astype(np.float32)
 
@@ -147,7 +147,7 @@ def net():
 
 def test_statistics_are_the_mean_of_the_batches(net):
     apply, params, state, batches = net
-    found = reestimator(apply)(params, state, batches)
+    found = make_reestimator(apply)(params, state, batches)
     p = jax.tree.map(np.float64, params)
     means, variances = ([], []), ([], [])
     for x in map(np.float64, batches):
@@ -181,7 +181,7 @@ def test_what_is_no_statistic_stays_and_is_used_as_it_is():
         return {**state, "mean": 0.9 * state["mean"] + 0.1 * seen, "count": state["count"] + 1}
 
     state = {"kernel": jnp.float32(3.0), "mean": jnp.float32(7.0), "count": jnp.int32(4)}
-    found = reestimator(apply)(jnp.float32(2.0), state, [jnp.ones(4), 3 * jnp.ones(4)])
+    found = make_reestimator(apply)(jnp.float32(2.0), state, [jnp.ones(4), 3 * jnp.ones(4)])
     assert float(found["kernel"]) == 3.0 and int(found["count"]) == 4
     np.testing.assert_allclose(found["mean"], 2.0 * 3.0 * (1 + 3) / 2, rtol=1e-4)
 
@@ -191,4 +191,4 @@ def test_mistakes(net):
         with pytest.raises(UserError, match="either a decay"):
             Averaging(**wrong)
     with pytest.raises(UserError, match="at least one batch"):
-        reestimator(net[0])(*net[1:3], [])
+        make_reestimator(net[0])(*net[1:3], [])

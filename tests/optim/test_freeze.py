@@ -12,7 +12,7 @@ import pytest
 from jaxaccel.errors import UserError
 from jaxaccel.optim import Optimizer
 from jaxaccel.optim.averaging import weights_to_evaluate
-from jaxaccel.optim.freeze import freezing, unfreezing, without_gradient
+from jaxaccel.optim.freeze import freeze, stop_gradients, unfreeze_gradually
 
 
 def problem():
@@ -26,7 +26,7 @@ def problem():
 )
 def test_what_is_frozen_stays_and_has_no_state(tx):
     params, loss = problem()
-    wrapped = freezing(tx, "a/**")
+    wrapped = freeze(tx, "a/**")
     state = wrapped.init(params)
     shapes = {x.shape for x in jax.tree.leaves(state)}
     assert (3, 4) not in shapes and (4, 2) in shapes
@@ -90,17 +90,17 @@ def test_the_backward_pass_leaves_out_what_is_frozen():
     params, loss = problem()
 
     def products(where):
-        f = lambda p: loss(without_gradient(p, where) if where else p)  # noqa: E731
+        f = lambda p: loss(stop_gradients(p, where) if where else p)  # noqa: E731
         return jax.jit(jax.grad(f)).lower(params).compile().as_text().count(" dot(")
 
-    grads = jax.grad(lambda p: loss(without_gradient(p, "a/**")))(params)
+    grads = jax.grad(lambda p: loss(stop_gradients(p, "a/**")))(params)
     assert not grads["a"]["kernel"].any() and grads["b"]["kernel"].any()
     assert products("a/**") < products(None)
 
 
 def test_groups_start_one_after_the_other():
     params, loss = problem()
-    tx = unfreezing(optax.adamw(0.1, weight_decay=0.1), {"a/**": 0.5, "b/bias": 0.2}, 10)
+    tx = unfreeze_gradually(optax.adamw(0.1, weight_decay=0.1), {"a/**": 0.5, "b/bias": 0.2}, 10)
     state, moved = tx.init(params), params
     first: dict = {}
     for step in range(10):
@@ -157,8 +157,8 @@ def test_layers_are_counted_among_those_that_are_frozen_too():
 def test_what_cannot_be_is_said_in_a_line():
     params, _ = problem()
     with pytest.raises(UserError, match="matches none"):
-        freezing(optax.sgd(0.1), "c/**").init(params)
+        freeze(optax.sgd(0.1), "c/**").init(params)
     with pytest.raises(UserError, match="nothing would be trained"):
-        freezing(optax.sgd(0.1), "**").init(params)
+        freeze(optax.sgd(0.1), "**").init(params)
     with pytest.raises(UserError, match=r"in \[0, 1\], got 2"):
-        unfreezing(optax.sgd(0.1), {"a/**": 2.0}, 10)
+        unfreeze_gradually(optax.sgd(0.1), {"a/**": 2.0}, 10)

@@ -14,7 +14,7 @@ from jaxaccel import augment
 from jaxaccel.errors import UserError
 from jaxaccel.models.adapter import as_model
 from jaxaccel.tasks import ImageClassification
-from jaxaccel.tasks.image_classification import balanced_weights
+from jaxaccel.tasks.image_classification import balance_class_weights
 from jaxaccel.training.step import Training
 
 B, CLASSES = 8, 3
@@ -111,7 +111,7 @@ def test_balanced_weights_count_the_training_labels():
     fitted = task.fit(Source(np.random.default_rng(0).permutation(labels)))
     assert fitted.class_weights == pytest.approx((1000 / 1800, 1000 / 900, 1000 / 300))
     assert np.asarray(fitted.class_weights)[labels].mean() == pytest.approx(1)
-    assert balanced_weights(np.array([0, 0, 0, 1]), 3) == pytest.approx((4 / 9, 4 / 3, 0))
+    assert balance_class_weights(np.array([0, 0, 0, 1]), 3) == pytest.approx((4 / 9, 4 / 3, 0))
     assert fitted.fit(None) is fitted and ImageClassification().fit(None) == ImageClassification()
     with pytest.raises(UserError, match=r"task.fit\(source\) counts them"):
         task.loss(jnp.zeros((B, CLASSES)), batch())

@@ -21,12 +21,12 @@ from jaxaccel.models.adapter import as_model
 from jaxaccel.optim import Sparse
 from jaxaccel.tasks.metrics import Headline, Mean, score_text
 from jaxaccel.tasks.task import check_metrics
-from jaxaccel.training import curves, pacing, runlog, saved
+from jaxaccel.training import plot, run_log, run_plan, saved_checkpoints
 from jaxaccel.training.build import build_trainer
 from jaxaccel.training.checkpoint import Checkpoints
 from jaxaccel.training.loggers import find_maker, make_loggers
 from jaxaccel.training.recipe import Recipe
-from jaxaccel.training.replicas import Replicas, spread
+from jaxaccel.training.replicas import Replicas, summarize_replicas
 from jaxaccel.training.teacher import Distill
 
 ERROR = Headline("mae", "lower")
@@ -81,7 +81,7 @@ RECIPE = Recipe(
 
 
 def rows_of(run, kind):
-    return [row for row in runlog.read(run) if row["kind"] == kind]
+    return [row for row in run_log.read(run) if row["kind"] == kind]
 
 
 # ---- which scores are better -----------------------------------------------------------------------------
@@ -110,10 +110,10 @@ def test_the_best_checkpoint_is_that_of_the_lowest_error(tmp_path):
     for step, found in enumerate(scores, 1):
         checkpoints.save(step, {"params": {"x": jnp.float32(step)}}, found)
     checkpoints.wait()
-    assert saved.best(tmp_path / "c", "mae", "lower") == 4, (
+    assert saved_checkpoints.find_best(tmp_path / "c", "mae", "lower") == 4, (
         "of equal ones the latest, which stays whatever `keep` is"
     )
-    assert saved.steps(tmp_path / "c") == [4, 6]
+    assert saved_checkpoints.list_steps(tmp_path / "c") == [4, 6]
     checkpoints.close()
 
 
@@ -121,7 +121,7 @@ def test_a_run_that_never_had_a_number_has_no_best_checkpoint(tmp_path):
     checkpoints = Checkpoints(tmp_path / "c", keep=2, metric="mae", better="lower")
     checkpoints.save(1, {"params": {"x": jnp.float32(1)}}, {"mae": math.nan})
     checkpoints.wait()
-    assert saved.best(tmp_path / "c", "mae", "lower") is None
+    assert saved_checkpoints.find_best(tmp_path / "c", "mae", "lower") is None
     checkpoints.close()
 
 
@@ -130,11 +130,11 @@ def test_the_best_replica_has_the_lowest_error():
     rows = [{"mae": m, "odd": math.nan} for m in (0.4, 0.1, 0.3, 0.2)]
     state = types.SimpleNamespace(halted=np.array([False, True, False, False]))
     assert replicas.best(rows, state, ERROR) == 3
-    overall = spread(rows, ERROR)
+    overall = summarize_replicas(rows, ERROR)
     assert overall["mae_best"] == 0.1 and overall["mae"] == pytest.approx(0.25) and math.isnan(overall["odd"])
     rows[1]["mae"] = math.inf
-    assert spread(rows, ERROR)["mae"] == pytest.approx(0.3)
-    assert "mae_best" not in spread([{"rmse": 1.0}, {"rmse": 2.0}], ERROR)
+    assert summarize_replicas(rows, ERROR)["mae"] == pytest.approx(0.3)
+    assert "mae_best" not in summarize_replicas([{"rmse": 1.0}, {"rmse": 2.0}], ERROR)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_what_a_task_need_not_define():
     element = task.element({"x": np.arange(3.0), "y": np.int64(2), "z": np.uint8(1)})
     assert [x.dtype for x in element.values()] == [np.float32, np.int32, np.uint8]
     batch = {"x": np.ones(3), "y": np.zeros(3), "mask": np.array([1.0, 1.0, 0.0])}
-    assert task.summarise(task.evaluate(lambda x: 2 * x, batch)) == {"mse": 4.0}
+    assert task.summarize(task.evaluate(lambda x: 2 * x, batch)) == {"mse": 4.0}
     assert task.facts({}) == {} and task.fit(None) is task and task.headline == Headline("mse", "lower")
 
 
@@ -318,15 +318,15 @@ def test_a_regression_is_compressed(ink, tmp_path, capsys):
 
 
 def test_axes_end_where_numbers_do():
-    assert curves.limits([0.7, 0.99, 1.0], [1.0], Headline())[1] == 1.0
-    low, high = curves.limits([0.97, 0.99], [0.1, 0.999], Headline())
+    assert plot.axis_limits([0.7, 0.99, 1.0], [1.0], Headline())[1] == 1.0
+    low, high = plot.axis_limits([0.97, 0.99], [0.1, 0.999], Headline())
     assert 0.95 < low < 0.97 and 0.999 < high <= 1.0, "the first steps of training are left out"
-    low, high = curves.limits([5.0, 2.0], [90.0, 1.0], ERROR)
+    low, high = plot.axis_limits([5.0, 2.0], [90.0, 1.0], ERROR)
     assert 0 <= low < 1.0 and 5.0 < high < 10
-    low, high = curves.limits([-3.0, -2.0, math.nan], [], Headline())
+    low, high = plot.axis_limits([-3.0, -2.0, math.nan], [], Headline())
     assert -4 < low < -3 and -2 < high < 0
-    assert curves.limits([math.nan], [1.0], ERROR) is None
-    low, high = curves.limits([0.5], [], ERROR)
+    assert plot.axis_limits([math.nan], [1.0], ERROR) is None
+    low, high = plot.axis_limits([0.5], [], ERROR)
     assert low < 0.5 < high
 
 
@@ -337,16 +337,16 @@ def test_panels_are_of_metrics_that_have_numbers():
     evaluation = [
         {"kind": "eval", "epoch": 1.0, "odd": None, "rmse": 1.0, "mae": 0.5, "mae/0": 0.4, "mae_std": 0.1}
     ]
-    assert curves.panels(train, evaluation, ERROR) == ["loss", "mae", "rmse"]
-    assert curves.panels(train, [], ERROR) == ["loss"]
-    assert curves.panels([], [], ERROR) == []
+    assert plot.choose_panels(train, evaluation, ERROR) == ["loss", "mae", "rmse"]
+    assert plot.choose_panels(train, [], ERROR) == ["loss"]
+    assert plot.choose_panels([], [], ERROR) == []
 
 
 @pytest.mark.parametrize("kind", ["train", "eval", "nothing"])
 def test_a_picture_of_whatever_there_is(tmp_path, kind):
     row = {"kind": kind, "step": 1, "epoch": 1.0, "loss": None, "mae": -0.5, "learning_rate": 0.1}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
-    assert curves.draw(tmp_path, "title", ERROR).stat().st_size > 1000
+    assert plot.draw(tmp_path, "title", ERROR).stat().st_size > 1000
 
 
 # ---- early stopping ---------------------------------------------------------------------------------------
@@ -354,8 +354,8 @@ def test_a_picture_of_whatever_there_is(tmp_path, kind):
 
 def stops(errors, patience=2, step=100, plan=None, count=1):
     recipe = dataclasses.replace(RECIPE, patience=patience)
-    plan = plan or pacing.Plan(1000, (Phase(0, 200, 0, 10),))
-    return pacing.stops_early(
+    plan = plan or run_plan.Plan(1000, (Phase(0, 200, 0, 10),))
+    return run_plan.should_stop_early(
         recipe, plan, step, [[{"mae": x} for x in (e if count > 1 else [e])] for e in errors]
     )
 
@@ -369,7 +369,7 @@ def test_patience_counts_evaluations_without_a_better_metric():
 
 def test_replicas_stop_together_and_phases_in_the_last():
     assert not stops([(3, 1), (2, 2), (2.5, 3), (1, 4)], count=2) and stops([(1, 1)] * 3, count=2)
-    plan = pacing.Plan(1000, (Phase(0, 100, 0, 10), Phase(100, 200, 1000, 10)))
+    plan = run_plan.Plan(1000, (Phase(0, 100, 0, 10), Phase(100, 200, 1000, 10)))
     assert not stops([1, 2, 3], step=100, plan=plan) and stops([1, 2, 3], step=110, plan=plan)
 
 
@@ -399,9 +399,9 @@ def test_a_run_stops_early_and_a_resumed_one_where_it_would_have(tmp_path, monke
     assert summary["best_step"] == rows[-4]["step"]
     assert f"stopped early at step {summary['steps']}" in capsys.readouterr().out
 
-    with monkeypatch.context() as signalled:  # stopped between the last two evaluations
+    with monkeypatch.context() as signaled:  # stopped between the last two evaluations
         late = summary["steps"] - 2
-        signalled.setattr("jaxaccel.training.signals.StopSignal.asked", lambda self, call: call == late)
+        signaled.setattr("jaxaccel.training.signals.StopSignal.asked", lambda self, call: call == late)
         stopped = ja.train(recipe, run=tmp_path / "r")
     assert not stopped.summary["finished"] and not stopped.summary["stopped_early"]
     resumed = ja.train(recipe, run=tmp_path / "r", resume=True)

@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from jaxaccel.data.opening import open_source
+from jaxaccel.data.data_sets import open_source
 from jaxaccel.data.order import Phase, Sequential, Shuffled, permutation
 from jaxaccel.distributed import MeshShape, batch_sharding, make_mesh
 from jaxaccel.tasks import ImageClassification
 from jaxaccel.training.feed import choose_mode, resident_feed, stream_feed
-from jaxaccel.training.fused_steps import gather
+from jaxaccel.training.fused_steps import gather_batch
 from jaxaccel.training.stream import Batches, local_part
 
 
@@ -71,7 +71,7 @@ def test_both_feeds_yield_the_same_bits(digits, workers):
         pairs = list(zip(resident.items(calls), stream.items(calls), strict=True))
         assert len(pairs) == len(calls)
         for row, streamed in pairs:
-            there = gather(resident.arrays, jax.tree.map(lambda x: x[0], row))
+            there = gather_batch(resident.arrays, jax.tree.map(lambda x: x[0], row))
             here = jax.tree.map(lambda x: x[0], streamed)
             assert there.keys() == here.keys() == {"image", "label", "index", "epoch", "mask"}
             for name in there:

@@ -9,7 +9,7 @@ import pytest
 from conftest import FIXTURES
 
 import jaxaccel as ja
-from jaxaccel.training.saved import CHECKPOINTS
+from jaxaccel.training.saved_checkpoints import CHECKPOINTS
 
 WRITTEN = FIXTURES / "runs" / "whole"
 

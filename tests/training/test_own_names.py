@@ -9,7 +9,7 @@ from jaxaccel import cli
 from jaxaccel.compress import main as compress
 from jaxaccel.core import user_code
 from jaxaccel.errors import UserError
-from jaxaccel.training.rundir import claimed
+from jaxaccel.training.run_directory import claim_run
 
 FILE = '''
 from functools import partial as bound
@@ -67,7 +67,7 @@ def test_a_recipe_file(recipe_file):
 
 
 def test_a_recipe_file_kept_beside_a_run(recipe_file, tmp_path, monkeypatch):
-    with claimed(tmp_path / "run", asked(recipe_file, "--model", "resnet20"), source=recipe_file) as claim:
+    with claim_run(tmp_path / "run", asked(recipe_file, "--model", "resnet20"), source=recipe_file) as claim:
         claim.begin()
     recipe_file.unlink()
     monkeypatch.setattr(user_code, "_loaded", [])
@@ -76,7 +76,7 @@ def test_a_recipe_file_kept_beside_a_run(recipe_file, tmp_path, monkeypatch):
     assert recipe_file.stem not in sys.modules  # nothing of it was needed
     recipe = asked(tmp_path / "run", "--model", "MyNet(width=32)")
     assert recipe.model.func is sys.modules[recipe_file.stem].MyNet
-    with claimed(tmp_path / "again", recipe) as claim:
+    with claim_run(tmp_path / "again", recipe) as claim:
         claim.begin()
     assert ja.load_recipe(tmp_path / "again").model.keywords == {"width": 32}
     # Somebody else's file is not executed for that.

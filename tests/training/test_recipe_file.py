@@ -19,27 +19,27 @@ from conftest import FIXTURES
 from flax import linen, nnx
 
 import jaxaccel as ja
-from jaxaccel.core.calls import parse, render
+from jaxaccel.core.call_text import parse, render
 from jaxaccel.errors import UserError
 from jaxaccel.tasks import ImageClassification
 from jaxaccel.training.file_names import FileNames
-from jaxaccel.training.flags import NAMES
+from jaxaccel.training.function_names import NAMES
 from jaxaccel.training.recipe_file import (
-    changes,
-    differences,
-    free_on_resume,
+    find_changes,
+    find_differences,
     from_json,
-    read_record,
-    said_of,
+    list_free_on_resume,
+    read_recipe_file,
     to_json,
+    warn_unreadable,
     write,
 )
-from jaxaccel.training.rundir import claimed
+from jaxaccel.training.run_directory import claim_run
 
 
 def prepare(directory, recipe, resume=False):
     """The directory of a run as it is when training begins."""
-    with claimed(directory, recipe, resume=resume) as claim:
+    with claim_run(directory, recipe, resume=resume) as claim:
         claim.begin()
 
 
@@ -168,7 +168,7 @@ def test_a_task_of_ones_own_comes_back(name):
     back = again(recipe).task
     assert type(back) is Rich and back == task
     assert type(getattr(back, name)) is type(getattr(task, name))
-    assert said_of(recipe) == ""
+    assert warn_unreadable(recipe) == ""
     assert to_json(recipe)["task"]["class"] == f"{__name__}.Rich"
 
 
@@ -206,7 +206,7 @@ def test_functions_with_all_that_is_bound_come_back(function, text):
     back = parse(render(function, NAMES), NAMES)
     assert render(back, NAMES) == text.format(m=__name__)
     assert back.func is (function.func if isinstance(function, partial) else type(function))
-    assert said_of(recipe_with(model=function)) == ""
+    assert warn_unreadable(recipe_with(model=function)) == ""
 
 
 def test_what_cannot_be_read_again_is_said():
@@ -233,10 +233,10 @@ def test_what_cannot_be_read_again_is_said():
         (recipe_with(task=Rich(activation=lambda x: x)), "a lambda"),
     ]
     for recipe, says in cases:
-        said = said_of(recipe)
+        said = warn_unreadable(recipe)
         assert says in said and "\n" not in said and "module or a recipe file" in said, said
         json.dumps(write(recipe).values)  # and is written all the same
-    assert said_of(recipe_with()) == ""
+    assert warn_unreadable(recipe_with()) == ""
 
 
 def test_it_is_said_when_the_run_starts(tmp_path, capsys, monkeypatch):
@@ -330,10 +330,10 @@ def test_a_missing_field_takes_its_default():
             inner = inner[name]
         default = inner.pop(path[-1])
         back = to_json(from_json(values))
-        assert [p for p, _, _ in differences(through_json(back), whole)] == (
+        assert [p for p, _, _ in find_differences(through_json(back), whole)] == (
             [] if path != ("epochs",) else ["epochs"]
         )
-        found = changes(recipe, values)
+        found = find_changes(recipe, values)
         assert found == ([] if path != ("epochs",) else [("epochs", 3.0, 10.0)]), (path, default)
     for name in ("name", "model"):
         with pytest.raises(UserError, match=f"{name} is missing"):
@@ -353,7 +353,7 @@ def test_an_unknown_field_is_named():
 def test_the_format_has_a_number(tmp_path):
     prepare(tmp_path / "run", recipe_with())
     file = tmp_path / "run" / "recipe.json"
-    record, content = read_record(file)
+    record, content = read_recipe_file(file)
     assert record["format"] == 1 and record["modules"] == [] and content == file.read_bytes()
     file.write_text(json.dumps(record | {"format": 2}))
     with pytest.raises(UserError, match=r"has format 2, and this version reads up to 1: upgrade jaxaccel"):
@@ -361,7 +361,7 @@ def test_the_format_has_a_number(tmp_path):
 
 
 def test_fields_that_may_differ_carry_a_mark():
-    assert set(free_on_resume(recipe_with())) == {
+    assert set(list_free_on_resume(recipe_with())) == {
         "name", "mesh", "non_finite", "data.dir", "data.downloads", "data.feed", "data.resident_share", "data.workers",
         "keep", "steps_per_call", "lowering", "patience",
     }  # fmt: skip
@@ -375,8 +375,8 @@ def test_fields_that_may_differ_carry_a_mark():
         data=ja.training.Data(workers=2),
         non_finite="skip",
     )
-    assert changes(free, before) == []
-    assert changes(dataclasses.replace(free, seed=1), before) == [("seed", 1, 0)]
+    assert find_changes(free, before) == []
+    assert find_changes(dataclasses.replace(free, seed=1), before) == [("seed", 1, 0)]
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", "", "a\0b", "/tmp/x", "a\nb", "x" * 300])

@@ -17,7 +17,7 @@ from jaxaccel.errors import UserError
 from jaxaccel.models.adapter import as_model, output_shape
 from jaxaccel.training import recipe_file as recipe
 from jaxaccel.training.recipe import Recipe
-from jaxaccel.training.recipe_file import differences, to_json
+from jaxaccel.training.recipe_file import find_differences, to_json
 from jaxaccel.training.step import Training
 
 # The shipped model with less of it: (model, image shape, classes).
@@ -34,7 +34,7 @@ BATCH = 8
 
 
 def test_each_recipe_is_tried():
-    assert set(recipe.names()) == set(SHRUNKEN)
+    assert set(recipe.list_recipes()) == set(SHRUNKEN)
 
 
 @pytest.mark.parametrize("name", slow_but([n for n in SHRUNKEN if not n.startswith("imagenet")], SHRUNKEN))
@@ -101,8 +101,8 @@ def test_recipe_json_names_every_difference():
         optimizer=dataclasses.replace(one.optimizer, args={"b1": 0.8}),
     )  # fmt: skip
     a, b = (json.loads(json.dumps(to_json(r))) for r in (one, two))
-    assert {path for path, _, _ in differences(a, b)} == {"seed", "augment", "optimizer.args.b1"}
-    assert differences(a, a) == []
+    assert {path for path, _, _ in find_differences(a, b)} == {"seed", "augment", "optimizer.args.b1"}
+    assert find_differences(a, a) == []
     assert a["model"].startswith("ConvNet(")
 
 
@@ -111,7 +111,7 @@ def test_a_recipe_comes_back_from_json(name):
     shipped = recipe.load_recipe(name)
     written = json.loads(json.dumps(to_json(shipped)))
     back = recipe.from_json(written)
-    assert differences(json.loads(json.dumps(to_json(back))), written) == []
+    assert find_differences(json.loads(json.dumps(to_json(back))), written) == []
     for part in ("task", "data", "optimizer", "schedule", "mesh"):
         assert getattr(back, part) == getattr(shipped, part)
     with pytest.raises(UserError, match="there is no warp in this version"):

@@ -23,11 +23,11 @@ from jaxaccel.optim import Optimizer, Schedule, Sparse
 from jaxaccel.tasks.metrics import ACCURACY, add
 from jaxaccel.training.best_replica import keep_best
 from jaxaccel.training.build import build_trainer
-from jaxaccel.training.fused_steps import fuse_evaluations, fuse_steps, gather
+from jaxaccel.training.fused_steps import fuse_evaluations, fuse_steps, gather_batch
 from jaxaccel.training.recipe import Recipe
-from jaxaccel.training.replicas import Replicas, pick, spread
-from jaxaccel.training.saved import read_state
-from jaxaccel.training.sweep import points, with_values
+from jaxaccel.training.replicas import Replicas, pick_replica, summarize_replicas
+from jaxaccel.training.saved_checkpoints import read_state
+from jaxaccel.training.sweep import read_points, with_values
 
 B = 16
 
@@ -68,7 +68,7 @@ def small(**changes):
 def trained(training, steps=3):
     """The state after some steps, and each step's metrics."""
     order = training.order(64, [Phase(0, steps, 0, B)])
-    # The compile time is the cost here: a third of it without LLVM's optimisations.
+    # The compile time is the cost here: a third of it without LLVM's optimizations.
     step = jax.jit(fuse_steps(training), compiler_options={"xla_backend_optimization_level": 0})
     state, rows = training.init(), []
     for i in range(steps):
@@ -91,10 +91,12 @@ def test_each_replica_is_the_run_trained_alone(unrolled):
         numbers = {path: column[i].item() for path, column in replicas.values.items()}
         alone = with_values(recipe, numbers)
         state, own = trained(small(**{f.name: getattr(alone, f.name) for f in dataclasses.fields(alone)})[1])
-        for one, other in zip(jax.tree.leaves(pick(together, i)), jax.tree.leaves(state), strict=True):
+        for one, other in zip(
+            jax.tree.leaves(pick_replica(together, i)), jax.tree.leaves(state), strict=True
+        ):
             np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-5)
         np.testing.assert_allclose(metrics.learning_rate[:, i], own.learning_rate, rtol=1e-6)
-    first, second = pick(together.params, 0), pick(together.params, 1)
+    first, second = pick_replica(together.params, 0), pick_replica(together.params, 1)
     assert not np.allclose(first["dense"]["kernel"], second["dense"]["kernel"])
 
 
@@ -109,7 +111,7 @@ def test_masks_at_random_are_those_of_each_seed(unrolled):
     masks = np.asarray(together.opt_state.masks["dense"]["kernel"])
     np.testing.assert_array_equal(masks[1], alone.opt_state.masks["dense"]["kernel"])
     np.testing.assert_allclose(
-        pick(together.params, 1)["head"]["kernel"], alone.params["head"]["kernel"], rtol=2e-4
+        pick_replica(together.params, 1)["head"]["kernel"], alone.params["head"]["kernel"], rtol=2e-4
     )
     assert (masks[0] != masks[1]).any()
 
@@ -130,7 +132,7 @@ def test_numbers_of_all_parts_may_differ():
     for i in (0, 1):
         alone = with_values(recipe, {path: column[i].item() for path, column in pair.items()})
         state, _ = trained(small(**{f.name: getattr(alone, f.name) for f in dataclasses.fields(alone)})[1])
-        own = pick(together, i)  # what is switched off alone keeps no state of its own
+        own = pick_replica(together, i)  # what is switched off alone keeps no state of its own
         for one, other in zip(
             jax.tree.leaves((own.params, own.weights())),
             jax.tree.leaves((state.params, state.weights())),
@@ -158,10 +160,10 @@ def test_evaluation_gives_each_replica_its_own_scores():
     item = {"index": np.arange(64, dtype=np.int32)[None], "mask": np.ones((1, 64), np.float32)}
     sums = jax.jit(fuse_evaluations(replicas))(state.weights(), state.model_state, ARRAYS, item)
     rows = replicas.scores(jax.device_get(add([sums])))
-    batch = gather(ARRAYS, pick(item, 0))
+    batch = gather_batch(ARRAYS, pick_replica(item, 0))
     for i, row in enumerate(rows):
         training = replicas.alone(i)
-        means = training.evaluate(pick(state.weights(), i), pick(state.model_state, i), batch)
+        means = training.evaluate(pick_replica(state.weights(), i), pick_replica(state.model_state, i), batch)
         assert row == pytest.approx(training.scores(means)[0], rel=1e-5)
     assert [row["seed"] for row in replicas.table(rows)] == [0, 1, 2]
 
@@ -176,10 +178,10 @@ def test_one_that_diverges_stands_still_and_the_others_go_on():
 
 def test_spread():
     rows = [{"accuracy": 0.5, "loss": 1.0}, {"accuracy": 0.7, "loss": 3.0}]
-    assert spread(rows, ACCURACY) == pytest.approx(
+    assert summarize_replicas(rows, ACCURACY) == pytest.approx(
         {"accuracy": 0.6, "loss": 2.0, "accuracy_std": np.std([0.5, 0.7], ddof=1), "accuracy_best": 0.7}
     )
-    assert spread(rows[:1], ACCURACY) == rows[0]
+    assert summarize_replicas(rows[:1], ACCURACY) == rows[0]
 
 
 def test_what_is_not_finite_is_neither_best_nor_part_of_the_mean():
@@ -191,7 +193,7 @@ def test_what_is_not_finite_is_neither_best_nor_part_of_the_mean():
     ]
     state = types.SimpleNamespace(halted=np.array([False, False, True]))
     assert replicas.best(rows, state, ACCURACY) == 1
-    assert spread(rows, ACCURACY)["accuracy"] == pytest.approx(0.6)
+    assert summarize_replicas(rows, ACCURACY)["accuracy"] == pytest.approx(0.6)
 
 
 def test_a_value_alone_is_a_sweep_of_one():
@@ -200,12 +202,12 @@ def test_a_value_alone_is_a_sweep_of_one():
 
 
 def test_points_are_all_combinations():
-    values = points(dataclasses.replace(RECIPE, seed=4, sweep={"optimizer.learning-rate": (1.0, 2.0)}))
+    values = read_points(dataclasses.replace(RECIPE, seed=4, sweep={"optimizer.learning-rate": (1.0, 2.0)}))
     assert values["seed"].tolist() == [4, 4]
-    values = points(dataclasses.replace(RECIPE, replicas=2, sweep={"optimizer.ema": (0.1, 0.2)}))
+    values = read_points(dataclasses.replace(RECIPE, replicas=2, sweep={"optimizer.ema": (0.1, 0.2)}))
     assert values["seed"].tolist() == [0, 1, 0, 1]
     np.testing.assert_allclose(values["optimizer.ema"], [0.1, 0.1, 0.2, 0.2])
-    assert points(RECIPE) == {}
+    assert read_points(RECIPE) == {}
 
 
 @pytest.mark.parametrize(

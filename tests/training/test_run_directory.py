@@ -19,10 +19,10 @@ import jaxaccel as ja
 from jaxaccel import models
 from jaxaccel.core.files import disk_error, read_json
 from jaxaccel.errors import UserError
-from jaxaccel.training import lock, rundir, runlog, saved
-from jaxaccel.training.checkpoint import Checkpoints, flat, restore
+from jaxaccel.training import lock, run_directory, run_log, saved_checkpoints
+from jaxaccel.training.checkpoint import Checkpoints, flatten_by_path, restore
 from jaxaccel.training.recipe_file import load_recipe
-from jaxaccel.training.saved import read_state, read_weights
+from jaxaccel.training.saved_checkpoints import read_state, read_weights
 
 
 def state(value):
@@ -74,13 +74,13 @@ def test_the_newest_and_the_best_are_kept_and_read(tmp_path):
     for step, accuracy in ((1, 0.5), (2, 0.9), (3, 0.6), (4, 0.7)):
         checkpoints.save(step, state(step), {"accuracy": accuracy})
     checkpoints.close()
-    assert saved.steps(tmp_path / "run" / "checkpoints") == [2, 3, 4]
+    assert saved_checkpoints.list_steps(tmp_path / "run" / "checkpoints") == [2, 3, 4]
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", keep=2)  # as another process finds it
     checkpoints.save(5, state(5))  # stopped: no evaluation
     checkpoints.save(6, state(6), {"accuracy": 0.8})
     checkpoints.close()
-    assert saved.steps(tmp_path / "run" / "checkpoints") == [2, 5, 6]
-    assert saved.best(tmp_path / "run" / "checkpoints", "accuracy") == 2
+    assert saved_checkpoints.list_steps(tmp_path / "run" / "checkpoints") == [2, 5, 6]
+    assert saved_checkpoints.find_best(tmp_path / "run" / "checkpoints", "accuracy") == 2
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_lower_is_better(tmp_path):
     for step, loss in ((1, 3.0), (2, -1.0), (3, float("nan")), (4, 2.0)):
         checkpoints.save(step, state(step), {"loss": loss})
     checkpoints.close()
-    assert saved.steps(tmp_path / "run" / "checkpoints") == [2, 4]
+    assert saved_checkpoints.list_steps(tmp_path / "run" / "checkpoints") == [2, 4]
     assert read_weights(tmp_path / "run", "loss", "lower").step == 2
 
 
@@ -129,9 +129,9 @@ def test_a_flipped_bit_in_the_newest_checkpoint_is_noticed(run, capsys):
     flip(largest(run / "checkpoints" / "3" / "default"))
     assert read_weights(run, which="last").step == 2
     assert "checkpoints/3 is damaged and passed over: " in capsys.readouterr().out
-    assert saved.steps(run / "checkpoints") == [1, 2, 3]  # reading moves nothing
+    assert saved_checkpoints.list_steps(run / "checkpoints") == [1, 2, 3]  # reading moves nothing
     assert restore(run / "checkpoints", SHAPES, HERE)[0] == 2
-    assert saved.steps(run / "checkpoints") == [1, 2]
+    assert saved_checkpoints.list_steps(run / "checkpoints") == [1, 2]
     assert (run / "damaged" / "3").is_dir()
     with pytest.raises(UserError, match="no whole checkpoint of step 3: there is 1, 2"):
         read_weights(run, which=3)
@@ -162,7 +162,7 @@ def test_a_checkpoint_without_digests_is_said_to_be_so(run, capsys):
 
 def test_reading_while_the_trainer_removes_checkpoints(run, monkeypatch):
     """The trainer removes the best checkpoint, and saves another one, between looking for it and reading it."""
-    read, removed = saved.read, []
+    read, removed = saved_checkpoints.read, []
 
     def slow(checkpoint, *rest, **how):
         if not removed:
@@ -170,7 +170,7 @@ def test_reading_while_the_trainer_removes_checkpoints(run, monkeypatch):
             shutil.rmtree(checkpoint)
         return read(checkpoint, *rest, **how)
 
-    monkeypatch.setattr(saved, "read", slow)
+    monkeypatch.setattr(saved_checkpoints, "read", slow)
     said = []
     assert read_weights(run, say=said.append).step == 3
     assert removed == ["2"] and not said
@@ -193,7 +193,7 @@ def python(program, *words, **how):
 
 
 HOLD = "import sys, time; from pathlib import Path; from jaxaccel.training import lock\n"
-HOLD += "with lock.held(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+HOLD += "with lock.hold_lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
 
 
 def test_a_second_writer_is_told_who_the_first_one_is(tmp_path):
@@ -203,13 +203,13 @@ def test_a_second_writer_is_told_who_the_first_one_is(tmp_path):
         with pytest.raises(
             UserError, match=f"run is in use, process {other.pid} on .* writes to it"
         ) as error:
-            lock.held(directory).__enter__()
+            lock.hold_lock(directory).__enter__()
         assert "\n" not in str(error.value) and "run=DIR" in str(error.value)
         assert error.value.as_flags().endswith("--run DIR")
         other.kill()
         other.wait()
-        with lock.held(directory), pytest.raises(UserError, match=f"process {os.getpid()} on"):
-            lock.held(directory).__enter__()
+        with lock.hold_lock(directory), pytest.raises(UserError, match=f"process {os.getpid()} on"):
+            lock.hold_lock(directory).__enter__()
     assert list((tmp_path / "new").iterdir()) == []
 
 
@@ -217,10 +217,10 @@ def test_the_lock_stays_where_the_directory_was(tmp_path):
     directory = tmp_path / "run"
     directory.mkdir()
     (tmp_path / "link").symlink_to(directory)
-    with lock.held(directory):
+    with lock.hold_lock(directory):
         directory.rename(tmp_path / "elsewhere")
         with pytest.raises(UserError, match="in use"):
-            lock.held(tmp_path / "link").__enter__()
+            lock.hold_lock(tmp_path / "link").__enter__()
 
 
 def test_a_system_without_locks_is_said_to_be_one(tmp_path, monkeypatch, caplog):
@@ -228,7 +228,7 @@ def test_a_system_without_locks_is_said_to_be_one(tmp_path, monkeypatch, caplog)
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(lock.fcntl, "flock", none)
-    with lock.held(tmp_path / "run"):
+    with lock.hold_lock(tmp_path / "run"):
         assert "has no locks: take care that nothing else writes to" in caplog.text
 
 
@@ -239,7 +239,7 @@ RECIPE = load_recipe("digits")
 
 
 def finished(directory):
-    with rundir.claimed(directory, RECIPE) as claim:
+    with run_directory.claim_run(directory, RECIPE) as claim:
         claim.begin()
         checkpoint(directory)
         (directory / "result.json").write_text("{}")
@@ -256,16 +256,19 @@ def test_nothing_changes_before_the_replacement_begins(tmp_path):
     with pytest.raises(
         UserError, match="holds a run already: go on with resume=True, replace it with overwrite=True"
     ):
-        rundir.claimed(directory, RECIPE).__enter__()
-    with pytest.raises(ZeroDivisionError), rundir.claimed(directory, RECIPE, overwrite=True):
+        run_directory.claim_run(directory, RECIPE).__enter__()
+    with pytest.raises(ZeroDivisionError), run_directory.claim_run(directory, RECIPE, overwrite=True):
         assert contents(directory) == before
         raise ZeroDivisionError
-    with pytest.raises(ZeroDivisionError), rundir.claimed(directory, RECIPE, overwrite=True) as claim:
+    with (
+        pytest.raises(ZeroDivisionError),
+        run_directory.claim_run(directory, RECIPE, overwrite=True) as claim,
+    ):
         claim.begin()
         assert not (directory / "result.json").exists()
         raise ZeroDivisionError  # before its first checkpoint
     assert contents(directory) == before
-    with rundir.claimed(directory, RECIPE, overwrite=True) as claim:
+    with run_directory.claim_run(directory, RECIPE, overwrite=True) as claim:
         claim.begin()
         claim.settle()
         assert (tmp_path / ".run.replaced").is_dir()
@@ -279,7 +282,7 @@ def test_nothing_changes_before_the_replacement_begins(tmp_path):
 KILLED = """
 import os, shutil, sys
 from pathlib import Path
-from jaxaccel.training.swap import Swap
+from jaxaccel.training.directory_swap import Swap
 calls = int(sys.argv[2])
 def counted(change):
     def call(*words, **how):
@@ -307,7 +310,7 @@ def test_a_run_stands_again_after_a_replacement_that_was_killed(tmp_path):
         assert process.returncode == -signal.SIGKILL
     for again in range(3):  # tries that do not replace it, the first of which brings it back
         with pytest.raises(UserError, match="holds a run already"):
-            rundir.claimed(directory, RECIPE).__enter__()
+            run_directory.claim_run(directory, RECIPE).__enter__()
         assert contents(directory) == before, again
     assert list(tmp_path.iterdir()) == [directory]
 
@@ -319,7 +322,7 @@ def test_nothing_of_others_is_deleted(tmp_path):
     directory.mkdir()
     (directory / "thesis.txt").write_text("three years of work")
     with pytest.raises(UserError, match="is no run of jaxaccel and will not be deleted"):
-        rundir.claimed(directory, RECIPE, overwrite=True).__enter__()
+        run_directory.claim_run(directory, RECIPE, overwrite=True).__enter__()
     assert (directory / "thesis.txt").exists()
     assert contents(aside).values() and len(contents(aside)) == len(before)
 
@@ -328,7 +331,7 @@ def test_nothing_of_others_is_deleted(tmp_path):
 def test_where_no_run_can_be_is_told_at_once(tmp_path, place):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"is a file|cannot write in .*: choose another place with run=DIR"):
-        rundir.claimed(tmp_path / place, RECIPE).__enter__()
+        run_directory.claim_run(tmp_path / place, RECIPE).__enter__()
 
 
 def test_a_full_disk_is_told_as_what_it_is(tmp_path, monkeypatch):
@@ -336,9 +339,12 @@ def test_a_full_disk_is_told_as_what_it_is(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device", "recipe.json")
 
     before = finished(tmp_path / "run")
-    monkeypatch.setattr(rundir, "write_json", full)
+    monkeypatch.setattr(run_directory, "write_json", full)
     directory = tmp_path / "run"
-    with pytest.raises(OSError, match="No space"), rundir.claimed(directory, RECIPE, overwrite=True) as claim:
+    with (
+        pytest.raises(OSError, match="No space"),
+        run_directory.claim_run(directory, RECIPE, overwrite=True) as claim,
+    ):
         claim.begin()
     assert contents(directory) == before
     assert list(tmp_path.iterdir()) == [tmp_path / "run"]
@@ -364,13 +370,16 @@ def test_a_damaged_line_loses_itself_alone(tmp_path):
     for broken, whole in zip(bad, good[1:], strict=True):
         lines += [broken, json.dumps(whole).encode()]
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines))
-    assert runlog.read(tmp_path) == good
+    assert run_log.read(tmp_path) == good
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 100_000])
 def test_a_damaged_recipe_is_one_line(tmp_path, content):
     (tmp_path / "recipe.json").write_bytes(content)
-    for reads in (lambda: read_json(tmp_path / "recipe.json"), lambda: rundir.check_same(tmp_path, RECIPE)):
+    for reads in (
+        lambda: read_json(tmp_path / "recipe.json"),
+        lambda: run_directory.check_same(tmp_path, RECIPE),
+    ):
         with pytest.raises(UserError, match=r"recipe.json was not written by jaxaccel, or is damaged"):
             reads()
 
@@ -404,7 +413,8 @@ def test_a_directory_that_goes_while_it_is_written_to_is_told(run, by_another):
 
 # ---- processes -------------------------------------------------------------------------------------------------
 
-CHILD = "import sys, time; from jaxaccel.data import parent; parent.SECONDS = 0.05; parent.end_with(int(sys.argv[1]))\n"
+CHILD = "import sys, time; from jaxaccel.data import child_processes as c; c.POLL_SECONDS = 0.05\n"
+CHILD += "c.end_with(int(sys.argv[1]))\n"
 CHILD += "print('watching', flush=True); time.sleep(60)"
 PARENT = "import os, subprocess, sys\nsubprocess.Popen([sys.executable, '-c', sys.argv[1], str(os.getpid())]).wait()"
 
@@ -444,18 +454,18 @@ def test_a_run_holds_its_lock_and_is_read_without_it(tmp_path):
     recipe = dataclasses.replace(
         RECIPE, model=functools.partial(models.ConvNet, widths=(4,), hidden=0), epochs=0.2, eval_every=0.1
     )
-    with lock.held(directory), pytest.raises(UserError, match="run is in use"):
+    with lock.hold_lock(directory), pytest.raises(UserError, match="run is in use"):
         ja.train(recipe, run=directory)
     first = ja.train(recipe, run=directory)
     before = contents(directory)
-    with lock.held(directory):  # as if it trained still
+    with lock.hold_lock(directory):  # as if it trained still
         again = ja.train(recipe, run=directory, resume=True)
         assert ja.train(recipe, run=tmp_path / "other", init_from=directory).summary["finished"]
     assert again.summary == json.loads((directory / "result.json").read_text())
     assert contents(directory) == before
     for path, array in read_weights(directory, which="last").arrays.items():
         if path.startswith("params/"):
-            np.testing.assert_array_equal(array, flat({"params": again.state.params})[path])
+            np.testing.assert_array_equal(array, flatten_by_path({"params": again.state.params})[path])
     # What can be computed anew is.
     (directory / "result.json").write_text("{")
     (directory / "curves.png").unlink()

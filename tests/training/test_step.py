@@ -13,14 +13,14 @@ from flax import nnx
 from grids import slow_but
 
 from jaxaccel import augment
-from jaxaccel.core.interpret.jaxprs import parts, sub_jaxprs
+from jaxaccel.core.interpret.jaxprs import split_consts, sub_jaxprs
 from jaxaccel.models.adapter import as_model
 from jaxaccel.optim import Optimizer, Sparse, sparse
 from jaxaccel.optim.averaging import Averaging
 from jaxaccel.tasks import ImageClassification
 from jaxaccel.tasks.metrics import add
-from jaxaccel.training.checkpoint import digest
-from jaxaccel.training.fused_steps import fuse_evaluations, fuse_steps, gather
+from jaxaccel.training.checkpoint import digest_state
+from jaxaccel.training.fused_steps import fuse_evaluations, fuse_steps, gather_batch
 from jaxaccel.training.step import Training
 
 B = 16
@@ -151,7 +151,7 @@ def additions(jaxpr):
         if eqn.primitive.name in ("add", "sub", "add_any", "reduce_sum", "cumsum", "scatter-add"):
             yield from (v.aval for v in eqn.outvars)
         for sub in sub_jaxprs(eqn.params):
-            yield from additions(parts(sub)[0])
+            yield from additions(split_consts(sub)[0])
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -177,7 +177,7 @@ def test_steps_of_bfloat16_weights(name):
     kept = jax.tree.leaves((state.opt_state, state.average if t.averaging else None))
     assert not {x.dtype for x in kept} & {jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)}
     kernels = {x.shape for x in jax.tree.leaves(state.params) if x.ndim == 2}
-    added = {x.dtype for x in additions(parts(jaxpr)[0]) if x.shape in kernels}
+    added = {x.dtype for x in additions(split_consts(jaxpr)[0]) if x.shape in kernels}
     if name != "int8-qat":  # which adds what rounding changes to each weight
         assert added == {jnp.dtype(jnp.float32)}
 
@@ -220,7 +220,7 @@ def test_optimizers_get_what_they_ask_a_step_for(name):
     optimizer = OPTIMIZERS[name]
     schedule = optax.constant_schedule(optimizer.learning_rate)
     t = training(tx=optimizer.build(schedule), schedule=schedule, accumulate=optimizer.accumulate)
-    # The compile time is the cost here: a third of it without LLVM's optimisations.
+    # The compile time is the cost here: a third of it without LLVM's optimizations.
     step = jax.jit(t.step, compiler_options={"xla_backend_optimization_level": 0})
     state, losses = t.init(), []
     for _ in range(6):
@@ -235,7 +235,7 @@ def test_optimizers_get_what_they_ask_a_step_for(name):
 
 
 def test_a_second_gradient_may_overflow_alone():
-    """That of sharpness-aware minimisation is taken elsewhere."""
+    """That of sharpness-aware minimization is taken elsewhere."""
 
     def update(grads, state, params, *, grad_fn, **_):
         return jax.tree.map(lambda g: g * jnp.inf, grad_fn(params)), state
@@ -244,7 +244,7 @@ def test_a_second_gradient_may_overflow_alone():
     before = t.init()
     after, metrics = t.step(before, batch())
     assert not metrics.finite and after.halted
-    assert digest(after.params) == digest(before.params)
+    assert digest_state(after.params) == digest_state(before.params)
 
 
 def poisoned():
@@ -258,7 +258,7 @@ def test_a_non_finite_step_stops_everything_behind_it():
     assert not metrics.finite
     assert bool(bad.halted) and int(bad.step) == 1
     later, _ = t.step(bad, batch(1))
-    assert digest(dataclasses.replace(later, halted=good.halted)) == digest(good)
+    assert digest_state(dataclasses.replace(later, halted=good.halted)) == digest_state(good)
 
 
 def test_a_non_finite_step_may_be_left_out():
@@ -279,7 +279,7 @@ def test_fused_steps_equal_single_ones():
     fused, metrics = jax.jit(fuse_steps(t))(t.init(), arrays, jax.tree.map(lambda *r: np.stack(r), *rows))
     single = t.init()
     for row in rows:
-        single, _ = jax.jit(t.step)(single, gather(arrays, row))
+        single, _ = jax.jit(t.step)(single, gather_batch(arrays, row))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), fused.params, single.params)
     assert metrics.learning_rate.shape == (3,)
 

@@ -21,17 +21,17 @@ from jaxaccel import augment
 from jaxaccel.distributed import MeshShape, make_mesh
 from jaxaccel.distributed.sharding import partition_spec
 from jaxaccel.errors import UserError
-from jaxaccel.models.adapter import abstract, as_model
+from jaxaccel.models.adapter import abstract_variables, as_model
 from jaxaccel.optim import Optimizer
 from jaxaccel.tasks import ImageClassification
 from jaxaccel.train import main
 from jaxaccel.training.build import build_trainer
-from jaxaccel.training.checkpoint import Checkpoints, flat
+from jaxaccel.training.checkpoint import Checkpoints, flatten_by_path
 from jaxaccel.training.fused_steps import fuse_steps
 from jaxaccel.training.recipe import Recipe
-from jaxaccel.training.recipe_file import differences, from_json, to_json
-from jaxaccel.training.replicas import Replicas, pick
-from jaxaccel.training.saved import read_weights
+from jaxaccel.training.recipe_file import find_differences, from_json, to_json
+from jaxaccel.training.replicas import Replicas, pick_replica
+from jaxaccel.training.saved_checkpoints import read_weights
 from jaxaccel.training.step import Training
 from jaxaccel.training.teacher import Distill, Teacher
 
@@ -79,7 +79,7 @@ def training(student=Linear, *, options=None, **changes):
 
 def lessons(seed=1):
     """Weights of a teacher, by their paths in a state."""
-    rng, shapes = np.random.default_rng(seed), flat({"teacher": jax.eval_shape(teacher().blank)})
+    rng, shapes = np.random.default_rng(seed), flatten_by_path({"teacher": jax.eval_shape(teacher().blank)})
     return {path: rng.uniform(0.1, 1.0, x.shape).astype(np.float32) for path, x in shapes.items()}
 
 
@@ -136,7 +136,7 @@ def test_a_step_is_that_by_hand_and_leaves_the_teacher_alone(temperature, soft):
     np.testing.assert_allclose(metrics.means["loss"].value(), task_loss, rtol=1e-5)
     np.testing.assert_allclose(metrics.means["distill"].value(), added, rtol=1e-5)
     assert bool(metrics.finite)
-    for path, x in flat({"teacher": after.teacher}).items():
+    for path, x in flatten_by_path({"teacher": after.teacher}).items():
         np.testing.assert_array_equal(x, lessons()[path])
     assert {x.shape for x in jax.tree.leaves(after.opt_state)} == {(), (16, 3), (3,)}
 
@@ -243,7 +243,7 @@ def test_replicas_differ_in_what_they_learn():
         }
         alone = dataclasses.replace(recipe, sweep={}, distill=dataclasses.replace(recipe.distill, **numbers))
         _, state = trained(alone)
-        own = pick(states, i)
+        own = pick_replica(states, i)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), own.params, state.params)
     kernels = np.asarray(states.params["head"]["kernel"])
     np.testing.assert_allclose(kernels[0], kernels[1], atol=1e-6)  # soft is 0: whatever the temperature
@@ -258,7 +258,7 @@ def test_a_recipe_with_a_teacher_comes_back_from_json():
     recipe = dataclasses.replace(ja.load_recipe("digits"), distill=distill)
     written = json.loads(json.dumps(to_json(recipe)))
     back = from_json(written)
-    assert differences(json.loads(json.dumps(to_json(back))), written) == []
+    assert find_differences(json.loads(json.dumps(to_json(back))), written) == []
     assert back.distill.teacher == Path("a.npz") and back.distill.hints() == distill.hints()
     before = {name: value for name, value in to_json(ja.load_recipe("digits")).items() if name != "distill"}
     assert from_json(json.loads(json.dumps(before))).distill == Distill()
@@ -333,10 +333,10 @@ def losses(directory, name="loss"):
 def test_a_student_of_a_run(here):
     assert "teacher: teacher, temperature 4, soft 0.9" in Path("said").read_text()
     assert all(x > 0 for x in losses("student", "distill"))
-    params, state = abstract(convnet())
+    params, state = abstract_variables(convnet())
     assert result("student")["parameters"] == sum(x.size for x in jax.tree.leaves(params))
     # What --init-from reads, and who learns from the student.
-    assert set(weights("student")) == set(flat({"params": params, "model_state": state}))
+    assert set(weights("student")) == set(flatten_by_path({"params": params, "model_state": state}))
     assert ja.load_recipe("student").distill == Distill(Path("teacher"))
 
 
@@ -404,7 +404,9 @@ def test_replicas_of_a_student(here, tmp_path):
 @pytest.mark.slow
 def test_a_file_of_weights(tmp_path):
     rng, model = np.random.default_rng(0), "ConvNet(widths=(6,), hidden=0)"
-    shapes = flat(dict(zip(("params", "model_state"), abstract(convnet(6)), strict=True)))
+    shapes = flatten_by_path(
+        dict(zip(("params", "model_state"), abstract_variables(convnet(6)), strict=True))
+    )
     arrays = {path: rng.uniform(0.5, 1.5, x.shape).astype(np.float32) for path, x in shapes.items()}
     # As PyTorch has them: outputs first.
     theirs = {
@@ -415,7 +417,7 @@ def test_a_file_of_weights(tmp_path):
     words = ("--epochs", "0.1", "--distill.teacher", str(tmp_path / "file.npz"), "--distill.model", model)
     main([*LINEAR, *words, "--run", str(tmp_path / "run")])
     state = ja.train(ja.load_recipe(str(tmp_path / "run")), run=tmp_path / "run", resume=True).state
-    for path, x in flat({"teacher": state.teacher}).items():
+    for path, x in flatten_by_path({"teacher": state.teacher}).items():
         np.testing.assert_array_equal(x, arrays[path.removeprefix("teacher/")])
 
 

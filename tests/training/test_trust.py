@@ -22,14 +22,14 @@ from jaxaccel.errors import UserError
 from jaxaccel.tasks import ImageClassification
 from jaxaccel.train import main as train
 from jaxaccel.training import trust
-from jaxaccel.training.recipe_file import load, said_of, to_json
-from jaxaccel.training.rundir import claimed, keep_teacher
+from jaxaccel.training.recipe_file import load, to_json, warn_unreadable
+from jaxaccel.training.run_directory import claim_run, keep_teacher
 from jaxaccel.training.teacher import Distill
 
 
 def prepare(directory, recipe, resume=False):
     """The directory of a run as it is when training begins."""
-    with claimed(directory, recipe, resume=resume) as claim:
+    with claim_run(directory, recipe, resume=resume) as claim:
         claim.begin()
 
 
@@ -94,7 +94,7 @@ HOSTILE = {
     "through flax": record(model="flax.linen.jax.numpy.save(file='{canary}', arr=1)"),
     "through models": record(model="jaxaccel.models.np.load(file='x')"),
     "through a class": record(model="flax.linen.Module.__init_subclass__"),
-    "import module": record(model="jaxaccel.core.calls.importlib.import_module(name='evil')"),
+    "import module": record(model="jaxaccel.core.call_text.importlib.import_module(name='evil')"),
     "ours, but no model": record(model="jaxaccel.core.user_code.load_file(path='evil.py')"),
     "ours, but no model either": record(model="jaxaccel.core.files.write_text(path='{canary}', text='x')"),
     "optax, but no model": record(model="optax.adam(learning_rate=1.0)"),
@@ -412,7 +412,10 @@ def test_without_a_secret_nothing_is_trusted_and_that_is_said(own, tmp_path, mon
     with pytest.raises(UserError, match=r"no run is known as your own: .*file/config.*Not a directory"):
         ja.load_recipe(own)
     recipe = ja.load_recipe(own, trust=True)
-    assert "is not marked as your own" in said_of(recipe) and said_of(ja.load_recipe("digits")) == ""
+    assert (
+        "is not marked as your own" in warn_unreadable(recipe)
+        and warn_unreadable(ja.load_recipe("digits")) == ""
+    )
     prepare(tmp_path / "unsigned", recipe)
     assert not (tmp_path / "unsigned" / "signature").exists()
 

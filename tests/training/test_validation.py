@@ -156,7 +156,7 @@ def test_a_file_that_has_changed_is_noticed(tmp_path):
 def test_the_digest_sees_files_come_and_go(tmp_path):
     from PIL import Image
 
-    from jaxaccel.data.opening import open_set
+    from jaxaccel.data.data_sets import open_set
 
     digests = set()
     for name, size in (("a/1.png", 2), ("a/2.png", 2), ("b/1.png", 2), ("a/1.png", 9)):

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 import jaxaccel as ja
 from jaxaccel import models
-from jaxaccel.models.adapter import abstract, as_model
+from jaxaccel.models.adapter import abstract_variables, as_model
 from jaxaccel.optim import Optimizer
 from jaxaccel.tasks import ImageClassification
 from jaxaccel.tasks.metrics import ACCURACY
@@ -82,17 +82,17 @@ def test_the_weights_of_a_larger_model(tmp_path, packed):
     file, inputs = tmp_path / "weights", (jax.ShapeDtypeStruct((2, 8, 8, 1), "float32"),)
     small = as_model(partial(models.ResNetCifar, 8, width=4), {"classes": 10, "channels": 1}, inputs)
     if packed:
-        params, state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract(small))
+        params, state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract_variables(small))
         params["stages"][2][1] = params["stages"][2][0]
         ja.params.save({"params": params, "model_state": state}, file)
     else:
         save_file(theirs(10) | {"layer3.1.conv1.weight": np.zeros((9, 9, 3, 3), np.float32)}, file)
     more = "params/stages/2/1/conv1/kernel, .*, \\.\\.\\." if packed else "layer3.1.conv1"
     with pytest.raises(ja.UserError, match=f"another model: it has {more}, which the model lacks; name the"):
-        warm_start.start(file, small, inputs, ACCURACY)
+        warm_start.load_start(file, small, inputs, ACCURACY)
     teacher = Teacher(small, ImageClassification(), Distill(file))
     with pytest.raises(ja.UserError, match=f"another model: it has {more}, which the model lacks; name the"):
-        warm_start.teacher_weights(teacher, inputs)
+        warm_start.load_teacher_weights(teacher, inputs)
 
 
 def test_a_new_head_and_a_layer_too_many(tmp_path):
@@ -100,7 +100,7 @@ def test_a_new_head_and_a_layer_too_many(tmp_path):
     small = as_model(partial(models.ResNetCifar, 8, width=4), {"classes": 10, "channels": 1}, inputs)
     save_file(theirs(3) | {"layer3.1.conv1.weight": np.zeros((9, 9, 3, 3), np.float32)}, tmp_path / "weights")
     with pytest.raises(ja.UserError, match=r"it has layer3.1.conv1, linear, which the model lacks"):
-        warm_start.start(tmp_path / "weights", small, inputs, ACCURACY)
+        warm_start.load_start(tmp_path / "weights", small, inputs, ACCURACY)
 
 
 def test_only_the_head_moves(recipe, tmp_path):

@@ -1,4 +1,4 @@
-"""Runs quantised models on eight devices in several meshes and prints what the tests of them want to know."""
+"""Runs quantized models on eight devices in several meshes and prints what the tests of them want to know."""
 
 import json
 import sys

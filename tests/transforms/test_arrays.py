@@ -14,19 +14,19 @@ from jaxaccel.core.interpret import Transformation, transform
 W = jax.random.normal(jax.random.key(0), (6, 4, 8))
 
 
-def quantised(**options):
+def quantized(**options):
     return ja.quantize({"kernel": W}, **options)["kernel"]
 
 
 ARRAYS = {
-    "channels": quantised(),
-    "tensor": quantised(channels=()),
-    "first axis": quantised(channels=0),
-    "two axes": quantised(channels=(0, -1)),
-    "packed": quantised(bits=4),
-    "blocks": quantised(bits=4, block=2),
-    "blocks of the last axis": quantised(channels=(0, 1), block=4),
-    "zero points": quantised(symmetric=False),
+    "channels": quantized(),
+    "tensor": quantized(channels=()),
+    "first axis": quantized(channels=0),
+    "two axes": quantized(channels=(0, -1)),
+    "packed": quantized(bits=4),
+    "blocks": quantized(bits=4, block=2),
+    "blocks of the last axis": quantized(channels=(0, 1), block=4),
+    "zero points": quantized(symmetric=False),
     "odd and packed": ja.quantize({"kernel": W[..., :7]}, bits=4)["kernel"],
 }
 MOVES = {
@@ -57,7 +57,7 @@ MOVES = {
 def test_moves_are_those_of_the_dense_array(array, move):
     q = ARRAYS[array]
     moved = jax.jit(transform(MOVES[move], Transformation("move", {}, arrays=True)))(q)
-    want = MOVES[move](q.materialise())
+    want = MOVES[move](q.materialize())
     assert moved.dtype == want.dtype
     np.testing.assert_allclose(np.float32(moved), np.float32(want), rtol=1e-6)
 
@@ -67,7 +67,7 @@ def test_moves_are_those_of_the_dense_array(array, move):
 def test_moves_keep_it_compressed(array, move):
     def rule(site, x):
         assert isinstance(x, QuantArray), f"{move} made it {type(x).__name__}"
-        return x.materialise().sum()
+        return x.materialize().sum()
 
     f = transform(lambda w: jnp.sum(MOVES[move](w)), Transformation("sum", {"reduce_sum": rule}, arrays=True))
     f(ARRAYS[array])
@@ -78,7 +78,7 @@ def test_it_is_a_pytree_of_the_shape_it_stands_for(array):
     q = ARRAYS[array]
     leaves, treedef = jax.tree.flatten(q)
     again = jax.tree.unflatten(treedef, leaves)
-    assert again.shape == q.shape == q.materialise().shape and again.dtype == jnp.float32
+    assert again.shape == q.shape == q.materialize().shape and again.dtype == jnp.float32
     paths = [jax.tree_util.keystr(p, simple=True) for p, _ in jax.tree_util.tree_leaves_with_path(q)]
     assert paths[:2] == ["qvalue", "scale"]
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), q, again)
@@ -91,9 +91,9 @@ def test_loops_take_it_apart_row_by_row(array):
     def f(w, x):
         return jax.lax.scan(lambda x, row: (x + jnp.sum(row), x), x, w)
 
-    with sites.recording() as runs:
+    with sites.record_runs() as runs:
         got = transform(f, Transformation("scan", {}, arrays=True))(q, 0.0)
-    want = f(q.materialise(), 0.0)
+    want = f(q.materialize(), 0.0)
     np.testing.assert_allclose(got[1], want[1], rtol=1e-4, atol=1e-5)
     assert all("loop" not in r.reason for run in runs for r in run.records)
 

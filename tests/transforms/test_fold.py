@@ -11,7 +11,7 @@ from grids import thinned
 
 import jaxaccel as ja
 from jaxaccel import models
-from jaxaccel.core.trees import path_text
+from jaxaccel.core.paths import path_text
 from jaxaccel.errors import UserError
 from jaxaccel.models.adapter import as_model
 

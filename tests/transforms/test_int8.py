@@ -31,7 +31,7 @@ def f(params, x, i):
 
 
 def records(g, *args):
-    with sites.recording() as runs:
+    with sites.record_runs() as runs:
         jax.eval_shape(g, *args)
     return {record.name: record for record in runs[-1].records}
 
@@ -101,10 +101,10 @@ def test_static_activations_stay_int8_between_layers():
     assert [made[name] for name in re.findall(r"%([\w.-]+)", operands) if name in made] == ["s32"]
 
 
-def test_parameters_that_are_not_quantised_are_left_alone():
+def test_parameters_that_are_not_quantized_are_left_alone():
     q = ja.quantize(PARAMS, "conv/*")
     found = records(ja.int8(f), q, X, I)
-    assert found["dense/kernel"].reason == "not quantised" and found["dense/kernel"].after == "float32"
+    assert found["dense/kernel"].reason == "not quantized" and found["dense/kernel"].after == "float32"
     np.testing.assert_array_equal(ja.int8(f)(PARAMS, X, I), f(PARAMS, X, I))
 
 
@@ -168,7 +168,7 @@ def test_training_in_int8_is_unbiased():
         return jnp.sum((x @ params["kernel"]) ** 2)
 
     y = ja.int8(lambda p, x: x @ p["kernel"])(ja.quantize(params), x)
-    want = numerics.fake(x, numerics.scale_of(numerics.absmax(x, [0]))).T @ (2 * y)
+    want = numerics.fake_quantize(x, numerics.scale_of(numerics.absmax(x, [0]))).T @ (2 * y)
     one = jax.jit(lambda key: jax.grad(ja.int8(loss, train=True, key=key))(params, x)["kernel"])
     grads = jax.vmap(one)(jax.random.split(jax.random.key(1), 64))
     assert error(grads.mean(0), want) < 0.3 * error(grads[0], want) < 0.05
@@ -248,7 +248,7 @@ def test_a_derivative_of_rounded_activations_is_refused():
     assert jax.grad(lambda scale: scale * ja.int8(f)(q, x))(2.0) == pytest.approx(96, rel=0.01)
 
 
-def test_static_activations_that_several_products_read_are_quantised_once():
+def test_static_activations_that_several_products_read_are_quantized_once():
     keys = jax.random.split(jax.random.key(0), 4)
     params = {name: jax.random.normal(key, (8, 8)) for name, key in zip("abc", keys, strict=False)}
     x = jax.random.normal(keys[3], (4, 8))

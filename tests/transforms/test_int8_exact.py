@@ -11,9 +11,9 @@ from grids import thinned
 
 import jaxaccel as ja
 from jaxaccel.core.arrays import QuantArray
-from jaxaccel.transforms import integer
+from jaxaccel.transforms import int8_products
 from jaxaccel.transforms.lowering import convolution
-from jaxaccel.transforms.lowering.integer import IntegerProduct, choose_int8_form
+from jaxaccel.transforms.lowering.int8_forms import IntegerProduct, choose_int8_form
 
 DOTS = {
     "matrix": ((5, 7), (7, 3), (((1,), (0,)), ((), ()))),
@@ -204,7 +204,7 @@ def test_scales_meet_the_right_axes_of_matrix_products(form):
     params = {"dimension_numbers": numbers}
     pair, dense = [], []
     for operand, shape in enumerate((left, right)):
-        shared = integer.shared_axes("dot_general", params, operand, len(shape))
+        shared = int8_products.shared_axes("dot_general", params, operand, len(shape))
         sizes = [1 if axis in shared else n for axis, n in enumerate(shape)]
         scale = np.random.default_rng(operand).uniform(0.5, 2, sizes).astype(np.float32)
         q = integers(shape, "random", operand)
@@ -214,7 +214,7 @@ def test_scales_meet_the_right_axes_of_matrix_products(form):
     def bind(*values, **changed):
         return jax.lax.dot_general(*values, numbers, preferred_element_type=changed["preferred_element_type"])
 
-    got = integer.product("dot_general", params, bind, *pair)
+    got = int8_products.multiply_integers("dot_general", params, bind, *pair)
     want = jax.lax.dot_general(*map(np.float32, dense), numbers, precision="highest")
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=0.5)
 
@@ -225,13 +225,13 @@ def test_scales_meet_the_right_axes_of_convolutions(conv):
     eqn = conv_eqn((lhs, rhs), numbers, options)
     pair, dense = [], []
     for operand, shape in enumerate((lhs, rhs)):
-        shared = integer.shared_axes("conv_general_dilated", eqn.params, operand, len(shape))
+        shared = int8_products.shared_axes("conv_general_dilated", eqn.params, operand, len(shape))
         sizes = [1 if axis in shared else n for axis, n in enumerate(shape)]
         scale = np.random.default_rng(operand).uniform(0.5, 2, sizes).astype(np.float32)
         q = integers(shape, "random", operand)
         pair.append(QuantArray(jnp.asarray(q), jnp.asarray(scale)))
         dense.append(jnp.asarray(q * scale))
-    got = integer.product("conv_general_dilated", eqn.params, bind_of(eqn), *pair)
+    got = int8_products.multiply_integers("conv_general_dilated", eqn.params, bind_of(eqn), *pair)
     want = bind_of(eqn)(*dense, preferred_element_type=None)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=0.5)
 

@@ -12,7 +12,7 @@ from test_int8_exact import NHWC, numpy_conv
 import jaxaccel as ja
 from jaxaccel.core import sites
 from jaxaccel.core.arrays import QuantArray
-from jaxaccel.transforms import integer
+from jaxaccel.transforms import int8_products
 
 RNG = np.random.default_rng(0)
 
@@ -45,7 +45,7 @@ def near(got, want, rtol=1e-5):
 
 
 def lowering_of(f, *args):
-    with sites.recording() as runs:
+    with sites.record_runs() as runs:
         jax.eval_shape(f, *args)
     return [(r.lowering, r.reason) for r in runs[-1].records]
 
@@ -203,7 +203,9 @@ def test_zero_points_on_both_sides_are_exact():
         QuantArray(jnp.asarray(rng.integers(100, 128, shape), jnp.int8), jnp.ones((1, 1)), point)
         for shape in ((3, 16384), (16384, 2))
     )
-    assert not integer.may_overflow("dot_general", {"dimension_numbers": (((1,), (0,)), ((), ()))}, a, b)
+    assert not int8_products.may_overflow(
+        "dot_general", {"dimension_numbers": (((1,), (0,)), ((), ()))}, a, b
+    )
     got = ja.int8(lambda p: p["a"] @ p["b"])({"a": a, "b": b})
     np.testing.assert_array_equal(np.asarray(got, np.float64), (dense(a) @ dense(b)))
 
@@ -213,7 +215,7 @@ def test_a_sum_that_int32_cannot_hold_is_left_in_float32():
     q, x = ja.quantize({"w": jnp.ones((n, 2))}, "w"), jnp.ones((1, n))
     f = ja.int8(lambda p, x: x @ p["w"])
     near(f(q, x), np.full((1, 2), float(n)))
-    assert lowering_of(f, q, x) == [("dequantised", "its sum may exceed int32")]
+    assert lowering_of(f, q, x) == [("dequantized", "its sum may exceed int32")]
 
 
 def test_training_sums_what_int32_cannot_hold_in_float32():

@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 import jaxaccel as ja
-from jaxaccel.core.sites import recording
+from jaxaccel.core.sites import record_runs
 
 PARAMS = {"kernel": jax.random.normal(jax.random.key(0), (3, 3, 3, 16)), "head": jnp.ones((16, 4))}
 X = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
@@ -39,7 +39,7 @@ def context(platform):
 
 def choices(g, params):
     """What became of each operation of a program."""
-    with recording() as runs:
+    with record_runs() as runs:
         jax.eval_shape(jax.jit(g), params, X)
     return [(run.transformation, [(r.name, r.lowering, r.reason) for r in run.records]) for run in runs]
 

@@ -21,7 +21,7 @@ from jaxaccel.core.interpret import Transformation, transform
 from jaxaccel.models.adapter import as_model
 from jaxaccel.transforms import LossScaleState
 
-# LLVM's optimisations are most of the compile time and see nothing that differs.
+# LLVM's optimizations are most of the compile time and see nothing that differs.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 NARROW = {"bfloat16": (ja.bfloat16, "bf16", 0.02), "float16": (ja.float16, "f16", 0.003)}
 
@@ -284,7 +284,7 @@ def test_float8_is_refused_where_there_is_none_and_leaves_convolutions():
     with pytest.raises(ja.UserError, match="no float8 products on this cpu"):
         ja.float8(mlp)(PARAMS, X)
     conv = ja.float8(lambda x, k: jax.lax.conv(x, k, (1, 1), "SAME"), emulate=True, argnums=1)
-    with sites.recording() as runs:
+    with sites.record_runs() as runs:
         jax.eval_shape(conv, normal(1, 2, 5, 5), normal(3, 2, 3, 3))
     assert [r.reason for r in runs[0].records] == ["float8 is for matrix products alone"]
     assert products(jax.grad(loss(ja.float8(mlp, emulate=True))), PARAMS, X) == [

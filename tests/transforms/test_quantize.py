@@ -17,7 +17,7 @@ PARAMS = {
 }
 
 
-def is_quantised(tree):
+def is_quantized(tree):
     return {
         ja_path: isinstance(x, QuantArray)
         for ja_path, x in (
@@ -30,15 +30,15 @@ def is_quantised(tree):
 
 
 def test_kernels_and_embeddings_are_taken_by_default():
-    assert is_quantised(ja.quantize(PARAMS)) == {
+    assert is_quantized(ja.quantize(PARAMS)) == {
         "conv/kernel": True, "conv/bias": False, "emb/embedding": True, "steps": False,
     }  # fmt: skip
 
 
 def test_leaves_by_pattern_and_by_predicate():
-    assert is_quantised(ja.quantize(PARAMS, "emb/*"))["conv/kernel"] is False
-    assert is_quantised(ja.quantize(PARAMS, lambda path: path.startswith("conv")))["emb/embedding"] is False
-    assert is_quantised(ja.quantize(PARAMS, "**")) == is_quantised(ja.quantize(PARAMS))
+    assert is_quantized(ja.quantize(PARAMS, "emb/*"))["conv/kernel"] is False
+    assert is_quantized(ja.quantize(PARAMS, lambda path: path.startswith("conv")))["emb/embedding"] is False
+    assert is_quantized(ja.quantize(PARAMS, "**")) == is_quantized(ja.quantize(PARAMS))
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -51,7 +51,7 @@ def test_the_error_is_half_a_step(bits, options):
     ]
     for dense, array in pairs:
         step = expand(array.scale, array.shape)
-        assert bool(jnp.all(jnp.abs(array.materialise() - dense) <= 0.5 * step * 1.001))
+        assert bool(jnp.all(jnp.abs(array.materialize() - dense) <= 0.5 * step * 1.001))
         assert array.integers().dtype == jnp.int8
         low = -numerics.qmax(bits) - (array.zero_point is not None)
         assert low <= int(array.integers().min()) and int(array.integers().max()) <= numerics.qmax(bits)
@@ -70,7 +70,7 @@ def test_zero_points_are_those_of_float64(low, high, bits):
     np.testing.assert_array_equal(
         q.qvalue, np.clip(np.round(w / scale) + zero, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
     )
-    assert (np.abs(q.materialise() - w) <= 0.501 * scale).all()
+    assert (np.abs(q.materialize() - w) <= 0.501 * scale).all()
 
 
 def test_channels_have_their_scales():
@@ -90,7 +90,7 @@ def test_least_squares_clips_outliers(symmetric):
 
     def error(by):
         found = ja.quantize({"kernel": w}, bits=4, range=by, symmetric=symmetric)["kernel"]
-        return float(jnp.sum((found.materialise() - w) ** 2))
+        return float(jnp.sum((found.materialize() - w) ** 2))
 
     assert error("mse") < 0.8 * error("absmax")
 
@@ -110,7 +110,7 @@ def test_stochastic_rounding_is_unbiased():
 
 def test_an_array_of_zeros_stays_zero():
     q = ja.quantize({"kernel": jnp.zeros((4, 4))})["kernel"]
-    assert bool(jnp.all(q.materialise() == 0)) and bool(jnp.all(jnp.isfinite(q.scale)))
+    assert bool(jnp.all(q.materialize() == 0)) and bool(jnp.all(jnp.isfinite(q.scale)))
 
 
 def test_twice_is_once():
@@ -120,7 +120,7 @@ def test_twice_is_once():
 
 def test_bfloat16_parameters_come_back_as_bfloat16():
     q = ja.quantize({"kernel": jnp.ones((4, 4), jnp.bfloat16)})["kernel"]
-    assert q.dtype == jnp.bfloat16 and q.materialise().dtype == jnp.bfloat16
+    assert q.dtype == jnp.bfloat16 and q.materialize().dtype == jnp.bfloat16
 
 
 def test_an_nnx_module_is_a_pytree_like_any_other():

@@ -1,4 +1,4 @@
-"""Quantised parameters on eight forced CPU devices: shardings, equal results, checkpoints on another mesh."""
+"""Quantized parameters on eight forced CPU devices: shardings, equal results, checkpoints on another mesh."""
 
 from pathlib import Path
 

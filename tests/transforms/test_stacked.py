@@ -135,7 +135,7 @@ def test_tiny_weights_keep_their_digits(size, options):
     want = ja.quantize({"kernel": w / np.float32(size)}, **options)["kernel"]
     if size > 1e-35 and "range" not in options:  # smaller scales end where normal numbers do
         np.testing.assert_allclose(q.integers(), want.integers(), atol=1)
-    found, exact = np.float64(q.materialise()) / size, np.float64(w) / size
+    found, exact = np.float64(q.materialize()) / size, np.float64(w) / size
     assert np.abs(found - exact).max() < 0.51 * float(want.scale.max()) + (0.4 if "range" in options else 0)
 
 
@@ -143,7 +143,7 @@ def test_channels_of_zeros_stay_zeros():
     w = jax.random.normal(jax.random.key(0), (16, 8)).at[:, 3].set(0)
     for options in ({}, {"bits": 4}, {"range": "mse"}, {"symmetric": False}):
         q = ja.quantize({"kernel": w}, **options)
-        np.testing.assert_array_equal(q["kernel"].materialise()[:, 3], 0)
+        np.testing.assert_array_equal(q["kernel"].materialize()[:, 3], 0)
         y = ja.int8(lambda p, x: x @ p["kernel"])(q, jax.random.normal(jax.random.key(1), (4, 16)))
         assert np.isfinite(y).all() and not np.asarray(y)[:, 3].any()
 

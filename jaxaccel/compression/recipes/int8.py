@@ -1,4 +1,4 @@
-"""Fold and quantise, without any training: a minute's work, and often enough.
+"""Fold and quantize, without any training: a minute's work, and often enough.
 
 BatchNorm goes into the weights; weights and activations become int8 by ranges seen on training data (Wu et al. 2020,
 arXiv:2004.09602).

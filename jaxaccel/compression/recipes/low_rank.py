@@ -8,7 +8,7 @@ from jaxaccel.compression import FineTune, Fold, LowRank, Pipeline, Quantize
 
 
 def pipeline() -> Pipeline:
-    """Half the multiply-adds, then quantised."""
+    """Half the multiply-adds, then quantized."""
     return Pipeline(
         {
             "low_rank": LowRank(),

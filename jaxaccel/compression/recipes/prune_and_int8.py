@@ -9,7 +9,7 @@ from jaxaccel.optim import Sparse
 
 
 def pipeline() -> Pipeline:
-    """Pruned by a cubic schedule, then quantised."""
+    """Pruned by a cubic schedule, then quantized."""
     return Pipeline(
         {
             "prune": FineTune(

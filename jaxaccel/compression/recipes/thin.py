@@ -9,7 +9,7 @@ from jaxaccel.compression import FineTune, Fold, Pipeline, Quantize, RemoveChann
 
 
 def pipeline() -> Pipeline:
-    """Half the multiply-adds, then quantised."""
+    """Half the multiply-adds, then quantized."""
     return Pipeline(
         {
             "channels": RemoveChannels(multiple=8),

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxaccel.core.arrays.stand_in import StandIn
+from jaxaccel.core.arrays.base import StandIn
 from jaxaccel.core.interpret import array_rule, register
 from jaxaccel.core.sites import Site
 
@@ -20,7 +20,7 @@ class CodebookArray(StandIn):
 
     A pytree of two arrays: `indices`, uint8 of shape `shape`, and `codebook`, float32 (values,), at most 256, or
     (layers, values) of a stack, in which each layer along the first axis has its own. In memory an element takes a
-    byte; packed in a file it takes what its entropy says. Products materialise it.
+    byte; packed in a file it takes what its entropy says. Products materialize it.
     """
 
     indices: jax.Array
@@ -33,7 +33,7 @@ class CodebookArray(StandIn):
         """Of the array it stands for."""
         return tuple(self.indices.shape)
 
-    def materialise(self) -> jax.Array:
+    def materialize(self) -> jax.Array:
         """The dense array, of shape `shape` and dtype `dtype`; differentiable in `codebook`."""
         codebook = self.codebook.astype(self.real)
         if codebook.ndim == 2:

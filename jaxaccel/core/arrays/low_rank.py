@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxaccel.core.arrays.stand_in import StandIn
+from jaxaccel.core.arrays.base import StandIn
 from jaxaccel.core.interpret import array_rule, is_compressed, register
 from jaxaccel.core.sites import Site
 
@@ -54,7 +54,7 @@ class LowRankArray(StandIn):
         layer = sizes if self.axes is None else tuple(sizes[axis] for axis in self.axes)
         return (*self.left.shape[:lead], *layer)
 
-    def materialise(self) -> jax.Array:
+    def materialize(self) -> jax.Array:
         """The dense array, of shape `shape` and dtype `dtype`."""
 
         def of_layer(left: jax.Array, right: jax.Array) -> jax.Array:
@@ -62,12 +62,12 @@ class LowRankArray(StandIn):
             return product if self.axes is None else product.transpose(self.axes)
 
         make = jax.vmap(of_layer) if self.stacked else of_layer
-        return make(dense(self.left), dense(self.right)).astype(self.real)
+        return make(materialize(self.left), materialize(self.right)).astype(self.real)
 
     def rows(self) -> Any:
         """The factors of the layers of a stack; else the dense array, whose rows share them."""
         if not self.stacked:
-            return self.materialise()
+            return self.materialize()
         left, right = (x.rows() if is_compressed(x) else x for x in (self.left, self.right))
         return dataclasses.replace(self, left=left, right=right, stacked=False)
 
@@ -95,9 +95,9 @@ def _leafwise(site: Site, x: LowRankArray) -> LowRankArray:
     return jax.tree.map(site.bind, x)
 
 
-def dense(x: Any) -> jax.Array:
+def materialize(x: Any) -> jax.Array:
     """`x`, or what it stands for."""
-    return x.materialise() if is_compressed(x) else x
+    return x.materialize() if is_compressed(x) else x
 
 
 @array_rule(LowRankArray, "convert_element_type")

@@ -17,9 +17,9 @@ from jaxaccel.errors import UserError
 
 FLOOR = 1 << 26
 """Bytes that even the smallest file may fill: zeros of a small network, packed, are next to nothing."""
-MOST_PIXELS = 178_956_970
+MAX_PIXELS = 178_956_970
 """Of a picture: what Pillow too refuses by itself, where it looks; half a gigabyte in RGB."""
-_LONGEST_TEXT = 1 << 26  # bytes of a JSON file
+_MAX_JSON_BYTES = 1 << 26  # bytes of a JSON file
 _MALFORMED = (
     *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, EOFError),
     *(RuntimeError, MemoryError, struct.error, zlib.error, lzma.LZMAError, zipfile.BadZipFile),
@@ -56,7 +56,7 @@ def check(holds: bool, otherwise: str) -> None:
 
 
 @contextlib.contextmanager
-def reading(path: Path, what: str) -> Iterator[None]:
+def explain_errors(path: Path, what: str) -> Iterator[None]:
     """Turns all that reading `path` can raise into one line.
 
     Args:
@@ -75,11 +75,11 @@ def reading(path: Path, what: str) -> Iterator[None]:
     except Refused as error:
         raise UserError(f"{path} {error}") from None
     except _MALFORMED as error:
-        detail = shown(str(error) or type(error).__name__)
+        detail = shorten(str(error) or type(error).__name__)
         raise UserError(f"{path} is damaged or {what} ({detail}): get or save it again") from error
 
 
-def shown(text: str, most: int = 100) -> str:
+def shorten(text: str, most: int = 100) -> str:
     """At most `most` characters of a stranger's `text`, on one line and printable."""
     line = " ".join(text[: 4 * most].split())
     return (line if line.isprintable() else ascii(line)[1:-1])[:most]
@@ -122,20 +122,20 @@ def read_bytes(path: Path, most: int) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file of at most 64 MiB; for within `reading`."""
-    return json.loads(read_bytes(path, _LONGEST_TEXT))
+    """The value in a JSON file of at most 64 MiB; for within `explain_errors`."""
+    return json.loads(read_bytes(path, _MAX_JSON_BYTES))
 
 
 def check_pixels(size: tuple[int, int]) -> None:
     """Checks (width, height) in pixels, as the header of a picture says, before it is decoded.
 
     Raises:
-      ValueError: that is more than `MOST_PIXELS`.
+      ValueError: that is more than `MAX_PIXELS`.
     """
     width, height = size
     check(
-        width * height <= MOST_PIXELS,
-        f"{width} x {height} pixels are more than {MOST_PIXELS:,}: make it smaller",
+        width * height <= MAX_PIXELS,
+        f"{width} x {height} pixels are more than {MAX_PIXELS:,}: make it smaller",
     )
 
 

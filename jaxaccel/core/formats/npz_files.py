@@ -14,15 +14,15 @@ from jaxaccel.core.formats.bounds import (
     Budget,
     Refused,
     check,
+    explain_errors,
     open_file,
     read_member,
-    reading,
-    shown,
+    shorten,
     size_of,
     zip_members,
 )
 
-MOST_TIMES = 64
+MAX_EXPANSION = 64
 """How many times as large as the file its arrays may be, beyond `bounds.FLOOR`. Weights of which nine in ten are zero
 reach 10, zeros alone 1,032."""
 
@@ -32,15 +32,15 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
 
     Raises:
       UserError: the file is missing, damaged, encrypted or of another kind, holds objects or structures, or claims to
-        hold more than `MOST_TIMES` its size.
+        hold more than `MAX_EXPANSION` its size.
     """
     path = Path(path)
     with (
-        reading(path, "is no whole npz file of numbers"),
+        explain_errors(path, "is no whole npz file of numbers"),
         open_file(path) as file,
         zipfile.ZipFile(file) as archive,
     ):
-        limit = MOST_TIMES * size_of(file) + FLOOR
+        limit = MAX_EXPANSION * size_of(file) + FLOOR
         claimed = sum(member.file_size for member in archive.infolist())
         members = zip_members(
             archive,
@@ -75,7 +75,7 @@ def _array(content: bytes, name: str) -> np.ndarray | None:
         return None
     if dtype.kind not in "biufc":
         raise Refused(
-            f"holds {shown(name, 50)} of type {shown(str(dtype), 50)}, which are no numbers; refused"
+            f"holds {shorten(name, 50)} of type {shorten(str(dtype), 50)}, which are no numbers; refused"
         )
     check(all(type(n) is int and n >= 0 for n in shape) and len(shape) <= 32, "an array of a wrong size")
     start, count = stream.tell(), math.prod(shape)

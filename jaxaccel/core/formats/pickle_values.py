@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from jaxaccel.core.formats.bounds import Budget, check
-from jaxaccel.core.formats.pickles import Functions, Opaque, pairs
+from jaxaccel.core.formats.pickles import Functions, Opaque, make_dict
 
-LARGEST = 1 << 48  # no size, stride or offset is larger
-MOST_AXES = 32
+MAX_SIZE = 1 << 48  # no size, stride or offset is larger
+MAX_AXES = 32
 
 
 class NumpyDtype:
@@ -46,7 +46,7 @@ class NumpyArray:
             self.value = _array(_raw(raw, self._budget), dtype.value, shape, order)
 
 
-def functions(size: int) -> Functions:
+def callable_functions(size: int) -> Functions:
     """What may be called, for a pickle of `size` bytes."""
     budget = Budget(4 * size + (1 << 16), "spells out the same bytes again and again; refused")
 
@@ -91,7 +91,7 @@ def _dictionary(*arguments: Any) -> dict[Any, Any]:
     if isinstance(items, dict):
         return items
     check(isinstance(items, list), "a dictionary of something else than pairs")
-    made = pairs(items)
+    made = make_dict(items)
     items.clear()  # so that a file cannot use one long list again and again
     return made
 
@@ -121,7 +121,7 @@ def _raw(value: Any, budget: Budget) -> bytes:
 
 
 def _array(raw: bytes, dtype: np.dtype, shape: Any, order: Any) -> np.ndarray:
-    check(isinstance(shape, tuple) and len(shape) <= MOST_AXES, "an array without a shape")
+    check(isinstance(shape, tuple) and len(shape) <= MAX_AXES, "an array without a shape")
     check(all(map(is_size, shape)), "an array of a wrong size")
     check(math.prod(shape) * dtype.itemsize == len(raw), "an array of another size than its bytes")
     # A byte other than 0 and 1 would be an undefined bool.
@@ -131,4 +131,4 @@ def _array(raw: bytes, dtype: np.dtype, shape: Any, order: Any) -> np.ndarray:
 
 def is_size(value: Any) -> bool:
     """Whether `value` can be a size, a stride or an offset, in elements."""
-    return type(value) is int and 0 <= value < LARGEST
+    return type(value) is int and 0 <= value < MAX_SIZE

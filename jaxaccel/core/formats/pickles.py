@@ -7,20 +7,23 @@ no foreign code either; but deep nesting, or a tuple inside itself often enough 
 hang or crash.)
 
 The work is bounded by the length of the pickle: each operation takes constant time but for the items that it takes
-from the stack and the bytes that it reads, and there are at most `MOST_OPERATIONS`.
+from the stack and the bytes that it reads, and there are at most `MAX_OPERATIONS`.
 """
 
 import pickletools
 from collections.abc import Callable, Iterable, Mapping
 from typing import IO, Any, NamedTuple, Protocol, runtime_checkable
 
-from jaxaccel.core.formats.bounds import Refused, check, shown
+from jaxaccel.core.formats.bounds import Refused, check, shorten
 
-MOST_OPERATIONS = 1 << 22
+MAX_OPERATIONS = 1 << 22
 """Of a pickle: half a minute of work and a gigabyte of Python objects at the worst; 1,000 tensors need 100,000."""
-_LONGEST_KEY, _LONGEST_NAME = 4096, 200  # characters of a key; of a global's module and of what it names
-_LONGEST_NUMBER = 4096  # bits
-_LARGEST_KEY = 1 << 31
+_MAX_KEY_LENGTH, _MAX_NAME_LENGTH = (
+    4096,
+    200,
+)  # characters of a key; of a global's module and of what it names
+_MAX_INTEGER_BITS = 4096  # bits
+_MAX_INTEGER_KEY = 1 << 31
 """Larger integers can be chosen so that all fall into one place of a dictionary, which makes it slow."""
 
 
@@ -41,7 +44,7 @@ class Opaque:
         """Where it was filled like a dictionary: those items."""
 
     def __repr__(self) -> str:
-        return f"Opaque({shown(self.name)!r})"
+        return f"Opaque({shorten(self.name)!r})"
 
 
 @runtime_checkable
@@ -74,8 +77,8 @@ def load(file: IO[bytes], functions: Functions, stored: Callable[[Any], Any] | N
     """
     machine = _Machine(functions, stored)
     for count, (operation, argument, _) in enumerate(pickletools.genops(file)):
-        if count >= MOST_OPERATIONS:
-            raise Refused(f"has a pickle of more than {MOST_OPERATIONS:,} operations; refused")
+        if count >= MAX_OPERATIONS:
+            raise Refused(f"has a pickle of more than {MAX_OPERATIONS:,} operations; refused")
         if operation.name == "STOP":
             return machine.pop()
         step = _STEPS.get(operation.name)
@@ -100,7 +103,7 @@ class _Machine:
         self.stack.append(value)
 
     def push_number(self, value: int) -> None:
-        check(value.bit_length() <= _LONGEST_NUMBER, "an integer of thousands of bits")
+        check(value.bit_length() <= _MAX_INTEGER_BITS, "an integer of thousands of bits")
         self.stack.append(value)
 
     def pop(self) -> Any:
@@ -136,11 +139,11 @@ class _Machine:
             target.entries = {} if target.entries is None else target.entries
             target = target.entries
         check(isinstance(target, dict), "an item of no dictionary")
-        target.update(pairs(zip(items[::2], items[1::2], strict=True)))
+        target.update(make_dict(zip(items[::2], items[1::2], strict=True)))
 
     def remember(self, place: int | None) -> None:
         place = len(self.memo) if place is None else place
-        check(place <= MOST_OPERATIONS, "a memo out of proportion")
+        check(place <= MAX_OPERATIONS, "a memo out of proportion")
         self.memo[place] = self.stack[-1]
 
     def recall(self, place: int) -> None:
@@ -149,7 +152,7 @@ class _Machine:
     def name(self, module: Any, attribute: Any) -> None:
         names = (module, attribute)
         check(all(isinstance(name, str) for name in names), "a global without a name")
-        check(all(len(name) <= _LONGEST_NAME for name in names), "a global with too long a name")
+        check(all(len(name) <= _MAX_NAME_LENGTH for name in names), "a global with too long a name")
         self.stack.append(Name(f"{module}.{attribute}"))
 
     def call(self, function: Any, arguments: Any) -> None:
@@ -187,16 +190,16 @@ class _Machine:
         self.stack.append(self.stored(self.pop()))
 
 
-def pairs(items: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+def make_dict(items: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
     """A dictionary of those `items` whose keys are quick to hash and to compare."""
     return {key: value for key, value in items if _is_key(key)}
 
 
 def _is_key(key: Any) -> bool:
     if isinstance(key, str | bytes):
-        return len(key) <= _LONGEST_KEY
+        return len(key) <= _MAX_KEY_LENGTH
     if type(key) is int:
-        return abs(key) < _LARGEST_KEY
+        return abs(key) < _MAX_INTEGER_KEY
     return key is None or isinstance(key, bool | float)
 
 

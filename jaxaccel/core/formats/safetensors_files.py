@@ -11,9 +11,9 @@ from typing import IO, Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from jaxaccel.core.formats.bounds import Refused, check, open_file, reading, shown, size_of
+from jaxaccel.core.formats.bounds import Refused, check, explain_errors, open_file, shorten, size_of
 
-_LONGEST_HEADER = 100_000_000  # bytes, as in the format's own parser
+_MAX_HEADER_BYTES = 100_000_000  # bytes, as in the format's own parser
 _DTYPES: dict[str, Any] = {
     "BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4",
     "U64": "<u8", "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8", "C64": "<c8",
@@ -47,12 +47,12 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
       UserError: the file is missing, damaged or of another kind, or has a dtype that is not read (float4, float6).
     """
     path = Path(path)
-    with reading(path, "is no whole safetensors file"), open_file(path) as file:
+    with explain_errors(path, "is no whole safetensors file"), open_file(path) as file:
         return {name: read_array(file, entry) for name, entry in read_header(file).entries.items()}
 
 
 def read_header(file: IO[bytes]) -> Header:
-    """The header of an open file, every number in it checked; for within `reading`.
+    """The header of an open file, every number in it checked; for within `explain_errors`.
 
     Raises:
       Refused: it has a dtype that is not read.
@@ -60,7 +60,7 @@ def read_header(file: IO[bytes]) -> Header:
     """
     size = size_of(file)
     length = int.from_bytes(file.read(8), "little")
-    check(2 <= length <= min(size - 8, _LONGEST_HEADER), "a header longer than the file")
+    check(2 <= length <= min(size - 8, _MAX_HEADER_BYTES), "a header longer than the file")
     header = json.loads(file.read(length), object_pairs_hook=_without_twins)
     check(isinstance(header, dict), "a header of something else than names")
     metadata = header.pop("__metadata__", None) or {}
@@ -90,7 +90,7 @@ def _entry(name: str, fact: Any, start: int) -> Entry:
     check(all(type(n) is int and 0 <= n < 1 << 62 for n in (*shape, *offsets)), "a wrong size")
     if kind not in _DTYPES:
         raise Refused(
-            f"holds {shown(name, 50)} as {shown(kind, 20)}, which is not read: save it as F32 or BF16"
+            f"holds {shorten(name, 50)} as {shorten(kind, 20)}, which is not read: save it as F32 or BF16"
         )
     dtype = np.dtype(_DTYPES[kind])
     first, last = offsets

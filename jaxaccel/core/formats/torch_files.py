@@ -18,10 +18,10 @@ from jaxaccel.core.formats.bounds import (
     Budget,
     Refused,
     check,
+    explain_errors,
     open_file,
     read_member,
-    reading,
-    shown,
+    shorten,
     size_of,
     zip_members,
 )
@@ -30,8 +30,8 @@ from jaxaccel.core.formats.pickles import Name, Opaque
 from jaxaccel.core.formats.torch_pickle import Storage, Tensor, load
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-_DEEPEST = 64  # containers in containers
-_MOST_TIMES, _MOST_MORE = 16, 1 << 24  # a view may repeat its storage, but not without end
+_MAX_DEPTH = 64  # containers in containers
+_MAX_EXPANSION, _MAX_EXTRA_BYTES = 16, 1 << 24  # a view may repeat its storage, but not without end
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -50,13 +50,15 @@ def read(path: str | Path) -> dict[str, Any]:
         numbers, describes tensors out of proportion to its size, or asks for more than a pickle of data does.
     """
     path = Path(path)
-    with reading(path, "was not written by torch.save"), open_file(path) as file:
-        limit = _MOST_TIMES * size_of(file) + _MOST_MORE
+    with explain_errors(path, "was not written by torch.save"), open_file(path) as file:
+        limit = _MAX_EXPANSION * size_of(file) + _MAX_EXTRA_BYTES
         zipped = file.read(4) == b"PK\x03\x04"
         file.seek(0)
         value = _read_zip(file, limit) if zipped else _read_legacy(file.read(), limit)
         if isinstance(value, Opaque):
-            raise Refused(f"holds an object of {shown(value.name)}, which is not run: save its state_dict()")
+            raise Refused(
+                f"holds an object of {shorten(value.name)}, which is not run: save its state_dict()"
+            )
         named = {k: x for k, x in value.items() if isinstance(k, str)} if isinstance(value, dict) else {}
         if not named:
             raise Refused("holds no dictionary of names: save the model's state_dict()")
@@ -119,8 +121,8 @@ class _Arrays:
     def filled(self, value: Any, depth: int = 0) -> Any:
         if value is None or isinstance(value, str | bytes | int | float | complex | np.generic):
             return value
-        if depth > _DEEPEST:
-            raise Refused(f"nests more than {_DEEPEST} containers, or one in itself; refused")
+        if depth > _MAX_DEPTH:
+            raise Refused(f"nests more than {_MAX_DEPTH} containers, or one in itself; refused")
         if id(value) not in self._done:
             self._done[id(value)] = self._fresh(value, depth + 1)
         return self._done[id(value)]

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxaccel.core.formats import pickles
 from jaxaccel.core.formats.bounds import Refused, check
-from jaxaccel.core.formats.pickle_values import MOST_AXES, NumpyArray, functions, is_size
+from jaxaccel.core.formats.pickle_values import MAX_AXES, NumpyArray, callable_functions, is_size
 from jaxaccel.core.formats.pickles import Name, Opaque
 
 _DTYPES = {
@@ -62,7 +62,7 @@ class Tensor:
     ) -> None:
         check(isinstance(storage, Storage), "a tensor without a storage")
         check(isinstance(shape, tuple) and isinstance(strides, tuple), "a tensor without a shape")
-        check(len(shape) == len(strides) <= MOST_AXES, "a tensor of a wrong rank")
+        check(len(shape) == len(strides) <= MAX_AXES, "a tensor of a wrong rank")
         check(all(map(is_size, (offset, *shape, *strides))), "a tensor of a wrong size")
         self.dtype = storage.dtype if dtype is None else dtype
         last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
@@ -95,7 +95,7 @@ def load(file: IO[bytes], storages: dict[str, Storage], size: int) -> Any:
       Refused: it asks for what `torch.save` does not write.
       ValueError, LookupError, TypeError: it makes no sense.
     """
-    known = {**functions(size), **_FUNCTIONS}
+    known = {**callable_functions(size), **_FUNCTIONS}
     return pickles.load(file, known, lambda described: _stored(described, storages))
 
 

@@ -1,4 +1,4 @@
-"""What XLA made of a program: the products in optimised HLO text, with the types they are computed in.
+"""What XLA made of a program: the products in optimized HLO text, with the types they are computed in.
 
 `operations` reads ``compiled.as_text()`` of a CPU, GPU or TPU and finds each matrix product and convolution, wherever
 it stands: in a fusion, in the body of a loop, or as a call of a library. That is how one proves that int8 is

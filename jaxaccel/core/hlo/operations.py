@@ -1,10 +1,10 @@
-"""The products in optimised HLO: with which types they are computed, by what, how often, and of how many terms."""
+"""The products in optimized HLO: with which types they are computed, by what, how often, and of how many terms."""
 
 import dataclasses
 import math
 import re
 
-from jaxaccel.core.hlo.text import Computation, Instruction, Place, bits, parse, places, source
+from jaxaccel.core.hlo.text import Computation, Instruction, Place, bits, list_calls, parse, trace_source
 
 _LIBRARY = re.compile(r"__cublas\$|__cudnn\$conv|__onednn\$")
 
@@ -44,7 +44,7 @@ class Operation:
 
 
 def operations(text: str) -> list[Operation]:
-    """Every dot and convolution of optimised HLO text, also those that cuBLAS, cuDNN and oneDNN do.
+    """Every dot and convolution of optimized HLO text, also those that cuBLAS, cuDNN and oneDNN do.
 
     Raises:
       ValueError: `text` is no HLO module, or a library call does not tell its dimensions.
@@ -52,7 +52,7 @@ def operations(text: str) -> list[Operation]:
     computations, entry = parse(text)
     return [
         _operation(computations, place, instruction)
-        for place in places(computations, entry)
+        for place in list_calls(computations, entry)
         for instruction in place.computation.values()
         if instruction.opcode in ("dot", "convolution") or _target(instruction)
     ]
@@ -162,8 +162,8 @@ def _taps(
 def _upcast(computations: dict[str, Computation], place: Place, name: str) -> str | None:
     widest = place.computation[name].results[0].dtype
     narrowest = widest
-    place, it = source(computations, place, name)
+    place, it = trace_source(computations, place, name)
     while it.opcode == "convert":
         narrowest = place.computation[it.operands[0]].results[0].dtype
-        place, it = source(computations, place, it.operands[0])
+        place, it = trace_source(computations, place, it.operands[0])
     return narrowest if bits(narrowest) < bits(widest) else None

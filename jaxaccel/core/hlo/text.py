@@ -1,4 +1,4 @@
-"""Optimised HLO as ``compiled.as_text()`` prints it, parsed: instructions, computations, and what calls what.
+"""Optimized HLO as ``compiled.as_text()`` prints it, parsed: instructions, computations, and what calls what.
 
 Only what CPUs, GPUs and TPUs print is understood, with names that start with ``%`` and operands without types; the
 grammar is that of XLA's ``HloModule::ToString``.
@@ -116,7 +116,7 @@ def parse(text: str) -> tuple[dict[str, Computation], Computation]:
     return computations, entry
 
 
-def places(computations: dict[str, Computation], entry: Computation) -> Iterator[Place]:
+def list_calls(computations: dict[str, Computation], entry: Computation) -> Iterator[Place]:
     """The entry and all that it calls, once for each call."""
     waiting = [Place(entry)]
     while waiting:
@@ -130,7 +130,7 @@ def places(computations: dict[str, Computation], entry: Computation) -> Iterator
             waiting += [Place(computations[name], instruction, place, trips) for name in instruction.called]
 
 
-def source(computations: dict[str, Computation], place: Place, name: str) -> tuple[Place, Instruction]:
+def trace_source(computations: dict[str, Computation], place: Place, name: str) -> tuple[Place, Instruction]:
     """Where a value was computed: back through moves, tuples, and in and out of fusions."""
     index = 0
     while True:
@@ -171,17 +171,17 @@ def trip_count(computations: dict[str, Computation], place: Place, loop: Instruc
     body = Place(computations[loop.attribute(r"body=%([\w.\-]+)")], loop, place)
 
     def number(place: Place, name: str) -> int | None:
-        it = source(computations, place, name)[1]
+        it = trace_source(computations, place, name)[1]
         return int(it.arguments) if it.opcode == "constant" and re.fullmatch(r"-?\d+", it.arguments) else None
 
     def element(place: Place, name: str) -> str:
-        it = source(computations, place, name)[1]
+        it = trace_source(computations, place, name)[1]
         return it.attribute(r"\bindex=(\d+)") if it.opcode == "get-tuple-element" else ""
 
     def root(place: Place) -> str:
         return next(it.name for it in place.computation.values() if it.root)
 
-    inner, test = source(computations, condition, root(condition))
+    inner, test = trace_source(computations, condition, root(condition))
     if test.opcode != "compare" or "direction=LT" not in test.attributes:
         return None
     counter, stop = element(inner, test.operands[0]), number(inner, test.operands[1])
@@ -189,7 +189,7 @@ def trip_count(computations: dict[str, Computation], place: Place, loop: Instruc
     if not counter or stop is None or state.opcode != "tuple":
         return None
     start = number(place, state.operands[int(counter)])
-    inner, step = source(computations, body, body.computation[root(body)].operands[int(counter)])
+    inner, step = trace_source(computations, body, body.computation[root(body)].operands[int(counter)])
     counts = step.opcode == "add" and element(inner, step.operands[0]) == counter
     if start is None or not counts or number(inner, step.operands[1]) != 1:
         return None

@@ -1,9 +1,9 @@
-"""How much optimised HLO moves between a chip and its main memory."""
+"""How much optimized HLO moves between a chip and its main memory."""
 
 import math
 from collections.abc import Mapping
 
-from jaxaccel.core.hlo.text import Computation, Instruction, parse, places
+from jaxaccel.core.hlo.text import Computation, Instruction, list_calls, parse
 
 # What these give is a view, or is paid for inside of them.
 _FREE = frozenset(
@@ -24,7 +24,7 @@ _SLICES = frozenset(["dynamic-slice", "gather", "slice", "slice-start"])
 
 
 def memory_traffic(text: str) -> int:
-    """Bytes that optimised HLO moves between the chip and its main memory.
+    """Bytes that optimized HLO moves between the chip and its main memory.
 
     Each instruction outside of fusions reads its operands and writes its results, but for what lies in memory on the
     chip (``S(1)`` in the layouts of TPUs); a slice reads what it takes, and an update in place writes what it puts.
@@ -36,7 +36,7 @@ def memory_traffic(text: str) -> int:
     """
     computations, entry = parse(text)
     moved = 0
-    for place in places(computations, entry):
+    for place in list_calls(computations, entry):
         if place.caller is None or place.caller.opcode in ("call", "conditional", "while"):
             once = sum(_moved(computations, place.computation, it) for it in place.computation.values())
             moved += once * (1 if place.trips is None else place.trips)

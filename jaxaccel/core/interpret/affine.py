@@ -1,8 +1,8 @@
 """Factors and offsets after a product, moved into its weights.
 
 ``(x * w) * s + b`` with s and b constant but for the output feature is ``x * (w * s) + b``: BatchNorm in inference, a
-bias before it, a scale after it. `folded` evaluates a program with such chains collected until something else needs
-their value.
+bias before it, a scale after it. `evaluate_folded` evaluates a program with such chains collected until something
+else needs their value.
 """
 
 import collections
@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.extend import core as jcore
 
-from jaxaccel.core.interpret.jaxprs import meaning, parts
+from jaxaccel.core.interpret.jaxprs import read_meaning, split_consts
 from jaxaccel.core.sites import BILINEAR
 
 _INLINED = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "custom_jvp_call": "call_jaxpr"}
@@ -88,9 +88,9 @@ class Affine:
         return wide.astype(out.dtype)
 
 
-def folded(closed: Any, parameters: int, values: Sequence[Any]) -> list[Any]:
+def evaluate_folded(closed: Any, parameters: int, values: Sequence[Any]) -> list[Any]:
     """Results of a closed jaxpr whose first `parameters` inputs are parameters, with chains folded."""
-    jaxpr, consts = parts(closed)
+    jaxpr, consts = split_consts(closed)
     inputs = [Known(x, x, jnp.shape(x)) if k < parameters else x for k, x in enumerate(values)]
     return [_dense(x) for x in _evaluate(jaxpr, [Known(c, c, jnp.shape(c)) for c in consts], inputs)]
 
@@ -120,11 +120,15 @@ def _equation(eqn: Any, operands: list[Any]) -> Sequence[Any]:
     name = eqn.primitive.name
     inner = _INLINED.get(name)
     if inner is not None:
-        jaxpr, consts = parts(eqn.params[inner])
+        jaxpr, consts = split_consts(eqn.params[inner])
         return _evaluate(jaxpr, [Known(c, c, jnp.shape(c)) for c in consts], operands)
     if all(isinstance(x, Known) for x in operands) and operands and not eqn.effects:
         return _known(eqn, operands)
-    if meaning(eqn)[0] in BILINEAR and isinstance(operands[1], Known) and not isinstance(operands[0], Known):
+    if (
+        read_meaning(eqn)[0] in BILINEAR
+        and isinstance(operands[1], Known)
+        and not isinstance(operands[0], Known)
+    ):
         return [_product(eqn, operands[1], _dense(operands[0]), [_dense(x) for x in operands[2:]])]
     if name in _CHAIN and any(isinstance(x, Affine) for x in operands):
         out = _CHAIN[name](eqn, *operands)
@@ -150,7 +154,7 @@ def _known(eqn: Any, operands: list[Known]) -> Sequence[Any]:
 
 def _product(eqn: Any, w: Known, x: Any, more: Sequence[Any]) -> Any:
     """A chain that starts with a product of weights and `x`, or the product where none can."""
-    name, params, _ = meaning(eqn)
+    name, params, _ = read_meaning(eqn)
     out = eqn.outvars[0].aval
     numbers = params["dimension_numbers"]
     if name == "dot_general":

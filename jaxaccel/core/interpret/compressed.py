@@ -21,7 +21,7 @@ class Compressed(Protocol):
         """Of the array it stands for."""
         ...
 
-    def materialise(self) -> jax.Array:
+    def materialize(self) -> jax.Array:
         """The dense array."""
         ...
 
@@ -44,7 +44,7 @@ def array_rule(array_type: type, *primitives: str) -> Callable[[Callable], Calla
     """Registers a rule for `primitives` with an operand of `array_type` (decorator).
 
     The rule is called as ``rule(site, *operands)`` and returns the result, an array or a compressed one, or
-    NotImplemented: then the operand is materialised, and that is recorded.
+    NotImplemented: then the operand is materialized, and that is recorded.
     """
 
     def add(rule: Callable) -> Callable:
@@ -59,6 +59,6 @@ def is_compressed(x: Any) -> bool:
     return type(x) in ARRAY_RULES
 
 
-def abstract(x: Any) -> Any:
+def as_shape(x: Any) -> Any:
     """The shape and dtype of what a compressed `x` stands for; another one itself."""
-    return jax.eval_shape(lambda x: x.materialise(), x) if is_compressed(x) else x
+    return jax.eval_shape(lambda x: x.materialize(), x) if is_compressed(x) else x

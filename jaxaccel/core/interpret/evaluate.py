@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxaccel.core.interpret.compressed import abstract, is_compressed
+from jaxaccel.core.interpret.compressed import as_shape, is_compressed
 from jaxaccel.core.interpret.interpreter import Interpreter
-from jaxaccel.core.interpret.jaxprs import Place, parts
+from jaxaccel.core.interpret.jaxprs import Place, split_consts
 from jaxaccel.core.interpret.transformation import Transformation
-from jaxaccel.core.trees import check_where, parameter_path
+from jaxaccel.core.paths import check_where, parameter_path
 
 
 def transform(f: Callable[..., Any], t: Transformation) -> Callable[..., Any]:
@@ -42,13 +42,13 @@ def transform(f: Callable[..., Any], t: Transformation) -> Callable[..., Any]:
             out_tree.append(tree)
             return out
 
-        closed = jax.make_jaxpr(flat)(*[abstract(leaves[i]) for i in traced])
+        closed = jax.make_jaxpr(flat)(*[as_shape(leaves[i]) for i in traced])
         names = _parameter_paths(f, t.argnums, len(args), [path for path, _ in paths_and_leaves])
         for option, where in t.where.items():
             check_where(where, [name for name in names if name is not None], option)
         interpreter = Interpreter(t)
         outs, observed, paths = interpreter.evaluate(
-            *parts(closed), [leaves[i] for i in traced], [names[i] for i in traced], Place()
+            *split_consts(closed), [leaves[i] for i in traced], [names[i] for i in traced], Place()
         )
         dense = [interpreter.dense(x, Place(), path=path) for x, path in zip(outs, paths, strict=True)]
         out = jax.tree.unflatten(out_tree[0], dense)

@@ -14,8 +14,8 @@ from jax.extend import core as jcore
 
 from jaxaccel.core import sites
 from jaxaccel.core.interpret.bilinear import bilinear
-from jaxaccel.core.interpret.compressed import ARRAY_RULES, abstract, is_compressed
-from jaxaccel.core.interpret.jaxprs import LAYOUT, Place, meaning, parts, sub_jaxprs
+from jaxaccel.core.interpret.compressed import ARRAY_RULES, as_shape, is_compressed
+from jaxaccel.core.interpret.jaxprs import LAYOUT, Place, read_meaning, split_consts, sub_jaxprs
 from jaxaccel.core.interpret.transformation import Rule, Transformation
 from jaxaccel.core.sites import Record, Site
 from jaxaccel.errors import UserError
@@ -51,7 +51,7 @@ class Interpreter:
         env.update(zip(jaxpr.invars, values, strict=True))
         known: dict[Any, str | None] = dict(zip(jaxpr.invars, paths, strict=True))
         observed: dict[str, Any] = {}
-        # What is learnt inside is about values that end with this body.
+        # What is learned inside is about values that end with this body.
         facts, self._facts = self._facts, dict(self._facts)
 
         def read(atom: Any) -> Any:
@@ -82,8 +82,8 @@ class Interpreter:
         """`x` itself, or the dense array that it stands for, which is recorded; `path` is that of the parameter."""
         if not is_compressed(x):
             return x
-        self.note("materialised", place, type(x).__name__, why, x.shape, path=path)
-        return x.materialise()
+        self.note("materialized", place, type(x).__name__, why, x.shape, path=path)
+        return x.materialize()
 
     def finish(self) -> None:
         """Publishes the records.
@@ -100,7 +100,7 @@ class Interpreter:
     def _equation(
         self, eqn: Any, operands: list[Any], paths: list[str | None], place: Place, observed: dict[str, Any]
     ) -> tuple[Sequence[Any], Sequence[str | None]]:
-        rule, name = self.t.rules.get(meaning(eqn)[0]), eqn.primitive.name
+        rule, name = self.t.rules.get(read_meaning(eqn)[0]), eqn.primitive.name
         compressed = [x for x in operands if is_compressed(x)]
         if rule is not None and eqn.outvars:
             out = self._ask(rule, eqn, operands, paths, place, observed, self._name(eqn, paths, place))
@@ -135,7 +135,7 @@ class Interpreter:
         observed: dict[str, Any],
         name: str,
     ) -> Any:
-        primitive, params, narrowed = meaning(eqn)
+        primitive, params, narrowed = read_meaning(eqn)
         original = eqn.primitive if narrowed is None else eqn.params["product"]
         # What a narrowed product takes besides its two operands is its own affair: a random key.
         own = [] if narrowed is None else operands[sites.OPERANDS.get(primitive, 2) :]
@@ -180,13 +180,13 @@ class Interpreter:
         """``f(*values)``, one array; the last of `values` are the parts `names` of the parameter among `paths`."""
         path = next((p for p in reversed(paths[:2]) if p is not None), None)
         inner = [None] * (len(values) - len(names)) + [path and f"{path}/{name}" for name in names]
-        closed = jax.make_jaxpr(f)(*[abstract(x) for x in values])
-        outs, seen, _ = self.evaluate(*parts(closed), values, inner, place)
+        closed = jax.make_jaxpr(f)(*[as_shape(x) for x in values])
+        outs, seen, _ = self.evaluate(*split_consts(closed), values, inner, place)
         observed.update(seen)
         return outs[0]
 
     def _name(self, eqn: Any, paths: list[str | None], place: Place) -> str:
-        primitive = meaning(eqn)[0]
+        primitive = read_meaning(eqn)[0]
         if place.path not in self._names:
             found = [path for path in paths[:2] if path is not None and primitive in sites.SITES]
             base = found[-1] if found else primitive
@@ -211,7 +211,7 @@ class Interpreter:
     def _site(self, site: Site, place: Place, lowering: str, dtype: str, reason: str) -> None:
         shapes = tuple(tuple(x.shape) for x in (*site.inputs[:2], site.output))
         self.records[(place.path, "site")] = Record(
-            name=site.name, primitive=site.primitive, path=site.path, shapes=shapes, flops=sites.flops(site),
+            name=site.name, primitive=site.primitive, path=site.path, shapes=shapes, flops=sites.count_flops(site),
             trips=site.trips, before=str(site.inputs[0].dtype), after=dtype, lowering=lowering, reason=reason,
         )  # fmt: skip
 
@@ -232,10 +232,10 @@ class Interpreter:
 
     def _concerns(self, eqn: Any) -> bool:
         """Whether a body of this equation holds a primitive that the rules know."""
-        return any(self._jaxpr_concerns(parts(sub)[0]) for sub in sub_jaxprs(eqn.params))
+        return any(self._jaxpr_concerns(split_consts(sub)[0]) for sub in sub_jaxprs(eqn.params))
 
     def _jaxpr_concerns(self, jaxpr: Any) -> bool:
         if id(jaxpr) not in self._concerned:
-            found = any(meaning(eqn)[0] in self.t.rules or self._concerns(eqn) for eqn in jaxpr.eqns)
+            found = any(read_meaning(eqn)[0] in self.t.rules or self._concerns(eqn) for eqn in jaxpr.eqns)
             self._concerned[id(jaxpr)] = (jaxpr, found)  # held, so that the id stays its own
         return self._concerned[id(jaxpr)][1]

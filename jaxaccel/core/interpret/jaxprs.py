@@ -30,14 +30,14 @@ class Place:
         return Place((*self.path, number), self.trips * trips if both_known else None)  # type: ignore[operator]
 
 
-def meaning(eqn: Any) -> tuple[str, dict[str, Any], str | None]:
+def read_meaning(eqn: Any) -> tuple[str, dict[str, Any], str | None]:
     """(primitive, params, what was made of it): a product that is narrowed already still means a product."""
     if eqn.primitive is bilinear_p:
         return eqn.params["product"].name, dict(eqn.params["params"]), eqn.params["compute"].name
     return eqn.primitive.name, eqn.params, None
 
 
-def parts(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
+def split_consts(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
     """A jaxpr and its constants, whether JAX keeps them in one object (0.11) or, when closed, in two (0.10)."""
     return (jaxpr.jaxpr, jaxpr.consts) if hasattr(jaxpr, "jaxpr") else (jaxpr, ())
 
@@ -62,10 +62,11 @@ def scan_parts(params: Mapping[str, Any], inputs: int) -> tuple[int, int]:
     return len(consts), len(carry)
 
 
-def holds(jaxpr: Any, name: str) -> bool:
+def has_primitive(jaxpr: Any, name: str) -> bool:
     """Whether a primitive of this name is in a jaxpr or in one within it."""
     return any(
-        eqn.primitive.name == name or any(holds(parts(sub)[0], name) for sub in sub_jaxprs(eqn.params))
+        eqn.primitive.name == name
+        or any(has_primitive(split_consts(sub)[0], name) for sub in sub_jaxprs(eqn.params))
         for eqn in jaxpr.eqns
     )
 
@@ -78,7 +79,7 @@ def first_uses(f: Callable[..., Any], params: Any, *args: Any) -> list[int]:
       params: shapes or arrays.
       args: the same.
     """
-    jaxpr, _ = parts(jax.make_jaxpr(f)(params, *args))
+    jaxpr, _ = split_consts(jax.make_jaxpr(f)(params, *args))
     count = len(jax.tree.leaves(params))
     met: dict[int, int] = {}
     _meet(jaxpr, {var: i for i, var in enumerate(jaxpr.invars[:count])}, met)
@@ -92,7 +93,7 @@ def _meet(jaxpr: Any, of_interest: Mapping[Any, int], met: dict[int, int]) -> No
             for k, x in enumerate(eqn.invars)
             if not isinstance(x, jcore.Literal) and x in of_interest
         }
-        inner = [parts(sub)[0] for sub in sub_jaxprs(eqn.params)] if found else []
+        inner = [split_consts(sub)[0] for sub in sub_jaxprs(eqn.params)] if found else []
         for sub in inner:
             # Most bodies take their operands in order; a branch's come behind its index.
             late = len(eqn.invars) - len(sub.invars)

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jaxaccel.core.trees import Where
+from jaxaccel.core.paths import Where
 
 PyTree = Any
 Rule = Callable[..., Any]

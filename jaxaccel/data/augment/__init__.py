@@ -12,7 +12,7 @@ Options are plain Python values, checked when the operation is called (traced); 
 
 What happens to an example depends on the key and the example's ``index`` alone: not on its place in the
 batch, on the batch's size or on the number of devices. Mixing (``mixup``, ``cutmix``) is the one exception, and only
-in part: its weight is keyed like everything else, its partner is the neighbour in the batch. ``alternating_flip``
+in part: its weight is keyed like everything else, its partner is the neighbor in the batch. ``alternating_flip``
 depends on the index and the epoch, and not on the key.
 """
 

@@ -122,7 +122,7 @@ def look_up(table: np.ndarray, place: jax.Array) -> jax.Array:
 def computed_once(key: jax.Array, image: jax.Array) -> jax.Array:
     """The image (or matrix); on the CPU behind a conditional that XLA cannot fuse into what comes next.
 
-    XLA:CPU would otherwise repeat a whole resampling or filter, unvectorised, for each use that a following operation
+    XLA:CPU would otherwise repeat a whole resampling or filter, unvectorized, for each use that a following operation
     makes of a pixel (50 times slower before ``mixup``), and it drops ``optimization_barrier`` before it fuses.
     Both branches return the image, so it does not matter which way the key's bits decide.
     """

@@ -10,8 +10,8 @@ from jaxaccel.errors import UserError
 def chain(*augmentations: Augmentation) -> Augmentation:
     """Joins augmentations, applied from left to right, into one.
 
-    Each gets a key of its own, ``fold_in(key, position)``. An empty chain returns the batch as it is. Neighbours that
-    move pixels (`rotate`, `random_resized_crop`, ...) resample once, neighbours that are linear in color multiply
+    Each gets a key of its own, ``fold_in(key, position)``. An empty chain returns the batch as it is. Neighbors that
+    move pixels (`rotate`, `random_resized_crop`, ...) resample once, neighbors that are linear in color multiply
     once.
 
     Raises:

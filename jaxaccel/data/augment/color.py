@@ -1,7 +1,7 @@
 """Brightness, contrast, saturation, hue, grayscale and inversion: one matrix in color space for each image.
 
 Colors are gray or RGB; floating-point images hold [0, 1]. Each operation is affine in the color of a pixel, so
-neighbours in a `chain` multiply their matrices and change, round and clip the pixels once. Contrast, which is about the
+neighbors in a `chain` multiply their matrices and change, round and clip the pixels once. Contrast, which is about the
 image's mean, needs no changed image for it: the mean of changed pixels is the changed mean.
 """
 
@@ -30,7 +30,7 @@ from jaxaccel.errors import UserError
 COLOR_BITS = 16
 """Fraction bits of a matrix that multiplies uint8 pixels, as in Pillow's conversion to "L"."""
 
-REACH = 60.0
+MAX_REACH = 60.0
 """Bound of a matrix's reach: sums of its products with 8-bit colors fit into int32, entries into `exact_sum`."""
 
 
@@ -44,7 +44,7 @@ class Recoloring:
     """(B, C + 1, C + 1) float32 for C channels in [0, 1] and a 1; the last row is (0, .., 0, 1)."""
     mixing: bool
     """Whether channels mix, or the matrix is a diagonal and an offset."""
-    reach: float = REACH
+    reach: float = MAX_REACH
     """No row of the matrix has magnitudes that sum to more; matrices that reach further together are not joined."""
 
     def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -53,7 +53,7 @@ class Recoloring:
 
     def then(self, following: object) -> "Recoloring | None":
         """Both in one matrix, where its entries stay small enough."""
-        if not isinstance(following, Recoloring) or self.reach * following.reach > REACH:
+        if not isinstance(following, Recoloring) or self.reach * following.reach > MAX_REACH:
             return None
         matrix = product(following.matrix, self.matrix)
         mixing = self.mixing or following.mixing
@@ -131,7 +131,7 @@ def brightness(key: jax.Array, batch: Batch, *, strength: float) -> Batch:
 
 @checked
 def contrast(key: jax.Array, batch: Batch, *, strength: float) -> Batch:
-    """Moves each image away from its mean luma, or towards it, by a factor drawn as in `brightness`.
+    """Moves each image away from its mean luma, or toward it, by a factor drawn as in `brightness`.
 
     Raises:
       UserError: the strength is not in [0, 8], or the batch has no usable image (gray or RGB).
@@ -144,7 +144,7 @@ def contrast(key: jax.Array, batch: Batch, *, strength: float) -> Batch:
 
 @checked
 def saturation(key: jax.Array, batch: Batch, *, strength: float) -> Batch:
-    """Moves each pixel away from its own luma, or towards it, by a factor drawn as in `brightness`; 0 would be gray.
+    """Moves each pixel away from its own luma, or toward it, by a factor drawn as in `brightness`; 0 would be gray.
 
     Raises:
       UserError: the strength is not in [0, 8], or the batch has no usable image (RGB).

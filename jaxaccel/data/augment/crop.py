@@ -19,10 +19,10 @@ from jaxaccel.data.augment.deferred import changed, image_like
 from jaxaccel.data.augment.exact import STEPS, drawn_from, stacked
 from jaxaccel.data.augment.keys import example_index, example_keys, uniforms
 from jaxaccel.data.augment.moves import Mirroring, Resampling
-from jaxaccel.data.augment.resample import SMALLEST_SCALE, Fill, Method, check_sampling
+from jaxaccel.data.augment.resample import MIN_SCALE, Fill, Method, check_sampling
 from jaxaccel.errors import UserError
 
-ATTEMPTS = 10
+MAX_ATTEMPTS = 10
 """Boxes drawn for an image; the first that fits into it is taken."""
 
 
@@ -149,12 +149,12 @@ def first_fitting(
     ratio: tuple[float, float],
     otherwise: tuple[int, int, int, int],
 ) -> list[jax.Array]:
-    """The first of `ATTEMPTS` boxes that fits, else another one; draws are (B, 4 * ATTEMPTS).
+    """The first of `MAX_ATTEMPTS` boxes that fits, else another one; draws are (B, 4 * MAX_ATTEMPTS).
 
     Returns:
       Top, left, height and width, (B,) int32 each.
     """
-    *boxes, fits = random_boxes(draws.reshape(-1, ATTEMPTS, 4), height, width, area, ratio)
+    *boxes, fits = random_boxes(draws.reshape(-1, MAX_ATTEMPTS, 4), height, width, area, ratio)
     first = fits & (jnp.cumsum(fits, axis=1) == 1)
     found = jnp.any(fits, axis=1)
     return [
@@ -183,7 +183,7 @@ def random_resized_crop(
       batch: has "image", (B, H, W, C), uint8 or floating point.
       scale: (lowest, highest) share of the image's area; uniform.
       ratio: (lowest, highest) width over height of the box; log-uniform. Ten boxes are drawn; where none fits, the
-        largest centred one of an allowed ratio is taken.
+        largest centered one of an allowed ratio is taken.
       size: of the output, one number or (height, width), a sixteenth of the input's or more; 0 keeps the input's.
       fill: what lies beyond the border: a value in the units of the image, "edge" or "reflect".
       method: "nearest", "bilinear" or "bicubic".
@@ -200,17 +200,17 @@ def random_resized_crop(
     if len(pair) != 2 or not all(isinstance(n, Integral) and int(n) >= 0 for n in pair):
         raise UserError(f"random_resized_crop: size must be one or two whole numbers, not {size!r}")
     new = (int(pair[0]) or height, int(pair[1]) or width)
-    if min(new[0] / height, new[1] / width) < SMALLEST_SCALE:
+    if min(new[0] / height, new[1] / width) < MIN_SCALE:
         raise UserError(
             f"random_resized_crop: size {new[0]}x{new[1]} is less than a sixteenth of images of {height}x{width}; "
             "make them smaller first (resize)"
         )
     tall = height if width / height >= ratio[0] else round(width / ratio[0])
     broad = width if width / height <= ratio[1] else round(height * ratio[1])
-    centred = ((height - tall) // 2, (width - broad) // 2, tall, broad)
-    draws = uniforms(key, batch, 4 * ATTEMPTS)
-    top, left, tall, broad = first_fitting(draws, height, width, scale, ratio, centred)
-    # Doubled, the distance between two centres is a whole number.
+    centered = ((height - tall) // 2, (width - broad) // 2, tall, broad)
+    draws = uniforms(key, batch, 4 * MAX_ATTEMPTS)
+    top, left, tall, broad = first_fitting(draws, height, width, scale, ratio, centered)
+    # Doubled, the distance between two centers is a whole number.
     down = (2 * top + tall - height).astype(jnp.float32) / 2
     right = (2 * left + broad - width).astype(jnp.float32) / 2
     rows, columns = tall.astype(jnp.float32) / new[0], broad.astype(jnp.float32) / new[1]

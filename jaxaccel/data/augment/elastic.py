@@ -24,7 +24,7 @@ DRAW_BITS = 6
 WEIGHT_BITS = 9
 """Weights of splines are multiples of 1/512; with two of them a displacement has 24 fraction bits."""
 
-LARGEST = 64
+MAX_DISPLACEMENT = 64
 """Pixels; more would not fit into int32."""
 
 
@@ -75,7 +75,7 @@ def elastic(
     """
     image = image_of(batch, "elastic")
     check_sampling(fill, method, jax.ShapeDtypeStruct(image.shape, image.dtype), "elastic")
-    check_number(displacement, "displacement", 0, LARGEST, "elastic", " pixels")
+    check_number(displacement, "displacement", 0, MAX_DISPLACEMENT, "elastic", " pixels")
     if not isinstance(spacing, Integral) or spacing < 1:
         raise UserError(f"elastic: spacing must be a whole number of pixels >= 1, not {spacing!r}")
     height, width, channels = image.shape[1:]

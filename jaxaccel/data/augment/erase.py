@@ -15,7 +15,7 @@ from jaxaccel.data.augment.batch import (
     image_of,
     per_image,
 )
-from jaxaccel.data.augment.crop import ATTEMPTS, first_fitting
+from jaxaccel.data.augment.crop import MAX_ATTEMPTS, first_fitting
 from jaxaccel.data.augment.keys import example_keys, uniforms
 from jaxaccel.errors import UserError
 
@@ -34,8 +34,8 @@ def inside(
 def cutout(key: jax.Array, batch: Batch, *, size: int, fill: float = 0) -> Batch:
     """Erases a square around a random pixel (cutout: DeVries & Taylor 2017, arXiv:1708.04552).
 
-    The centre may be any pixel, so part of the square may lie outside the image, as in the paper. The square
-    spans ``[centre - size // 2, centre - size // 2 + size)`` on both axes and takes the value ``fill``, given
+    The center may be any pixel, so part of the square may lie outside the image, as in the paper. The square
+    spans ``[center - size // 2, center - size // 2 + size)`` on both axes and takes the value ``fill``, given
     in the units of the image.
 
     Raises:
@@ -49,8 +49,8 @@ def cutout(key: jax.Array, batch: Batch, *, size: int, fill: float = 0) -> Batch
     _, height, width, _ = image.shape
 
     def square(key: jax.Array) -> jax.Array:
-        centre = jax.random.randint(key, (2,), 0, jnp.array([height, width], jnp.int32), jnp.int32)
-        top, left = centre - size // 2
+        center = jax.random.randint(key, (2,), 0, jnp.array([height, width], jnp.int32), jnp.int32)
+        top, left = center - size // 2
         return inside(top, left, size, size, height, width)
 
     erased = jax.vmap(square)(example_keys(key, batch))[..., None]
@@ -88,7 +88,7 @@ def random_erasing(
     if isinstance(fill, str) and fill != "noise":
         raise UserError(f"random_erasing: fill must be a number or 'noise', not {fill!r}")
     _, height, width, _ = image.shape
-    draws = uniforms(key, batch, 1 + 4 * ATTEMPTS)
+    draws = uniforms(key, batch, 1 + 4 * MAX_ATTEMPTS)
     box = first_fitting(draws[:, 1:], height, width, scale, ratio, otherwise=(0, 0, 0, 0))
     top, left, tall, broad = (per_image(part) for part in box)
     erased = inside(top, left, tall, broad, height, width) & per_image(draws[:, 0] < probability)

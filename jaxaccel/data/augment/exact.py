@@ -1,6 +1,6 @@
 """Small arithmetic that gives the same bits in every fusion, for every batch size and on every device.
 
-A compiler may contract a multiply-add in one fused loop and not in another, and its vectorised and scalar cosines,
+A compiler may contract a multiply-add in one fused loop and not in another, and its vectorized and scalar cosines,
 logarithms and powers differ in the last bit. So sums of products are sums of integers here, each product rounded to
 a grid first, and transcendental functions are looked up in tables that NumPy computed.
 """
@@ -28,7 +28,7 @@ def fixed_point(values: jax.Array, bits: int) -> jax.Array:
 def unit_fixed_point(values: jax.Array, bits: int) -> jax.Array:
     """`fixed_point` of float32 values in [0, 1], for up to 22 bits, where there are many of them.
 
-    XLA:CPU vectorises neither rounding nor a cast to integers; it does the sum with ``2 ** (23 - bits)``, whose
+    XLA:CPU vectorizes neither rounding nor a cast to integers; it does the sum with ``2 ** (23 - bits)``, whose
     lowest bit is worth ``2 ** -bits``.
     """
     shift = np.float32(2.0 ** (23 - bits))

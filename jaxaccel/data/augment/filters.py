@@ -23,7 +23,7 @@ from jaxaccel.data.augment.keys import example_keys, uniforms
 
 
 def smoothed(image: jax.Array) -> jax.Array:
-    """Pillow's ImageFilter.SMOOTH: a 3x3 mean in which the centre counts five times; the outermost pixels stay.
+    """Pillow's ImageFilter.SMOOTH: a 3x3 mean in which the center counts five times; the outermost pixels stay.
 
     Returns:
       uint8 for uint8 (rounded), else the dtype in which pixels are computed.
@@ -35,7 +35,7 @@ def smoothed(image: jax.Array) -> jax.Array:
         return image if integers else pixels
     rows = pixels[:, :-2] + pixels[:, 1:-1] + pixels[:, 2:]
     total = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:] + 4 * pixels[:, 1:-1, 1:-1]
-    # (x * 20165) >> 18 is x // 13 for x up to 2**14: multiplication is vectorised, division is not.
+    # (x * 20165) >> 18 is x // 13 for x up to 2**14: multiplication is vectorized, division is not.
     inner = ((total + 6) * 20165) >> 18 if integers else total / 13
     inner = jnp.pad(inner, ((0, 0), (1, 1), (1, 1), (0, 0)))
     row, column = jnp.arange(height)[:, None, None], jnp.arange(width)[:, None]
@@ -63,7 +63,7 @@ def sharpened(image: jax.Array, factor: jax.Array) -> jax.Array:
 
 @checked
 def sharpness(key: jax.Array, batch: Batch, *, strength: float) -> Batch:
-    """Moves each image away from a smoothed one, or towards it, by a factor in [max(0, 1 - strength), 1 + strength].
+    """Moves each image away from a smoothed one, or toward it, by a factor in [max(0, 1 - strength), 1 + strength].
 
     The definition is that of Pillow's ImageEnhance.Sharpness. Floating-point images hold [0, 1].
 
@@ -78,10 +78,10 @@ def sharpness(key: jax.Array, batch: Batch, *, strength: float) -> Batch:
 
 
 def gaussian_weights(sigma: tuple[float, float], radius: int) -> np.ndarray:
-    """Normalised weights of the centre and of each distance up to ``radius``, for evenly spaced sigmas.
+    """Normalized weights of the center and of each distance up to ``radius``, for evenly spaced sigmas.
 
     Returns:
-      (STEPS + 1, radius + 1) float32. Where sigma is 0 the centre has all the weight.
+      (STEPS + 1, radius + 1) float32. Where sigma is 0 the center has all the weight.
     """
     sigmas = np.linspace(*sigma, STEPS + 1)[:, None]
     weights = np.exp(-0.5 * (np.arange(radius + 1) / np.maximum(sigmas, 1e-3)) ** 2)
@@ -94,7 +94,7 @@ def blurred(key: jax.Array, image: jax.Array, weights: jax.Array) -> jax.Array:
     Args:
       key: of the operation; see `batch.computed_once`.
       image: (B, H, W, C).
-      weights: (B, radius + 1) float32, of the centre and of the distances; see `gaussian_weights`.
+      weights: (B, radius + 1) float32, of the center and of the distances; see `gaussian_weights`.
     """
     radius = weights.shape[1] - 1
     result = image.astype(compute_dtype(image.dtype))

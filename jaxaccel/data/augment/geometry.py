@@ -1,7 +1,7 @@
 """Rotation, scaling, translation, shear and perspective: a matrix for each image, one resampling for all.
 
 Each operation draws a 3x3 matrix that leads from output to input pixels (row, column, 1), measured from the image's
-centre, since resampling asks for each output pixel where it comes from. Alone it resamples; in a `chain`, neighbours
+center, since resampling asks for each output pixel where it comes from. Alone it resamples; in a `chain`, neighbors
 with the same ``fill`` and ``method`` multiply their matrices and resample once.
 """
 
@@ -20,11 +20,11 @@ from jaxaccel.data.augment.deferred import changed, image_like
 from jaxaccel.data.augment.exact import directions, drawn_from, exact_sum, on_grid, stacked
 from jaxaccel.data.augment.keys import uniforms
 from jaxaccel.data.augment.moves import Resampling, composed
-from jaxaccel.data.augment.resample import SMALLEST_SCALE, Fill, Method, check_sampling
+from jaxaccel.data.augment.resample import MIN_SCALE, Fill, Method, check_sampling
 
 
 def rotation_and_scale(direction: jax.Array, scale: jax.Array) -> jax.Array:
-    """Matrices (B, 3, 3) of a rotation and a magnification about the centre.
+    """Matrices (B, 3, 3) of a rotation and a magnification about the center.
 
     Args:
       direction: (B, 2) float32, cosine and sine of the angle, counter-clockwise as seen on the screen.
@@ -54,7 +54,7 @@ def perspective_matrix(corners: jax.Array, height: int, width: int) -> jax.Array
       width: of the images.
     """
     outwards = jnp.array([[-1, -1], [-1, 1], [1, 1], [1, -1]], jnp.float32)
-    # Corners of the quadrangle measured from the centre in half sizes: differences and their products are exact.
+    # Corners of the quadrangle measured from the center in half sizes: differences and their products are exact.
     points = outwards * (1 - 2 * corners)
     (y0, x0), (y1, x1), (y2, x2), (y3, x3) = ((points[:, i, 0], points[:, i, 1]) for i in range(4))
     down, across = y0 - y1 + y2 - y3, x0 - x1 + x2 - x3
@@ -64,7 +64,7 @@ def perspective_matrix(corners: jax.Array, height: int, width: int) -> jax.Array
     # From the unit square, (u, v) to the right and down, to the quadrangle.
     a, b = exact_sum(x1, -x0, g * x1), exact_sum(x3, -x0, h * x3)
     d, e = exact_sum(y1, -y0, g * y1), exact_sum(y3, -y0, h * y3)
-    # Its adjugate leads back, and 2u - 1, 2v - 1 are measured from the centre again.
+    # Its adjugate leads back, and 2u - 1, 2v - 1 are measured from the center again.
     u = [exact_sum(e, -y0 * h), exact_sum(x0 * h, -b), exact_sum(b * y0, -x0 * e)]
     v = [exact_sum(y0 * g, -d), exact_sum(a, -x0 * g), exact_sum(x0 * d, -a * y0)]
     w = [exact_sum(d * h, -e * g), exact_sum(b * g, -a * h), exact_sum(a * e, -b * d)]
@@ -88,7 +88,7 @@ def affine(
     fill: Fill = 0,
     method: Method = "bilinear",
 ) -> Batch:
-    """Rotates and scales each image about its centre and moves it, in one resampling.
+    """Rotates and scales each image about its center and moves it, in one resampling.
 
     Args:
       key: the random key of this operation and step.
@@ -108,7 +108,7 @@ def affine(
     check_sampling(fill, method, image, "affine")
     check_number(rotation, "rotation", 0, 180, "affine", " degrees")
     check_number(translation, "translation", 0, 1, "affine", " (a fraction of the size)")
-    check_range(scale, "scale", SMALLEST_SCALE, 1024, "affine")
+    check_range(scale, "scale", MIN_SCALE, 1024, "affine")
     _, height, width, _ = image.shape
     # Four numbers are drawn whatever the options: rotate, scale and translate see affine's draws.
     draws = uniforms(key, batch, 4)
@@ -148,12 +148,12 @@ def translate(
 def shear(
     key: jax.Array, batch: Batch, *, shear: float, fill: Fill = 0, method: Method = "bilinear"
 ) -> Batch:
-    """Shears each image about its centre, along its rows and then along its columns.
+    """Shears each image about its center, along its rows and then along its columns.
 
     Args:
       key: the random key of this operation and step.
       batch: has "image", (B, H, W, C), uint8 or floating point.
-      shear: pixels by which neighbouring rows (columns) move against each other; both are uniform in [-shear, shear].
+      shear: pixels by which neighboring rows (columns) move against each other; both are uniform in [-shear, shear].
       fill: what lies beyond the border: a value in the units of the image, "edge" or "reflect".
       method: "nearest", "bilinear" or "bicubic".
 

@@ -41,7 +41,7 @@ def beta_quantiles(alpha: float) -> np.ndarray:
     return betaincinv(alpha, alpha, (np.arange(STEPS) + 0.5) / STEPS).astype(np.float32)
 
 
-def neighbour(values: jax.Array) -> jax.Array:
+def neighbor(values: jax.Array) -> jax.Array:
     """``values`` (B, ...) rolled by one along the batch: between devices, one row goes to the next."""
     return along_batch(lambda values: jnp.roll(values, 1, axis=0), values)
 
@@ -59,16 +59,16 @@ def _check(batch: Batch, operation: str, **alphas: float) -> jax.Array:
 
 def _both_real(batch: Batch) -> jax.Array | bool:
     """Which examples and partners are no padding, (B,) bool."""
-    return (batch["mask"] > 0) & (neighbour(batch["mask"]) > 0) if "mask" in batch else True
+    return (batch["mask"] > 0) & (neighbor(batch["mask"]) > 0) if "mask" in batch else True
 
 
 def _mixed(batch: Batch, image: jax.Array, weight: jax.Array) -> Batch:
-    return {**batch, "image": image, "mix_label": neighbour(batch["label"]), "mix_weight": weight}
+    return {**batch, "image": image, "mix_label": neighbor(batch["label"]), "mix_weight": weight}
 
 
 @checked
 def mixup(key: jax.Array, batch: Batch, *, alpha: float) -> Batch:
-    """Mixes each image with its neighbour's (mixup: Zhang et al. 2018, arXiv:1710.09412).
+    """Mixes each image with its neighbor's (mixup: Zhang et al. 2018, arXiv:1710.09412).
 
     The weight w ~ Beta(alpha, alpha) is drawn per example: ``image = (1 - w) * image + w * partner``. ``alpha=0``
     mixes nothing (w = 0). See the module for what the batch gains.
@@ -95,15 +95,15 @@ def _mixup_weight(key: jax.Array, batch: Batch, alpha: float) -> jax.Array:
 
 def _blended(image: jax.Array, weight: jax.Array) -> jax.Array:
     dtype = compute_dtype(image.dtype)
-    mixed = interpolate(image.astype(dtype), neighbour(image).astype(dtype), per_image(weight))
+    mixed = interpolate(image.astype(dtype), neighbor(image).astype(dtype), per_image(weight))
     return to_dtype(mixed, image.dtype)
 
 
 @checked
 def cutmix(key: jax.Array, batch: Batch, *, alpha: float = 1.0) -> Batch:
-    """Pastes a box of the neighbour's image into each (CutMix: Yun et al. 2019, arXiv:1905.04899).
+    """Pastes a box of the neighbor's image into each (CutMix: Yun et al. 2019, arXiv:1905.04899).
 
-    The box has the image's proportions, a share w ~ Beta(alpha, alpha) of its area, and any pixel as its centre; what
+    The box has the image's proportions, a share w ~ Beta(alpha, alpha) of its area, and any pixel as its center; what
     lies outside is cut off. ``mix_weight`` is the share of pixels that were pasted. ``alpha=0`` pastes nothing. See
     the module for what the batch gains.
 
@@ -112,7 +112,7 @@ def cutmix(key: jax.Array, batch: Batch, *, alpha: float = 1.0) -> Batch:
     """
     image = _check(batch, "cutmix", alpha=alpha)
     pasted, weight = _box(key, batch, image, alpha)
-    return _mixed(batch, jnp.where(pasted, neighbour(image), image), weight)
+    return _mixed(batch, jnp.where(pasted, neighbor(image), image), weight)
 
 
 def _box(key: jax.Array, batch: Batch, image: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:
@@ -126,9 +126,9 @@ def _box(key: jax.Array, batch: Batch, image: jax.Array, alpha: float) -> tuple[
     edges = []
     for size, draw in ((height, draws[:, 1]), (width, draws[:, 2])):
         length = jnp.round(side * size).astype(jnp.int32)
-        centre = jnp.minimum((draw * size).astype(jnp.int32), size - 1)
-        first = jnp.clip(centre - length // 2, 0, size)
-        last = jnp.clip(centre - length // 2 + length, 0, size)
+        center = jnp.minimum((draw * size).astype(jnp.int32), size - 1)
+        first = jnp.clip(center - length // 2, 0, size)
+        last = jnp.clip(center - length // 2 + length, 0, size)
         edges.append((first, jnp.where(real, last - first, 0)))
     (top, tall), (left, broad) = edges
     pasted = inside(per_image(top), per_image(left), per_image(tall), per_image(broad), height, width)
@@ -155,6 +155,6 @@ def mixup_or_cutmix(
     cut = uniforms(key, batch, 1)[:, 0] < cutmix_probability
     pasted, share = _box(jax.random.fold_in(key, 1), batch, image, cutmix_alpha)
     weight = _mixup_weight(jax.random.fold_in(key, 2), batch, mixup_alpha)
-    cut_image = jnp.where(pasted, neighbour(image), image)
+    cut_image = jnp.where(pasted, neighbor(image), image)
     mixed = jnp.where(per_image(cut), cut_image, _blended(image, weight))
     return _mixed(batch, mixed, jnp.where(cut, share, weight))

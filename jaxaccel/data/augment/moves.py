@@ -20,7 +20,7 @@ class Resampling(Options):
     key: jax.Array
     """Of the operation; see `batch.computed_once`."""
     matrix: jax.Array
-    """(B, 3, 3) float32, from output to input pixels, each measured from the centre; the last entry is 1."""
+    """(B, 3, 3) float32, from output to input pixels, each measured from the center; the last entry is 1."""
     size: tuple[int, int]
     """Height and width of the output."""
     fill: Fill = 0

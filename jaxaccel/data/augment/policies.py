@@ -84,12 +84,12 @@ def auto_augment(
     fill: Fill = 0,
     method: Method = "bilinear",
 ) -> Batch:
-    """One of the 25 learnt pairs of operations for each image (AutoAugment: Cubuk et al. 2019, arXiv:1805.09501).
+    """One of the 25 learned pairs of operations for each image (AutoAugment: Cubuk et al. 2019, arXiv:1805.09501).
 
     Args:
       key: the random key of this operation and step.
       batch: has "image", (B, H, W, C), uint8 or floating point, gray or RGB.
-      policy: the data set on which the pairs were learnt.
+      policy: the data set on which the pairs were learned.
       fill: what lies beyond the border of turned and moved images: a level from 0 to 255, "edge" or "reflect".
       method: "nearest", "bilinear" or "bicubic".
 
@@ -174,7 +174,7 @@ def trivial_augment(key: jax.Array, batch: Batch, *, fill: Fill = 0, method: Met
 
 
 def gamma_quantiles(alpha: float) -> np.ndarray:
-    """The 4096 quantiles of Gamma(alpha) at (i + 0.5) / 4096, float32 above 0; several, normalised, are Dirichlet."""
+    """The 4096 quantiles of Gamma(alpha) at (i + 0.5) / 4096, float32 above 0; several, normalized, are Dirichlet."""
     from scipy.special import gammaincinv  # JAX itself requires SciPy
 
     quantiles = gammaincinv(alpha, (np.arange(STEPS) + 0.5) / STEPS)

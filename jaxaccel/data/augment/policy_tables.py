@@ -1,4 +1,4 @@
-"""The published policies as data: operations, the ranges of their magnitudes, AutoAugment's learnt sub-policies.
+"""The published policies as data: operations, the ranges of their magnitudes, AutoAugment's learned sub-policies.
 
 Magnitudes are torchvision's, with which the papers' results are reproduced. The authors' own code has others for some:
 AutoAugment's factors there run from 0.1 to 1.9 without a sign, and its translations to a fixed number of pixels.
@@ -137,7 +137,7 @@ _SUBPOLICIES = {
 
 
 def subpolicies(policy: str) -> np.ndarray:
-    """A learnt policy as (25, 2, 3) int32: number in `OPERATIONS`, probability in tenths, magnitude."""
+    """A learned policy as (25, 2, 3) int32: number in `OPERATIONS`, probability in tenths, magnitude."""
     pairs = _SUBPOLICIES[policy].replace("\n", ";").split(";")
     steps = [[step.split() for step in pair.split(",")] for pair in pairs if pair.strip()]
     rows = [[[OPERATIONS.index(name), int(p), int(m)] for name, p, m in pair] for pair in steps]
@@ -145,4 +145,4 @@ def subpolicies(policy: str) -> np.ndarray:
 
 
 POLICIES = tuple(_SUBPOLICIES)
-"""Data sets on which AutoAugment's policies were learnt."""
+"""Data sets on which AutoAugment's policies were learned."""

@@ -19,7 +19,7 @@ from jaxaccel.errors import UserError
 Method = Literal["nearest", "bilinear", "bicubic"]
 Fill = float | Literal["edge", "reflect"]
 
-SMALLEST_SCALE = 1 / 16
+MIN_SCALE = 1 / 16
 """Images shrink by 16 at most, which bounds the coordinates and thus sets the fixed-point precision."""
 
 DENOMINATOR_BITS = 27
@@ -46,11 +46,11 @@ def check_sampling(fill: Fill, method: str, image: jax.ShapeDtypeStruct, operati
 def fraction_bits(height: int, width: int) -> int:
     """Fraction bits of coordinates (in pixels) that int32 has room for: 19 at 32x32, 16 at 224x224.
 
-    The two products of a coordinate together stay below ``(height + width) / (2 * SMALLEST_SCALE)`` pixels,
-    the translation below ``(height + width) / SMALLEST_SCALE`` and the centre below ``height + width``; one more
+    The two products of a coordinate together stay below ``(height + width) / (2 * MIN_SCALE)`` pixels,
+    the translation below ``(height + width) / MIN_SCALE`` and the center below ``height + width``; one more
     bit is the sign, and one counts half pixels.
     """
-    largest = 1.5 * (height + width) / SMALLEST_SCALE + height + width
+    largest = 1.5 * (height + width) / MIN_SCALE + height + width
     return min(30 - math.ceil(math.log2(largest)), 22)  # 22: a weight is exact as a float32
 
 
@@ -60,7 +60,7 @@ def places(
     """Where in the input each output pixel lies.
 
     Args:
-      matrix: (3, 3) float32 from output to input pixels (row, column, 1), each measured from its image's centre.
+      matrix: (3, 3) float32 from output to input pixels (row, column, 1), each measured from its image's center.
       shape: height and width of the output.
       source: height and width of the input.
       bits: of `fraction_bits`.
@@ -68,12 +68,12 @@ def places(
 
     Returns:
       Rows (h, 1) or (h, w), and columns (1, w) or (h, w), int32 in units of ``2 ** -(bits + 1)`` pixels from the
-      centre of the first pixel, clipped to one and a half sizes of the input around it.
+      center of the first pixel, clipped to one and a half sizes of the input around it.
     """
     rows = (2 * jnp.arange(shape[0], dtype=jnp.int32) - (shape[0] - 1))[:, None]  # half pixels
     columns = (2 * jnp.arange(shape[1], dtype=jnp.int32) - (shape[1] - 1))[None, :]
-    linear = fixed_point(jnp.clip(matrix[:2, :2], -1 / SMALLEST_SCALE, 1 / SMALLEST_SCALE), bits)
-    far = sum(source) / SMALLEST_SCALE
+    linear = fixed_point(jnp.clip(matrix[:2, :2], -1 / MIN_SCALE, 1 / MIN_SCALE), bits)
+    far = sum(source) / MIN_SCALE
     shift = fixed_point(jnp.clip(matrix[:2, 2], -far, far), bits)
     found = [
         entries[0] * rows + entries[1] * columns + 2 * move
@@ -138,8 +138,8 @@ def sample(
     pixels = padded.reshape((height + 2 * pad) * (width + 2 * pad), channels)
     dtype = compute_dtype(image.dtype)
 
-    def neighbours(position: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
-        """The lower neighbour, counted in the padded image, and the upper one's weight: (h * w,), (h * w, 1)."""
+    def neighbors(position: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+        """The lower neighbor, counted in the padded image, and the upper one's weight: (h * w,), (h * w, 1)."""
         if fill == "reflect":
             period = 2 * (size - 1) * one
             position = jnp.minimum(position % period, -position % period)
@@ -150,8 +150,8 @@ def sample(
         lower = jnp.minimum(position >> (bits + 1), last)
         return lower + pad, ((position - lower * one).astype(dtype) / one)[:, None]
 
-    row, down = neighbours(row, height)
-    column, right = neighbours(column, width)
+    row, down = neighbors(row, height)
+    column, right = neighbors(column, width)
     corner = row * (width + 2 * pad) + column
 
     def pixel(rows: int, columns: int) -> jax.Array:
@@ -170,7 +170,7 @@ def sample(
 
 
 def cubic_weights(fraction: jax.Array) -> list[jax.Array]:
-    """Of the four neighbours, at the given fraction between the inner two (Keys 1981, a = -1/2)."""
+    """Of the four neighbors, at the given fraction between the inner two (Keys 1981, a = -1/2)."""
     t = fraction
     return [
         ((-0.5 * t + 1) * t - 0.5) * t,

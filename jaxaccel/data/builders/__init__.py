@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from jaxaccel.data.builders.original import OriginalBuilder
+    from jaxaccel.data.builders.original_files import OriginalBuilder
 
 ERROR = "error: "
 """Begins the line by which the child process of `jaxaccel.data.prepare` says what went wrong."""

@@ -13,15 +13,15 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from jaxaccel.core.formats import npz_files, pickle_values, pickles
-from jaxaccel.core.formats.bounds import Refused, check, check_pixels, open_file, reading
-from jaxaccel.data.builders.original import OriginalBuilder, OriginalFile, candidates, locate
+from jaxaccel.core.formats.bounds import Refused, check, check_pixels, explain_errors, open_file
+from jaxaccel.data.builders.original_files import OriginalBuilder, OriginalFile, candidates, locate
 from jaxaccel.data.builders.png import encode_png
 from jaxaccel.errors import UserError
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _URL = "https://www.cs.toronto.edu/~kriz/"
 _PIXELS = 3 * 32 * 32
-_MOST_BYTES = 1 << 26  # of a file of 10,000 images, which has 31 MB
+_MAX_BYTES = 1 << 26  # of a file of 10,000 images, which has 31 MB
 
 # Images uint8 (N, 32, 32, 3) and labels uint8 (N,) of one file of the data set.
 Batch = tuple[np.ndarray, np.ndarray]
@@ -42,7 +42,7 @@ def parse_binary(content: bytes) -> Batch:
 
 def parse_python(content: bytes) -> Batch:
     """A batch of the python version: a pickled dict with ``data`` (N, 3072) and ``labels``. Nothing in it is run."""
-    batch = pickles.load(io.BytesIO(content), pickle_values.functions(len(content)))
+    batch = pickles.load(io.BytesIO(content), pickle_values.callable_functions(len(content)))
     check(isinstance(batch, dict), "a pickle of something else")
     # Names are bytes or, as Python 2 wrote them, text.
     named = {
@@ -69,16 +69,16 @@ def parse_tiles(path: Path) -> np.ndarray:
 
 def read_archive(path: Path, parse: Callable[[bytes], Batch], members: list[str]) -> Iterator[Batch]:
     """The batches called `members` of a .tar.gz, in that order, without extracting it to disk."""
-    with reading(path, "is no archive of CIFAR-10 batches"):
+    with explain_errors(path, "is no archive of CIFAR-10 batches"):
         try:
             with open_file(path) as file, tarfile.open(fileobj=file, mode="r:gz") as archive:
                 for member in members:
                     stream = archive.extractfile(member)
                     if stream is None:
                         raise ValueError(f"{member} is no file")
-                    content = stream.read(_MOST_BYTES + 1)
-                    if len(content) > _MOST_BYTES:
-                        raise Refused(f"has a member of more than {_MOST_BYTES:,} bytes, which no batch has")
+                    content = stream.read(_MAX_BYTES + 1)
+                    if len(content) > _MAX_BYTES:
+                        raise Refused(f"has a member of more than {_MAX_BYTES:,} bytes, which no batch has")
                     yield parse(content)
         except tarfile.TarError as error:
             raise ValueError(str(error)) from error
@@ -155,9 +155,9 @@ class Cifar10(OriginalBuilder, skip_registration=True):
         """The tiled images beside `labels`, an archive with an array ``NAME.labels`` for each NAME.webp."""
         for name in (n for n in self.TILES if n.startswith(split)):
             path = labels.with_name(f"{name}.webp")
-            with reading(path, "is no WebP of tiles"):
+            with explain_errors(path, "is no WebP of tiles"):
                 images = parse_tiles(path)
-            with reading(labels, "has no labels of these tiles"):
+            with explain_errors(labels, "has no labels of these tiles"):
                 label = npz_files.read(labels)[f"{name}.labels"]
             found = hashlib.sha256(np.ascontiguousarray(images).tobytes()).hexdigest()
             if found != self.TILES[name]:

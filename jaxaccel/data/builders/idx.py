@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from jaxaccel.core.formats.bounds import open_file, reading, size_of
-from jaxaccel.data.builders.original import OriginalBuilder, OriginalFile
+from jaxaccel.core.formats.bounds import explain_errors, open_file, size_of
+from jaxaccel.data.builders.original_files import OriginalBuilder, OriginalFile
 from jaxaccel.data.builders.png import encode_png
 from jaxaccel.errors import UserError
 
@@ -21,7 +21,7 @@ _FILES = {
     "test_images": "t10k-images-idx3-ubyte.gz",
     "test_labels": "t10k-labels-idx1-ubyte.gz",
 }
-_MOST_BYTES = 1 << 27  # 60,000 images of 28x28 are 47 MB
+_MAX_BYTES = 1 << 27  # 60,000 images of 28x28 are 47 MB
 _UINT8 = 0x08  # the IDX type code of unsigned bytes
 
 
@@ -31,8 +31,8 @@ def read_idx(path: Path) -> np.ndarray:
     IDX (http://yann.lecun.com/exdb/mnist): two zero bytes, a type code, the number of dimensions, each
     dimension as a big-endian uint32, then the elements in C order. Raises UserError for anything else.
     """
-    with reading(path, "is no whole gzip file"), open_file(path) as file:
-        most = min(_MOST_BYTES, 64 * size_of(file) + (1 << 20))
+    with explain_errors(path, "is no whole gzip file"), open_file(path) as file:
+        most = min(_MAX_BYTES, 64 * size_of(file) + (1 << 20))
         try:
             content = gzip.GzipFile(fileobj=file).read(most + 1)
         except gzip.BadGzipFile as error:
@@ -54,7 +54,7 @@ def originals(url: str, hashes: Mapping[str, str]) -> dict[str, OriginalFile]:
 
 
 class Mnist(OriginalBuilder, skip_registration=True):
-    """MNIST: 60,000 + 10,000 handwritten digits, 28x28 grey."""
+    """MNIST: 60,000 + 10,000 handwritten digits, 28x28 gray."""
 
     name = "mnist"
     VERSION = tfds.core.Version("3.0.1")
@@ -100,7 +100,7 @@ class Mnist(OriginalBuilder, skip_registration=True):
 
 
 class FashionMnist(Mnist, skip_registration=True):
-    """Fashion-MNIST: 60,000 + 10,000 images of clothes, 28x28 grey."""
+    """Fashion-MNIST: 60,000 + 10,000 images of clothes, 28x28 gray."""
 
     name = "fashion_mnist"
     ORIGINALS = originals(

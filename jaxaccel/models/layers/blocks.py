@@ -18,7 +18,7 @@ Activation = Callable[[jax.Array], jax.Array]
 he_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 truncated_normal = nnx.initializers.truncated_normal(0.02)
 _head_normal = nnx.initializers.normal(0.01)
-# One object for each value: modules keep their initialisers, and equal blocks are to compare as equal.
+# One object for each value: modules keep their initializers, and equal blocks are to compare as equal.
 _constant = functools.cache(nnx.initializers.constant)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxaccel.core.formats import npz_files, safetensors_files, torch_files
-from jaxaccel.core.formats.bounds import Budget, Refused, check, open_file, reading, shown
+from jaxaccel.core.formats.bounds import Budget, Refused, check, explain_errors, open_file, shorten
 from jaxaccel.core.formats.pickles import Opaque
 from jaxaccel.core.formats.torch_pickle import unread_kind
 
@@ -51,7 +51,7 @@ def read(path: str | Path, inside: str | None = None) -> dict[str, np.ndarray]:
         weights are tensors of a kind that is not read (sparse, quantized).
     """
     path = Path(path)
-    with reading(path, "no file of weights"):
+    with explain_errors(path, "no file of weights"):
         with open_file(path) as file:
             start = file.read(9)
         if kind := next((kind for magic, kind in _FOREIGN.items() if start.startswith(magic)), None):
@@ -63,7 +63,7 @@ def read(path: str | Path, inside: str | None = None) -> dict[str, np.ndarray]:
         else:
             return _of_checkpoint(path, inside)
         if inside is not None:
-            raise Refused(f"is no PyTorch checkpoint: it has nothing inside {shown(inside)}")
+            raise Refused(f"is no PyTorch checkpoint: it has nothing inside {shorten(inside)}")
         return _cleaned(arrays, ": give a file with the weights of a model")
 
 
@@ -94,8 +94,8 @@ def _under(content: Mapping[str, Any], inside: str) -> Mapping[str, Any]:
     for name in inside.split("."):
         found = found.get(name) if isinstance(found, dict) else None
     if not isinstance(found, dict) or not _has_arrays(found):
-        names = [shown(name, 40) for name, x in content.items() if isinstance(x, dict) and _has_arrays(x)]
-        raise Refused(f"has no arrays inside {shown(inside)}; there are: {', '.join(names[:10]) or 'none'}")
+        names = [shorten(name, 40) for name, x in content.items() if isinstance(x, dict) and _has_arrays(x)]
+        raise Refused(f"has no arrays inside {shorten(inside)}; there are: {', '.join(names[:10]) or 'none'}")
     return _weights_in(found)
 
 
@@ -127,7 +127,7 @@ def _flat(tree: Mapping[str, Any], names: Budget, before: str = "") -> dict[str,
             found |= _flat(value, names, f"{name}.")
         elif (kind := unread_kind(value)) is not None:
             raise Refused(
-                f"has {shown(name)} as a {kind} tensor, which is not read: save it dense, in float32"
+                f"has {shorten(name)} as a {kind} tensor, which is not read: save it dense, in float32"
             )
     return found
 
@@ -136,9 +136,9 @@ def _hint(content: Mapping[str, Any]) -> str:
     """What to do about a checkpoint whose model is an object."""
     for name in (*INSIDE, *content):
         if isinstance(value := content.get(name), Opaque):
-            kind = shown(value.name)
+            kind = shorten(value.name)
             return (
-                f": its {shown(name, 40)!r} is an object of {kind}, which is not run: save its state_dict()"
+                f": its {shorten(name, 40)!r} is an object of {kind}, which is not run: save its state_dict()"
             )
     return ": give a file with the weights of a model"
 

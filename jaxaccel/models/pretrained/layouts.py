@@ -36,7 +36,7 @@ class Layer:
         return ", ".join(f"{role or 'values'} {shape}" for role, (_, shape) in self.parts.items())
 
 
-def layers(arrays: Iterable[tuple[str, tuple[int, ...]]]) -> list[Layer]:
+def group_layers(arrays: Iterable[tuple[str, tuple[int, ...]]]) -> list[Layer]:
     """Layers of (name, shape) pairs, names with dots or slashes, in the order in which each first appears."""
     found: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = {}
     for name, shape in arrays:
@@ -57,7 +57,7 @@ def _parent_and_role(name: str) -> tuple[str, str]:
     return (parent, ROLES[last]) if last in ROLES else (name, "")
 
 
-def fits(source: Layer, target: Layer) -> bool:
+def fits_layer(source: Layer, target: Layer) -> bool:
     """Whether the arrays of `source` can be those of `target`, all of them, in another order of axes."""
     if source.parts.keys() != target.parts.keys():
         # A norm's scale and a parameter that stands alone have only their shapes to tell.
@@ -67,10 +67,10 @@ def fits(source: Layer, target: Layer) -> bool:
 
 
 def _fits(role: str, source: tuple[str, tuple[int, ...]], target: tuple[str, tuple[int, ...]]) -> bool:
-    return order_of(source[1], target[1], role, target[0]) is not None
+    return find_axis_order(source[1], target[1], role, target[0]) is not None
 
 
-def order_of(
+def find_axis_order(
     source: tuple[int, ...], target: tuple[int, ...], role: str, name: str
 ) -> tuple[int, ...] | None:
     """The permutation of the axes of `source` after which a reshape gives `target`; None where none does.
@@ -89,7 +89,7 @@ def order_of(
 
 
 def _same_numbers(source: list[int], target: list[int], strict: bool) -> bool:
-    """Whether a reshape from `source` to `target` only merges or splits neighbouring axes, or drops ones."""
+    """Whether a reshape from `source` to `target` only merges or splits neighboring axes, or drops ones."""
     if not strict and len(source) == len(target):
         return source == target
     if strict and len(source) > 1 and len(target) > 1:
@@ -102,14 +102,14 @@ def _boundaries(shape: list[int]) -> set[int]:
     return {math.prod(shape[:i]) for i in range(len(shape) + 1)}
 
 
-def arranged(value: np.ndarray, target: tuple[int, ...], role: str, name: str) -> np.ndarray:
-    """`value` with its axes in the order of the array `name`, and of its shape `target`; see `order_of`."""
-    axes = order_of(value.shape, target, role, name)
+def arrange_axes(value: np.ndarray, target: tuple[int, ...], role: str, name: str) -> np.ndarray:
+    """`value` with its axes in the order of the array `name`, and of its shape `target`; see `find_axis_order`."""
+    axes = find_axis_order(value.shape, target, role, name)
     assert axes is not None, (value.shape, target)
     return value.transpose(axes).reshape(target)
 
 
-def thirds(source: Layer) -> list[Layer]:
+def split_fused_attention(source: Layer) -> list[Layer]:
     """The layers of queries, keys and values that a fused one holds, one behind the other; [] where it is none."""
     last = source.name.rsplit(".", 1)[-1]
     if last not in FUSED or any(shape[0] % 3 for _, shape in source.parts.values()):

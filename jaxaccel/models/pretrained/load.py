@@ -13,13 +13,13 @@ from flax import nnx
 
 from jaxaccel.core.interpret import first_uses
 from jaxaccel.core.options import checked
-from jaxaccel.core.trees import Where, check_where, parameter_path, selects
+from jaxaccel.core.paths import Where, check_where, parameter_path, selects
 from jaxaccel.errors import UserError
-from jaxaccel.models.adapter import Model, abstract
+from jaxaccel.models.adapter import Model, abstract_variables
 from jaxaccel.models.pretrained.files import read
-from jaxaccel.models.pretrained.layouts import Layer, arranged, layers
-from jaxaccel.models.pretrained.match import Pair, check_head, check_order, pairs
-from jaxaccel.models.pretrained.names import natural
+from jaxaccel.models.pretrained.layouts import Layer, arrange_axes, group_layers
+from jaxaccel.models.pretrained.match import Pair, check_head, check_order, match_layers
+from jaxaccel.models.pretrained.names import natural_key
 
 PyTree = Any
 
@@ -89,15 +89,15 @@ def load_pretrained(
     kept = {path for path in paths if any(selects(pattern, path) for pattern in where)}
     by_path = dict(zip(paths, (leaf for _, leaf in flat), strict=True))
     order = _uses(model, paths, inputs)
-    targets = layers(
-        (path, by_path[path].shape) for path in order or sorted(paths, key=natural) if path not in kept
+    targets = group_layers(
+        (path, by_path[path].shape) for path in order or sorted(paths, key=natural_key) if path not in kept
     )
     # Some programs sort by name; people count from layer2 to layer10, and then the order says less.
     is_sorted = list(weights) == sorted(weights)
-    listed = sorted(weights, key=natural) if is_sorted else weights
-    sources = layers((name, weights[name].shape) for name in listed)
+    listed = sorted(weights, key=natural_key) if is_sorted else weights
+    sources = group_layers((name, weights[name].shape) for name in listed)
     known = "none" if order is None else "counted" if is_sorted else "all"
-    found, missing, unused = pairs(sources, targets, names or {}, order=known)
+    found, missing, unused = match_layers(sources, targets, names or {}, order=known)
     if is_sorted and order is not None:
         check_order(found)
     if new_head and len(missing) == 1 and any(_outputs_differ(layer, missing[0]) for layer in unused):
@@ -109,7 +109,7 @@ def load_pretrained(
     values: dict[str, jax.Array] = {}
     for pair in found:
         for role, (path, shape) in pair.target.parts.items():
-            value = arranged(_value(weights, pair.source, role), shape, role, path)
+            value = arrange_axes(_value(weights, pair.source, role), shape, role, path)
             values[path] = jnp.asarray(value, by_path[path].dtype)
     if kept and isinstance(model, Model):
         started = jax.tree.leaves(jax.jit(model.init)(jax.random.key(0)))
@@ -134,7 +134,7 @@ def _arrays_of(model: Any) -> tuple[PyTree, PyTree]:
     if isinstance(model, nnx.Module):
         _, params, _, state = nnx.split(model, nnx.Param, nnx.RngState, ...)
         return nnx.to_pure_dict(params), nnx.to_pure_dict(state)
-    return abstract(model) if isinstance(model, Model) else model
+    return abstract_variables(model) if isinstance(model, Model) else model
 
 
 def _fill(module: nnx.Module, params: PyTree, state: PyTree) -> None:
@@ -152,8 +152,8 @@ def _uses(model: Any, paths: list[str], inputs: tuple[PyTree, ...]) -> list[str]
     def infer(both: tuple[PyTree, PyTree], *inputs: PyTree) -> PyTree:
         return model.apply(*both, *inputs, key=jax.random.key(0), train=False)[0]
 
-    uses = first_uses(infer, abstract(model), *inputs)
-    return [paths[i] for i in sorted(range(len(paths)), key=lambda i: (uses[i], natural(paths[i])))]
+    uses = first_uses(infer, abstract_variables(model), *inputs)
+    return [paths[i] for i in sorted(range(len(paths)), key=lambda i: (uses[i], natural_key(paths[i])))]
 
 
 def _value(weights: Mapping[str, np.ndarray], source: Layer, role: str) -> np.ndarray:

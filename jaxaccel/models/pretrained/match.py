@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 
 from jaxaccel.errors import UserError
-from jaxaccel.models.pretrained.layouts import Layer, fits, thirds
-from jaxaccel.models.pretrained.names import counted, counts_on, similarity
+from jaxaccel.models.pretrained.layouts import Layer, fits_layer, split_fused_attention
+from jaxaccel.models.pretrained.names import differs_by_number, rank_numbers, similarity
 
 NAMES_WEIGH = 3.0
 """How much more names that agree say than an order that agrees."""
@@ -18,7 +18,7 @@ MARGIN = 0.25
 """By how much a pairing must be better than the next one; below it is a guess."""
 Order = Literal["all", "counted", "none"]
 """``counted`` where names were sorted: then only what numbers tell apart is in order, ``layer1.0`` and ``layer1.1``."""
-ROUNDS = 5
+MAX_ROUNDS = 5
 """In which pairs and what their siblings say of them come to agree; where they do not, it is a guess."""
 
 
@@ -32,7 +32,7 @@ class Pair:
     """``shape`` where no other layer fits, ``name``, ``order``, ``siblings``, or ``told``."""
 
 
-def pairs(
+def match_layers(
     sources: Sequence[Layer], targets: Sequence[Layer], told: Mapping[str, str], *, order: Order = "all"
 ) -> tuple[list[Pair], list[Layer], list[Layer]]:
     """Each target with its source: (pairs, targets that are left, sources that are left).
@@ -55,7 +55,7 @@ def pairs(
     known = _told(sources, targets, told)
     free_sources = [s for s in sources if s.name not in known]
     free_targets = [t for t in targets if t.name not in known.values()]
-    possible = np.array([[fits(s, t) for s in free_sources] for t in free_targets], bool)
+    possible = np.array([[fits_layer(s, t) for s in free_sources] for t in free_targets], bool)
     possible = possible.reshape(len(free_targets), len(free_sources))
     names = _names(free_sources, free_targets)
     score = NAMES_WEIGH * names + _order(free_sources, free_targets, possible, order)
@@ -75,15 +75,15 @@ def pairs(
 
 
 def _taken_apart(sources: Sequence[Layer], targets: Sequence[Layer]) -> list[Layer]:
-    whole = [s for s in sources if any(fits(s, t) for t in targets)]
-    return [part for s in sources for part in ([s] if s in whole else thirds(s) or [s])]
+    whole = [s for s in sources if any(fits_layer(s, t) for t in targets)]
+    return [part for s in sources for part in ([s] if s in whole else split_fused_attention(s) or [s])]
 
 
 def _told(sources: Sequence[Layer], targets: Sequence[Layer], told: Mapping[str, str]) -> dict[str, str]:
     known = {source.replace("/", "."): target.replace("/", ".") for source, target in told.items()}
     for source, target in known.items():
         one, other = _named(sources, source, "the file"), _named(targets, target, "the model")
-        if not fits(one, other):
+        if not fits_layer(one, other):
             raise UserError(f"{source} has {one.shapes} and cannot be {target} with {other.shapes}")
     return known
 
@@ -99,7 +99,7 @@ def _named(layers: Sequence[Layer], name: str, where: str = "") -> Layer:
 
 
 def _names(sources: Sequence[Layer], targets: Sequence[Layer]) -> np.ndarray:
-    theirs, ours = counted([s.name for s in sources]), counted([t.name for t in targets])
+    theirs, ours = rank_numbers([s.name for s in sources]), rank_numbers([t.name for t in targets])
     scores = [[similarity(theirs[s.name], ours[t.name]) for s in sources] for t in targets]
     return np.array(scores, float).reshape(len(targets), len(sources)) / 2
 
@@ -125,7 +125,7 @@ def _order(
 
 
 def _in_order(one: Layer, other: Layer, order: Order) -> bool:
-    return order == "all" or counts_on(one.name, other.name)
+    return order == "all" or differs_by_number(one.name, other.name)
 
 
 def check_order(made: Sequence[Pair]) -> None:
@@ -139,10 +139,10 @@ def check_order(made: Sequence[Pair]) -> None:
     made = [pair for pair in made if pair.by != "told" and similarity(pair.source.name, pair.target.name) < 2]
     for n, one in enumerate(made):
         for other in made[n + 1 :]:
-            if not counts_on(one.source.name, other.source.name):
+            if not differs_by_number(one.source.name, other.source.name):
                 continue
             crossed = (one.source.order < other.source.order) != (one.target.order < other.target.order)
-            if crossed and fits(one.source, other.target) and fits(other.source, one.target):
+            if crossed and fits_layer(one.source, other.target) and fits_layer(other.source, one.target):
                 raise UserError(_question(one.target, one.source, other.source))
 
 
@@ -154,7 +154,7 @@ def check_head(head: Layer, made: Sequence[Pair]) -> None:
     """
     for pair in made:
         nearer = similarity(pair.source.name, pair.target.name) > similarity(pair.source.name, head.name)
-        if pair.by not in ("told", "shape") and not nearer and fits(pair.source, head):
+        if pair.by not in ("told", "shape") and not nearer and fits_layer(pair.source, head):
             raise UserError(
                 f"{pair.source.name} of the file could be {pair.target.name} or {head.name} ({head.shapes}): "
                 f"say which, names={{'{pair.source.name}': '{pair.target.name}'}}"
@@ -171,7 +171,7 @@ def _settled(
     """Pairs that agree with what clear ones say of their siblings, and the score with that."""
     alone, made = score, _assigned(possible, score)
     changed: list[tuple[int, int, int]] = []
-    for _ in range(ROUNDS):
+    for _ in range(MAX_ROUNDS):
         doubtful = _doubtful(made, possible, score)
         clear = [(targets[i], sources[j]) for i, j in made if i not in doubtful]
         score = alone + NAMES_WEIGH * _siblings([*told, *clear], sources, targets)
@@ -211,7 +211,7 @@ def _siblings(
         for i, t in enumerate(targets):
             for j, s in enumerate(sources):
                 family = families.get((ancestor(t), ancestor(s)), ())
-                found[i, j] += any(not fits(s, other) for other in family)
+                found[i, j] += any(not fits_layer(s, other) for other in family)
     return found
 
 

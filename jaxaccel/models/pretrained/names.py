@@ -36,7 +36,7 @@ for _i, _words in enumerate(SYNONYMS):
 def similarity(a: str, b: str) -> float:
     """0 to 2: the share of words that two names of layers have in common, and of numbers that are equal.
 
-    Numbers are to be counted from 0 on both sides (`counted`). Later words say more about a layer than earlier ones.
+    Both sides count their numbers from 0 (`rank_numbers`). Later words say more about a layer than earlier ones.
     """
     return _words_alike(_split(a)[0], _split(b)[0]) + _numbers_alike(_split(a)[1], _split(b)[1])
 
@@ -90,7 +90,7 @@ def _numbers(name: str) -> list[re.Match[str]]:
     return found
 
 
-def counted(names: Sequence[str]) -> dict[str, str]:
+def rank_numbers(names: Sequence[str]) -> dict[str, str]:
     """By name: the same with each number replaced by its rank among those that stand in the same place.
 
     ``layer1``, ``layer2`` become ``layer0``, ``layer1``, and so do ``layer3a``, ``layer3b``; a number that stands alone
@@ -121,12 +121,12 @@ def _ranked(name: str, ranks: dict[str, dict[tuple[int, str], int]]) -> str:
     return re.sub(r"\.+", ".", "".join([*pieces, name[at:]])).strip(".")
 
 
-def natural(name: str) -> list[tuple[int, int | str]]:
+def natural_key(name: str) -> list[tuple[int, int | str]]:
     """A key that sorts names as people count: ``layer2`` before ``layer10``."""
     return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name) if part]
 
 
-def counts_on(a: str, b: str) -> bool:
+def differs_by_number(a: str, b: str) -> bool:
     """Whether what first tells two names apart is a number: ``layer1.0.bn1`` and ``layer1.2.conv1``, ``5b``, ``5c``.
 
     One within a word does not count: ``branch3x3``, ``branch5x5``.

@@ -32,7 +32,7 @@ def whitening(images: np.ndarray, epsilon: float = 5e-4) -> np.ndarray:
     channels = images.shape[-1]
     windows = np.lib.stride_tricks.sliding_window_view(images, (PATCH, PATCH), axis=(1, 2))
     patches = np.moveaxis(windows, 3, -1).reshape(-1, PATCH * PATCH * channels).astype(np.float64)
-    # As in the paper, of the raw second moments: the mean colour is one of the directions.
+    # As in the paper, of the raw second moments: the mean color is one of the directions.
     values, vectors = np.linalg.eigh(patches.T @ patches / len(patches))
     scaled = vectors[:, ::-1] / np.sqrt(values[::-1] + epsilon)
     kernels = np.concatenate([scaled, -scaled], axis=1)

@@ -5,7 +5,7 @@ Paper: 94% on CIFAR-10 in 3.29 Seconds on a Single GPU, arXiv:2404.00498, and it
 training images; alternating flips and crops padded by 2; label smoothing 0.2; Lookahead; at the end each test image is
 seen mirrored and moved as well. Ours differ from theirs in that kernels are not scaled back to their first length after
 each step; biases and the head are Adam's, not decayed, and learned throughout; the head starts as other heads here do,
-its logits divided by 9; orthogonalisation takes five steps, not three; batches have 1,000 images, not 2,000; and
+its logits divided by 9; orthogonalization takes five steps, not three; batches have 1,000 images, not 2,000; and
 Lookahead, of the paper's first form, goes half of the way throughout.
 
 Data: CIFAR-10, 50,000 + 10,000 images 32x32 (Krizhevsky 2009), `--data.downloads DIR` with its archive.

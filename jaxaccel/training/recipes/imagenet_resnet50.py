@@ -2,11 +2,11 @@
 
 Papers: He et al. 2016, arXiv:1512.03385 (the network); Goyal et al. 2017, arXiv:1706.02677 (large batches:
 learning rate 0.1 per 256 examples, five epochs of warm-up); He et al. 2019, arXiv:1812.01187 (cosine decay,
-label smoothing, zero-initialised last BatchNorm, no decay on biases and norms).
+label smoothing, zero-initialized last BatchNorm, no decay on biases and norms).
 
-Data: TFDS `imagenet2012`, which its licence lets nobody download for you: put the two archives into
+Data: TFDS `imagenet2012`, which its license lets nobody download for you: put the two archives into
 `--data.downloads DIR` and install the extra tfds-prepare. Images are resized on the host (shorter side 224,
-centre crop); the random crops are taken of those on the device, where the papers crop the whole photograph.
+center crop); the random crops are taken of those on the device, where the papers crop the whole photograph.
 Hardware: eight A100 or a v3-32, some hours. Not yet trained whole by us, so no accuracy is claimed.
 Command: `python -m jaxaccel.train imagenet_resnet50 --data.workers 16`
 """

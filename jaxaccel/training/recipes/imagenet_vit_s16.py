@@ -2,9 +2,9 @@
 
 Paper: Better plain ViT baselines for ImageNet-1k, arXiv:2205.01580: AdamW, learning rate 1e-3 after 10,000
 steps of warm-up, cosine decay to zero, gradients clipped to norm 1, mixup 0.2. The network here is the one of
-Dosovitskiy et al. 2021 (class token, learned positions); random crops are of the centre of each photograph.
+Dosovitskiy et al. 2021 (class token, learned positions); random crops are of the center of each photograph.
 
-Data: TFDS `imagenet2012`, which its licence lets nobody download for you: put the two archives into
+Data: TFDS `imagenet2012`, which its license lets nobody download for you: put the two archives into
 `--data.downloads DIR` and install the extra tfds-prepare.
 Hardware: a v3-8 or eight A100, some hours. Not yet trained whole by us, so no accuracy is claimed.
 Command: `python -m jaxaccel.train imagenet_vit_s16 --data.workers 16 --mesh.fsdp 4`

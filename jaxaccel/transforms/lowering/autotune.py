@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from jaxaccel.core import files, runtime
-from jaxaccel.core.timing import repeat, time_in_turns
+from jaxaccel.core.timing import run_repeatedly, time_in_turns
 
 ROUNDS = 5
 """How often each form is timed, in turns."""
@@ -88,7 +88,7 @@ def _time(contenders: Mapping[str, Callable[..., Any]], shapes: Sequence[Any], d
     calls = {name: jax.jit(f).lower(*placed).compile() for name, f in contenders.items()}
     with jax.ensure_compile_time_eval():
         held = jax.device_put(arrays, there)
-        turns = {name: repeat(functools.partial(call, *held)) for name, call in calls.items()}
+        turns = {name: run_repeatedly(functools.partial(call, *held)) for name, call in calls.items()}
         times = time_in_turns(turns, rounds=ROUNDS)
     own, best = next(iter(contenders)), times.fastest()
     return best if times.gain(best, over=own).ratio > MIN_GAIN else own

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-ROUNDS = 300
+MAX_ROUNDS = 300
 STARTS = 4
 """How many draws of first centers are tried at least."""
 DRAWS = 512
@@ -75,7 +75,7 @@ class _Ordered:
 
     def settled(self, centers: np.ndarray) -> np.ndarray:
         """The centers after so many of Lloyd's rounds that they no longer move."""
-        for _ in range(ROUNDS):
+        for _ in range(MAX_ROUNDS):
             edges = self.edges(centers)
             sizes = np.diff(edges)
             means = np.diff(self.sums[edges])[sizes > 0] / sizes[sizes > 0]

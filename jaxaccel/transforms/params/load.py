@@ -18,11 +18,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxaccel.core.arrays import CodebookArray, LowRankArray, QuantArray
-from jaxaccel.core.formats.bounds import Budget, Refused, check, open_file, reading, shown, size_of
+from jaxaccel.core.formats.bounds import Budget, Refused, check, explain_errors, open_file, shorten, size_of
 from jaxaccel.core.formats.safetensors_files import read_array, read_header
 from jaxaccel.core.interpret import is_compressed
 from jaxaccel.errors import UserError
-from jaxaccel.transforms.params.save import CODERS, TABLE, VERSION, allowed, allowed_table, is_number, parts
+from jaxaccel.transforms.params.save import (
+    CODERS,
+    TABLE,
+    VERSION,
+    is_number,
+    max_array_bytes,
+    max_table_length,
+    path_parts,
+)
 
 PyTree = Any
 _TYPES: dict[str, type] = {kind.__name__: kind for kind in (QuantArray, LowRankArray, CodebookArray)}
@@ -43,14 +51,14 @@ def load_params(file: str | Path, like: PyTree = None) -> PyTree:
     """
     path = Path(file)
     coded, header, limit = _read(path)
-    with reading(path, "was not written by ja.params.save"):
+    with explain_errors(path, "was not written by ja.params.save"):
         check(isinstance(header.get("streams"), dict) and TABLE in header["streams"], "no table")
         budget = Budget(limit, "claims streams out of proportion to its size; refused")
         for name, fact in header["streams"].items():
             check(_is_count(fact["size"]) and name in coded, "a stream of a wrong size")
             budget.spend(fact["size"])
         table_size = header["streams"][TABLE]["size"]
-        if table_size > allowed_table(coded[TABLE].nbytes):
+        if table_size > max_table_length(coded[TABLE].nbytes):
             raise Refused(f"claims a table of {table_size:,} bytes, out of proportion to its size; refused")
         table = json.loads(_decoded(coded[TABLE], header["streams"][TABLE]))
         claimed = sum(_claimed(entry) for entry in table)
@@ -63,7 +71,7 @@ def load_params(file: str | Path, like: PyTree = None) -> PyTree:
             return _nested(leaves)
     paths, treedef = jax.tree_util.tree_flatten_with_path(like, is_leaf=is_compressed)
     by_path = {json.dumps(path): x for path, x in leaves}
-    wanted = [json.dumps(parts(path)) for path, _ in paths]
+    wanted = [json.dumps(path_parts(path)) for path, _ in paths]
     if missing := [path for path in wanted if path not in by_path]:
         raise UserError(f"{file} has no {missing[0]}: it was packed from other parameters")
     return jax.tree.unflatten(treedef, [by_path[path] for path in wanted])
@@ -72,7 +80,7 @@ def load_params(file: str | Path, like: PyTree = None) -> PyTree:
 def is_packed(file: str | Path) -> bool:
     """Whether `pack` wrote that file, as far as its beginning says."""
     try:
-        with reading(Path(file), ""), open_file(Path(file)) as opened:
+        with explain_errors(Path(file), ""), open_file(Path(file)) as opened:
             return "jaxaccel" in read_header(opened).metadata
     except UserError:
         return False
@@ -81,7 +89,9 @@ def is_packed(file: str | Path) -> bool:
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], int]:
     """The coded streams, what the file says of them, and how many bytes they may become."""
     with (
-        reading(path, "is no whole file of ja.params.save; ja.models.load_pretrained reads other weights"),
+        explain_errors(
+            path, "is no whole file of ja.params.save; ja.models.load_pretrained reads other weights"
+        ),
         open_file(path) as file,
     ):
         found = read_header(file)
@@ -92,7 +102,7 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], int]:
             raise Refused(f"is of version {version} of the format, this jaxaccel reads up to {VERSION}")
         coded = {name: read_array(file, entry) for name, entry in found.entries.items()}
         check(all(data.dtype == np.uint8 and data.ndim == 1 for data in coded.values()), "a wrong stream")
-        return coded, header, allowed(size_of(file))
+        return coded, header, max_array_bytes(size_of(file))
 
 
 def _decoded(data: np.ndarray, fact: Mapping[str, Any]) -> bytes:
@@ -143,7 +153,7 @@ def _check_fields(kind: type, arrays: Mapping[str, Any], static: Mapping[str, An
         if name == "real":
             check(
                 jnp.issubdtype(jnp.dtype(value), jnp.floating),
-                f"{shown(str(value), 20)} is no type of floats",
+                f"{shorten(str(value), 20)} is no type of floats",
             )
         elif name == "stacked":
             check(isinstance(value, bool), "a wrong size")

@@ -12,9 +12,9 @@ import numpy as np
 
 from jaxaccel.core.arrays import LowRankArray
 from jaxaccel.core.options import checked
-from jaxaccel.core.trees import Where
+from jaxaccel.core.paths import Where
 from jaxaccel.errors import UserError
-from jaxaccel.transforms.params.selected import selected
+from jaxaccel.transforms.params.select import select_leaves
 from jaxaccel.transforms.params.svd import truncated_svd
 
 PyTree = Any
@@ -98,7 +98,7 @@ def low_rank(
         nothing, or `rank` names what it does not select.
     """
     _check(rank, energy, flops, form)
-    chosen = selected(params, where, at_least=2, stacked=stacked)
+    chosen = select_leaves(params, where, at_least=2, stacked=stacked)
     ranks = rank if isinstance(rank, Mapping) else dict.fromkeys(chosen, rank or 0)
     chosen.check_names(ranks, "rank")
     options = {
@@ -127,7 +127,7 @@ def low_rank(
 @checked
 def spectra(params: PyTree, where: Where = "**/kernel", form: Form = "auto") -> list[Spectrum]:
     """What truncation would keep of each weight that `where` selects, largest weights first."""
-    chosen = selected(params, where, at_least=2)
+    chosen = select_leaves(params, where, at_least=2)
     found = [
         d.spectrum for path, x in chosen.items() for d in _of_layers(path, x, chosen.stack_axes[path], form)
     ]

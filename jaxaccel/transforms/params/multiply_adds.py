@@ -8,7 +8,7 @@ import jax
 
 from jaxaccel.core.arrays import LowRankArray
 from jaxaccel.core.interpret import Transformation, transform
-from jaxaccel.core.sites import BILINEAR, SITES, Site, recording
+from jaxaccel.core.sites import BILINEAR, SITES, Site, record_runs
 
 PyTree = Any
 
@@ -32,7 +32,7 @@ def count_multiply_adds(f: Callable[..., Any], params: PyTree, *args: Any) -> di
         return NotImplemented
 
     counted = transform(f, Transformation("count", dict.fromkeys(SITES, rule), arrays=True))
-    with recording() as runs:
+    with record_runs() as runs:
         jax.eval_shape(counted, params, *args)
     found: dict[str, int] = collections.defaultdict(int)
     for record in runs[-1].records:

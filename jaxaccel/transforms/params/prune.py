@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxaccel.core.options import checked
-from jaxaccel.core.trees import Where
+from jaxaccel.core.paths import Where
 from jaxaccel.errors import UserError
-from jaxaccel.transforms.params.selected import Selected, selected
+from jaxaccel.transforms.params.select import Selected, select_leaves
 
 PyTree = Any
 Scope = Literal["layer", "global", "erk"]
@@ -26,7 +26,7 @@ class Pattern:
     """Which weights stand or fall together. Of a weight's axes the last is outputs, the one before it inputs."""
 
     keep: int = 0
-    """Of every `of` neighbours along the inputs this many stay; 0: any."""
+    """Of every `of` neighbors along the inputs this many stay; 0: any."""
     of: int = 0
     block: tuple[int, int] = (1, 1)
     """Inputs and outputs of a block that is kept or removed whole."""
@@ -99,7 +99,7 @@ def prune(
     """
     form = Pattern.parse(pattern)
     _check(sparsity, form, scope, criterion, grads, norms, key)
-    chosen = selected(params, where, at_least=2, stacked=stacked)
+    chosen = select_leaves(params, where, at_least=2, stacked=stacked)
     for path, x in chosen.items():
         _check_divides(path, jnp.shape(x), form, pattern)
     if isinstance(sparsity, Mapping):
@@ -108,7 +108,7 @@ def prune(
             raise UserError(
                 f"sparsity has no share for {', '.join(sorted(missing)[:3])}: give one for each layer"
             )
-    slopes = selected(grads, where, at_least=2, stacked=stacked) if grads is not None else {}
+    slopes = select_leaves(grads, where, at_least=2, stacked=stacked) if grads is not None else {}
     scores = {
         path: _grouped(_score(path, x, chosen.stack_axes[path], criterion, slopes, norms, key, i), form)
         for i, (path, x) in enumerate(chosen.items())
@@ -126,7 +126,7 @@ def masked(params: PyTree, masks: PyTree) -> PyTree:
     )  # fmt: skip
 
 
-def densities(shapes: Mapping[str, tuple[int, ...]], sparsity: float) -> dict[str, float]:
+def layer_densities(shapes: Mapping[str, tuple[int, ...]], sparsity: float) -> dict[str, float]:
     """The share of weights that each layer keeps under Erdős-Rényi-kernel budgets (Evci et al. 2020, appendix).
 
     In proportion to (sum of its sizes) / (product of its sizes), and never above 1: what full layers cannot take goes
@@ -150,19 +150,19 @@ def densities(shapes: Mapping[str, tuple[int, ...]], sparsity: float) -> dict[st
 
 
 def shares_by_shape(chosen: Selected, sparsity: float) -> dict[str, float]:
-    """The share of weights that each layer loses, by path, where it keeps its part of `densities`."""
+    """The share of weights that each layer loses, by path, where it keeps its part of `layer_densities`."""
     shapes = {path: jnp.shape(x) for path, x in chosen.items()}
     counts = {path: shapes[path][0] if axes else 1 for path, axes in chosen.stack_axes.items()}
     layers = {
         f"{path} {i}": shapes[path][chosen.stack_axes[path] :] for path in shapes for i in range(counts[path])
     }
-    kept = densities(layers, sparsity)
+    kept = layer_densities(layers, sparsity)
     return {path: 1 - kept[f"{path} 0"] for path in shapes}
 
 
 def sparsity_of(params: PyTree, where: Where = KERNELS) -> float:
     """The share of zeros among the leaves that `where` selects."""
-    chosen = selected(params, where, at_least=2).values()
+    chosen = select_leaves(params, where, at_least=2).values()
     return 1 - sum(int(jnp.count_nonzero(x)) for x in chosen) / sum(x.size for x in chosen)
 
 
@@ -241,7 +241,7 @@ def _score(
 def _along_inputs(norms: jax.Array, shape: tuple[int, ...], path: str) -> jax.Array:
     """`norms` (inputs,) with axes of size 1 beside those of a weight of `shape` that are its inputs.
 
-    They are neighbours before the outputs: next to last in (H, W, in, out), the first in (D, heads, width), two in
+    They are neighbors before the outputs: next to last in (H, W, in, out), the first in (D, heads, width), two in
     (heads, width, D).
     """
     for stop in range(len(shape) - 1, 0, -1):
@@ -275,7 +275,7 @@ def _kept(
         return {path: _best_of_each(score, form) for path, score in scores.items()}
     if scope == "global" and not isinstance(sparsity, Mapping):
         together = jnp.concatenate([score.ravel() for score in scores.values()])
-        flags = best(together, _count(together.size, sparsity))
+        flags = mark_largest(together, _count(together.size, sparsity))
         cuts = [sum(s.size for s in list(scores.values())[:i]) for i in range(1, len(scores))]
         parts = jnp.split(flags, cuts)
         return {p: part.reshape(s.shape) for (p, s), part in zip(scores.items(), parts, strict=True)}
@@ -292,7 +292,7 @@ def _best_share(scores: jax.Array, sparsity: Any, stack_axes: int) -> jax.Array:
     """True for the largest of `scores`, of each layer those that `sparsity` leaves."""
 
     def of_layer(scores: jax.Array) -> jax.Array:
-        return best(scores, _count(scores.size, sparsity))
+        return mark_largest(scores, _count(scores.size, sparsity))
 
     return jax.vmap(of_layer)(scores) if stack_axes else of_layer(scores)
 
@@ -302,7 +302,7 @@ def _count(size: int, sparsity: Any) -> jax.Array:
     return jnp.round(size * (1 - jnp.asarray(sparsity, jnp.float32))).astype(jnp.int32)
 
 
-def best(scores: jax.Array, count: jax.Array | int) -> jax.Array:
+def mark_largest(scores: jax.Array, count: jax.Array | int) -> jax.Array:
     """True for the `count` largest of `scores`, of which equal ones count in order; `count` may be traced."""
     # One sort of the values: ranks would take two, with their positions, and several times as long.
     flat = scores.ravel()
@@ -312,7 +312,7 @@ def best(scores: jax.Array, count: jax.Array | int) -> jax.Array:
 
 
 def _best_of_each(scores: jax.Array, form: Pattern) -> jax.Array:
-    """True for the `keep` largest of every `of` neighbours along the inputs."""
+    """True for the `keep` largest of every `of` neighbors along the inputs."""
     *rest, inputs, outputs = scores.shape
     groups = scores.reshape(*rest, inputs // form.of, form.of, outputs)
     rank = jnp.argsort(jnp.argsort(-groups, axis=-2, stable=True), axis=-2, stable=True)

@@ -10,9 +10,9 @@ from jaxaccel.core import numerics
 from jaxaccel.core.arrays import QuantArray
 from jaxaccel.core.interpret import is_compressed
 from jaxaccel.core.options import checked
-from jaxaccel.core.trees import Where, check_where, parameter_path, selects
+from jaxaccel.core.paths import Where, parameter_path
 from jaxaccel.errors import UserError
-from jaxaccel.transforms.params.selected import names_of, whole
+from jaxaccel.transforms.params.select import check_selects_parameters, is_opaque, selects_parameter
 from jaxaccel.transforms.params.stacked import count_stack_axes
 
 PyTree = Any
@@ -42,7 +42,7 @@ def quantize(
     Args:
       params: any pytree of arrays. Leaves that are compressed already stay as they are, but for the factors of a
         `LowRankArray`, which are selected with the weight that they stand for.
-      where: which leaves, by path (see `jaxaccel.core.trees.matches`) or predicate. They need a floating dtype and at
+      where: which leaves, by path (see `jaxaccel.core.paths.matches`) or predicate. They need a floating dtype and at
         least two axes; others that it selects stay as they are.
       bits: 8, or 4, which is stored two to a byte.
       channels: axes along which each index has a scale of its own; ``()`` is one scale for the whole array. By default
@@ -59,20 +59,20 @@ def quantize(
         front. ``()`` is none.
 
     Raises:
-      UserError: `where` selects no leaf that can be quantised, or `bits`, `block` or `range` cannot be.
+      UserError: `where` selects no leaf that can be quantized, or `bits`, `block` or `range` cannot be.
     """
     if bits not in (4, 8):
         raise UserError(f"bits must be 8 or 4, got {bits}")
     if range not in ("absmax", "mse"):
         raise UserError(f"range must be absmax or mse, got {range!r}")
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=whole)
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_opaque)
     paths = [parameter_path(path) for path, _ in leaves]
     able = _stack_axes(dict(zip(paths, (x for _, x in leaves), strict=True)), stacked)
     compressed = [path for path, (_, x) in zip(paths, leaves, strict=True) if is_compressed(x)]
-    check_where(where, [name for path in (*able, *compressed) for name in names_of(path)])
+    check_selects_parameters(where, (*able, *compressed))
 
     def one(path: str, x: Any) -> Any:
-        if path not in able or not any(selects(where, name) for name in names_of(path)):
+        if path not in able or not selects_parameter(where, path):
             return x
         axes = _channels(channels, path, x.shape, able[path])
         size = x.shape[_block_axis(axes, x.ndim)]
@@ -86,14 +86,14 @@ def quantize(
 
 def can_quantize(params: PyTree, where: Where, stacked: Where | None = None) -> bool:
     """Whether `where` selects a leaf that `quantize` makes integers of."""
-    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=whole)
+    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_opaque)
     able = _stack_axes({parameter_path(path): x for path, x in leaves}, stacked)
-    return any(selects(where, name) for path in able for name in names_of(path))
+    return any(selects_parameter(where, path) for path in able)
 
 
 def dequantize(params: PyTree) -> PyTree:
     """`params` with every compressed leaf as the dense array that it stands for."""
-    return jax.tree.map(lambda x: x.materialise() if is_compressed(x) else x, params, is_leaf=is_compressed)
+    return jax.tree.map(lambda x: x.materialize() if is_compressed(x) else x, params, is_leaf=is_compressed)
 
 
 def _stack_axes(leaves: Mapping[str, Any], stacked: Where | None) -> dict[str, int]:

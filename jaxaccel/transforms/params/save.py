@@ -36,7 +36,7 @@ CODERS: dict[str, list[dict[str, Any]]] = {
     ],
 }
 """By name: filters of Python's lzma module. ``raw`` leaves bytes as they are."""
-LONGEST_TABLE = 1 << 24
+MAX_TABLE_LENGTH = 1 << 24
 """Bytes of the table, enough for a hundred thousand arrays."""
 _SPARSE = 0.2
 """Share of zeros above which an array is stored as bits and the rest."""
@@ -56,27 +56,27 @@ def save_params(params: PyTree, file: str | Path) -> int:
     """
     streams: dict[str, list[bytes]] = {}
     leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda x: is_compressed(x) or _is_empty(x))
-    table = [{"path": parts(path), **_described(x, streams)} for path, x in leaves]
+    table = [{"path": path_parts(path), **_described(x, streams)} for path, x in leaves]
     streams[TABLE] = [json.dumps(table).encode()]
     plain = {name: b"".join(pieces) for name, pieces in streams.items()}
-    if len(plain[TABLE]) > LONGEST_TABLE:
+    if len(plain[TABLE]) > MAX_TABLE_LENGTH:
         raise UserError(f"{len(leaves):,} arrays are more than a packed file names: pack parts of them")
     content = _content({name: _coded(name, data) for name, data in plain.items()}, plain)
-    if sum(leaf.nbytes for leaf in jax.tree.leaves(params)) > allowed(len(content)):
+    if sum(leaf.nbytes for leaf in jax.tree.leaves(params)) > max_array_bytes(len(content)):
         # Next to nothing but zeros: no reader could tell it from a bomb, and so the bits that say where are not coded.
         content = _content({name: ("raw", data) for name, data in plain.items()}, plain)
     files.write_bytes(Path(file), content)
     return len(content)
 
 
-def allowed(size: int) -> int:
+def max_array_bytes(size: int) -> int:
     """How many bytes of arrays a file of `size` bytes may hold: without coding, zeros take a bit of 32 or 64."""
     return 256 * size + FLOOR
 
 
-def allowed_table(size: int) -> int:
+def max_table_length(size: int) -> int:
     """How long the table may be that takes `size` bytes when coded; real ones are 15 to 50 times as long."""
-    return min(64 * size + (1 << 16), LONGEST_TABLE)
+    return min(64 * size + (1 << 16), MAX_TABLE_LENGTH)
 
 
 def transfer_seconds(size: int, bits_per_second: float) -> float:
@@ -84,7 +84,7 @@ def transfer_seconds(size: int, bits_per_second: float) -> float:
     return 8 * size / bits_per_second
 
 
-def parts(path: tuple[Any, ...]) -> list[str | int]:
+def path_parts(path: tuple[Any, ...]) -> list[str | int]:
     """A key path as JSON: numbers for places in a list, texts for names, ``[text]`` marks a number that is a name."""
     found: list[Any] = []
     for key in path:
@@ -158,7 +158,7 @@ def _coded(name: str, plain: bytes) -> tuple[str, bytes]:
     made = {
         coder: lzma.compress(plain, lzma.FORMAT_RAW, filters=filters) for coder, filters in CODERS.items()
     }
-    fit = [item for item in made.items() if name != TABLE or len(plain) <= allowed_table(len(item[1]))]
+    fit = [item for item in made.items() if name != TABLE or len(plain) <= max_table_length(len(item[1]))]
     return min([("raw", plain), *fit], key=lambda item: len(item[1]))
 
 

@@ -8,10 +8,10 @@ import numpy as np
 
 from jaxaccel.core.arrays import CodebookArray
 from jaxaccel.core.options import checked
-from jaxaccel.core.trees import Where
+from jaxaccel.core.paths import Where
 from jaxaccel.errors import UserError
 from jaxaccel.transforms.params.k_means import k_means
-from jaxaccel.transforms.params.selected import selected
+from jaxaccel.transforms.params.select import select_leaves
 
 PyTree = Any
 
@@ -38,7 +38,7 @@ def share(
     """
     if not 1 <= bits <= 8:
         raise UserError(f"bits must be 1 to 8, got {bits}")
-    chosen = selected(params, where, at_least=2, stacked=stacked)
+    chosen = select_leaves(params, where, at_least=2, stacked=stacked)
     return chosen.replaced(
         {
             path: (_shared_stack if chosen.stack_axes[path] else _shared)(path, x, 2**bits)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 
-from jaxaccel.core.trees import Where, selects
+from jaxaccel.core.paths import Where, selects
 
 _NAMED = re.compile(r"(^|/)(stacked|(Scan|Vmap)\w+_\d+)/")
 """Below `jaxaccel.models.layers.scan.Scan`, and below what Linen's ``nn.scan`` and ``nn.vmap`` make of a class."""

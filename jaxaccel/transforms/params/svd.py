@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-LARGE = 2048
+MAX_EXACT_SIZE = 2048
 """Above so many rows and columns singular values are found by random projections: half as many, or as asked for."""
 
 
@@ -12,16 +12,16 @@ def truncated_svd(
     matrix: np.ndarray, rank: int = 0, energy: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     """(u, s, v) and the sum of all squares; of a large matrix as many as that rank and that energy need."""
-    if min(matrix.shape) <= LARGE:
+    if min(matrix.shape) <= MAX_EXACT_SIZE:
         u, s, v = np.linalg.svd(matrix, full_matrices=False)
         return u, s, v, _squares(s)
     total = _squares(matrix)
     most = math.ceil(matrix.size / sum(matrix.shape))  # with more, factors are no smaller than the matrix
-    count = min(max(LARGE // 2, rank), most)
-    u, s, v = randomised_svd(matrix, count)
+    count = min(max(MAX_EXACT_SIZE // 2, rank), most)
+    u, s, v = randomized_svd(matrix, count)
     while _squares(s) < energy * total and count < most:
         count = min(2 * count, most)
-        u, s, v = randomised_svd(matrix, count)
+        u, s, v = randomized_svd(matrix, count)
     return u, s, v, total
 
 
@@ -29,7 +29,7 @@ def _squares(x: np.ndarray) -> float:
     return float(np.square(x, dtype=np.float64).sum())
 
 
-def randomised_svd(
+def randomized_svd(
     matrix: np.ndarray, rank: int, iterations: int = 2
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The largest `rank` singular values and vectors of a matrix, by random projection.

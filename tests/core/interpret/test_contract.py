@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as Spec
 import jaxaccel as ja
 from jaxaccel.core import sites
 
-# LLVM's optimisations are most of the compile time and see nothing that differs.
+# LLVM's optimizations are most of the compile time and see nothing that differs.
 OPTIONS = {"xla_backend_optimization_level": 0}
 N = 16
 
@@ -34,8 +34,8 @@ class Case:
     """The types that its products have in StableHLO."""
     tolerance: float
     """Relative error in the 2-norm; derivatives may have three times as much."""
-    quantised: bool = False
-    """Whether it takes quantised parameters."""
+    quantized: bool = False
+    """Whether it takes quantized parameters."""
     calibrated: bool = False
     derivative: float = 3
     """How many times the error a derivative may have."""
@@ -48,10 +48,10 @@ CASES = {
     "bfloat16": Case(NARROW["bfloat16"], "bfloat16", ("bf16",), 0.02),
     "float16": Case(NARROW["float16"], "float16", ("f16",), 0.003),
     "float8": Case(functools.partial(ja.float8, emulate=True), "float8", ("f8E4M3FN", "f8E5M2"), 0.12),
-    "int8": Case(INT8, "int8", ("i8",), 0.04, quantised=True),
-    "int8_static": Case(INT8, "int8", ("i8",), 0.06, quantised=True, calibrated=True),
+    "int8": Case(INT8, "int8", ("i8",), 0.04, quantized=True),
+    "int8_static": Case(INT8, "int8", ("i8",), 0.06, quantized=True, calibrated=True),
     "int8_weights": Case(
-        functools.partial(ja.int8, activations="none"), "int8", ("f32",), 0.03, quantised=True
+        functools.partial(ja.int8, activations="none"), "int8", ("f32",), 0.03, quantized=True
     ),
     "fake_int8": Case(functools.partial(ja.fake_int8, where="**/w*"), "int8", ("f32",), 0.04),
     "int8_train": Case(functools.partial(ja.int8, train=True, key=jax.random.key(5)), "int8", ("i8",), 0.04),
@@ -226,7 +226,7 @@ IN_X = {
     "vmap_of_grad": lambda f: lambda params, x: jax.vmap(jax.grad(loss(f), 1), (None, 0))(params, x),
     "grad_of_scan": lambda f: jax.grad(lambda params, x: VALUES["scan"](f)(params, x)[0].sum(), argnums=1),
 }  # fmt: skip
-"""Derivatives in x alone, which quantised parameters allow as well."""
+"""Derivatives in x alone, which quantized parameters allow as well."""
 
 IN_PARAMS = {
     **{f"grad_of_{name}": lambda f, name=name: jax.grad(
@@ -254,7 +254,7 @@ def expected(construct):
     return jax.jit(CONSTRUCTS[construct](layer), compiler_options=OPTIONS)(params_of(construct), X)
 
 
-def quantised(params):
+def quantized(params):
     return ja.quantize(params, "w*", channels=lambda _, shape: (0, 2) if len(shape) == 3 else (1,))
 
 
@@ -275,7 +275,7 @@ def assert_close(got, wanted, tolerance):
 
 def run(g, *args):
     """(result, what was recorded, operand types of its products) of `g` compiled."""
-    with sites.recording() as runs:
+    with sites.record_runs() as runs:
         lowered = jax.jit(g, compiler_options=OPTIONS).lower(*args)
     return lowered.compile()(*args), runs, dot_operands(lowered.as_text())
 
@@ -296,7 +296,7 @@ def check(name, construct, place):
     t = functools.partial(case.transform, **options)
     f = CONSTRUCTS[construct]
     got, runs, operands = run(
-        t(f(layer)) if place == "inside" else f(t(layer)), quantised(params) if case.quantised else params, X
+        t(f(layer)) if place == "inside" else f(t(layer)), quantized(params) if case.quantized else params, X
     )
     derivative = construct not in VALUES
     assert_close(got, expected(construct), case.tolerance * (case.derivative if derivative else 1))
@@ -360,7 +360,7 @@ def test_the_straight_through_gradient_of_what_is_in_range_is_exact():
     np.testing.assert_allclose(got, np.ones_like(got), rtol=1e-5)
 
 
-# Rematerialisation keeps what its policy says.
+# Rematerialization keeps what its policy says.
 
 
 def products(jaxpr):
@@ -414,9 +414,9 @@ PAIRS = {
 def test_each_other(pair, construct):
     *transformations, types = PAIRS[pair]
     outer, inner = (CASES[t].transform if isinstance(t, str) else t for t in transformations)
-    quantise = any(isinstance(t, str) and CASES[t].quantised for t in transformations)
+    quantize = any(isinstance(t, str) and CASES[t].quantized for t in transformations)
     f = CONSTRUCTS[construct](layer)
-    got, _, operands = run(outer(inner(f)), quantised(PARAMS) if quantise else PARAMS, X)
+    got, _, operands = run(outer(inner(f)), quantized(PARAMS) if quantize else PARAMS, X)
     assert_close(got, expected(construct), 0.12)
     assert {x for pair in operands for x in pair} <= types
 
@@ -520,10 +520,10 @@ def test_frameworks(name, framework):
     options = {"where": where, "channels": channels} if name == "fake_int8" else {}
     if case.calibrated:
         options["calibration"] = ja.calibrate(apply, params, [(IMAGES,)])
-    given = ja.quantize(params, where, channels=channels) if case.quantised else params
+    given = ja.quantize(params, where, channels=channels) if case.quantized else params
     t = functools.partial(case.transform, strict=True, **options)
     wanted = jax.jit(lambda x: apply(params, x), compiler_options=OPTIONS)(IMAGES)
-    with sites.recording() as runs:
+    with sites.record_runs() as runs:
         if framework == "equinox_module":  # it holds functions, which `jax.jit` does not take
             got = jax.jit(lambda x: t(apply)(given, x), compiler_options=OPTIONS)(IMAGES)
         else:
@@ -578,7 +578,7 @@ def test_arguments_by_keyword_and_by_position_and_results_of_any_kind(name):
             "n": 2,
         }
 
-    given = quantised(PARAMS) if case.quantised else PARAMS
+    given = quantized(PARAMS) if case.quantized else PARAMS
     wanted = f(PARAMS, X, True, scale=2.0)
     got = case.transform(f)(given, X, True, scale=2.0)
     assert got["n"] == 2 and got["none"] is None
@@ -590,7 +590,7 @@ def test_parameters_may_be_any_arguments():
         return x @ w @ more["kernel"]
 
     q = ja.quantize({"w": PARAMS["w1"], "more": {"kernel": PARAMS["w2"]}}, "**")
-    with sites.recording() as runs:
+    with sites.record_runs() as runs:
         got = ja.int8(f, argnums=(1, 2))(X, q["w"], more=q["more"])
     assert_close(got, f(X, PARAMS["w1"], {"kernel": PARAMS["w2"]}), 0.04)
     assert [(r.path, r.after) for r in runs[0].records] == [("w", "int8"), ("kernel", "int8")]

@@ -85,7 +85,7 @@ def test_a_rule_that_asks_for_symbolic_zeros_gets_them():
 def test_ranges_found_in_a_function_serve_its_forward_rule():
     calibration = ja.calibrate(loss, PARAMS, [X])
     f = ja.fake_int8(loss, calibration=calibration)
-    with sites.recording() as runs:
+    with sites.record_runs() as runs:
         jax.grad(f)(PARAMS, X)
     names = {r.name for r in runs[0].records if r.path}
     assert names == {"kernel"} == set(calibration.ranges)

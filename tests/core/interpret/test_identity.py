@@ -20,7 +20,7 @@ from jaxaccel.core.interpret import Transformation, transform
 from jaxaccel.models.adapter import as_model
 
 ENTERED = ("dot_general", "conv_general_dilated", "gather", "exp", "add", "mul")
-# LLVM's optimisations are most of the compile time and see nothing that differs.
+# LLVM's optimizations are most of the compile time and see nothing that differs.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
@@ -337,7 +337,7 @@ def test_random_numbers(implementation):
     assert_same(identity(lambda key: jax.random.normal(key, (3,)))(key), jax.random.normal(key, (3,)))
 
 
-def test_implicit_reparametrisation():
+def test_implicit_reparametrization():
     assert_identity(lambda a: jax.random.gamma(KEY, jnp.exp(a)), (VECTOR,))
 
 

@@ -26,7 +26,7 @@ Q = ja.quantize(W)
 
 def traced(f, *args):
     """The records of the outermost transformation of `f`."""
-    with sites.recording() as runs:
+    with sites.record_runs() as runs:
         jax.eval_shape(f, *args)
     return runs[-1].records
 
@@ -96,9 +96,9 @@ def test_a_body_that_cannot_be_entered_is_recorded(name, around):
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_compressed_parameters_of_such_a_body_are_recorded_as_dense(name):
     f = UNKNOWN[name]
-    assert ("materialised", "QuantArray") in [p[:2] for p in problems(ja.int8(f), Q, X)]
+    assert ("materialized", "QuantArray") in [p[:2] for p in problems(ja.int8(f), Q, X)]
     np.testing.assert_allclose(ja.int8(f)(Q, X), f(ja.params.dequantize(Q), X), rtol=1e-4, atol=1e-5)
-    with pytest.raises(ja.UserError, match=r"int8.*materialised"):
+    with pytest.raises(ja.UserError, match=r"int8.*materialized"):
         ja.int8(f, strict=True)(Q, X)
 
 
@@ -164,11 +164,11 @@ DENSE = {
 def test_a_compressed_value_that_had_to_become_dense_is_recorded(name):
     f, reason = DENSE[name]
     found = problems(ja.int8(f), Q, X)
-    assert {kind for kind, *_ in found} == {"materialised"} and any(reason in why for *_, why in found)
+    assert {kind for kind, *_ in found} == {"materialized"} and any(reason in why for *_, why in found)
     wanted = f(ja.params.dequantize(Q), X)
     got = ja.int8(f, activations="none")(Q, X)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, wanted)
-    with pytest.raises(ja.UserError, match=r"int8\(strict=True\): .*materialised"):
+    with pytest.raises(ja.UserError, match=r"int8\(strict=True\): .*materialized"):
         ja.int8(f, strict=True)(Q, X)
 
 
@@ -251,12 +251,12 @@ def test_a_parameter_that_became_dense_is_named():
             "c"
         ]
 
-    found = [(r.path, r.name) for r in traced(ja.int8(f), params, X) if r.kind == "materialised"]
+    found = [(r.path, r.name) for r in traced(ja.int8(f), params, X) if r.kind == "materialized"]
     paths = ["a/kernel", "b/deep/kernel", "c/kernel", "b/deep/kernel", "b/deep/kernel", "c/kernel"]
     assert sorted(found) == sorted((path, path) for path in paths)
     text = str(ja.explain(ja.int8(f), params, X))
     assert "b/deep/kernel" in text and "add has no rule for it" in text
-    with pytest.raises(ja.UserError, match=r"a/kernel: materialised: sort has no rule for it"):
+    with pytest.raises(ja.UserError, match=r"a/kernel: materialized: sort has no rule for it"):
         ja.int8(f, strict=True)(params, X)
 
 
@@ -326,7 +326,7 @@ def test_grouped_products_that_stay_are_told():
         ja.int8(experts)(q, x), experts(ja.params.dequantize(q), x), rtol=0.1, atol=0.1
     )
     with pytest.raises(
-        ja.UserError, match="experts/kernel: materialised: ragged_dot_general has no rule for it"
+        ja.UserError, match="experts/kernel: materialized: ragged_dot_general has no rule for it"
     ):
         ja.int8(experts, strict=True)(q, x)
 
@@ -365,9 +365,9 @@ def test_every_product_has_a_record_with_a_reason_where_it_was_left():
     ]
     int8 = traced(ja.int8(f), {**Q, "head": W["kernel"]}, X)
     assert [(r.name, r.after, r.reason) for r in int8 if r.lowering == "-"] == [
-        ("dot_general[0]", "int32", "no parameter is quantised"),
-        ("dot_general[1]", "float32", "no parameter is quantised"),
-        ("head", "float32", "not quantised"),
+        ("dot_general[0]", "int32", "no parameter is quantized"),
+        ("dot_general[1]", "float32", "no parameter is quantized"),
+        ("head", "float32", "not quantized"),
     ]
 
 
@@ -487,7 +487,7 @@ NAMED = {f.__name__: f for f in (tied, cell, shared_in_every_construct)}
 def test_names_are_unique_and_stable(name):
     f, params, batches = NAMED[name]()
     calibration = ja.calibrate(f, params, batches)
-    quantised = ja.quantize(params)
+    quantized = ja.quantize(params)
 
     def records(t, params, *args):
         return [
@@ -497,7 +497,7 @@ def test_names_are_unique_and_stable(name):
     seen = None
     for batch in (*batches, batches[0][:1]):
         for around in (lambda f: f, jax.jit):
-            now = records(around(ja.int8(f, calibration=calibration)), quantised, batch)
+            now = records(around(ja.int8(f, calibration=calibration)), quantized, batch)
             assert seen is None or now == seen
             seen = now
     names = [name for name, *_ in seen]
@@ -505,7 +505,7 @@ def test_names_are_unique_and_stable(name):
     static = {name for name, _, lowering in seen if lowering.startswith("static")}
     assert static and static <= set(calibration.ranges)
     for t, given in (
-        (ja.int8(f), quantised),
+        (ja.int8(f), quantized),
         (ja.fake_int8(f), params),
         (ja.fake_int8(f, observe=True), params),
     ):

@@ -77,14 +77,14 @@ def scipy_sample(image, rows, columns, fill: Any = 0, order=1):
 
 
 def matrix_places(matrix, shape, source):
-    """Where a matrix (3, 3) from output to input, about the centres, takes each pixel: rows and columns."""
+    """Where a matrix (3, 3) from output to input, about the centers, takes each pixel: rows and columns."""
     rows, columns = np.meshgrid(*(np.arange(n) - (n - 1) / 2 for n in shape), indexing="ij")
     found = np.einsum("ij,jhw->ihw", matrix, np.stack([rows, columns, np.ones_like(rows)]))
     return tuple(found[i] / found[2] + (source[i] - 1) / 2 for i in range(2))
 
 
 def recovered_homographies(augmentation, count=100, height=25, width=33, **options):
-    """The float64 matrices (about the centre) that were applied, read off images of their own coordinates."""
+    """The float64 matrices (about the center) that were applied, read off images of their own coordinates."""
     rows, columns = np.meshgrid(
         np.arange(height) - (height - 1) / 2, np.arange(width) - (width - 1) / 2, indexing="ij"
     )

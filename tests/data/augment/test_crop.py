@@ -128,7 +128,7 @@ def test_random_resized_crop_of_all_and_of_what_cannot_fit():
     everything = image_after(random_resized_crop, batch, scale=(1.0, 1.0), ratio=(4.0, 4.0))
     np.testing.assert_array_equal(everything, batch["image"])
     square = image_after(random_resized_crop, batch, scale=(1.0, 1.0), ratio=(1.0, 1.0), size=10)
-    np.testing.assert_array_equal(square, batch["image"][:, :, 15:25])  # none fits: the centre
+    np.testing.assert_array_equal(square, batch["image"][:, :, 15:25])  # none fits: the center
 
 
 def test_random_resized_crop_shrinks_to_a_sixteenth():

@@ -59,7 +59,7 @@ EVERY = {name: partial(getattr(augment, name), **options) for name, options in O
 MIX = ("mixup", "cutmix", "mixup_or_cutmix")
 RGB_ONLY = ("saturation", "hue", "grayscale", "three_augment", "color_jitter")
 RESHAPING = ("resize",)
-"""Nothing of it is random, and the shape changes: tests/training/test_phases.py."""
+"""Nothing of it is random, and the shape changes: tests/training/test_run_plan.py."""
 
 NARROW = ("rotate", "gaussian_blur", "color_jitter", "sharpness", "mixup")
 """Run in bfloat16 and float16 too; of the others only shapes and dtypes are checked there."""
@@ -123,7 +123,7 @@ def test_an_example_depends_on_its_index_and_the_key_alone(name):
     assert not np.array_equal(image, batch["image"])
     assert np.array_equal(image, another["image"]) == (name == "alternating_flip")
     if name in MIX:
-        return  # the partner is the neighbour; test_mix.py
+        return  # the partner is the neighbor; test_mix.py
     np.testing.assert_array_equal(shuffled["image"], image[ORDER])
     for one in alone:
         np.testing.assert_array_equal(one["image"], image[5:6])

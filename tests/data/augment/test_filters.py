@@ -48,10 +48,10 @@ def test_widths_of_blurs_are_uniform():
     out = image_after(
         gaussian_blur, {"image": image, "index": np.arange(800)}, sigma=(0.5, 2.0), probability=0.5
     )
-    centre = out[:, 10, 10, 0].astype(np.float64)
-    assert abs((centre < 1).mean() - 0.5) < 0.07
+    center = out[:, 10, 10, 0].astype(np.float64)
+    assert abs((center < 1).mean() - 0.5) < 0.07
     table = gaussian_weights((0.5, 2.0), 6)[:, 0].astype(np.float64) ** 2
-    sigma = np.interp(-centre[centre < 1], -table, np.linspace(0.5, 2.0, len(table)))
+    sigma = np.interp(-center[center < 1], -table, np.linspace(0.5, 2.0, len(table)))
     assert_uniform(sigma, 0.5, 2.0)
 
 

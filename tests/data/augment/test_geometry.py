@@ -44,9 +44,9 @@ def inverse_matrix(degrees, scale, shift):
 
 
 def scipy_resample(image, matrix, fill):
-    """One image (H, W, C) in float64; the matrix acts on (row, column) measured from the centre."""
-    centre = (np.array(image.shape[:2]) - 1) / 2
-    offset = centre + matrix[:, 2] - matrix[:, :2] @ centre
+    """One image (H, W, C) in float64; the matrix acts on (row, column) measured from the center."""
+    center = (np.array(image.shape[:2]) - 1) / 2
+    offset = center + matrix[:, 2] - matrix[:, :2] @ center
     channels = [
         ndimage.affine_transform(c, matrix[:, :2], offset, order=1, mode="grid-constant", cval=fill)
         for c in np.moveaxis(image.astype(np.float64), -1, 0)
@@ -133,7 +133,7 @@ def test_rotation_turns_as_pillow_does():
 
 
 def recovered(option, size=200, height=25, width=33):
-    """The float64 matrices (from the centre) that ``option`` applied, read off images of their own coordinates."""
+    """The float64 matrices (from the center) that ``option`` applied, read off images of their own coordinates."""
     rows, columns = np.meshgrid(
         np.arange(height) - (height - 1) / 2, np.arange(width) - (width - 1) / 2, indexing="ij"
     )
@@ -181,9 +181,9 @@ def test_no_change_asked_none_made(dtype):
 
 
 def test_constant_images_stay_exactly_constant():
-    grey = float(np.float32(77) / np.float32(255))
-    batch = {"image": np.full((8, 9, 9, 1), grey, np.float32)}
-    option = {"rotation": 90, "scale": (0.5, 1.5), "translation": 0.3, "fill": grey}
+    gray = float(np.float32(77) / np.float32(255))
+    batch = {"image": np.full((8, 9, 9, 1), gray, np.float32)}
+    option = {"rotation": 90, "scale": (0.5, 1.5), "translation": 0.3, "fill": gray}
     np.testing.assert_array_equal(apply(affine, batch, **option), batch["image"])
 
 

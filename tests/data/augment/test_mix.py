@@ -19,7 +19,7 @@ mixed = all_of([partial(mixup, alpha=1.0), partial(cutmix, alpha=1.0), mixup_or_
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-def test_mixup_mixes_with_the_neighbour(dtype):
+def test_mixup_mixes_with_the_neighbor(dtype):
     batch = make_batch(dtype=dtype)
     out = apply(partial(mixup, alpha=1.0), batch)
     partner = np.roll(np.arange(12), 1)
@@ -90,8 +90,8 @@ def test_cutmix_pastes_a_box_and_weighs_its_area():
     rng = np.random.default_rng(0)  # what the definition gives, drawn independently
     side = np.sqrt(rng.uniform(size=20_000))
     shares = []
-    for size, centre in zip((16, 24), rng.uniform(size=(2, 20_000)), strict=True):
-        first = np.floor(centre * size) - np.round(side * size) // 2
+    for size, center in zip((16, 24), rng.uniform(size=(2, 20_000)), strict=True):
+        first = np.floor(center * size) - np.round(side * size) // 2
         shares.append((np.minimum(first + np.round(side * size), size) - np.maximum(first, 0)) / size)
     _, chance = stats.ks_2samp(out["mix_weight"], shares[0] * shares[1])
     assert float(np.asarray(chance)) > 1e-3

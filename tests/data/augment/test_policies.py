@@ -115,7 +115,7 @@ def test_every_operation_is_pillows(space, level, channels):
         assert unchanged == np.array_equal(result, image) or name in ("posterize", "autocontrast")
 
 
-def test_learnt_policies_are_tables_of_25_pairs():
+def test_learned_policies_are_tables_of_25_pairs():
     for policy in ("imagenet", "cifar10", "svhn"):
         table = subpolicies(policy)
         assert table.shape == (25, 2, 3)

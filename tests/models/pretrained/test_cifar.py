@@ -47,7 +47,7 @@ from conftest import FIXTURES
 from jaxaccel.core.formats import torch_files
 from jaxaccel.errors import UserError
 from jaxaccel.models import pretrained
-from jaxaccel.models.adapter import abstract, as_model
+from jaxaccel.models.adapter import abstract_variables, as_model
 from jaxaccel.models.vision.resnet_cifar import ResNetCifar
 
 SMALL = FIXTURES / "torch" / "resnet14.th"
@@ -55,7 +55,7 @@ SMALL = FIXTURES / "torch" / "resnet14.th"
 
 def predict(depth, params, state, images, **facts):
     model = as_model(partial(ResNetCifar, depth), facts, ())
-    jax.tree.map(lambda a, b: None, abstract(model), (params, state))  # of one structure
+    jax.tree.map(lambda a, b: None, abstract_variables(model), (params, state))  # of one structure
     return model.apply(params, state, images, key=jax.random.key(0), train=False)[0]
 
 

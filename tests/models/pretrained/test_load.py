@@ -18,7 +18,7 @@ import jaxaccel as ja
 from jaxaccel import models
 from jaxaccel.models.adapter import Model, as_model
 from jaxaccel.models.pretrained.files import read
-from jaxaccel.models.pretrained.names import counted, counts_on, similarity
+from jaxaccel.models.pretrained.names import differs_by_number, rank_numbers, similarity
 
 
 def drawn(**shapes):
@@ -283,25 +283,29 @@ def test_numbers_count_from_zero_where_there_are_several():
         "layer2.0.conv2",
         "layer2.1.conv1",
     ]
-    assert counted(names)["layer2.1.conv1"] == "layer1.1.conv" and counted(names)["conv1"] == "conv"
-    assert counted(names)["layer1.0.conv2"] == "layer0..conv1".replace("..", ".")
+    assert rank_numbers(names)["layer2.1.conv1"] == "layer1.1.conv" and rank_numbers(names)["conv1"] == "conv"
+    assert rank_numbers(names)["layer1.0.conv2"] == "layer0..conv1".replace("..", ".")
     assert similarity("layer0.0.norm1", "stages.0.0.bn1") > similarity("layer0.0.norm1", "stages.0.0.conv1")
 
 
 def test_a_number_that_is_part_of_a_word_is_no_place():
     names = [f"blocks.{i}.mlp.fc{n}" for i in range(3) for n in (1, 2)]
-    assert counted(names)["blocks.2.mlp.fc2"] == "blocks.2.mlp.fc2"
+    assert rank_numbers(names)["blocks.2.mlp.fc2"] == "blocks.2.mlp.fc2"
     down = "blocks.1.mlp.down"
     assert max(names, key=lambda name: similarity(name, down)) == "blocks.1.mlp.fc2"
 
 
 def test_what_tells_names_apart():
-    assert counts_on("layer1.0.bn1", "layer1.2.conv1") and counts_on("mixed5b.pool", "mixed5c.conv")
-    assert not counts_on("layer1.0.bn1", "layer1.0.conv1") and not counts_on("bn1", "layer1.0.bn1")
-    assert not counts_on("mixed5b.branch3x3.conv", "mixed5b.branch5x5.conv")
-    assert not counts_on("mixed5b.branch3x3.conv", "mixed5b.branch3x1.conv")
+    assert differs_by_number("layer1.0.bn1", "layer1.2.conv1") and differs_by_number(
+        "mixed5b.pool", "mixed5c.conv"
+    )
+    assert not differs_by_number("layer1.0.bn1", "layer1.0.conv1") and not differs_by_number(
+        "bn1", "layer1.0.bn1"
+    )
+    assert not differs_by_number("mixed5b.branch3x3.conv", "mixed5b.branch5x5.conv")
+    assert not differs_by_number("mixed5b.branch3x3.conv", "mixed5b.branch3x1.conv")
 
 
 def test_letters_count_on():
     names = ["stem", *(f"mixed{n}.branch.conv" for n in ("3a", "3b", "4a", "4b", "5a"))]
-    assert [counted(names)[name] for name in names[1:]] == [f"mixed{i}.branch.conv" for i in range(5)]
+    assert [rank_numbers(names)[name] for name in names[1:]] == [f"mixed{i}.branch.conv" for i in range(5)]

@@ -10,7 +10,7 @@ from grids import thinned
 from test_channels import _blank, conv, random
 
 import jaxaccel as ja
-from jaxaccel.core.trees import parameter_path
+from jaxaccel.core.paths import parameter_path
 from jaxaccel.errors import UserError
 
 

@@ -213,7 +213,7 @@ def test_multiples():
 
 
 def network(factory, **options):
-    """(f, {"params", "state"}): in inference, with random numbers; initialisers would have to be compiled."""
+    """(f, {"params", "state"}): in inference, with random numbers; initializers would have to be compiled."""
     model = as_model(factory, {"classes": 10, "channels": 3, **options}, ())
     rng = np.random.default_rng(0)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxaccel as ja
-from jaxaccel.transforms.params.prune import densities
+from jaxaccel.transforms.params.prune import layer_densities
 
 KEYS = jax.random.split(jax.random.key(0), 4)
 LARGE, SMALL = 10 + jnp.abs(jax.random.normal(KEYS[0], (16, 8))), 0.1 * jax.random.normal(KEYS[1], (32, 24))
@@ -21,7 +21,7 @@ def kept(**options):
 def test_the_scope_says_which_layers_lose():
     assert kept(sparsity=0.5, scope="layer") == {"large": 64, "small": 384}
     assert kept(sparsity=0.5, scope="global") == {"large": 128, "small": 320}
-    shares = densities({"large": (16, 8), "small": (32, 24)}, 0.7)
+    shares = layer_densities({"large": (16, 8), "small": (32, 24)}, 0.7)
     want = {"large": round(128 * shares["large"]), "small": round(768 * shares["small"])}
     assert kept(sparsity=0.7, scope="erk") == want == {"large": 81, "small": 188}
     assert kept(sparsity={"large/kernel": 0.25, "small/kernel": 0.75}) == {"large": 96, "small": 192}
@@ -60,7 +60,7 @@ def test_the_range_says_whether_outliers_are_clipped():
         )
 
         def error(q):
-            return np.sum((np.float64(q.materialise()) - np.float64(w)) ** 2, 0)
+            return np.sum((np.float64(q.materialize()) - np.float64(w)) ** 2, 0)
 
         assert (error(mse) < 0.95 * error(absmax)).all()
         tries = []
@@ -86,7 +86,7 @@ def test_the_form_says_how_a_kernel_is_cut(form):
     rows, columns = rng.normal(size=(3, 4, 1)), rng.normal(size=(1, 3, 6))
     separable = np.einsum("hir,rwo->hwio", rows, columns)  # of rank 1 in space, of a higher one in channels
     small = ja.low_rank({"kernel": jnp.asarray(separable, jnp.float32)}, rank=1, form=form)["kernel"]
-    exact = np.allclose(small.materialise(), separable, atol=1e-5)
+    exact = np.allclose(small.materialize(), separable, atol=1e-5)
     assert exact == (form != "channel") and (small.axes is None) == (form == "channel")
 
 

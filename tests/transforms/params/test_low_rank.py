@@ -10,7 +10,7 @@ import pytest
 import jaxaccel as ja
 from jaxaccel.errors import UserError
 from jaxaccel.transforms.params.low_rank import spectra
-from jaxaccel.transforms.params.svd import randomised_svd
+from jaxaccel.transforms.params.svd import randomized_svd
 
 
 def conv(x, kernel, strides=(1, 1), padding="SAME"):
@@ -31,7 +31,7 @@ def test_the_factors_are_the_nearest_of_their_rank():
     w = random(20, 12)
     found = ja.low_rank({"kernel": w}, rank=5)["kernel"]
     u, s, v = np.linalg.svd(np.asarray(w, np.float64), full_matrices=False)
-    np.testing.assert_allclose(found.materialise(), (u[:, :5] * s[:5]) @ v[:5], atol=1e-5)
+    np.testing.assert_allclose(found.materialize(), (u[:, :5] * s[:5]) @ v[:5], atol=1e-5)
     assert found.shape == (20, 12) and found.left.shape == (20, 5) and found.rank == 5
     assert found.nbytes == 4 * 5 * 32
 
@@ -44,7 +44,7 @@ def test_two_convolutions_compute_the_dense_one(form, strides, padding):
     w, x = random(3, 3, 8, 12), random(2, 9, 11, 8, seed=1)
     params = ja.low_rank({"kernel": w}, rank=6, form=form)
     f = lambda p, x: conv(x, p["kernel"], strides, padding)  # noqa: E731
-    dense = f({"kernel": params["kernel"].materialise()}, x)
+    dense = f({"kernel": params["kernel"].materialize()}, x)
     found = jax.jit(ja.transforms.compressed(f, strict=True))(params, x)
     np.testing.assert_allclose(found, dense, atol=1e-4)
     work = ja.params.count_multiply_adds(f, params, x)
@@ -58,7 +58,7 @@ def test_a_spatial_kernel_of_full_rank_is_itself():
     w = random(3, 5, 4, 7)
     found = ja.low_rank({"kernel": w}, rank=12, form="spatial")["kernel"]
     if isinstance(found, ja.arrays.LowRankArray):  # else it would not be smaller, and stays dense
-        np.testing.assert_allclose(found.materialise(), w, atol=1e-5)
+        np.testing.assert_allclose(found.materialize(), w, atol=1e-5)
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -72,7 +72,7 @@ def test_products_on_either_side(transposed, weight_first):
         kernel = p["kernel"].T if transposed else p["kernel"]
         return (kernel.T @ x.T) if weight_first else x @ kernel
 
-    dense = f({"kernel": params["kernel"].materialise()}, x)
+    dense = f({"kernel": params["kernel"].materialize()}, x)
     found = ja.transforms.compressed(f, strict=True)(params, x)
     assert found.shape == dense.shape
     np.testing.assert_allclose(found, dense, atol=1e-4)
@@ -89,7 +89,7 @@ def test_heads():
 
     dense = f(
         jax.tree.map(
-            lambda w: w.materialise(), params, is_leaf=lambda w: isinstance(w, ja.arrays.LowRankArray)
+            lambda w: w.materialize(), params, is_leaf=lambda w: isinstance(w, ja.arrays.LowRankArray)
         ),
         x,
     )
@@ -176,7 +176,7 @@ def test_large_weights_are_cut_as_small_ones_are(monkeypatch):
 
     expected, energy, stable = ranks()
     assert 8 < expected[2] < 23 and expected[3] is None and expected[4:] == [3, 15, 23, None]
-    monkeypatch.setattr(sys.modules["jaxaccel.transforms.params.svd"], "LARGE", 16)
+    monkeypatch.setattr(sys.modules["jaxaccel.transforms.params.svd"], "MAX_EXACT_SIZE", 16)
     found = ranks()
     assert found[0] == expected
     np.testing.assert_allclose(found[1], energy, rtol=1e-2)
@@ -186,7 +186,7 @@ def test_large_weights_are_cut_as_small_ones_are(monkeypatch):
 def test_random_projections_find_the_largest():
     w = np.asarray(thin(300, 200, 20) + 1e-3 * random(300, 200, seed=9))
     _, s, _ = np.linalg.svd(w)
-    u, values, v = randomised_svd(w, 15)
+    u, values, v = randomized_svd(w, 15)
     np.testing.assert_allclose(values, s[:15], rtol=1e-4)
     best = np.sqrt((s[15:] ** 2).sum())
     assert np.linalg.norm(w - (u * values) @ v) < 1.01 * best

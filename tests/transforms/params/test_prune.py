@@ -11,7 +11,7 @@ import jaxaccel as ja
 from jaxaccel import models
 from jaxaccel.errors import UserError
 from jaxaccel.models.adapter import as_model
-from jaxaccel.transforms.params.prune import densities, sparsity_of
+from jaxaccel.transforms.params.prune import layer_densities, sparsity_of
 
 
 def network():
@@ -53,10 +53,10 @@ def test_erdos_renyi_kernel_budgets():
     # By hand: (sum of sizes) / (product of sizes) for both, scaled so that half of all is kept.
     shapes = {"a": (3, 3, 8, 16), "b": (16, 12)}
     raw = {"a": (3 + 3 + 8 + 16) / 1152, "b": (16 + 12) / 192}
-    found = densities(shapes, 0.9)
+    found = layer_densities(shapes, 0.9)
     factor = 0.1 * (1152 + 192) / (raw["a"] * 1152 + raw["b"] * 192)
     assert found == pytest.approx({"a": raw["a"] * factor, "b": raw["b"] * factor})
-    full = densities(shapes, 0.2)  # b would need more than it has
+    full = layer_densities(shapes, 0.2)  # b would need more than it has
     assert full["b"] == 1.0 and full["a"] * 1152 + 192 == pytest.approx(0.8 * 1344)
     params = network()
     masks = ja.prune(params, 0.9, scope="erk")

@@ -21,7 +21,7 @@ def test_every_weight_has_the_nearest_value(bits):
     book = np.asarray(found.codebook)
     assert book.size <= 2**bits and found.indices.dtype == jnp.uint8 and (np.diff(book) > 0).all()
     nearest = np.abs(np.asarray(w)[..., None] - book).argmin(-1)
-    np.testing.assert_allclose(found.materialise(), book[nearest], atol=1e-6)
+    np.testing.assert_allclose(found.materialize(), book[nearest], atol=1e-6)
     # Lloyd's rounds have ended: each value is the mean of its weights.
     for value, members in ((v, np.asarray(w)[nearest == i]) for i, v in enumerate(book)):
         assert members.size == 0 or abs(members.mean() - value) < 2e-3
@@ -31,19 +31,19 @@ def test_zeros_stay_zeros():
     w = ja.params.masked({"kernel": random(40, 30)}, ja.prune({"kernel": random(40, 30)}, 0.8))
     found = ja.params.share(w, 3)["kernel"]
     assert found.codebook[0] == 0 and found.codebook.size <= 8
-    np.testing.assert_array_equal(found.materialise() == 0, w["kernel"] == 0)
+    np.testing.assert_array_equal(found.materialize() == 0, w["kernel"] == 0)
 
 
 def test_few_values_are_kept_as_they_are():
     w = jnp.asarray([[1.0, -2.0], [0.5, 1.0]])
-    np.testing.assert_array_equal(ja.params.share({"kernel": w}, 4)["kernel"].materialise(), w)
+    np.testing.assert_array_equal(ja.params.share({"kernel": w}, 4)["kernel"].materialize(), w)
 
 
 def test_layouts_reach_the_indices():
     params, x = ja.params.share({"kernel": random(6, 8)}, 4), random(3, 8)
     f = lambda p, x: x @ p["kernel"].T.reshape(8, 6)[:, :4]  # noqa: E731
     np.testing.assert_allclose(
-        ja.transforms.compressed(f)(params, x), f({"kernel": params["kernel"].materialise()}, x), rtol=1e-5
+        ja.transforms.compressed(f)(params, x), f({"kernel": params["kernel"].materialize()}, x), rtol=1e-5
     )
 
 
@@ -67,7 +67,7 @@ def test_fine_tuning_changes_values_and_not_who_shares_them():
     assert loss(trained) < 0.9 * before
     kernel = after["layer"]["kernel"]
     np.testing.assert_array_equal(kernel.indices, params["layer"]["kernel"].indices)
-    np.testing.assert_array_equal(kernel.materialise() == 0, w["kernel"] == 0)
+    np.testing.assert_array_equal(kernel.materialize() == 0, w["kernel"] == 0)
 
 
 def lloyd(values, count, starts=10):
@@ -99,7 +99,7 @@ def test_it_is_as_good_as_many_starts_of_k_means(tail, bits):
         "two groups": np.concatenate([rng.normal(-5, 0.01, 400), rng.normal(3, 1, 200)]),
     }[tail].astype(np.float32)
     found = ja.params.share({"kernel": jnp.asarray(values.reshape(20, 30))}, bits)["kernel"]
-    error = np.sum((np.float64(found.materialise()).ravel() - values) ** 2)
+    error = np.sum((np.float64(found.materialize()).ravel() - values) ** 2)
     assert error < 1.01 * lloyd(np.float64(values), 2**bits)
     assert np.unique(found.indices).size == found.codebook.size == 2**bits  # none is empty
     again = ja.params.share({"kernel": jnp.asarray(values.reshape(20, 30))}, bits)["kernel"]

@@ -27,7 +27,7 @@ def each_of(stack):
 
 
 def dense(params):
-    return jax.tree.map(lambda x: x.materialise(), params, is_leaf=is_compressed)
+    return jax.tree.map(lambda x: x.materialize(), params, is_leaf=is_compressed)
 
 
 def loop(p, x):
@@ -104,16 +104,16 @@ def test_shared_values():
     zeros = params["stacked"]["kernel"] == 0
     assert zeros.sum((1, 2))[1] and not zeros.sum((1, 2))[2]
     np.testing.assert_allclose(
-        moved.materialise()[~zeros], (stack["stacked"]["kernel"].materialise() + 1)[~zeros]
+        moved.materialize()[~zeros], (stack["stacked"]["kernel"].materialize() + 1)[~zeros]
     )
-    np.testing.assert_array_equal(moved.materialise() == 0, zeros)
+    np.testing.assert_array_equal(moved.materialize() == 0, zeros)
 
 
 def test_layers_with_fewer_values_than_others():
     w = STACK["stacked"]["kernel"].at[1].set(jnp.where(STACK["stacked"]["kernel"][1] > 0, 2.0, -1.0))
     found = ja.params.share({"stacked": {"kernel": w}}, 4)["stacked"]["kernel"]
     assert found.codebook.shape == (LAYERS, 16)
-    np.testing.assert_array_equal(found.materialise()[1], w[1])
+    np.testing.assert_array_equal(found.materialize()[1], w[1])
 
 
 def test_factors():
@@ -125,7 +125,7 @@ def test_factors():
         ja.transforms.compressed(loop)(stack, X), ja.transforms.compressed(unrolled)(each, X), atol=1e-4
     )
     explained = ja.explain(ja.transforms.compressed(loop), stack, X)
-    assert "materialised" not in str(explained)  # no layer becomes dense
+    assert "materialized" not in str(explained)  # no layer becomes dense
     work = ja.params.count_multiply_adds(loop, stack, X)["stacked/kernel"]
     assert work == LAYERS * 2 * 4 * 2 * (16 + 8)
     eight = ja.quantize(stack)["stacked"]["kernel"]
@@ -141,7 +141,7 @@ def test_the_rank_is_that_of_the_worst_layer():
     found = ja.low_rank(params, energy=0.8)["stacked"]["kernel"]
     ranks = [ja.low_rank({"kernel": w}, energy=0.8)["kernel"].rank for w in thin]
     assert ranks[0] == 1 and found.rank == max(ranks)
-    lost = np.sum((np.asarray(found.materialise()) - thin) ** 2, (1, 2)) / np.sum(np.square(thin), (1, 2))
+    lost = np.sum((np.asarray(found.materialize()) - thin) ** 2, (1, 2)) / np.sum(np.square(thin), (1, 2))
     assert (lost < 0.2).all()
     (spectrum,) = spectra(params)
     assert spectrum.shape == (LAYERS, 16, 8) and spectrum.rank_of(0.8) == found.rank
@@ -177,10 +177,10 @@ def test_kernels(form):
     np.testing.assert_allclose(
         ja.transforms.compressed(scanned)(params, x), scanned(dense(params), x), atol=1e-4
     )
-    assert "materialised" not in str(ja.explain(ja.transforms.compressed(scanned), params, x))
-    for w, layer in zip(kernels, found.materialise(), strict=True):
+    assert "materialized" not in str(ja.explain(ja.transforms.compressed(scanned), params, x))
+    for w, layer in zip(kernels, found.materialize(), strict=True):
         alone = ja.low_rank({"kernel": w}, rank=2, form=form)["kernel"]
-        np.testing.assert_allclose(layer, alone.materialise(), atol=1e-4)
+        np.testing.assert_allclose(layer, alone.materialize(), atol=1e-4)
 
 
 def test_files_keep_them(tmp_path):

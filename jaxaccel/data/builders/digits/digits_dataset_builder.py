@@ -1,4 +1,4 @@
-"""UCI handwritten digits (Alpaydin & Kaynak 1998), the 1,797 images that scikit-learn ships, 8x8 grey."""
+"""UCI handwritten digits (Alpaydin & Kaynak 1998), the 1,797 images that scikit-learn ships, 8x8 gray."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from jaxaccel.data.builders.original import OriginalBuilder
+from jaxaccel.data.builders.original_files import OriginalBuilder
 from jaxaccel.data.builders.png import encode_png
 
 TEST_SIZE = 450  # a quarter of 1,797, rounded up
@@ -41,7 +41,7 @@ def choose_test(labels: np.ndarray, size: int = TEST_SIZE) -> np.ndarray:
 
 
 class Builder(OriginalBuilder, skip_registration=True):
-    """UCI handwritten digits: 1,347 training and 450 test images, 8x8 grey, stratified fixed split.
+    """UCI handwritten digits: 1,347 training and 450 test images, 8x8 gray, stratified fixed split.
 
     The originals count the dark pixels of 4x4 blocks, 0..16; they are stored scaled to 0..255 (value * 255 /
     16, rounded), so that they are images like any other.

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxaccel.core.interpret import is_compressed
-from jaxaccel.core.trees import parameter_path, path_text
+from jaxaccel.core.paths import parameter_path, path_text
 from jaxaccel.errors import UserError
-from jaxaccel.transforms.params.channels.trace import channels
+from jaxaccel.transforms.params.channels.trace import trace_channels
 
 PyTree = Any
 Kept = Mapping[str, Mapping[int, np.ndarray]]
@@ -67,7 +67,7 @@ class Flat:
 
     def cut(self, kept: Kept) -> PyTree:
         """The pytree with what is kept."""
-        leaves = [taken(x, kept.get(path, {})) for path, x in zip(self.paths, self.leaves, strict=True)]
+        leaves = [take_kept(x, kept.get(path, {})) for path, x in zip(self.paths, self.leaves, strict=True)]
         return jax.tree.unflatten(self.treedef, leaves)
 
     def masked(self, kept: Kept, factor: float = 0.0) -> PyTree:
@@ -83,7 +83,7 @@ def is_array(x: Any) -> bool:
     return hasattr(x, "dtype")
 
 
-def taken(x: Any, kept: Mapping[int, np.ndarray]) -> jax.Array:
+def take_kept(x: Any, kept: Mapping[int, np.ndarray]) -> jax.Array:
     """`x` with the kept positions of each axis."""
     for axis, positions in kept.items():
         x = jnp.take(x, positions, axis)
@@ -101,9 +101,11 @@ def _faded(x: Any, kept: Mapping[int, np.ndarray], factor: float) -> jax.Array:
     return x
 
 
-def coupled(f: Callable[..., Any], tree: Flat, args: Sequence[Any]) -> tuple[list[Coupled], dict[str, str]]:
+def find_coupled(
+    f: Callable[..., Any], tree: Flat, args: Sequence[Any]
+) -> tuple[list[Coupled], dict[str, str]]:
     """Sets of channels by the axes that they live on; and what needs outputs of weights that cannot go, by path."""
-    sets, whole = channels(tree.call(f), tree.shapes({}), *args)
+    sets, whole = trace_channels(tree.call(f), tree.shapes({}), *args)
     groups: dict[tuple[tuple[str, int], ...], list[tuple[tuple[str, int, int], ...]]] = {}
     for places in sets:
         named = tuple((tree.paths[i], axis, position) for i, axis, position in places)
@@ -129,7 +131,7 @@ def _name(members: Sequence[tuple[str, int]], tree: Flat) -> str:
     return outputs[0] if outputs else members[0][0]
 
 
-def working(
+def find_working(
     f: Callable[..., Any], tree: Flat, args: Sequence[Any], axes: Sequence[Coupled]
 ) -> tuple[list[Coupled], dict[str, str]]:
     """Those that f works without one channel of, and why not of the others; halves are tried until all is known."""
@@ -143,7 +145,8 @@ def working(
         half = [(c, i) for c in some for i in range(len(c.sets) // 2)]
         try:
             found = [
-                jax.eval_shape(tree.call(f), tree.shapes(without(few, tree)), *args) for few in (one, half)
+                jax.eval_shape(tree.call(f), tree.shapes(drop_channels(few, tree)), *args)
+                for few in (one, half)
             ]
         except Exception as error:  # whatever f raises for sizes that it does not expect
             return next(
@@ -167,7 +170,7 @@ def _shape(x: Any) -> Any:
     return jax.ShapeDtypeStruct(jnp.shape(x), x.dtype) if hasattr(x, "dtype") else x
 
 
-def without(removed: Sequence[tuple[Coupled, int]], tree: Flat) -> dict[str, dict[int, np.ndarray]]:
+def drop_channels(removed: Sequence[tuple[Coupled, int]], tree: Flat) -> dict[str, dict[int, np.ndarray]]:
     """What stays when those channels go, each given by its coupled axes and its number."""
     gone: dict[tuple[str, int], set[int]] = {}
     for axes, number in removed:

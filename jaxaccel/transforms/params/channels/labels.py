@@ -83,6 +83,6 @@ class Nodes:
         return Label(axes, labels[0].param and len(labels) == 1)
 
 
-def fixed(shape: Sequence[int]) -> Label:
+def fix_axes(shape: Sequence[int]) -> Label:
     """The label of a value of which nothing may be removed."""
     return Label([np.full(n, FIXED) if n > 1 else None for n in shape])

@@ -10,18 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxaccel.core.options import checked
+from jaxaccel.core.paths import Where, check_where, path_text, selects
 from jaxaccel.core.timing import time_call
-from jaxaccel.core.trees import Where, check_where, path_text, selects
 from jaxaccel.errors import UserError
 from jaxaccel.transforms.params.channels.coupled import (
     Coupled,
     Flat,
     Kept,
-    coupled,
+    drop_channels,
+    find_coupled,
+    find_working,
     is_array,
-    taken,
-    without,
-    working,
+    take_kept,
 )
 from jaxaccel.transforms.params.multiply_adds import count_multiply_adds
 
@@ -77,7 +77,7 @@ def remove_channels(
     """`params` without the least important channels, until f costs the given share of what it did.
 
     Which positions along which axes can only go together is read off f's program (`interpret.channels`): through
-    residual additions, concatenations, normalisation, depthwise and grouped convolutions, reshapes and attention
+    residual additions, concatenations, normalization, depthwise and grouped convolutions, reshapes and attention
     heads, for any function. Axes whose size f itself insists on stay whole, and so do those whose size decides the
     result, as behind a LayerNorm. The result is checked: f on it equals f on parameters with the same channels set to
     0.
@@ -108,9 +108,9 @@ def remove_channels(
     budget, share = next((name, value) for name, value in budgets.items() if value is not None)
     tree = Flat(params)
     check_where(where, tree.paths)
-    axes, needed = coupled(f, tree, args)
+    axes, needed = find_coupled(f, tree, args)
     chosen = [some for some in axes if any(selects(where, path) for path, _ in some.members)]
-    free, fixed = working(f, tree, args, chosen)
+    free, fixed = find_working(f, tree, args, chosen)
     fixed |= {path: why for path, why in needed.items() if selects(where, path) and path not in fixed}
     if not free:
         why = next(iter(fixed.values()), "no axis of its parameters is free")
@@ -118,7 +118,7 @@ def remove_channels(
     order = _order(_scores(free, tree, criterion, grads, key), scope)
 
     def kept(count: int) -> Kept:
-        return without([(free[i], j) for i, j in _allowed(order[:count], free, least, multiple)], tree)
+        return drop_channels([(free[i], j) for i, j in _allowed(order[:count], free, least, multiple)], tree)
 
     left = kept(_bisected(budget, share, len(order), _cost(budget, f, tree, args), kept))
     _verify(f, tree, args, left)
@@ -270,7 +270,7 @@ def _alike(other: PyTree, tree: Flat, kept: Kept) -> PyTree:
         text = "/" + path_text(path)
         for name in by_length:
             if text.endswith("/" + name) and jnp.shape(x) == jnp.shape(tree.leaf(name)):
-                return taken(x, kept[name])
+                return take_kept(x, kept[name])
         return x
 
     return jax.tree_util.tree_map_with_path(leaf, other)

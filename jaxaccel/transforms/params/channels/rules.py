@@ -110,7 +110,7 @@ def _parted(flat: Axis, sizes: list[int], nodes: Nodes) -> list[Axis]:
         if (along == along[:, :1]).all():
             out[i] = along[:, 0]
             return out
-    # Neighbours that land in one row stand or fall together: the channels of a head.
+    # Neighbors that land in one row stand or fall together: the channels of a head.
     rows = whole.reshape(sizes[0], -1)
     for column in range(1, rows.shape[1]):
         nodes.unite(rows[:, 0], rows[:, column])

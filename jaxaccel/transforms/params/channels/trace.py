@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxaccel.core.interpret.jaxprs import is_literal, meaning, parts, scan_parts, sub_jaxprs
-from jaxaccel.transforms.params.channels.labels import FIXED, Label, Nodes, fixed
+from jaxaccel.core.interpret.jaxprs import is_literal, read_meaning, scan_parts, split_consts, sub_jaxprs
+from jaxaccel.transforms.params.channels.labels import FIXED, Label, Nodes, fix_axes
 from jaxaccel.transforms.params.channels.rules import RULES, repeat
 
 ELEMENTWISE = frozenset((
@@ -33,7 +33,7 @@ Place = tuple[int, int, int]
 """Number of a parameter, axis, position."""
 
 
-def channels(
+def trace_channels(
     f: Callable[..., Any], params: Sequence[jax.ShapeDtypeStruct], *args: Any
 ) -> tuple[list[list[Place]], dict[Place, str]]:
     """Sets of positions that can only be removed together, and why others cannot be.
@@ -46,11 +46,11 @@ def channels(
     Returns:
       The sets, in the order in which they first appear; and which operation needs each position that is in none.
     """
-    jaxpr, consts = parts(jax.make_jaxpr(f)(list(params), *args))
+    jaxpr, consts = split_consts(jax.make_jaxpr(f)(list(params), *args))
     nodes = Nodes()
     given = [Label([nodes.new(n) for n in x.shape], param=True) for x in params]
-    others = [fixed(var.aval.shape) for var in jaxpr.invars[len(params) :]]
-    for out in _walk(jaxpr, [fixed(np.shape(c)) for c in consts], [*given, *others], nodes):
+    others = [fix_axes(var.aval.shape) for var in jaxpr.invars[len(params) :]]
+    for out in _walk(jaxpr, [fix_axes(np.shape(c)) for c in consts], [*given, *others], nodes):
         nodes.because = "the result"
         nodes.fix_all(out)
     reasons: dict[int, str] = {}
@@ -73,7 +73,7 @@ def _walk(jaxpr: Any, consts: Sequence[Label], inputs: Sequence[Label], nodes: N
     env = dict(zip(jaxpr.constvars, consts, strict=True)) | dict(zip(jaxpr.invars, inputs, strict=True))
 
     def read(atom: Any) -> Label:
-        return fixed(np.shape(atom.val)) if is_literal(atom) else env[atom]
+        return fix_axes(np.shape(atom.val)) if is_literal(atom) else env[atom]
 
     for eqn in jaxpr.eqns:
         env.update(zip(eqn.outvars, _equation(eqn, [read(atom) for atom in eqn.invars], nodes), strict=True))
@@ -81,7 +81,7 @@ def _walk(jaxpr: Any, consts: Sequence[Label], inputs: Sequence[Label], nodes: N
 
 
 def _equation(eqn: Any, labels: list[Label], nodes: Nodes) -> list[Label]:
-    name, params, _ = meaning(eqn)
+    name, params, _ = read_meaning(eqn)
     nodes.because = name
     shapes = [tuple(var.aval.shape) for var in eqn.outvars]
     if name in ELEMENTWISE:
@@ -96,15 +96,15 @@ def _equation(eqn: Any, labels: list[Label], nodes: Nodes) -> list[Label]:
         outs = _split(params, labels[0], nodes)
     elif name in ("scan", "while", "cond"):
         outs = {"scan": _scan, "while": _while, "cond": _cond}[name](params, labels, nodes)
-    elif inner := [s for s in sub_jaxprs(params) if len(parts(s)[0].invars) == len(labels)]:
-        jaxpr, consts = parts(inner[0])
-        outs = _walk(jaxpr, [fixed(np.shape(c)) for c in consts], labels, nodes)
+    elif inner := [s for s in sub_jaxprs(params) if len(split_consts(s)[0].invars) == len(labels)]:
+        jaxpr, consts = split_consts(inner[0])
+        outs = _walk(jaxpr, [fix_axes(np.shape(c)) for c in consts], labels, nodes)
     elif name == "random_bits":
         outs = [Label([None] * len(shapes[0]))]
     else:  # nobody knows what it does with positions
         for label in labels:
             nodes.fix_all(label)
-        outs = [fixed(shape) for shape in shapes]
+        outs = [fix_axes(shape) for shape in shapes]
     for label, shape in zip(outs, shapes, strict=True):
         assert [n if x is None else len(x) for x, n in zip(label.axes, shape, strict=True)] == list(shape), (
             name
@@ -131,7 +131,7 @@ def _split(p: Any, label: Label, nodes: Nodes) -> list[Label]:
 
 def _scan(p: Any, labels: list[Label], nodes: Nodes) -> list[Label]:
     n_consts, n_carry = scan_parts(p, len(labels))
-    jaxpr, consts = parts(p["jaxpr"])
+    jaxpr, consts = split_consts(p["jaxpr"])
     rows = []
     for label in labels[n_consts + n_carry :]:
         nodes.fix(label.axes[0])
@@ -139,7 +139,9 @@ def _scan(p: Any, labels: list[Label], nodes: Nodes) -> list[Label]:
     carry = labels[n_consts : n_consts + n_carry]
     while True:
         before = nodes.changes
-        outs = _walk(jaxpr, [fixed(np.shape(c)) for c in consts], [*labels[:n_consts], *carry, *rows], nodes)
+        outs = _walk(
+            jaxpr, [fix_axes(np.shape(c)) for c in consts], [*labels[:n_consts], *carry, *rows], nodes
+        )
         carry = [nodes.united([a, b]) for a, b in zip(carry, outs[:n_carry], strict=True)]
         if nodes.changes == before:
             length = np.full(p["length"], FIXED)
@@ -152,8 +154,8 @@ def _while(p: Any, labels: list[Label], nodes: Nodes) -> list[Label]:
     while True:
         before = nodes.changes
         for jaxpr, given in ((p["cond_jaxpr"], test), (p["body_jaxpr"], body)):
-            inner, consts = parts(jaxpr)
-            outs = _walk(inner, [fixed(np.shape(c)) for c in consts], [*given, *carry], nodes)
+            inner, consts = split_consts(jaxpr)
+            outs = _walk(inner, [fix_axes(np.shape(c)) for c in consts], [*given, *carry], nodes)
         carry = [nodes.united([a, b]) for a, b in zip(carry, outs, strict=True)]
         if nodes.changes == before:
             return carry
@@ -162,6 +164,6 @@ def _while(p: Any, labels: list[Label], nodes: Nodes) -> list[Label]:
 def _cond(p: Any, labels: list[Label], nodes: Nodes) -> list[Label]:
     every = []
     for branch in p["branches"]:
-        jaxpr, consts = parts(branch)
-        every.append(_walk(jaxpr, [fixed(np.shape(c)) for c in consts], labels[1:], nodes))
+        jaxpr, consts = split_consts(branch)
+        every.append(_walk(jaxpr, [fix_axes(np.shape(c)) for c in consts], labels[1:], nodes))
     return [nodes.united(outs) for outs in zip(*every, strict=True)]
