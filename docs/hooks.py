@@ -156,8 +156,16 @@ def _tree(module: str) -> ast.Module:
     return ast.parse(file.read_text(encoding="utf-8"))
 
 
+def _stub(module: str) -> ast.Module | None:
+    """The list of public names beside a package, ``__init__.pyi``."""
+    file = ROOT.joinpath(*module.split("."), "__init__.pyi")
+    return ast.parse(file.read_text(encoding="utf-8")) if file.exists() else None
+
+
 def _listed(module: str) -> list[str] | None:
-    """``__all__``, if the module has one."""
+    """The names in ``__init__.pyi`` or ``__all__``, if the module has one of them."""
+    if (stub := _stub(module)) is not None:
+        return [alias.name for node in stub.body if isinstance(node, ast.ImportFrom) for alias in node.names]
     for node in _tree(module).body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
             return ast.literal_eval(node.value)
@@ -182,6 +190,11 @@ def _definitions(module: str) -> Iterator[tuple[str, Any]]:
 @functools.cache
 def _home(module: str, name: str) -> str:
     """The dotted path under which a name of a module is defined."""
+    stub = _stub(module)
+    for node in stub.body if stub else ():
+        if isinstance(node, ast.ImportFrom) and name in {alias.name for alias in node.names}:
+            home = f"{module}.{node.module}" if node.module else module
+            return _home(home, name) if node.module else f"{module}.{name}"
     for node in ast.walk(_tree(module)):
         if (
             isinstance(node, ast.ImportFrom)

@@ -30,8 +30,9 @@ from jaxaccel.training.messages import scores_text
 from jaxaccel.training.recipe import Recipe
 from jaxaccel.training.recipe_file import load_recipe, to_json
 from jaxaccel.training.warm_start import load_start
-from jaxaccel.transforms.params.load import is_packed, load_params
-from jaxaccel.transforms.params.save import save_params
+from jaxaccel.transforms.params.load import is_packed
+from jaxaccel.transforms.params.load import load as load_params
+from jaxaccel.transforms.params.save import save as save_params
 
 PyTree = Any
 

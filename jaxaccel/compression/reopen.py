@@ -5,12 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxaccel import compression
 from jaxaccel.compression import pipeline_directory
 from jaxaccel.compression.receipts import Receipt
 from jaxaccel.compression.stage import Setting, Stage, stage_of_trained
 from jaxaccel.compression.step import Step
-from jaxaccel.compression.steps import Fold, LowRank, Prune, Quantize, RemoveChannels, Share
-from jaxaccel.compression.training_steps import FineTune, Student
+from jaxaccel.compression.steps import Quantize
+from jaxaccel.compression.training_steps import Student
 from jaxaccel.core.call_text import suggest_nearest
 from jaxaccel.core.files import read_json
 from jaxaccel.errors import UserError
@@ -19,11 +20,7 @@ from jaxaccel.training import options_json
 from jaxaccel.training.facts import read_facts
 from jaxaccel.training.file_names import FileNames
 from jaxaccel.training.recipe_file import from_json, read_recipe_file
-from jaxaccel.transforms.params.load import load_params
-
-KINDS: Mapping[str, type[Step]] = {
-    kind.__name__: kind for kind in (FineTune, Fold, LowRank, Prune, Quantize, RemoveChannels, Share, Student)
-}
+from jaxaccel.transforms.params.load import load as load_params
 
 
 def open_stage(
@@ -101,8 +98,9 @@ def _names(file: Path, record: Mapping[str, Any], trust: bool) -> FileNames:
 
 def _step(name: str, values: Mapping[str, Any], names: FileNames) -> Step:
     """The step that `Pipeline.as_json` wrote down."""
-    kind = KINDS.get(values["kind"])
-    if kind is None:
+    public = values["kind"] in compression.__all__
+    kind = getattr(compression, values["kind"]) if public else None
+    if not (isinstance(kind, type) and issubclass(kind, Step) and kind is not Step):
         raise UserError(f"{name} is a {values['kind']}, which is no step of jaxaccel: take it in Python")
     return options_json.decode(
         {key: value for key, value in values.items() if key != "kind"}, kind, names, name

@@ -12,7 +12,7 @@ from jaxaccel.errors import UserError
 from jaxaccel.models.adapter import Model, abstract_variables, as_model
 from jaxaccel.transforms import compressed
 from jaxaccel.transforms.params import trainable, with_trained
-from jaxaccel.transforms.params.load import load_params
+from jaxaccel.transforms.params.load import load as load_params
 
 PyTree = Any
 

@@ -1,7 +1,5 @@
 """Optimizers and schedules: what Optax has, by name, and the few things that it has not."""
 
-from jaxaccel.optim.optimizer import Optimizer
-from jaxaccel.optim.schedule import Schedule
-from jaxaccel.optim.sparse import Sparse, sparse
+import lazy_loader
 
-__all__ = ["Optimizer", "Schedule", "Sparse", "sparse"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,6 +1,5 @@
 """Tasks: what a batch is, its loss, predictions and metrics."""
 
-from jaxaccel.tasks.image_classification import ImageClassification
-from jaxaccel.tasks.task import Task
+import lazy_loader
 
-__all__ = ["ImageClassification", "Task"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -13,11 +13,13 @@ from jaxaccel.core.call_text import parse, render
 from jaxaccel.errors import UserError
 from jaxaccel.models.packed import packed
 
+NO_PARTS = ("chain", "cifar_resnet", "example_keys", "linear_probe", "load_pretrained")
+"""Public functions that are no model and no augmentation."""
 NAMES: dict[str, Callable[..., Any]] = {
     name: getattr(module, name)
     for module in (models, augment)
     for name in module.__all__
-    if isinstance(getattr(module, name), (type, types.FunctionType)) and name not in ("chain", "example_keys")
+    if isinstance(getattr(module, name), (type, types.FunctionType)) and name not in NO_PARTS
 } | {"packed": packed}
 """What a model or an augmentation may be called on the command line and in recipe.json."""
 

@@ -19,7 +19,8 @@ from jaxaccel.training.recipe_file import load_recipe
 from jaxaccel.training.saved_checkpoints import read_weights
 from jaxaccel.training.teacher import Teacher
 from jaxaccel.transforms.params import trainable
-from jaxaccel.transforms.params.load import is_packed, load_params
+from jaxaccel.transforms.params.load import is_packed
+from jaxaccel.transforms.params.load import load as load_params
 
 PyTree = Any
 SAME_CLASSES = "soft targets need a teacher of the same classes"

@@ -16,66 +16,6 @@ in part: its weight is keyed like everything else, its partner is the neighbor i
 depends on the index and the epoch, and not on the key.
 """
 
-from jaxaccel.data.augment.batch import Augmentation, Batch
-from jaxaccel.data.augment.chain import chain
-from jaxaccel.data.augment.color import brightness, color_jitter, contrast, grayscale, hue, invert, saturation
-from jaxaccel.data.augment.crop import (
-    alternating_flip,
-    horizontal_flip,
-    pad_and_crop,
-    random_resized_crop,
-    vertical_flip,
-)
-from jaxaccel.data.augment.elastic import elastic
-from jaxaccel.data.augment.erase import cutout, random_erasing
-from jaxaccel.data.augment.filters import gaussian_blur, gaussian_noise, sharpness
-from jaxaccel.data.augment.geometry import affine, perspective, rotate, scale, shear, translate
-from jaxaccel.data.augment.keys import example_keys
-from jaxaccel.data.augment.mix import cutmix, mixup, mixup_or_cutmix
-from jaxaccel.data.augment.policies import augmix, auto_augment, rand_augment, three_augment, trivial_augment
-from jaxaccel.data.augment.resize import resize
-from jaxaccel.data.augment.tone import autocontrast, equalize, posterize, solarize
+import lazy_loader
 
-__all__ = [
-    "Augmentation",
-    "Batch",
-    "affine",
-    "alternating_flip",
-    "augmix",
-    "auto_augment",
-    "autocontrast",
-    "brightness",
-    "chain",
-    "color_jitter",
-    "contrast",
-    "cutmix",
-    "cutout",
-    "elastic",
-    "equalize",
-    "example_keys",
-    "gaussian_blur",
-    "gaussian_noise",
-    "grayscale",
-    "horizontal_flip",
-    "hue",
-    "invert",
-    "mixup",
-    "mixup_or_cutmix",
-    "pad_and_crop",
-    "perspective",
-    "posterize",
-    "rand_augment",
-    "random_erasing",
-    "random_resized_crop",
-    "resize",
-    "rotate",
-    "saturation",
-    "scale",
-    "sharpness",
-    "shear",
-    "solarize",
-    "three_augment",
-    "translate",
-    "trivial_augment",
-    "vertical_flip",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -36,7 +36,7 @@ PyTree = Any
 _TYPES: dict[str, type] = {kind.__name__: kind for kind in (QuantArray, LowRankArray, CodebookArray)}
 
 
-def load_params(file: str | Path, like: PyTree = None) -> PyTree:
+def load(file: str | Path, like: PyTree = None) -> PyTree:
     """What `pack` wrote: arrays bit for bit, as nested dictionaries and lists.
 
     Of dtypes that JAX does not have as it is set up, those of 64 bits for instance, they are NumPy's arrays.

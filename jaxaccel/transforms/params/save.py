@@ -42,7 +42,7 @@ _SPARSE = 0.2
 """Share of zeros above which an array is stored as bits and the rest."""
 
 
-def save_params(params: PyTree, file: str | Path) -> int:
+def save(params: PyTree, file: str | Path) -> int:
     """Writes `params` to `file`, whole or not at all; returns its size in bytes.
 
     Args:

@@ -17,7 +17,7 @@ from jaxaccel.data.images import decode_image
 from jaxaccel.errors import UserError
 from jaxaccel.models.pretrained.files import read
 from jaxaccel.transforms.calibrate import Calibration
-from jaxaccel.transforms.params.load import load_params
+from jaxaccel.transforms.params.load import load as load_params
 
 READERS = {".packed": load_params, ".json": Calibration.load}
 MANY = 2_000
