@@ -98,7 +98,7 @@ def _names(file: Path, record: Mapping[str, Any], trust: bool) -> FileNames:
 
 def _step(name: str, values: Mapping[str, Any], names: FileNames) -> Step:
     """The step that `Pipeline.as_json` wrote down."""
-    public = values["kind"] in compression.__all__
+    public = values["kind"] in dir(compression)
     kind = getattr(compression, values["kind"]) if public else None
     if not (isinstance(kind, type) and issubclass(kind, Step) and kind is not Step):
         raise UserError(f"{name} is a {values['kind']}, which is no step of jaxaccel: take it in Python")

@@ -27,7 +27,7 @@ MODULES = (nnx.Module, linen.Module)
 """What makes a model, besides the functions in `NAMES`."""
 PACKAGES = ("jaxaccel", "flax", "optax")
 """Whose models, augmentations and options anybody's file may name."""
-TASKS: Mapping[str, type] = {name: getattr(tasks, name) for name in tasks.__all__}
+TASKS: Mapping[str, type] = {name: getattr(tasks, name) for name in dir(tasks)}
 
 
 @dataclasses.dataclass(frozen=True)
