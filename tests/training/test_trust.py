@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 import jaxaccel as ja
-from jaxaccel import compression as pipeline
 from jaxaccel.compress import main as compress
 from jaxaccel.core import user_code
 from jaxaccel.errors import UserError
