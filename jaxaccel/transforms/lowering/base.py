@@ -18,7 +18,7 @@ XLA = "xla"
 class Lowering:
     """A lowering has one primitive, in every form that computes it, and the rule that chooses one on the CPU.
 
-    To add one, write it beside its forms and list it in `lowering.choose.LOWERINGS`.
+    To add one, write it beside its forms and list it in `lowering/__init__.pyi`.
     """
 
     primitive: Any

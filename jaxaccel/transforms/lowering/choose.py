@@ -9,18 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxaccel.transforms.lowering import autotune, convolution, matmul, pooling
+from jaxaccel.transforms import lowering
+from jaxaccel.transforms.lowering import autotune
 from jaxaccel.transforms.lowering.base import XLA, Choice, Lowering, Params
 
 LOWERINGS: Mapping[str, Lowering] = {
-    lowering.name: lowering
-    for lowering in (
-        convolution.CONVOLUTION,
-        matmul.MATMUL,
-        pooling.MAXIMUM,
-        pooling.SUM,
-        pooling.MAXIMUM_GRADIENT,
-    )
+    record.name: record for record in (getattr(lowering, name) for name in dir(lowering))
 }
 """All there are, by primitive."""
 
@@ -34,10 +28,10 @@ def list_forms(primitive: str, params: Params, shapes: Sequence[Any]) -> list[st
 
 def compute(primitive: str, params: Params, operands: Sequence[jax.Array], form: str) -> jax.Array:
     """Computes the primitive on `operands` in one of its forms."""
-    lowering = LOWERINGS[primitive]
+    record = LOWERINGS[primitive]
     if form == XLA:
-        return lowering.primitive.bind(*operands, **params)
-    return lowering.compute(params, operands, form)
+        return record.primitive.bind(*operands, **params)
+    return record.compute(params, operands, form)
 
 
 def choose(primitive: str, params: Params, shapes: Sequence[Any]) -> Choice:
