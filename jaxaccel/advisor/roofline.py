@@ -211,7 +211,8 @@ def compile_for(
         NamedSharding(mesh, PartitionSpec("data") if i in split else PartitionSpec())
         for i in range(len(args))
     )
-    return jax.jit(f, in_shardings=shardings).lower(*args).compile()
+    with jax.set_mesh(mesh):  # transformations in `f` are those for its devices
+        return jax.jit(f, in_shardings=shardings).lower(*args).compile()
 
 
 def _unattached(topology: str) -> Sequence[Any]:

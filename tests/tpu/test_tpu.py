@@ -41,9 +41,9 @@ def variants(f, params, image):
     images = struct((BATCH, *image.shape[1:]), jnp.float32)
     g, folded = ja.fold(f, params, image)
     ranges = ja.calibrate(g, folded, [image])
-    static = ja.bfloat16(ja.int8(g, calibration=ranges, backend="tpu"), backend="tpu")
+    static = ja.bfloat16(ja.int8(g, calibration=ranges))
     return {
-        "bfloat16": (ja.bfloat16(f, backend="tpu"), shapes(params), images),
+        "bfloat16": (ja.bfloat16(f), shapes(params), images),
         "int8": (static, shapes(ja.quantize(folded)), images),
     }
 
