@@ -81,22 +81,29 @@ others are slow."""
 
 
 HEAVY = {
+    "advisor/test_doctor.py",
     "compression/test_compress.py",
+    "compression/test_pipeline_directory.py",
     "compression/test_training_steps.py",
     "core/formats/test_hostile_files.py",
+    "core/interpret/test_contract.py",
     "core/interpret/test_derivatives.py",
     "core/interpret/test_hoist_products.py",
     "core/interpret/test_identity.py",
     "core/interpret/test_silence.py",
     "data/augment/test_chain.py",
+    "data/augment/test_color.py",
     "data/augment/test_crop.py",
+    "data/augment/test_elastic.py",
     "data/augment/test_every.py",
     "data/augment/test_geometry.py",
+    "data/augment/test_policies.py",
     "deployment/test_evaluate.py",
     "deployment/test_trained.py",
     "distributed/test_coverage.py",
     "distributed/test_mesh.py",
     "docs/test_benchmarks.py",
+    "docs/test_extend.py",
     "docs/test_notebooks.py",
     "docs/test_readme.py",
     "end_to_end/test_cli.py",
@@ -111,6 +118,7 @@ HEAVY = {
     "models/test_scan.py",
     "models/test_training.py",
     "optim/test_averaging.py",
+    "optim/test_every_optimizer.py",
     "optim/test_freeze.py",
     "optim/test_sparse.py",
     "tasks/test_class_weights.py",
@@ -122,6 +130,7 @@ HEAVY = {
     "training/test_recipes.py",
     "training/test_replicas.py",
     "training/test_run_directory.py",
+    "training/test_run_plan.py",
     "training/test_step.py",
     "training/test_teacher.py",
     "training/test_validation.py",
@@ -155,7 +164,7 @@ HEAVY = {
     "transforms/test_stacked.py",
     "transforms/test_strict_promotion.py",
 }
-"""Files whose tests take more than half a second each, most of it compiling: `-m fast` leaves them out."""
+"""Files whose tests take about half a second each or more, most of it compiling: `-m fast` leaves them out."""
 
 
 @pytest.hookimpl(tryfirst=True)
