@@ -7,14 +7,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from rich.progress import track
+from rich.progress import Progress
 
 from jaxaccel.compression.stage import Setting, Stage, iterate_batches
 from jaxaccel.core import runtime
 from jaxaccel.core.arrays import LowRankArray
 from jaxaccel.core.interpret import is_compressed
 from jaxaccel.core.timing import Times, run_repeatedly, time_in_turns
-from jaxaccel.tasks.metrics import Mean, add, as_scores
+from jaxaccel.training.evaluation import evaluate_metrics
 from jaxaccel.transforms.params import count_multiply_adds
 from jaxaccel.transforms.params.save import transfer_seconds
 
@@ -113,19 +113,12 @@ def make_receipt(
 
 def evaluate_stage(name: str, stage: Stage, setting: Setting) -> dict[str, float]:
     """The task's metrics of a stage over the whole evaluation split."""
-    task, run = setting.task, stage.run
-
-    @jax.jit
-    def score(variables: PyTree, batch: Any) -> dict[str, Mean]:
-        return task.evaluate(lambda *inputs: run(variables, *inputs), batch)
-
-    count = -(-len(setting.test) // setting.batch)
-    fed = track(
-        iterate_batches(setting.test, task, setting.batch), f"{name}: evaluation", total=count, transient=True,
-        disable=jax.process_index() > 0,
-    )  # fmt: skip
-    sums = jax.device_get(add([score(stage.variables, batch) for batch in fed]))
-    found = as_scores(task.summarize(sums))
+    task, size = setting.task, setting.batch
+    with Progress(transient=True, disable=jax.process_index() > 0) as bar:
+        line = bar.add_task(f"{name}: evaluation", total=-(-len(setting.test) // size))
+        found = evaluate_metrics(
+            task, stage.run, stage.variables, setting.test, size, lambda: bar.advance(line)
+        )
     task.headline.check(type(task).__name__, found)
     return found
 
