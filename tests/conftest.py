@@ -30,47 +30,50 @@ def pytest_configure(config):
 
 
 EVERY_NTH = {
-    "core/interpret/test_contract.py": 6,
-    "core/interpret/test_hoist_products.py": 4,
-    "core/interpret/test_identity.py": 8,
+    "core/interpret/test_contract.py": 10,
+    "core/interpret/test_hoist_products.py": 8,
+    "core/interpret/test_identity.py": 16,
     "core/interpret/test_silence.py": 3,
-    "data/augment/test_every.py": 3,
+    "data/augment/test_chain.py": 4,
+    "data/augment/test_every.py": 6,
     "data/augment/test_geometry.py": 3,
     "data/augment/test_x64.py": 6,
     "data/test_images.py": 2,
-    "end_to_end/test_cli.py": 2,
-    "models/pretrained/test_cifar.py": 3,
-    "models/test_layers.py": 2,
+    "deployment/test_trained.py": 3,
+    "end_to_end/test_cli.py": 3,
+    "models/pretrained/test_cifar.py": 6,
+    "models/test_layers.py": 4,
     "models/test_models.py": 6,
     "models/test_scan.py": 2,
-    "models/test_training.py": 3,
+    "models/test_training.py": 6,
     "optim/test_every_optimizer.py": 2,
     "optim/test_freeze.py": 2,
     "optim/test_sparse.py": 3,
-    "tasks/test_tasks.py": 3,
+    "tasks/test_tasks.py": 5,
     "training/test_recipes.py": 4,
-    "training/test_step.py": 3,
+    "training/test_run_directory.py": 2,
+    "training/test_step.py": 5,
     "training/test_warm_start.py": 2,
-    "transforms/lowering/test_forms.py": 4,
-    "transforms/params/test_channel_axes.py": 4,
-    "transforms/params/test_channels.py": 4,
+    "transforms/lowering/test_forms.py": 8,
+    "transforms/params/test_channel_axes.py": 8,
+    "transforms/params/test_channels.py": 8,
     "transforms/params/test_choices.py": 3,
-    "transforms/params/test_low_rank.py": 3,
-    "transforms/params/test_prune.py": 3,
-    "transforms/params/test_share.py": 3,
+    "transforms/params/test_low_rank.py": 6,
+    "transforms/params/test_prune.py": 6,
+    "transforms/params/test_share.py": 6,
     "transforms/params/test_stacks.py": 4,
-    "transforms/test_arrays.py": 5,
+    "transforms/test_arrays.py": 10,
     "transforms/test_calibrate.py": 3,
     "transforms/test_distill.py": 3,
-    "transforms/test_fake_int8.py": 4,
-    "transforms/test_fold.py": 6,
+    "transforms/test_fake_int8.py": 8,
+    "transforms/test_fold.py": 10,
     "transforms/test_hints.py": 6,
     "transforms/test_input_statistics.py": 2,
-    "transforms/test_int8.py": 4,
+    "transforms/test_int8.py": 8,
     "transforms/test_int8_exact.py": 5,
     "transforms/test_int8_products.py": 12,
     "transforms/test_keywords.py": 4,
-    "transforms/test_precision.py": 5,
+    "transforms/test_precision.py": 10,
     "transforms/test_quantize.py": 3,
     "transforms/test_retarget.py": 2,
     "transforms/test_stacked.py": 2,
@@ -80,6 +83,17 @@ EVERY_NTH = {
 others are slow."""
 
 
+LONG = (
+    "docs/test_readme.py::test_commands[docs/get-started.md]",
+    "docs/test_readme.py::test_commands[docs/guides/tasks.md]",
+    "docs/test_readme.py::test_python_blocks[docs/get-started.md]",
+    "docs/test_readme.py::test_python_blocks[docs/guides/compress.md]",
+    "docs/test_readme.py::test_python_blocks[docs/guides/data.md]",
+    "models/test_models.py::test_parameters_are_float32",
+    "models/test_scan.py::test_a_loop_gathers_weights_and_reduces_gradients_only_as_often_as_needed",
+    "transforms/test_hints.py::test_a_term_without_weight_adds_nothing_to_the_gradient",
+)
+"""Tests of more than ten seconds beside quicker ones of the same: they are slow."""
 HEAVY = {
     "advisor/test_doctor.py",
     "compression/test_compress.py",
@@ -178,6 +192,8 @@ def pytest_collection_modifyitems(items):
             if seen[test] % EVERY_NTH[name]:
                 item.add_marker(pytest.mark.slow)
             seen[test] += 1
+        if item.nodeid.removeprefix("tests/") in LONG:
+            item.add_marker(pytest.mark.slow)
         if name not in HEAVY and not item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.fast)
     if not os.environ.get("JAXACCEL_DATA_DIR"):
