@@ -81,6 +81,8 @@ EVERY_NTH = {
 }
 """Files whose tests have many cases: the everyday run takes the first of each test and every n-th after it, the
 others are slow."""
+OTHERWISE = 6
+"""The same of the heavy files that are not among them."""
 
 
 LONG = (
@@ -187,9 +189,9 @@ def pytest_collection_modifyitems(items):
     seen = collections.Counter()
     for item in items:
         name = item.path.relative_to(here).as_posix() if item.path.is_relative_to(here) else ""
-        if name in EVERY_NTH:
+        if nth := EVERY_NTH.get(name, OTHERWISE if name in HEAVY else 0):
             test = name, getattr(item, "originalname", item.name)
-            if seen[test] % EVERY_NTH[name]:
+            if seen[test] % nth:
                 item.add_marker(pytest.mark.slow)
             seen[test] += 1
         if item.nodeid.removeprefix("tests/") in LONG:
