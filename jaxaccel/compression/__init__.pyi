@@ -1,4 +1,4 @@
-# The public names: compression: a step is one line here.
+# The public names: pipelines, and the steps that they are made of.
 
 from .loop import CompressResult as CompressResult
 from .loop import compress as compress

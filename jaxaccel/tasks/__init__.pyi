@@ -1,4 +1,4 @@
-# The public names: tasks.
+# The public names: tasks, which recipes and files may name.
 
 from .image_classification import ImageClassification as ImageClassification
 from .task import Task as Task
