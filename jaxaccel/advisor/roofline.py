@@ -1,4 +1,4 @@
-"""How fast a chip could at best run a compiled program, also one for a TPU that nobody has attached.
+"""How fast a chip could at best run a compiled program, also one for a device that is not attached.
 
 The roofline model (Williams, Waterman, Patterson 2009, https://doi.org/10.1145/1498765.1498785): a program takes at
 least its multiplications at the peak rate of their type, and at least its memory traffic at the peak bandwidth. Real
@@ -10,32 +10,23 @@ Peaks are those of dense matrices that the makers publish, of one chip:
   float32 product takes one pass of it by default, 3 at precision ``high`` and 6 at ``highest``
   (https://docs.jax.dev/en/latest/jax.lax.html#jax.lax.Precision). v4 runs int8 at the rate of bfloat16.
 - H100: https://resources.nvidia.com/en-us-tensor-core/nvidia-tensor-core-gpu-datasheet (SXM, its figures "with
-  sparsity" halved); A100: https://www.nvidia.com/en-us/data-center/a100/ (SXM, 80 GB). Float32 is TF32 by default,
-  and the vector units' float32 at ``highest``.
+  sparsity" halved), and H200, which has the same cores and more bandwidth:
+  https://www.nvidia.com/en-us/data-center/h200/; A100: https://www.nvidia.com/en-us/data-center/a100/ (SXM, 80 GB); L4:
+  https://www.nvidia.com/en-us/data-center/l4/ (halved as well); T4: https://www.nvidia.com/en-us/data-center/tesla-t4/,
+  which has neither bfloat16 nor TF32. Float32 is TF32 by default, and the vector units' float32 at ``highest``.
 """
 
 import dataclasses
-import importlib.util
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxaccel.core import hlo
+from jaxaccel.core.unattached import find_devices
 from jaxaccel.errors import UserError
-
-# libtpu looks for the machine that it is on and reports each thing it does not find.
-_WITHOUT_TPU = {
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_STDERR_LOG_LEVEL": "3",
-    "TPU_MIN_LOG_LEVEL": "3",
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,11 +35,12 @@ class Chip:
 
     name: str
     bfloat16: float
-    """Also of float16."""
+    """That of float32 where there are no units for it."""
+    float16: float
     int8: float
     """Also of narrower integers."""
     float8: float
-    """That of bfloat16 where there are no units for it."""
+    """That of float16 where there are no units for it."""
     float32: float
     """At the default precision."""
     high: float
@@ -64,7 +56,7 @@ class Chip:
         if hlo.bits(dtype) <= 8:
             return self.float8 if any(d.startswith("f") for d in operation.operand_dtypes) else self.int8
         if hlo.bits(dtype) <= 16:
-            return self.bfloat16
+            return self.bfloat16 if "bf16" in operation.operand_dtypes else self.float16
         if hlo.bits(dtype) > 32 or not dtype.startswith("f"):
             return self.highest
         return {"high": self.high, "highest": self.highest}.get(operation.precision, self.float32)
@@ -74,6 +66,7 @@ def _tpu(name: str, bfloat16: float, int8: float, bandwidth: float) -> Chip:
     return Chip(
         name=name,
         bfloat16=bfloat16,
+        float16=bfloat16,
         int8=int8,
         float8=bfloat16,
         float32=bfloat16,
@@ -88,27 +81,27 @@ CHIPS: Mapping[str, Chip] = {
     "v5e": _tpu("v5e", 197e12, 393e12, 819e9),
     "v5p": _tpu("v5p", 459e12, 918e12, 2765e9),
     "v6e": _tpu("v6e", 918e12, 1836e12, 1638e9),
-    "a100": Chip(
-        name="a100",
-        bfloat16=312e12,
-        int8=624e12,
-        float8=312e12,
-        float32=156e12,
-        high=156e12,
-        highest=19.5e12,
-        bandwidth=2039e9,
+    "h200": Chip(
+        name="h200", bfloat16=989.5e12, float16=989.5e12, int8=1979e12, float8=1979e12,
+        float32=494.5e12, high=494.5e12, highest=67e12, bandwidth=4800e9,
     ),
     "h100": Chip(
-        name="h100",
-        bfloat16=989.5e12,
-        int8=1979e12,
-        float8=1979e12,
-        float32=494.5e12,
-        high=494.5e12,
-        highest=67e12,
-        bandwidth=3350e9,
+        name="h100", bfloat16=989.5e12, float16=989.5e12, int8=1979e12, float8=1979e12,
+        float32=494.5e12, high=494.5e12, highest=67e12, bandwidth=3350e9,
     ),
-}
+    "a100": Chip(
+        name="a100", bfloat16=312e12, float16=312e12, int8=624e12, float8=312e12,
+        float32=156e12, high=156e12, highest=19.5e12, bandwidth=2039e9,
+    ),
+    "l4": Chip(
+        name="l4", bfloat16=121e12, float16=121e12, int8=242.5e12, float8=242.5e12,
+        float32=60e12, high=60e12, highest=30.3e12, bandwidth=300e9,
+    ),
+    "t4": Chip(
+        name="t4", bfloat16=8.1e12, float16=65e12, int8=130e12, float8=65e12,
+        float32=8.1e12, high=8.1e12, highest=8.1e12, bandwidth=320e9,
+    ),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,33 +169,32 @@ def roofline(
 def compile_for(
     f: Callable[..., Any],
     *args: Any,
-    topology: str = "v5e:2x2",
+    devices: str = "v5e:2x2",
     chips: int | None = None,
     batch: int | Sequence[int] = -1,
 ) -> jax.stages.Compiled:
-    """Compiles `f` by the real compiler for TPUs that are not attached; what comes back can be read, not run.
+    """Compiles `f` by the real compiler for devices that are not attached; what comes back can be read, not run.
 
-    The first axis of the arguments `batch` is split over the chips, all else is copied to each, so that text, memory
-    and costs are those of one chip. libtpu logs less and asks no network when the process has
+    The first axis of the arguments `batch` is split over the devices, all else is copied to each, so that text, memory
+    and costs are those of one device. libtpu logs less and asks no network when the process has
     ``JAX_PLATFORMS=cpu`` in its environment, which it needs where no TPU is.
 
     Args:
       f: a function of arrays.
       args: its arguments, trees of `jax.ShapeDtypeStruct` (or of arrays, whose values do not matter).
-      topology: ``NAME:AxB``, such as ``v5e:2x2``, ``v6e:2x2``, ``v5p:2x2x1``. The devices of ``v4`` are the two cores
-        of each chip, and the figures those of a core.
+      devices: as `jaxaccel.core.unattached.find_devices` takes them: ``h100``, ``a100:8``, ``v5e:2x2``, ``v5p:2x2x1``.
       chips: how many of them to use; all by default.
       batch: which arguments are split, by position; the last one by default.
 
     Raises:
-      UserError: libtpu is not installed, it knows no such topology, there are fewer chips, or they do not divide the
+      UserError: their compiler is not installed, it knows no such devices, there are fewer, or they do not divide the
         batch.
     """
-    devices = _unattached(topology)
-    count = len(devices) if chips is None else chips
-    if not 1 <= count <= len(devices):
-        raise UserError(f"{topology} has {len(devices)} chips: chips={chips} is none of 1 to {len(devices)}")
-    mesh = Mesh(np.array(devices[:count]), ("data",))
+    found = find_devices(devices)
+    count = len(found) if chips is None else chips
+    if not 1 <= count <= len(found):
+        raise UserError(f"{devices} has {len(found)} chips: chips={chips} is none of 1 to {len(found)}")
+    mesh = Mesh(np.array(found[:count]), ("data",))
     split = {i % len(args) for i in ([batch] if isinstance(batch, int) else batch)}
     for leaf in jax.tree.leaves([args[i] for i in split]):
         if not leaf.shape or leaf.shape[0] % count:
@@ -213,16 +205,3 @@ def compile_for(
     )
     with jax.set_mesh(mesh):  # transformations in `f` are those for its devices
         return jax.jit(f, in_shardings=shardings).lower(*args).compile()
-
-
-def _unattached(topology: str) -> Sequence[Any]:
-    """The devices of a TPU that is not there."""
-    if importlib.util.find_spec("libtpu") is None:
-        raise UserError("compiling for a TPU needs libtpu: pip install 'jaxaccel[tpu]'")
-    if os.environ.get("JAX_PLATFORMS") == "cpu":
-        for name, value in _WITHOUT_TPU.items():
-            os.environ.setdefault(name, value)
-    try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"no TPU topology {topology!r}: {str(error).splitlines()[0]}") from error

@@ -3,6 +3,8 @@
 import jax
 from jax.sharding import AbstractMesh, Mesh
 
+from jaxaccel.core.unattached import GPUS
+
 
 def get_platform(backend: str | None = None) -> str:
     """Gives the platform that is compiled for: ``cpu``, ``gpu`` or ``tpu``.
@@ -27,3 +29,26 @@ def count_devices() -> int:
     """Counts the devices over which a program is split: those of the mesh in context, else one."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else mesh.size
+
+
+def get_capability() -> tuple[int, int] | None:
+    """Gives the compute capability of the GPU that is compiled for, such as (8, 9).
+
+    It is that of the mesh in context, whose devices need not be attached, else of the first GPU of this process. None
+    says that neither is known.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    device = None if mesh.empty else mesh.abstract_device
+    for gpu in GPUS.values():
+        if device is not None and device.device_kind == gpu.name:
+            return gpu.capability
+    try:
+        attached = jax.local_devices(backend="gpu")[0]
+    except RuntimeError:
+        return None
+    numbers = str(getattr(attached, "compute_capability", "")).split(".")  # AMD writes gfx90a
+    return (
+        (int(numbers[0]), int(numbers[1]))
+        if all(n.isdigit() for n in numbers) and len(numbers) == 2
+        else None
+    )

@@ -66,8 +66,9 @@ def test_the_wider_type_sets_the_rate(chip, types, precision, rate):
 
 @pytest.mark.parametrize("chip", CHIPS.values(), ids=CHIPS)
 def test_narrow_types_are_never_slower(chip):
-    assert chip.int8 >= chip.bfloat16 >= chip.float32 >= chip.high >= chip.highest > 0
-    assert chip.name in CHIPS and 1e12 < chip.bandwidth * 2 < 1e13
+    assert chip.int8 >= chip.float16 >= chip.bfloat16 >= chip.float32 >= chip.high >= chip.highest > 0
+    assert chip.int8 >= chip.float8 >= chip.float16
+    assert chip.name in CHIPS and 5e11 < chip.bandwidth * 2 < 1e13
 
 
 def test_a_compiled_program_also_has_the_count_of_xla():

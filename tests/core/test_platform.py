@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
-from jaxaccel.core.platform import count_devices, get_platform
+from jaxaccel.core.platform import count_devices, get_capability, get_platform
+from jaxaccel.core.unattached import GPUS
 
 
 def inside(f):
@@ -39,3 +40,17 @@ def test_devices_that_are_not_attached(platform, expected):
     mesh = AbstractMesh((4, 2), ("data", "model"), (AxisType.Auto,) * 2, abstract_device=device)
     with jax.sharding.use_abstract_mesh(mesh):
         assert inside(get_platform) == expected and inside(count_devices) == 8
+
+
+@pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)
+def test_the_capability_is_that_of_the_mesh(gpu):
+    device = jax.sharding.AbstractDevice(device_kind=gpu.name, num_cores=None, platform="gpu")
+    with jax.sharding.use_abstract_mesh(
+        AbstractMesh((1,), ("data",), (AxisType.Auto,), abstract_device=device)
+    ):
+        assert inside(get_capability) == gpu.capability
+
+
+@pytest.mark.skipif(jax.default_backend() == "gpu", reason="has a GPU")
+def test_no_capability_is_known_without_a_gpu():
+    assert get_capability() is None

@@ -92,7 +92,7 @@ def test_int8_is_multiplied_as_int8():
         ("int8", jnp.int8, jnp.int32, ("s8", "s8", "s32")),
         ("bfloat16", jnp.bfloat16, jnp.float32, ("bf16", "bf16", "f32")),
     ):
-        program = compile_for(*small_net(dtype, sums), topology="v5e:2x2")
+        program = compile_for(*small_net(dtype, sums), devices="v5e:2x2")
         products = hlo.operations(program.as_text() or "")
         assert [(*p.operand_dtypes, p.dtype) for p in products] == [wanted] * 2
         assert {p.upcast_from for p in products} == {None}
@@ -111,7 +111,7 @@ def test_a_net_in_int8_moves_less_and_is_faster_than_in_bfloat16(make, capsys):
     lines = {}
     for name, (f, params, x) in variants(*net(make)).items():
         start = time.perf_counter()
-        program = compile_for(f, params, x, topology="v5e:2x2")
+        program = compile_for(f, params, x, devices="v5e:2x2")
         seconds = time.perf_counter() - start
         lines[name] = line = roofline(program, "v5e")
         with capsys.disabled():
@@ -136,7 +136,7 @@ def test_one_chip_has_the_share_of_one_chip():
 @pytest.mark.parametrize(
     "options, says",
     [
-        ({"topology": "v9:2x2"}, "no TPU topology 'v9:2x2'"),
+        ({"devices": "v9:2x2"}, "no TPU topology 'v9:2x2'"),
         ({"chips": 5}, "has 4 chips"),
         ({"chips": 3}, "does not divide over 3 chips"),
     ],

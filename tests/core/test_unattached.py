@@ -1,0 +1,40 @@
+"""Devices that are not attached: what the compilers are told of them, and what is refused."""
+
+import re
+
+import pytest
+
+from jaxaccel.advisor.roofline import CHIPS
+from jaxaccel.core.unattached import GPUS, NAMES, describe_gpu, find_devices
+from jaxaccel.errors import UserError
+
+
+@pytest.mark.parametrize("name", GPUS)
+def test_a_description_has_the_numbers_of_the_data_sheet(name):
+    gpu, text = GPUS[name], describe_gpu(GPUS[name])
+    field = dict(re.findall(r"^  (\w+): (\d+)$", text, re.MULTILINE))
+    assert int(field["core_count"]) == gpu.cores
+    assert int(field["device_memory_size"]) == gpu.memory
+    assert int(field["shared_memory_per_block_optin"]) <= int(field["shared_memory_per_core"])
+    assert f'device_description_str: "{gpu.name}"' in text and text.count("{") == text.count("}")
+    assert ("ACCELERATED" in text) == (gpu.capability >= (9, 0))
+    assert int(field["memory_bandwidth"]) == pytest.approx(CHIPS[name].bandwidth, rel=0.01)
+
+
+def test_every_device_has_a_roofline():
+    assert set(NAMES) == set(CHIPS)
+
+
+@pytest.mark.parametrize(
+    "name, says",
+    [
+        ("h101", "no device 'h101': choose one of h200, h100"),
+        ("h100:0", "no GPUs 'h100:0': write h100, or h100:8"),
+        ("h100:two", "no GPUs 'h100:two'"),
+        ("h100:", "no GPUs 'h100:'"),
+        ("", "no device ''"),
+    ],
+)
+def test_refused(name, says):
+    with pytest.raises(UserError, match=says):
+        find_devices(name)
