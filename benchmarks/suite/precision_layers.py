@@ -60,7 +60,7 @@ class Traced:
 
     def bind_two_rows(self, *values: Any, **changed: Any) -> jax.Array:
         """Computes a vector's product as that of two rows."""
-        return IntegerProduct()(self.primitive, {**self.params, **changed}, *values)
+        return IntegerProduct("cpu")(self.primitive, {**self.params, **changed}, *values)
 
     def bind_form(self, form: str, lhs: jax.Array, rhs: jax.Array, **changed: Any) -> jax.Array:
         """Computes a convolution in another form."""

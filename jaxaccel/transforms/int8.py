@@ -22,7 +22,13 @@ from jaxaccel.transforms.calibrate import Calibration
 from jaxaccel.transforms.int8_training import training_rules
 from jaxaccel.transforms.lowering import convolution
 from jaxaccel.transforms.lowering.base import XLA
-from jaxaccel.transforms.lowering.int8_forms import FLOAT32, IntegerProduct, Preference, choose_int8_form
+from jaxaccel.transforms.lowering.int8_forms import (
+    FLOAT32,
+    IntegerConvolution,
+    IntegerProduct,
+    Preference,
+    choose_int8_form,
+)
 
 Activations = Literal["dynamic", "static", "none"]
 
@@ -55,7 +61,8 @@ def int8(
         it as it is (weight-only: fewer bytes to read). Static where a calibration is given, else dynamic.
       calibration: activation ranges from `calibrate` with the same f.
       attention: quantize products of two activations as well, dynamically.
-      lowering: ``auto`` leaves convolutions in float32 that are slower as int8 on the backend; ``int8`` does not.
+      lowering: ``auto`` leaves convolutions in float32 that are slower as int8 on the backend; ``int8`` only those that
+        integers cannot compute there.
       train: quantize both operands of every product of float parameters, forward and, with stochastic rounding of
         cotangents, backward (as AQT does; Abdolrashidi et al. 2021, arXiv:2105.03536). Needs `key`.
       key: random key for stochastic rounding; give each step its own.
@@ -71,7 +78,8 @@ def int8(
     if train:
         if key is None:
             raise UserError("int8(train=True) rounds at random: give it a key=, another one for each step")
-        return transform(f, Transformation("int8", training_rules(key), argnums=argnums, strict=strict))
+        rules = training_rules(key, backend)
+        return transform(f, Transformation("int8", rules, argnums=argnums, strict=strict))
     activations = activations or ("static" if calibration is not None else "dynamic")
     if (activations == "static") != (calibration is not None):
         raise UserError(
@@ -118,7 +126,7 @@ class _Rule:
         xq = self._quantized(site, 1 - side, x)
         if form == "blocks":
             site.record(f"{self.activations}: int8 x int8 -> int32 by blocks", _dtype(w))
-            return int8_products.multiply_blocked(site.params, self._bind(site), side, w, xq)
+            return int8_products.multiply_blocked(site.params, self._bind(site, side), side, w, xq)
         pair = (w, xq) if side == 0 else (xq, w)
         return self._product(site, form, pair[0], pair[1], f"{self.activations}: " + _lowering(form))
 
@@ -172,15 +180,19 @@ class _Rule:
         def formed(lhs: jax.Array, rhs: jax.Array, **changed: Any) -> jax.Array:
             return convolution.convolve({**site.params, **changed}, (lhs, rhs), form)
 
-        dot = site.primitive == "dot_general"
-        bind = self._bind(site) if dot else (site.bind if form == XLA else formed)
+        if site.primitive == "dot_general":
+            bind = self._bind(site, site.weight)
+        elif self.platform == "gpu" and form in (XLA, "space to depth"):
+            bind = partial(site.product, IntegerConvolution(form))
+        else:
+            bind = site.bind if form == XLA else formed
         weight = rhs if site.weight in (1, None) else lhs
         site.record(lowering, _dtype(weight))
         return int8_products.multiply_integers(site.primitive, site.params, bind, lhs, rhs)
 
-    def _bind(self, site: Site) -> int8_products.Bind:
-        """A matrix product of integers in the form that the backend runs fast."""
-        return partial(site.product, IntegerProduct()) if self.platform == "cpu" else site.bind
+    def _bind(self, site: Site, weight: int | None) -> int8_products.Bind:
+        """A matrix product of integers as the backend wants it; the operand number `weight` lies in memory ready."""
+        return partial(site.product, IntegerProduct(self.platform, (weight != 0, weight != 1)))
 
     def _between_parameters(self, site: Site, lhs: QuantArray, rhs: QuantArray) -> Any:
         """The product of two parameters: of integers where their scales can be multiplied in after the sum."""

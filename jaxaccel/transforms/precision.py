@@ -18,10 +18,13 @@ from jaxaccel.core import numerics
 from jaxaccel.core.interpret import Transformation, transform
 from jaxaccel.core.options import checked
 from jaxaccel.core.paths import Where, selects
-from jaxaccel.core.platform import get_platform
+from jaxaccel.core.platform import get_capability, get_platform
 from jaxaccel.core.sites import BILINEAR, GROUPED, Backend, Site
 from jaxaccel.errors import UserError
-from jaxaccel.transforms.lowering.matmul import is_vector, multiply_narrow
+from jaxaccel.transforms.lowering.matmul import is_vector, multiply_flat, multiply_narrow
+
+OLDEST_WITH_UNITS: Mapping[str, tuple[int, int]] = {"float16": (7, 0), "bfloat16": (8, 0), "float8": (8, 9)}
+"""Compute capability of the first GPUs with units for products of such numbers."""
 
 
 @checked
@@ -46,7 +49,8 @@ def bfloat16(
       f: any JAX function.
       keep: parameters by path (``"**/head/kernel"``) whose products stay as they are.
       lowering: ``auto`` leaves in float32 what the backend computes in float32 anyway (on the CPU, convolutions and
-        products with a vector); ``bfloat16`` rounds its operands all the same, to study what they cost in accuracy.
+        products with a vector; all on GPUs older than compute capability 8.0, which are fast in float16); ``bfloat16``
+        rounds its operands all the same, to study what they cost in accuracy.
       argnums: which arguments hold the parameters that `keep` selects from.
       strict: raise `UserError` where a product could not be reached.
       backend: ``cpu``, ``gpu`` or ``tpu``, to compile for another one than that of the mesh in context (`jax.set_mesh`)
@@ -101,12 +105,12 @@ def float8(
 
     def make() -> _Float8:
         platform = get_platform(backend)
-        if not emulate and not _has_float8(platform):
+        if not emulate and not _has_units("float8", platform):
             raise UserError(
                 f"no float8 products on this {platform}: they need a GPU of compute capability 8.9 or newer; use"
                 " bfloat16, or emulate=True to study the accuracy alone"
             )
-        return _Float8()
+        return _Float8(platform)
 
     return _narrowed(f, make, keep, argnums, strict)
 
@@ -171,6 +175,8 @@ class _Narrow:
     elementwise: ClassVar[bool] = True
 
     def refuses(self, site: Site) -> str:
+        if not self.insist and not _has_units(self.name, self.platform):
+            return f"this GPU has no units for {self.name}, but for float16"
         if site.primitive == "conv_general_dilated" and self._widened(
             site.primitive, site.params, *site.inputs
         ):
@@ -224,6 +230,7 @@ class _Narrow:
 class _Float8:
     """A matrix product of operands scaled into the range of float8."""
 
+    platform: str
     lhs: str = "float8_e4m3fn"
     rhs: str = "float8_e4m3fn"
     name: str = "float8"
@@ -239,7 +246,9 @@ class _Float8:
     ) -> jax.Array:
         dtype = params["preferred_element_type"] or jnp.result_type(lhs, rhs)
         (lhs, lhs_scale), (rhs, rhs_scale) = _scaled(lhs, self.lhs), _scaled(rhs, self.rhs)
-        out = primitive.bind(lhs, rhs, **{**params, "preferred_element_type": jnp.dtype("float32")})
+        params = {**params, "preferred_element_type": jnp.dtype("float32")}
+        flat = self.platform == "gpu"
+        out = multiply_flat(primitive, params, lhs, rhs) if flat else primitive.bind(lhs, rhs, **params)
         # One after the other: the product of two small scales may be 0 where the result is not.
         smaller, larger = jnp.minimum(lhs_scale, rhs_scale), jnp.maximum(lhs_scale, rhs_scale)
         return (out * smaller * larger).astype(dtype)
@@ -256,12 +265,9 @@ def _scaled(x: jax.Array, dtype: str) -> tuple[jax.Array, jax.Array]:
     return jnp.clip(x / scale, -top, top).astype(dtype), scale.astype(jnp.float32)
 
 
-def _has_float8(platform: str) -> bool:
-    """Tells whether a platform has such products. A GPU that is not attached is taken to."""
+def _has_units(name: str, platform: str) -> bool:
+    """Tells whether a platform has units for products of numbers of this name. A GPU of which nothing is known has."""
     if platform != "gpu":
-        return False
-    try:
-        device = jax.devices("gpu")[0]
-    except RuntimeError:
-        return True
-    return float(getattr(device, "compute_capability", "0")) >= 8.9
+        return name != "float8"
+    capability = get_capability()
+    return capability is None or capability >= OLDEST_WITH_UNITS[name]

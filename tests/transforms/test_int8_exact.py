@@ -150,7 +150,7 @@ def test_matrix_products(form, kind):
 
     def lowered(a, b):
         (eqn,) = jax.make_jaxpr(plain)(a, b).eqns
-        return IntegerProduct()(eqn.primitive, eqn.params, a, b)
+        return IntegerProduct("cpu")(eqn.primitive, eqn.params, a, b)
 
     for f in (plain, lowered):
         got = jax.jit(f)(a, b)

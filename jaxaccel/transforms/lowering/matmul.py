@@ -1,4 +1,4 @@
-"""Matrix products in the forms that XLA:CPU runs fast: gradients by weights, and products of 16-bit numbers."""
+"""Matrix products in the forms that XLA runs fast, or runs at all: gradients by weights, products of narrow numbers."""
 
 import math
 from collections.abc import Sequence
@@ -104,3 +104,40 @@ def multiply_narrow(primitive: Any, params: Params, lhs: jax.Array, rhs: jax.Arr
     lhs, rhs = jax.lax.optimization_barrier((lhs, rhs))
     out = primitive.bind(lhs, rhs, **{**params, "dimension_numbers": numbers})
     return jax.lax.optimization_barrier(out).reshape(shape)
+
+
+def multiply_flat(
+    primitive: Any, params: Params, lhs: jax.Array, rhs: jax.Array, written: tuple[bool, bool] = (True, True)
+) -> jax.Array:
+    """Multiplies narrow matrices as XLA:GPU can: of two axes and one batch axis, written to memory as such.
+
+    Where an operand is transposed in a way that Triton's tiles cannot follow, as are the heads of an attention over 197
+    tokens, XLA:GPU without autotuning leaves the product to an emitter that does not compile for int8 or float8.
+
+    Args:
+      primitive: `jax.lax.dot_general_p`.
+      params: its parameters.
+      lhs: an operand.
+      rhs: the other one.
+      written: which operands are written to memory before, so that nothing is fused into the product.
+    """
+    if params.get("out_sharding") is not None:
+        return primitive.bind(lhs, rhs, **params)
+    pair, axes = [], []
+    for k, x in enumerate((lhs, rhs)):
+        flat, axis = _flatten(x, *(numbers[k] for numbers in params["dimension_numbers"]))
+        pair.append(jax.lax.optimization_barrier(flat) if written[k] else flat)
+        axes.append((axis,))
+    first = (0,) if params["dimension_numbers"][1][0] else ()
+    out = primitive.bind(*pair, **{**params, "dimension_numbers": (tuple(axes), (first, first))})
+    return out.reshape(jax.eval_shape(lambda *v: primitive.bind(*v, **params), lhs, rhs).shape)
+
+
+def _flatten(x: jax.Array, sums: Sequence[int], batch: Sequence[int]) -> tuple[jax.Array, int]:
+    """Makes (batch, rows, sum) of an operand, or (batch, sum, rows) where it lies so; and the axis of the sum."""
+    free = [a for a in range(x.ndim) if a not in (*sums, *batch)]
+    sum_first = [*batch, *sums, *free] == list(range(x.ndim))
+    groups = [*([batch] if batch else []), *([sums, free] if sum_first else [free, sums])]
+    sizes = [math.prod(x.shape[a] for a in group) for group in groups]
+    flat = jnp.transpose(x, [a for group in groups for a in group]).reshape(sizes)
+    return flat, len(groups) - (2 if sum_first else 1)
