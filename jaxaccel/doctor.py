@@ -152,9 +152,7 @@ def summarize_device(facts: DeviceFacts) -> dict[str, str]:
         "memory": f"{facts.memory / GB:.1f} GB, {facts.bandwidth / GB:,.0f} GB/s",
         "peaks": "  ".join(f"{name} {rate / 1e12:g} TFLOP/s" for name, rate in facts.peaks.items()),
         "versions": "  ".join(f"{name} {version}" for name, version in facts.versions.items()),
-        "compiler": "not here"
-        if facts.error
-        else "installed here; what follows is read off compiled programs, not measured",
+        "compiler": "not installed" if facts.error else "installed; what follows is compiled, not measured",
     }
 
 

@@ -148,8 +148,9 @@ def compile_one(
                 chips=1,
             )
     except UserError as error:
-        if isinstance(error.__cause__, jax.errors.JaxRuntimeError):
-            return Landing(program, precision, f"does not compile: {first_line(error.__cause__)}")
+        cause = error.__cause__
+        if isinstance(cause, jax.errors.JaxRuntimeError):
+            return Landing(program, precision, f"does not compile: {first_line(cause)}")
         return Landing(program, precision, f"refused: {error}")
     line = roofline(compiled, device)
     found = hlo.operations(compiled.as_text() or "")
@@ -172,13 +173,8 @@ def device_findings(facts: DeviceFacts) -> list[Finding]:
     """What to know before one computes on a device; the serious things first."""
     if facts.error:
         problem, _, remedy = facts.error.rpartition(": pip install ")
-        return [
-            Finding(
-                True,
-                problem or facts.error,
-                f"pip install {remedy}" if problem else "see docs/get-started.md",
-            )
-        ]
+        cure = f"pip install {remedy}" if problem else "see docs/get-started.md"
+        return [Finding(True, problem or facts.error, cure)]
     found = [*_missing_types(facts), *_unexpected(facts)]
     return sorted(found, key=lambda finding: not finding.serious)
 
@@ -196,16 +192,16 @@ def _missing_types(facts: DeviceFacts) -> Iterator[Finding]:
     if _lacks(peaks, "bfloat16"):
         yield Finding(
             False,
-            f"a {device} has no bfloat16: {peaks['bfloat16'] / 1e12:g} TFLOP/s, against"
+            f"the {device} has no bfloat16: {peaks['bfloat16'] / 1e12:g} TFLOP/s, against"
             f" {peaks['float16'] / 1e12:g} in float16",
             "train with --precision float16",
         )
     if _lacks(peaks, "float8"):
-        yield Finding(False, f"a {device} has no float8", "use int8 there, or 16 bits")
+        yield Finding(False, f"the {device} has no float8", "use int8 there, or 16 bits")
     if peaks["int8"] <= peaks["bfloat16"]:
         yield Finding(
             False,
-            f"a {device} multiplies int8 no faster than bfloat16",
+            f"the {device} multiplies int8 no faster than bfloat16",
             "use int8 there for fewer bytes, and bfloat16 for speed",
         )
 
