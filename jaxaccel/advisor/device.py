@@ -149,7 +149,7 @@ def compile_one(
             )
     except UserError as error:
         cause = error.__cause__
-        if isinstance(cause, jax.errors.JaxRuntimeError):
+        if cause is not None and isinstance(cause, jax.errors.JaxRuntimeError):
             return Landing(program, precision, f"does not compile: {first_line(cause)}")
         return Landing(program, precision, f"refused: {error}")
     line = roofline(compiled, device)

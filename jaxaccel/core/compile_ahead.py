@@ -45,6 +45,6 @@ def _drop_place(x: Any) -> Any:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type)
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an error's message, without a period."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".: ")

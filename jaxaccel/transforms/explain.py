@@ -101,9 +101,9 @@ def explain(
         print(ja.explain(ja.int8(f), q, x, devices="h100"))  # as compiled for a GPU that is not attached
 
     The column `compiled` says with which types each site is computed, and by what: ``s8 x s8 -> s32 in __ynn_fusion``,
-    ``bf16 x bf16 -> f32 by Triton``. Where it is ``-``, the compiled program has no product of the site: GPUs and TPUs
-    multiply a matrix by a vector as a multiplication and a sum, lookups are copies, and XLA may have merged the product
-    with another one or computed it ahead.
+    ``bf16 x bf16 -> f32 by Triton``. Where it is ``-``, the compiled program has no product by the name of the site:
+    GPUs and TPUs multiply a matrix by a vector as a multiplication and a sum, lookups are copies, and XLA may have
+    merged the product with another one, computed it ahead, or renamed it together with a transposition.
 
     Args:
       f: a transformed function, or one that calls transformed functions; not one that was jitted and called inside.
