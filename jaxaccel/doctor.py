@@ -1,7 +1,7 @@
 """What this machine gives a training run, and what is wrong with it: ``python -m jaxaccel.doctor [--json]``.
 
 `gather_facts` looks at the machine, `findings` judges what it saw (a pure function), and the exit code is 1 if
-something is seriously wrong.
+something is seriously wrong. With ``--device h100`` it looks at a device that is not attached instead.
 """
 
 import argparse
@@ -14,23 +14,30 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from jaxaccel import cli
+from jaxaccel.advisor.device import DeviceFacts, Landing, device_findings, inspect_device
 from jaxaccel.advisor.findings import GB, Facts, Finding, findings
 from jaxaccel.core import runtime
 from jaxaccel.core.timing import ROUNDS, time_call
+from jaxaccel.core.unattached import NAMES
 
 CALLS_UNDER_WAY = 4
 """Calls that are made before they are waited for, so that the device is never idle."""
 WATCHED = re.compile(r"(JAX|XLA|JAXACCEL|LIBTPU|CUDA_VISIBLE|TPU|NVIDIA_TF32|OMP_NUM|TFDS)_?")
+DEVICE_HELP = """--device NAME measures nothing and needs no such device, only its compiler: pip install
+'jaxaccel[cuda]' for GPUs, 'jaxaccel[tpu]' for TPUs. It prints the peaks of the device, then what its compiler makes of
+a matrix product and of a convolution in float32, bfloat16, float16, int8 and float8: the types that are multiplied, by
+what (cuBLAS, cuDNN, Triton), and the least time at the peaks of arithmetic and memory."""
 
 
 def gather_facts(measure: bool = True) -> Facts:
@@ -138,38 +145,94 @@ def summarize_facts(facts: Facts) -> dict[str, str]:
     return shown
 
 
-def show_findings(facts: Facts, found: Sequence[Finding]) -> None:
-    """A table on a terminal, plain lines elsewhere; then the findings, one a line."""
+def summarize_device(facts: DeviceFacts) -> dict[str, str]:
+    """What to show of a device that is not attached: a name and a text for each line."""
+    return {
+        "device": facts.name + (f", compute capability {facts.capability}" if facts.capability else ""),
+        "memory": f"{facts.memory / GB:.1f} GB, {facts.bandwidth / GB:,.0f} GB/s",
+        "peaks": "  ".join(f"{name} {rate / 1e12:g} TFLOP/s" for name, rate in facts.peaks.items()),
+        "versions": "  ".join(f"{name} {version}" for name, version in facts.versions.items()),
+        "compiler": "not installed" if facts.error else "installed; what follows is compiled, not measured",
+    }
+
+
+def show_findings(
+    summary: Mapping[str, str], found: Sequence[Finding], landings: Sequence[Landing] = ()
+) -> None:
+    """Tables on a terminal, plain lines elsewhere; then the findings, one a line."""
     console = Console(highlight=False, soft_wrap=True)
     if console.is_terminal:
         table = Table(title="jaxaccel doctor", show_header=False)
         table.add_column(style="bold")
         table.add_column(overflow="fold")
-        for row in summarize_facts(facts).items():
+        for row in summary.items():
             table.add_row(*row)
         console.print(table, soft_wrap=False)
+        if landings:
+            console.print(_tabulate_landings(landings), soft_wrap=False)
     else:
-        for name, text in summarize_facts(facts).items():
+        for name, text in summary.items():
             console.print(f"{name}: {text}", markup=False)
+        for landing in landings:
+            program, precision, *rest = _landing_cells(landing)
+            console.print(f"{program}, {precision}: {', '.join(filter(None, rest))}", markup=False)
     for finding in found:
         console.print(str(finding), markup=False, style="bold red" if finding.serious else "yellow")
     if not found:
         console.print("all is well", style="green")
 
 
+def _tabulate_landings(landings: Sequence[Landing]) -> Table:
+    table = Table(title="What its compiler makes of a product", title_justify="left")
+    for header in ("program", "precision", "became", "least time"):
+        table.add_column(header, overflow="fold")
+    for landing in landings:
+        table.add_row(*map(escape, _landing_cells(landing)))
+    return table
+
+
+def _landing_cells(landing: Landing) -> tuple[str, str, str, str]:
+    became = f"{landing.became} ({landing.reason})" if landing.reason else landing.became
+    time = landing.milliseconds
+    least = "" if time is None else f"at least {time:.3f} ms ({landing.bound})"
+    return landing.program, landing.precision, became, least
+
+
+def diagnose_device(device: str) -> tuple[DeviceFacts, list[Finding]]:
+    """What to know of a device that is not attached; the devices of this machine are left alone.
+
+    Raises:
+      UserError: there is no such device.
+    """
+    os.environ["JAX_PLATFORMS"] = "cpu"  # libtpu reads it, and asks no network then
+    jax.config.update("jax_platforms", "cpu")
+    facts = inspect_device(device)
+    return facts, device_findings(facts)
+
+
 def main(argv: Sequence[str]) -> int:
     """The command line; returns 1 if something is seriously wrong, else 0."""
-    parser = argparse.ArgumentParser("python -m jaxaccel.doctor", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        "python -m jaxaccel.doctor", description=(__doc__ or "").split("\n")[0], epilog=DEVICE_HELP
+    )
     parser.add_argument("--json", action="store_true", help="print facts and findings as JSON")
     parser.add_argument("--no-rates", action="store_true", help="do not measure (about 5 seconds)")
+    parser.add_argument(
+        "--device", metavar="NAME", help="look at a device that is not attached: " + ", ".join(NAMES)
+    )
     options = parser.parse_args(argv)
-    facts = gather_facts(measure=not options.no_rates)
-    found = findings(facts)
+    landings: Sequence[Landing] = ()
+    if options.device is not None:
+        facts, found = diagnose_device(options.device)
+        summary, landings = summarize_device(facts), facts.landings
+    else:
+        facts = gather_facts(measure=not options.no_rates)
+        found, summary = findings(facts), summarize_facts(facts)
     if options.json:
         whole: dict[str, Any] = dataclasses.asdict(facts)
         print(json.dumps(whole | {"findings": [dataclasses.asdict(finding) for finding in found]}, indent=1))
     else:
-        show_findings(facts, found)
+        show_findings(summary, found, landings)
     return int(any(finding.serious for finding in found))
 
 

@@ -2,18 +2,8 @@
 
 The roofline model (Williams, Waterman, Patterson 2009, https://doi.org/10.1145/1498765.1498785): a program takes at
 least its multiplications at the peak rate of their type, and at least its memory traffic at the peak bandwidth. Real
-runs take longer. It serves to compare variants of one function, not to promise a time.
-
-Peaks are those of dense matrices that the makers publish, of one chip:
-
-- TPU: https://docs.cloud.google.com/tpu/docs/v4, .../v5e, .../v5p, .../v6e. The matrix unit multiplies bfloat16; a
-  float32 product takes one pass of it by default, 3 at precision ``high`` and 6 at ``highest``
-  (https://docs.jax.dev/en/latest/jax.lax.html#jax.lax.Precision). v4 runs int8 at the rate of bfloat16.
-- H100: https://resources.nvidia.com/en-us-tensor-core/nvidia-tensor-core-gpu-datasheet (SXM, its figures "with
-  sparsity" halved), and H200, which has the same cores and more bandwidth:
-  https://www.nvidia.com/en-us/data-center/h200/; A100: https://www.nvidia.com/en-us/data-center/a100/ (SXM, 80 GB); L4:
-  https://www.nvidia.com/en-us/data-center/l4/ (halved as well); T4: https://www.nvidia.com/en-us/data-center/tesla-t4/,
-  which has neither bfloat16 nor TF32. Float32 is TF32 by default, and the vector units' float32 at ``highest``.
+runs take longer. It serves to compare variants of one function, not to promise a time. `jaxaccel.advisor.chips` has the
+peaks.
 """
 
 import dataclasses
@@ -24,84 +14,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxaccel.advisor.chips import CHIPS, Chip
 from jaxaccel.core import hlo
+from jaxaccel.core.compile_ahead import compile_on
 from jaxaccel.core.unattached import find_devices
 from jaxaccel.errors import UserError
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Chip:
-    """Peaks of one chip: operations a second, where a multiplication and an addition are two, and bandwidth."""
-
-    name: str
-    bfloat16: float
-    """That of float32 where there are no units for it."""
-    float16: float
-    int8: float
-    """Also of narrower integers."""
-    float8: float
-    """That of float16 where there are no units for it."""
-    float32: float
-    """At the default precision."""
-    high: float
-    """Float32 at precision ``high``."""
-    highest: float
-    """Float32 at precision ``highest``; also of wider types, whose rates nobody publishes."""
-    bandwidth: float
-    """Bytes a second between the chip and its main memory."""
-
-    def rate(self, operation: hlo.Operation) -> float:
-        """Operations a second of products of these types: the wider of the two decides."""
-        dtype = max(operation.operand_dtypes, key=hlo.bits)
-        if hlo.bits(dtype) <= 8:
-            return self.float8 if any(d.startswith("f") for d in operation.operand_dtypes) else self.int8
-        if hlo.bits(dtype) <= 16:
-            return self.bfloat16 if "bf16" in operation.operand_dtypes else self.float16
-        if hlo.bits(dtype) > 32 or not dtype.startswith("f"):
-            return self.highest
-        return {"high": self.high, "highest": self.highest}.get(operation.precision, self.float32)
-
-
-def _tpu(name: str, bfloat16: float, int8: float, bandwidth: float) -> Chip:
-    return Chip(
-        name=name,
-        bfloat16=bfloat16,
-        float16=bfloat16,
-        int8=int8,
-        float8=bfloat16,
-        float32=bfloat16,
-        high=bfloat16 / 3,
-        highest=bfloat16 / 6,
-        bandwidth=bandwidth,
-    )
-
-
-CHIPS: Mapping[str, Chip] = {
-    "v4": _tpu("v4", 275e12, 275e12, 1200e9),
-    "v5e": _tpu("v5e", 197e12, 393e12, 819e9),
-    "v5p": _tpu("v5p", 459e12, 918e12, 2765e9),
-    "v6e": _tpu("v6e", 918e12, 1836e12, 1638e9),
-    "h200": Chip(
-        name="h200", bfloat16=989.5e12, float16=989.5e12, int8=1979e12, float8=1979e12,
-        float32=494.5e12, high=494.5e12, highest=67e12, bandwidth=4800e9,
-    ),
-    "h100": Chip(
-        name="h100", bfloat16=989.5e12, float16=989.5e12, int8=1979e12, float8=1979e12,
-        float32=494.5e12, high=494.5e12, highest=67e12, bandwidth=3350e9,
-    ),
-    "a100": Chip(
-        name="a100", bfloat16=312e12, float16=312e12, int8=624e12, float8=312e12,
-        float32=156e12, high=156e12, highest=19.5e12, bandwidth=2039e9,
-    ),
-    "l4": Chip(
-        name="l4", bfloat16=121e12, float16=121e12, int8=242.5e12, float8=242.5e12,
-        float32=60e12, high=60e12, highest=30.3e12, bandwidth=300e9,
-    ),
-    "t4": Chip(
-        name="t4", bfloat16=8.1e12, float16=65e12, int8=130e12, float8=65e12,
-        float32=8.1e12, high=8.1e12, highest=8.1e12, bandwidth=320e9,
-    ),
-}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +35,9 @@ class Roofline:
     reported_bytes: int | None
     """What XLA's own cost analysis calls bytes accessed; None for a text. For a TPU it also counts the memory on the
     chip, which takes no bandwidth, and loops count once."""
+    peak_bytes: int | None = None
+    """Main memory that it needs at once: arguments, results and what lies between, without what results take over from
+    donated arguments. None for a text."""
 
     @property
     def seconds(self) -> float:
@@ -128,6 +48,31 @@ class Roofline:
     def bound(self) -> str:
         """``compute`` or ``memory``: what takes the time."""
         return "compute" if self.seconds_compute >= self.seconds_memory else "memory"
+
+    def __str__(self) -> str:
+        """Three lines: the least time, then operations and bytes with their times and shares of the peak rates."""
+        done = ", ".join(f"{shorten(count)} operations in {dtype}" for dtype, count in self.flops.items())
+        moved = f"{shorten(self.bytes_accessed)}B moved"
+        if self.peak_bytes is not None:
+            moved += f", {shorten(self.peak_bytes)}B held at most"
+        rows = (
+            ("compute", done or "no products", self.seconds_compute),
+            ("memory", moved, self.seconds_memory),
+        )
+        lines = [f"{self.chip}: at least {1e3 * self.seconds:.3g} ms, bound by {self.bound}"]
+        for name, what, seconds in rows:
+            share = seconds / self.seconds if self.seconds else 0.0
+            lines.append(f"  {name}: {what}; {1e3 * seconds:.3g} ms at the peak, {share:.0%} of it used")
+        return "\n".join(lines)
+
+
+def shorten(number: float) -> str:
+    """1234567 -> ``1.23 M``."""
+    for unit in ("", "k", "M", "G", "T"):
+        if abs(number) < 999.5:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} P"
 
 
 def roofline(
@@ -149,11 +94,11 @@ def roofline(
         if chip not in CHIPS:
             raise UserError(f"no chip {chip!r}: choose one of {', '.join(CHIPS)}, or pass a Chip")
         chip = CHIPS[chip]
-    text, reported = program, None
+    text, reported, peak = program, None, None
     if not isinstance(program, str):
         text = program.as_text() or ""
         cost = program.cost_analysis() or {}
-        reported = int(cost.get("bytes accessed", 0)) or None
+        reported, peak = int(cost.get("bytes accessed", 0)) or None, _peak_bytes(program)
     assert isinstance(text, str)
     flops: dict[str, int] = {}
     seconds = 0.0
@@ -163,7 +108,15 @@ def roofline(
         flops[dtype] = flops.get(dtype, 0) + count
         seconds += count / chip.rate(operation)
     moved = int(hlo.memory_traffic(text) if bytes_accessed is None else bytes_accessed)
-    return Roofline(chip.name, flops, moved, seconds, moved / chip.bandwidth, reported)
+    return Roofline(chip.name, flops, moved, seconds, moved / chip.bandwidth, reported, peak)
+
+
+def _peak_bytes(program: jax.stages.Compiled) -> int | None:
+    held = program.memory_analysis()
+    if held is None:
+        return None
+    arrays = held.argument_size_in_bytes + held.output_size_in_bytes - held.alias_size_in_bytes
+    return int(arrays + held.temp_size_in_bytes)
 
 
 def compile_for(
@@ -188,7 +141,7 @@ def compile_for(
 
     Raises:
       UserError: their compiler is not installed, it knows no such devices, there are fewer, or they do not divide the
-        batch.
+        batch; or XLA cannot compile `f` for them.
     """
     found = find_devices(devices)
     count = len(found) if chips is None else chips
@@ -203,5 +156,4 @@ def compile_for(
         NamedSharding(mesh, PartitionSpec("data") if i in split else PartitionSpec())
         for i in range(len(args))
     )
-    with jax.set_mesh(mesh):  # transformations in `f` are those for its devices
-        return jax.jit(f, in_shardings=shardings).lower(*args).compile()
+    return compile_on(mesh, devices, f, *args, in_shardings=shardings)

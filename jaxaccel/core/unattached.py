@@ -6,7 +6,7 @@ sizes are those of XLA's tables, while operations, types, errors and memory are 
 
 Sources of the numbers: the table of features by compute capability of the CUDA C++ Programming Guide
 (https://docs.nvidia.com/cuda/cuda-c-programming-guide/#features-and-technical-specifications), and the data sheets of
-the GPUs, of which `jaxaccel.advisor.roofline` has the links.
+the GPUs, of which `jaxaccel.advisor.chips` has the links.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ import importlib.util
 import os
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from jax.experimental import topologies
@@ -110,15 +111,37 @@ def find_devices(name: str) -> list[Any]:
 
 @functools.cache
 def _find_gpus(kind: str, count: int) -> Sequence[Any]:
-    if not any(importlib.util.find_spec(f"jax_plugins.xla_cuda{n}") for n in (13, 12)):
+    plugin = find_gpu_compiler()
+    if not plugin:
         raise UserError(f"compiling for {kind} needs XLA's compiler for GPUs: pip install 'jaxaccel[cuda]'")
+    find = functools.partial(
+        topologies.get_topology_desc,
+        kind,
+        platform="cuda",
+        topology=f"1x1x{count}",
+        target_config=describe_gpu(GPUS[kind]),
+    )
+    if not Path(
+        "/dev/nvidiactl"
+    ).exists():  # where no driver is, JAX refuses the plugin that has the compiler
+        os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     try:
-        found = topologies.get_topology_desc(
-            kind, platform="cuda", topology=f"1x1x{count}", target_config=describe_gpu(GPUS[kind])
-        )
-    except (RuntimeError, ValueError, NotImplementedError) as error:
+        try:
+            return find().devices
+        except NotImplementedError:  # JAX had refused it before
+            importlib.import_module(plugin).initialize()
+            return find().devices
+    except (RuntimeError, ValueError) as error:
         raise UserError(f"XLA cannot compile for {kind} here: {str(error).splitlines()[0]}") from error
-    return found.devices
+
+
+def find_gpu_compiler() -> str:
+    """Finds the plugin of JAX that has XLA's compiler for GPUs; empty where none is installed."""
+    try:
+        names = [f"jax_plugins.xla_cuda{n}" for n in (13, 12)]
+        return next((name for name in names if importlib.util.find_spec(name)), "")
+    except ModuleNotFoundError:  # no plugin at all: the package around them is not there
+        return ""
 
 
 @functools.cache

@@ -10,13 +10,16 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from jaxaccel.core import hlo, sites
+from jaxaccel.core.compile_ahead import compile_on
 from jaxaccel.core.interpret import is_compressed
 from jaxaccel.core.options import checked
+from jaxaccel.core.unattached import find_devices
 from jaxaccel.errors import UserError
 
 COLUMNS = (
@@ -85,21 +88,39 @@ class Explanation:
 
 
 @checked
-def explain(f: Callable[..., Any], *args: Any, compiled: bool = False, **kwargs: Any) -> Explanation:
+def explain(
+    f: Callable[..., Any],
+    *args: Any,
+    compiled: bool | None = None,
+    devices: str | None = None,
+    **kwargs: Any,
+) -> Explanation:
     """What the transformations in `f` do to its matrix products and convolutions, and why not more.
 
         print(ja.explain(ja.int8(f), q, x))
+        print(ja.explain(ja.int8(f), q, x, devices="h100"))  # as compiled for a GPU that is not attached
+
+    The column `compiled` says with which types each site is computed, and by what: ``s8 x s8 -> s32 in __ynn_fusion``,
+    ``bf16 x bf16 -> f32 by Triton``. Where it is ``-``, the compiled program has no product by the name of the site:
+    GPUs and TPUs multiply a matrix by a vector as a multiplication and a sum, lookups are copies, and XLA may have
+    merged the product with another one, computed it ahead, or renamed it together with a transposition.
 
     Args:
       f: a transformed function, or one that calls transformed functions; not one that was jitted and called inside.
       *args: what it is called with: arrays, or `jax.ShapeDtypeStruct`s. Nothing is computed.
       **kwargs: keywords that it is called with.
-      compiled: compile it for this backend and read from the optimized HLO what really became of each site: with which
-        types it is computed, and by which fused kernel.
+      compiled: compile it for this backend, or for `devices`, and read from the optimized HLO what really became of
+        each site.
+      devices: compile it for one device that need not be attached, such as ``h100`` or ``v5e``
+        (`jaxaccel.core.unattached.NAMES`); transformations choose for it. Its compiler has to be installed.
 
     Raises:
-      UserError: no transformation of ours is traced when `f` is.
+      UserError: no transformation of ours is traced when `f` is; or there is no such device, its compiler is not
+        installed, or it cannot compile f.
     """
+    if devices is not None and compiled is False:
+        raise UserError("explain: devices= compiles for them: leave compiled=False out")
+    mesh = _mesh_of_one(devices) if devices is not None else None
     function: Callable[..., Any] = (
         getattr(f, "__wrapped__", f) if hasattr(f, "lower") else f
     )  # not a cached trace
@@ -114,26 +135,38 @@ def explain(f: Callable[..., Any], *args: Any, compiled: bool = False, **kwargs:
         return jax.tree.map(lambda x: x if _is_array(x) else None, function(*args, **kwargs))
 
     arrays = [leaves[i] for i in held]
+    text = None
     with sites.record_runs() as runs:
-        text = jax.jit(call).lower(*arrays).compile().as_text() if compiled else None
-        if not compiled:
+        if devices is not None and mesh is not None:
+            whole = NamedSharding(mesh, PartitionSpec())
+            text = compile_on(mesh, devices, call, *arrays, in_shardings=whole).as_text()
+        elif compiled:
+            text = jax.jit(call).lower(*arrays).compile().as_text()
+        else:
             jax.eval_shape(call, *arrays)
     if not runs:
         raise UserError(
             "nothing to explain: f traces no transformation such as ja.int8(f); one that is jitted inside f may have"
             " been traced before"
         )
-    operations = hlo.operations(text) if text else []
-    rows = [row for run in runs for row in _rows(run, operations, compiled)]
+    operations = None if text is None else hlo.operations(text)
+    rows = [row for run in runs for row in _rows(run, operations)]
     empty = [run.transformation for run in runs if not run.records]
     return Explanation(tuple(rows), tuple(dict.fromkeys(empty)))
+
+
+def _mesh_of_one(devices: str) -> Mesh:
+    """A mesh of one device that is not attached."""
+    if ":" in devices:
+        raise UserError(f"explain compiles for one device: write {devices.partition(':')[0]}, not {devices}")
+    return Mesh(np.array(find_devices(devices)), ("data",))
 
 
 def _is_array(x: Any) -> bool:
     return isinstance(x, (jax.Array, np.ndarray)) or is_compressed(x)
 
 
-def _rows(run: sites.Run, operations: list[hlo.Operation], compiled: bool) -> Iterator[dict[str, Any]]:
+def _rows(run: sites.Run, operations: list[hlo.Operation] | None) -> Iterator[dict[str, Any]]:
     total = sum(r.flops * (r.trips or 1) for r in run.records)
     for r in run.records:
         whole = r.flops * (r.trips or 1)
@@ -149,21 +182,16 @@ def _rows(run: sites.Run, operations: list[hlo.Operation], compiled: bool) -> It
             "after": r.after,
             "lowering": r.lowering,
             "reason": r.reason,
-            "compiled": _landed(run.transformation, r, operations) if compiled else None,
+            "compiled": None if operations is None else _landed(run.transformation, r, operations),
         }
 
 
 def _landed(transformation: str, record: sites.Record, operations: list[hlo.Operation]) -> list[str]:
-    """What the compiled program has for a site: ``s8 x s8 -> s32 in __ynn_fusion``."""
+    """What the compiled program has for a site: ``s8 x s8 -> f32 by cuDNN``."""
     if record.kind != "site":
         return []
     scope = re.compile(re.escape(f"{transformation}:{record.name}") + r"(?![\w\[#/]*:)(?=[/)]|$)")
-    found = []
-    for op in operations:
-        if scope.search(op.op_name):
-            where = f" in {op.inside.kind}" if op.inside else ""
-            up = f" (widened from {op.upcast_from})" if op.upcast_from else ""
-            found.append(f"{op.operand_dtypes[0]} x {op.operand_dtypes[1]} -> {op.dtype}{up}{where}")
+    found = [hlo.describe_operation(operation) for operation in operations if scope.search(operation.op_name)]
     return list(dict.fromkeys(found))
 
 

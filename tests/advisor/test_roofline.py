@@ -8,7 +8,8 @@ import pytest
 from conftest import FIXTURES
 from jax import lax
 
-from jaxaccel.advisor.roofline import CHIPS, compile_for, roofline
+from jaxaccel.advisor.chips import CHIPS
+from jaxaccel.advisor.roofline import compile_for, roofline, shorten
 from jaxaccel.core import hlo
 from jaxaccel.errors import UserError
 
@@ -78,6 +79,33 @@ def test_a_compiled_program_also_has_the_count_of_xla():
     line = roofline(compiled(product, ((32, 64), jnp.float32), ((64, 48), jnp.float32)), "h100")
     assert line.reported_bytes == line.bytes_accessed == 4 * (32 * 64 + 64 * 48 + 32 * 48)
     assert line.flops == {"f32": 2 * 32 * 64 * 48}
+    assert line.peak_bytes is not None and line.peak_bytes >= line.bytes_accessed
+
+
+def test_it_prints_the_least_time_and_its_reasons():
+    line = roofline(kept("cpu_dot_int8"), "v5e", bytes_accessed=819_000)
+    assert line.peak_bytes is None
+    assert str(line).splitlines() == [
+        "v5e: at least 0.001 ms, bound by memory",
+        "  compute: 33.6 M operations in s8; 8.54e-05 ms at the peak, 9% of it used",
+        "  memory: 819 kB moved; 0.001 ms at the peak, 100% of it used",
+    ]
+
+
+def test_what_results_take_over_is_held_once():
+    x = jax.ShapeDtypeStruct((1024,), jnp.float32)
+    kept, donated = (
+        roofline(jax.jit(lambda x: x + 1, donate_argnums=i).lower(x).compile(), "v5e") for i in ((), (0,))
+    )
+    assert (kept.peak_bytes, donated.peak_bytes) == (8192, 4096)
+    assert "no products" in str(kept) and "8.19 kB held at most" in str(kept)
+
+
+@pytest.mark.parametrize(
+    "number, text", [(0, "0 "), (999, "999 "), (999.6, "1 k"), (1234567, "1.23 M"), (2e15, "2 P")]
+)
+def test_numbers_are_shortened(number, text):
+    assert shorten(number) == text
 
 
 def test_unknown_chip():

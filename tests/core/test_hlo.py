@@ -4,6 +4,7 @@
 `gpu_calls` is written by hand in the form that XLA:GPU prints.
 """
 
+import dataclasses
 import math
 
 import jax
@@ -13,7 +14,7 @@ from conftest import FIXTURES
 from jax import lax
 
 from jaxaccel.core import hlo
-from jaxaccel.core.hlo import Inside
+from jaxaccel.core.hlo import Inside, Operation, describe_operation
 
 TEXTS = FIXTURES / "hlo"
 IMAGE_LABELS = ("NHWC", "HWIO", "NHWC")
@@ -191,3 +192,25 @@ def test_no_hlo():
         hlo.operations("module @jit_f {}")
     with pytest.raises(ValueError, match="contracts"):
         hlo.operations(kept("gpu_calls").replace("lhs_contracting_dimensions", "other"))
+
+
+@pytest.mark.parametrize(
+    "kind, words",
+    [
+        ("__triton_nested_gemm_fusion", "by Triton"),
+        ("__triton_gemm", "by Triton"),
+        ("__cublas$lt$matmul$f8", "by cuBLAS"),
+        ("__cudnn$convForward", "by cuDNN"),
+        ("__onednn$matmul", "by oneDNN"),
+        ("kLoop", "in a loop fusion"),
+        ("kOutput", "in an output fusion"),
+        ("__ynn_fusion", "in __ynn_fusion"),
+    ],
+)
+def test_operations_in_words(kind, words):
+    found = Operation(
+        "dot", "dot", ("s8", "s8"), ((), ()), "f32", (), 1, "", Inside("x", kind), None, 1, "default"
+    )
+    assert describe_operation(found) == f"s8 x s8 -> f32 {words}"
+    alone = dataclasses.replace(found, inside=None, operand_dtypes=("f32", "f32"), upcast_from="s8")
+    assert describe_operation(alone) == "f32 x f32 -> f32 (widened from s8)"

@@ -1,11 +1,13 @@
 """Devices that are not attached: what the compilers are told of them, and what is refused."""
 
+import importlib.util
 import re
 
 import pytest
 
-from jaxaccel.advisor.roofline import CHIPS
-from jaxaccel.core.unattached import GPUS, NAMES, describe_gpu, find_devices
+from jaxaccel.advisor.chips import CHIPS
+from jaxaccel.core import unattached
+from jaxaccel.core.unattached import GPUS, NAMES, describe_gpu, find_devices, find_gpu_compiler
 from jaxaccel.errors import UserError
 
 
@@ -38,3 +40,19 @@ def test_every_device_has_a_roofline():
 def test_refused(name, says):
     with pytest.raises(UserError, match=says):
         find_devices(name)
+
+
+def missing_parent(name):
+    raise ModuleNotFoundError("No module named 'jax_plugins'")
+
+
+@pytest.mark.parametrize("find_spec", [missing_parent, lambda name: None])
+def test_without_the_compiler_one_line_says_what_to_install(find_spec, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
+    unattached._find_gpus.cache_clear()
+    assert find_gpu_compiler() == ""
+    with pytest.raises(UserError) as raised:
+        find_devices("h100")
+    assert str(raised.value) == (
+        "compiling for h100 needs XLA's compiler for GPUs: pip install 'jaxaccel[cuda]'"
+    )

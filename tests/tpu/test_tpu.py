@@ -136,7 +136,8 @@ def test_one_chip_has_the_share_of_one_chip():
 @pytest.mark.parametrize(
     "options, says",
     [
-        ({"devices": "v9:2x2"}, "no TPU topology 'v9:2x2'"),
+        ({"devices": "v9:2x2"}, "no device 'v9:2x2'"),
+        ({"devices": "v5e:2x3"}, "no TPU topology 'v5e:2x3'"),
         ({"chips": 5}, "has 4 chips"),
         ({"chips": 3}, "does not divide over 3 chips"),
     ],

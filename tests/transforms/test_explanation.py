@@ -1,5 +1,6 @@
 """explain: every site, what was done, why not, and what the compiled program has of it."""
 
+import importlib
 import json
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 import jaxaccel as ja
 from jaxaccel.transforms.explain import COLUMNS
 
+explain_module = importlib.import_module("jaxaccel.transforms.explain")
 NHWC = ("NHWC", "HWIO", "NHWC")
 KEYS = jax.random.split(jax.random.key(0), 4)
 PARAMS = {
@@ -100,3 +102,33 @@ def test_unknown_turns_have_unknown_flops():
 def test_a_function_without_transformations_is_an_error():
     with pytest.raises(ja.UserError, match="nothing to explain"):
         ja.explain(f, PARAMS, X)
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        ({"devices": "h100", "compiled": False}, "devices= compiles for them: leave compiled=False out"),
+        ({"devices": "h100:8"}, "explain compiles for one device: write h100, not h100:8"),
+        ({"devices": "h101"}, "no device 'h101': choose one of h200, h100"),
+        ({"devices": 3}, "devices must be text, got 3"),
+        ({"compiled": "yes"}, "compiled must be True or False"),
+    ],
+)
+def test_devices_that_cannot_be_compiled_for(options, says):
+    with pytest.raises(ja.UserError, match=says):
+        ja.explain(ja.int8(f), ja.quantize(PARAMS), X, **options)
+
+
+def test_devices_compile_for_a_mesh_of_one(monkeypatch):
+    monkeypatch.setattr(explain_module, "find_devices", lambda name: jax.devices()[:1])
+    meshes = []
+
+    def g(params, x):
+        meshes.append(jax.sharding.get_abstract_mesh().size)
+        return f(params, x)
+
+    explained = ja.explain(ja.int8(g, backend="cpu"), ja.quantize(PARAMS), X, devices="here")
+    assert set(meshes) == {1}
+    assert all(row["compiled"] for row in explained.rows)
+    assert json.loads(explained.to_json()) == json.loads(json.dumps(explained.rows))
+    assert "compiled" in str(explained) and " x " in explained._repr_html_()

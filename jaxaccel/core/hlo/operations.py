@@ -7,6 +7,14 @@ import re
 from jaxaccel.core.hlo.text import Computation, Instruction, Place, bits, list_calls, parse, trace_source
 
 _LIBRARY = re.compile(r"__cublas\$|__cudnn\$conv|__onednn\$")
+_MAKERS = {"__cublas": "cuBLAS", "__cudnn": "cuDNN", "__onednn": "oneDNN", "__triton": "Triton"}
+"""Who made the code, by the start of `Inside.kind`."""
+_FUSIONS = {
+    "kLoop": "a loop fusion",
+    "kInput": "an input fusion",
+    "kOutput": "an output fusion",
+    "kCustom": "a custom fusion",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +64,23 @@ def operations(text: str) -> list[Operation]:
         for instruction in place.computation.values()
         if instruction.opcode in ("dot", "convolution") or _target(instruction)
     ]
+
+
+def describe_operation(operation: Operation) -> str:
+    """Says how an operation is computed, and by what: ``s8 x s8 -> f32 by cuDNN``.
+
+    Libraries and Triton have their names, fusions say of which kind they are, and what a backend calls its own
+    (``__ynn_fusion``) stays as it is.
+    """
+    left, right = operation.operand_dtypes
+    words = f"{left} x {right} -> {operation.dtype}"
+    if operation.upcast_from:
+        words += f" (widened from {operation.upcast_from})"
+    if operation.inside is None:
+        return words
+    kind = operation.inside.kind
+    made_by = next((name for start, name in _MAKERS.items() if kind.startswith(start)), "")
+    return f"{words} by {made_by}" if made_by else f"{words} in {_FUSIONS.get(kind, kind)}"
 
 
 def _target(instruction: Instruction) -> str:
