@@ -23,7 +23,7 @@ from jaxaccel.distributed import MeshShape, batch_sharding, placed, state_shardi
 from jaxaccel.models.adapter import as_model
 from jaxaccel.optim import Optimizer, Schedule
 from jaxaccel.tasks import ImageClassification
-from jaxaccel.training.step import Training
+from jaxaccel.training.step import Precision, Training
 from jaxaccel.transforms.calibrate import Calibration
 
 PyTree = Any
@@ -48,7 +48,7 @@ def infer(
     return Program(g, (shapes(params), jax.ShapeDtypeStruct((batch_size, *network.shape), jnp.float32)))
 
 
-def train(network: Network, batch_size: int, precision: str, mesh: Mesh) -> Program:
+def train(network: Network, batch_size: int, precision: Precision, mesh: Mesh) -> Program:
     """Makes the program of a whole training step: the trainer's own of images, and a plain one of sequences."""
     if len(network.shape) != 3:
         return _train_sequences(network, batch_size, precision)
@@ -63,13 +63,13 @@ def train(network: Network, batch_size: int, precision: str, mesh: Mesh) -> Prog
     optimizer, schedule = Optimizer("sgd", 0.1, {"momentum": 0.9}, 1e-4), Schedule("constant").build(0.1, 1)
     training = Training(
         model, task, optimizer.build(schedule), schedule, augment.chain(), precision=precision
-    )  # type: ignore[arg-type]
+    )
     state = jax.eval_shape(training.init)
     sharded = placed(state, state_sharding(state, mesh))
     return Program(training.lowered(training.step), (sharded, batch), donate=(0,))
 
 
-def _train_sequences(network: Network, batch_size: int, precision: str) -> Program:
+def _train_sequences(network: Network, batch_size: int, precision: Precision) -> Program:
     f, variables = make_function(network)
     narrow = {
         "float32": lambda f: f,
@@ -170,7 +170,7 @@ VARIANTS: Mapping[str, Callable[..., tuple[Callable[..., Any], PyTree]]] = {
     "shared": _shared,
 }
 """What is made of an inference; ``int8 training`` is a gradient."""
-TRAINED = ("float32", "bfloat16", "float16", "int8-qat")
+TRAINED: tuple[Precision, ...] = ("float32", "bfloat16", "float16", "int8-qat")
 """The precisions of a training step."""
 MESHES: Mapping[str, MeshShape] = {
     "one": MeshShape(data=1),
