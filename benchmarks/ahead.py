@@ -4,6 +4,7 @@ What a program is made of are functions and shapes alone. Where a transformation
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -39,11 +40,17 @@ class Program:
     donate: tuple[int, ...] = ()
 
 
+@functools.cache
+def find_function(network: Network) -> tuple[Callable[..., Any], PyTree]:
+    """Makes (f, variables) of a network, once."""
+    return make_function(network)
+
+
 def infer(
     network: Network, batch_size: int, transform: Callable[..., tuple[Callable[..., Any], PyTree]]
 ) -> Program:
     """Makes the program of an inference; `transform` makes (function, parameters) of those of the network."""
-    f, variables = make_function(network)
+    f, variables = find_function(network)
     g, params = transform(f, variables, network)
     return Program(g, (shapes(params), jax.ShapeDtypeStruct((batch_size, *network.shape), jnp.float32)))
 
@@ -70,7 +77,7 @@ def train(network: Network, batch_size: int, precision: Precision, mesh: Mesh) -
 
 
 def _train_sequences(network: Network, batch_size: int, precision: Precision) -> Program:
-    f, variables = make_function(network)
+    f, variables = find_function(network)
     narrow = {
         "float32": lambda f: f,
         "bfloat16": ja.bfloat16,
@@ -121,14 +128,19 @@ def _static(f: Callable[..., Any], variables: PyTree, network: Network) -> tuple
     """BatchNorm folded and ranges known: their values do not matter here, so all are 1."""
     one = network.examples(1)
     g, folded = ja.fold(f, variables, one)
-    q = ja.quantize(folded)
+    q = _quantize(folded)
     sites = {row["site"] for row in ja.explain(ja.int8(g), q, one).rows}
     return ja.int8(g, calibration=Calibration(dict.fromkeys(sites, np.float32(1)))), q
 
 
+def _quantize(params: PyTree, bits: int = 8) -> PyTree:
+    """The shapes of quantized parameters."""
+    return jax.eval_shape(lambda params: ja.quantize(params, bits=bits), params)
+
+
 def _quantized(activations: str = "dynamic", bits: int = 8, **options: Any) -> Callable[..., Any]:
     def transform(f: Callable[..., Any], variables: PyTree, network: Network) -> Any:
-        return ja.int8(f, activations=activations, **options), ja.quantize(variables, bits=bits)  # type: ignore[arg-type]
+        return ja.int8(f, activations=activations, **options), _quantize(variables, bits)  # type: ignore[arg-type]
 
     return transform
 
@@ -160,7 +172,7 @@ VARIANTS: Mapping[str, Callable[..., tuple[Callable[..., Any], PyTree]]] = {
     "float16": lambda f, variables, network: (ja.float16(f), variables),
     "float8": lambda f, variables, network: (ja.float8(f), variables),
     "int8 dynamic": _quantized(),
-    "int8 dynamic and bfloat16": lambda f, v, n: (ja.bfloat16(ja.int8(f)), ja.quantize(v)),
+    "int8 dynamic and bfloat16": lambda f, v, n: (ja.bfloat16(ja.int8(f)), _quantize(v)),
     "int8 static, folded": _static,
     "int8 with attention": _quantized(attention=True),
     "int8 weights only": _quantized("none"),
