@@ -16,7 +16,7 @@ from exact import note
 ON_A_GPU = jax.default_backend() == "gpu"
 # A small network on digits: 21 steps an epoch, a checkpoint every four epochs.
 WORDS = (
-    "digits", "--model", "ConvNet(widths=(16,), hidden=16)", "--epochs", "80" if ON_A_GPU else "20",
+    "digits", "--model", "ConvNet(widths=(16,), hidden=16)", "--epochs", "80" if ON_A_GPU else "12",
     "--eval-every", "4", "--optimizer.ema", "0.9", "--steps-per-call", "2",
 )  # fmt: skip
 
