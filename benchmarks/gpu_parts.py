@@ -123,13 +123,13 @@ def _fast(quick: bool) -> list[str]:
     """Gives the options of the run to 94%: as many seeds as there is time for."""
     if not quick:
         return ["--runs", "20", "--seconds", "75", "--out", "experiments/results/cifar10_fast-gpu.json"]
-    small = ["--widths", "4", "4", "4", "--batch-size", "500", "--epochs", "0.04", "--tta", "none"]
+    small = ["--widths", "4", "4", "4", "--batch-size", "500", "--epochs", "0.02", "--tta", "none"]
     return [*small, "--out", f"{WORK}/records/cifar10_fast.json"]
 
 
 def _resnet20(quick: bool, downloads: Sequence[str]) -> list[str]:
     """Gives the recipe and its flags for a run of two epochs."""
-    small = ["--epochs", "0.01", "--data.eval-split", "test[:500]"]
+    small = ["--epochs", "0.01", "--steps-per-call", "1", "--data.eval-split", "test[:500]"]
     words = ["cifar10_resnet20", *(small if quick else ["--epochs", "2", "--eval-every", "1"])]
     where = ["--data.downloads", *downloads] if downloads else []
     return [*words, "--run", f"{WORK}/runs/resnet20", "--overwrite", *where]
