@@ -111,7 +111,7 @@ def _benchmark(
 def _test(name: str, limit: int, files: Sequence[str], workers: int, few: bool, platform: str) -> Part:
     """Makes a part of tests, which share the GPU between so many processes; `few` takes the everyday ones alone."""
     which = "not slow" if few else "slow or not slow"
-    words = ["-v", "-rxX", "--tb=short", "-n", str(workers), "-m", which, *(f"tests/gpu/{f}" for f in files)]
+    words = ["-vv", "-rxX", "--tb=short", "-n", str(workers), "-m", which, *(f"tests/gpu/{f}" for f in files)]
     environment = {
         "JAXACCEL_TEST_PLATFORM": platform, "JAXACCEL_TEST_NOTES": NOTES, "JAXACCEL_TEST_ON_CPU": "1",
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",

@@ -33,8 +33,8 @@ GRACE = 3
 LEAST = 5.0
 """Seconds below which a part does not begin."""
 TOLD_TO_STOP = 143
-GPU = "cuda,cpu"
-"""JAX_PLATFORMS of a session: without a GPU each part fails, rather than to be measured on the CPU."""
+GPU = "cuda"
+"""JAX_PLATFORMS of a session: alone, since beside another name JAX passes over a GPU that it cannot use."""
 RECORDS = ("benchmarks/results", "experiments/results")
 OPTIONS = (
     Option("plan", "Only print the parts, their limits and commands.", flag=True),

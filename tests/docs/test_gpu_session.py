@@ -22,7 +22,7 @@ from benchmarks.gpu_session import Session, find_data
 from benchmarks.harness import collect_options
 from benchmarks.options import Mistake, read_options
 
-FULL, QUICK = (list_parts(Path("originals"), False, quick, "cuda,cpu") for quick in (False, True))
+FULL, QUICK = (list_parts(Path("originals"), False, quick, "cuda") for quick in (False, True))
 COMMANDS = {f"{part.name}{', quick' * (parts is QUICK)}": part for parts in (FULL, QUICK) for part in parts}
 
 
@@ -94,9 +94,9 @@ def test_the_data_set_is_found(tmp_path, monkeypatch):
     assert find_data(None) == find_data(tmp_path) == tmp_path.resolve()
     with pytest.raises(Mistake, match=r"--data .*none is no directory"):
         find_data(tmp_path / "none")
-    skipped = {part.name: part.without for part in list_parts(None, False, False, "cuda,cpu") if part.without}
+    skipped = {part.name: part.without for part in list_parts(None, False, False, "cuda") if part.without}
     assert skipped.keys() == {"data"} and "--data or JAXACCEL_DATA_DIR" in skipped["data"]
-    assert not any(part.without for part in list_parts(None, True, False, "cuda,cpu"))
+    assert not any(part.without for part in list_parts(None, True, False, "cuda"))
 
 
 PARTS = [
