@@ -101,6 +101,8 @@ class Session:
             start = time.monotonic()
             try:
                 outcome.state, outcome.says = self._wait_for(part, left)
+            except OSError as error:  # no process, or no place for its log
+                outcome.state, outcome.says = "failed", str(error)
             finally:
                 outcome.seconds = time.monotonic() - start
         self.write()
@@ -109,6 +111,7 @@ class Session:
     def _wait_for(self, part: Part, seconds: float) -> tuple[str, str]:
         """Waits for the command of a part; gives its state and what is to be said of it."""
         code, file = None, self._work / "logs" / f"{part.name}.txt"
+        end = time.monotonic() + seconds
         with (
             file.open("w", encoding="utf-8") as log,
             start_command(part, seconds, log, self._environment) as process,
@@ -118,23 +121,17 @@ class Session:
                     code = process.wait(PACK_EVERY)
                 except subprocess.TimeoutExpired:
                     self.write()
-        if code in (124, 137, -signal.SIGKILL):
+        if code and time.monotonic() >= end:  # `timeout` told it to end, whatever it said then
             return "cut off", f"after its {seconds:.0f} s"
         return ("failed", f"with exit code {code}") if code else ("ok", "")
 
     def write(self) -> None:
         """Writes the summary and packs the results, each in place of the last version at once."""
-        replace(self.to / "summary.txt", self.summarize().encode())
-        packed = io.BytesIO()
-        with tarfile.open(fileobj=packed, mode="w:gz", compresslevel=1) as archive:
-            for file in self.list_results():
-                content = file.read_bytes()  # first, since a part may be writing it
-                member = tarfile.TarInfo(
-                    str(file.relative_to(ROOT if file.is_relative_to(ROOT) else self._work))
-                )
-                member.size, member.mtime = len(content), int(time.time())
-                archive.addfile(member, io.BytesIO(content))
-        replace(self.to / "results.tar.gz", packed.getvalue())
+        try:
+            replace(self.to / "summary.txt", self.summarize().encode())
+            replace(self.to / "results.tar.gz", pack_files(self.list_results(), self._work))
+        except OSError as error:  # what runs is worth more than what is said of it
+            print(f"warning: {error}", file=sys.stderr)
 
     def summarize(self) -> str:
         """Makes the text of summary.txt: a line a part."""
@@ -169,6 +166,18 @@ def start_command(
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def pack_files(files: Sequence[Path], work: Path) -> bytes:
+    """Packs files by their path from the root of the repository, or from `work` where that lies elsewhere."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz", compresslevel=1) as archive:
+        for file in filter(Path.is_file, files):
+            content = file.read_bytes()  # at once, since a part may be writing it
+            member = tarfile.TarInfo(str(file.relative_to(ROOT if file.is_relative_to(ROOT) else work)))
+            member.size, member.mtime = len(content), int(time.time())
+            archive.addfile(member, io.BytesIO(content))
+    return packed.getvalue()
 
 
 def replace(file: Path, content: bytes) -> None:

@@ -104,6 +104,7 @@ PARTS = [
     Part("bad", 20, ["-c", "raise SystemExit(3)"]),
     Part("after bad", 20, ["-c", ""], needs="bad"),
     Part("absent", 0, ["-c", ""], without="no data"),
+    Part("killed", 40, ["-c", "import os; os.kill(os.getpid(), 9)"]),
 ]
 
 
@@ -120,12 +121,12 @@ def read_log(to, name):
 def test_one_bad_part_stops_no_other(tmp_path):
     slow = "import time; print('measured', flush=True); time.sleep(60)"
     # What the parts before have left is its own: so it begins with what little there is.
-    parts = [*PARTS[:3], Part("endless", -53, ["-c", slow]), *PARTS[3:], Part("late", 0, ["-c", ""])]
+    parts = [*PARTS[:3], Part("endless", -53, ["-c", slow]), *PARTS[3:], Part("late", -40, ["-c", ""])]
     session = Session(parts, tmp_path / "out", tmp_path / "work", dict(os.environ))
     assert session.run() == 1
     assert read_summary(session.to) == {
         "good": "ok", "bad": "failed", "after bad": "skipped", "endless": "cut off", "absent": "skipped",
-        "late": "skipped",
+        "killed": "failed", "late": "skipped",
     }  # fmt: skip
     says = {name: outcome.says for name, outcome in session.outcomes.items()}
     assert says["bad"] == "with exit code 3" and says["after bad"] == "needs bad"
