@@ -36,6 +36,7 @@ TOPICS = (
     ),
     Topic("precision", "Inference in narrower types", ("precision", "precision_layers")),
     Topic("lowerings", "Other forms of operations", ("retargeted", "lowerings")),
+    Topic("gpu", "Compiled for GPUs", ("compiled",)),
     Topic("models", "Models", ("models", "models_scan")),
     Topic("replicas", "Several runs at once", ("replicas",)),
     Topic("augmentation", "Augmentation", ("augment", "augment_steps")),

@@ -116,7 +116,7 @@ def seconds_of_a_step(options: Options, name: str, optimizer: Optimizer) -> floa
     """What a step takes when one seed trains alone, over half an epoch."""
     half = dataclasses.replace(recipe(options, name, optimizer), sweep={}, epochs=0.5, eval_every=0.5)
     summary, _ = rows.trained(half)
-    return half.batch_size / summary["examples_per_second"]
+    return half.chosen_batch_size / summary["examples_per_second"]
 
 
 def times(row: dict[str, Any]) -> list[float]:

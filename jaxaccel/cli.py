@@ -157,6 +157,10 @@ _SAID = {
 }
 
 
+_NO_TYPE = (
+    r"Error parsing (--\S+): no type matching (.+?) could be instantiated from \[(.*?)\]\. Got errors:.*"
+)
+"""What tyro says of a value that is of none of several types."""
 _TITLE = r"(Value error|Invalid choice|Parsing error|Missing argument|Unrecognized options)[ -]*"
 
 
@@ -230,7 +234,8 @@ def _one_line(text: str) -> str:
     lines = (re.sub(r"[─│╭╮╰╯]+", " ", line).strip() for line in text.splitlines())
     kept = " ".join(line for line in lines if line and not re.fullmatch(_TITLE, line))
     kept = re.sub(r"-{5,}", " ", kept).split("Argument helptext")[0].split("For full helptext")[0]
-    return " ".join(kept.split()) + " (--help shows all)"
+    plain = re.sub(_NO_TYPE, r"Error parsing \1: must be \2, got \3", " ".join(kept.split()))
+    return f"{plain} (--help shows all)"
 
 
 def _flags(value: Any, prefix: str) -> list[str]:

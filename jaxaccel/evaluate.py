@@ -144,7 +144,7 @@ def find_worst_mistakes(
 
 def _evaluated(trained: Trained, source: Source) -> Evaluation:
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("evaluating", total=-(-len(source) // trained.recipe.batch_size))
+        task = progress.add_task("evaluating", total=-(-len(source) // trained.recipe.chosen_batch_size))
         return trained.report(source=source, advance=lambda: progress.advance(task))
 
 

@@ -145,6 +145,7 @@ HEAVY = {
     "tasks/test_tasks.py",
     "test_floors.py",
     "test_package.py",
+    "training/test_batch_size.py",
     "training/test_feed.py",
     "training/test_older_versions.py",
     "training/test_recipes.py",

@@ -72,7 +72,7 @@ class Problem:
 
     def batch_shape(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Makes the shapes of a batch."""
-        batch_size = self.recipe.batch_size
+        batch_size = self.recipe.chosen_batch_size
         rows = {"label": jnp.int32, "index": jnp.int32, "epoch": jnp.int32, "mask": jnp.float32}
         image = jax.ShapeDtypeStruct((batch_size, self.size, self.size, 1), jnp.uint8)
         return {
@@ -93,7 +93,7 @@ class Program:
         self.fused = fused or run_plan.choose_steps_per_call(0, flops, STEPS, STEPS, platform_of(mesh))
         self.steps = replicas * self.fused
         """Steps of single replicas in a call."""
-        order = training.order(problem.examples, [Phase(0, self.fused, 0, problem.recipe.batch_size)])
+        order = training.order(problem.examples, [Phase(0, self.fused, 0, problem.recipe.chosen_batch_size)])
         items = [order(step) for step in range(self.fused)]
         self._fed = {key: np.stack([item[key] for item in items]) for key in items[0]}
         shardings = training.sharding(shape, mesh)

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxaccel.core.platform import platform_of
 from jaxaccel.errors import UserError
 
 
@@ -28,12 +29,27 @@ def compile_on(
     shapes = jax.tree.map(_drop_place, args)
     try:
         with jax.set_mesh(mesh):
-            return jax.jit(f, in_shardings=in_shardings).lower(*shapes).compile()
+            lowered = jax.jit(f, in_shardings=in_shardings).lower(*shapes)
+        return compile_lowered(lowered, platform_of(mesh))
     except jax.errors.JaxRuntimeError as error:
         raise UserError(
             f"XLA cannot compile this for {name}: {first_line(error)}; leave the site out with where= or keep=, or"
             " report it"
         ) from error
+
+
+def compile_lowered(lowered: jax.stages.Lowered, platform: str) -> jax.stages.Compiled:
+    """Compiles a program; for a GPU once more without Triton's matrix products, where XLA fails with them.
+
+    On a GPU that is attached, XLA tries the tiles of each product and takes cuBLAS where none of Triton's fit. Ahead of
+    time it takes the first tiles, and fails where they do not fit a product of int8 or float8.
+    """
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError:
+        if platform != "gpu":
+            raise
+        return lowered.compile({"xla_gpu_enable_triton_gemm": False})
 
 
 def _drop_place(x: Any) -> Any:

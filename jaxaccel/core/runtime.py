@@ -128,6 +128,18 @@ def device_memory(device: Any) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
 
 
+def free_memory(device: Any) -> int | None:
+    """Bytes that programs may still take on a device; None where it does not say. On a CPU as `device_memory`.
+
+    A GPU offers what JAX's allocator may take of it, three quarters unless ``XLA_PYTHON_CLIENT_MEM_FRACTION`` says
+    otherwise, less what lives there already.
+    """
+    if device.platform == "cpu":
+        return device_memory(device)
+    stats = device.memory_stats() or {}
+    return stats["bytes_limit"] - stats.get("bytes_in_use", 0) if "bytes_limit" in stats else None
+
+
 def versions() -> dict[str, str]:
     """The versions of Python, of this package and of the stack below it."""
     found = {"python": platform.python_version()}

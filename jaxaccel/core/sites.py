@@ -14,6 +14,8 @@ GROUPED = "ragged_dot_general"
 """The product of rows with the matrix of their group (mixtures of experts): bilinear too, with sizes of groups."""
 OPERANDS: Mapping[str, int] = {GROUPED: 3}
 """How many operands a product has, where it is more than two."""
+CALL = "call:"
+"""Before the name of a jitted function: a rule of that name computes a call of it as a whole, or leaves it."""
 SITES: tuple[str, ...] = (*BILINEAR, GROUPED, "gather")
 """What is a site: products, and lookups of embeddings."""
 LOST: tuple[str, ...] = ("materialized", "not entered")
@@ -143,4 +145,6 @@ def count_flops(site: Site) -> int:
         features = rhs[site.params["dimension_numbers"].rhs_spec[0]]
         # A dilated input is mostly zeros, which nothing has to multiply.
         return 2 * out * math.prod(rhs) // max(features, 1) // math.prod(site.params["lhs_dilation"])
+    if "attention" in site.primitive:  # two products: queries with keys, and weights with values
+        return 4 * out * site.inputs[1].shape[1]
     return 0

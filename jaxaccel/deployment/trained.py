@@ -120,7 +120,10 @@ class Trained:
         Raises:
           UserError: there is no such split, or the data set is not there or has other classes.
         """
-        found, size = self.source(split) if source is None else self.accept(source), self.recipe.batch_size
+        found, size = (
+            self.source(split) if source is None else self.accept(source),
+            self.recipe.chosen_batch_size,
+        )
         return evaluate_metrics(self.task, self.run, self.params, found, size, advance)
 
     def report(
@@ -131,7 +134,10 @@ class Trained:
         advance: Callable[[], Any] = lambda: None,
     ) -> Evaluation:
         """As `evaluate`, with what the task has to say of each class and of each example."""
-        found, size = self.source(split) if source is None else self.accept(source), self.recipe.batch_size
+        found, size = (
+            self.source(split) if source is None else self.accept(source),
+            self.recipe.chosen_batch_size,
+        )
         return evaluate_with_report(self.task, self.run, self.params, found, size, self.facts.values, advance)
 
     def source(self, split: str | None = None) -> Source:

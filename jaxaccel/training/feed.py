@@ -12,7 +12,7 @@ from jaxaccel.core import runtime
 from jaxaccel.data.examples import Element, Item, read_elements
 from jaxaccel.data.order import Order, Sequential
 from jaxaccel.data.source import Source
-from jaxaccel.distributed import batch_sharding, replicated
+from jaxaccel.distributed import batch_sharding, placed, replicated
 from jaxaccel.errors import UserError, option
 from jaxaccel.training import resident
 from jaxaccel.training.run_log import RunLog
@@ -26,8 +26,8 @@ Mode = Literal["resident", "stream"]
 class Feed:
     """What a jitted call needs: `arrays`, the same for all calls, and one item a call."""
 
-    arrays: dict[str, jax.Array]
-    """The whole split, copied to each device; empty where it is streamed."""
+    arrays: Mapping[str, jax.Array | jax.ShapeDtypeStruct]
+    """The whole split, copied to each device; empty where it is streamed. Where programs are only compiled, shapes."""
     mesh: Mesh
     items: Callable[[Sequence[range]], Iterator[Item]]
     """For each range of steps, arrays (steps, batch, ...) on the device: ``index`` and ``mask`` and, where
@@ -64,10 +64,9 @@ def open_feeds(setup: RunSetup, log: RunLog) -> Feeds:
     """
     data, element = setup.recipe.data, setup.problem.task.element
     splits, mesh = setup.problem.splits, setup.mesh
-    shuffled = setup.trainer.order(len(splits.train), setup.plan.phases)
-    in_order = [Sequential(len(source), setup.recipe.batch_size) for source in splits.held_out]
+    shuffled, in_order = setup.trainer.order(len(splits.train), setup.plan.phases), order_held_out(setup)
     pairs = [*zip(splits.held_out, in_order, strict=True)]
-    mode = choose_mode(data.feed, data.resident_share, (splits.train, *splits.held_out), element, mesh)
+    mode = mode_of(setup)
     if mode == "resident":
         with log.reading(len(splits.train) + sum(map(len, splits.held_out))) as advance:
             train = resident_feed(splits.train, element, shuffled, mesh, advance)
@@ -83,6 +82,33 @@ def open_feeds(setup: RunSetup, log: RunLog) -> Feeds:
         train = stream_feed(splits.train, element, shuffled, mesh, data.workers)
         held_out = [stream_feed(source, element, order, mesh, data.workers) for source, order in pairs]
     return Feeds(mode == "resident", train, tuple(held_out), tuple(map(len, in_order)))
+
+
+def describe_feeds(setup: RunSetup) -> Feeds:
+    """Describes the feeds of a run by shapes alone: programs can be compiled for them, and nothing is read."""
+    splits, element, mesh = setup.problem.splits, setup.problem.task.element, setup.mesh
+    mode = mode_of(setup)
+
+    def describe(source: Source) -> Feed:
+        shapes = resident.describe(source, element) if mode == "resident" else {}
+        arrays = placed(shapes, dict.fromkeys(shapes, replicated(mesh)))
+        return Feed(arrays, mesh, lambda calls: iter(()))
+
+    held_out = tuple(map(describe, splits.held_out))
+    return Feeds(mode == "resident", describe(splits.train), held_out, tuple(map(len, order_held_out(setup))))
+
+
+def order_held_out(setup: RunSetup) -> list[Sequential]:
+    """The batches of each split that is held out."""
+    size = setup.recipe.chosen_batch_size
+    return [Sequential(len(source), size) for source in setup.problem.splits.held_out]
+
+
+def mode_of(setup: RunSetup) -> Mode:
+    """Whether the data of a run is resident or streamed, which does not depend on its batch size."""
+    data, splits = setup.recipe.data, setup.problem.splits
+    sources = (splits.train, *splits.held_out)
+    return choose_mode(data.feed, data.resident_share, sources, setup.problem.task.element, setup.mesh)
 
 
 def choose_mode(

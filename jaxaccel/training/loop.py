@@ -12,6 +12,7 @@ from jaxaccel.core.options import checked
 from jaxaccel.distributed import make_mesh, peers
 from jaxaccel.distributed.agreement import check_same_everywhere, flatten_values
 from jaxaccel.training import run_directory, run_plan
+from jaxaccel.training.batch_size import begin_batch_size, choose_batch_size
 from jaxaccel.training.checkpoint import Checkpoints
 from jaxaccel.training.conclude import conclude
 from jaxaccel.training.data_record import compare_data, record_data
@@ -69,8 +70,9 @@ def train(
         check_same_everywhere(flatten_values(to_json(recipe)) | asked)
 
         directory = Path(run) if run else Path("runs") / recipe.name
-        problem = Problem(recipe)
-        setup = set_up_run(problem, make_mesh(recipe.mesh), directory, resume=resume, trust=trust)
+        mesh, to_choose = make_mesh(recipe.mesh), recipe.batch_size == "auto" and not resume
+        recipe = begin_batch_size(recipe, mesh, directory, resume=resume)
+        setup = set_up_run(Problem(recipe), mesh, directory, resume=resume, trust=trust)
         start = find_start(setup, init_from)
         if resume and (result := find_finished(setup)):
             return result
@@ -79,6 +81,8 @@ def train(
         )
         if resume and (result := find_finished(setup)):  # it had been replaced by one that came to nothing
             return result
+        setup, chosen = choose_batch_size(setup, trust=trust) if to_choose else (setup, "")
+        recipe, problem = setup.recipe, setup.problem
         if resume:
             compare_data(directory, recipe.data.name, problem.splits.digest)
         progress = open_progress(setup, start, resume=resume)
@@ -86,7 +90,7 @@ def train(
         plan, first = setup.plan, jax.process_index() == 0
         log = RunLog(directory, steps=plan.steps, epoch=plan.epoch, done=progress.begun, show=first)
         leave.callback(log.close)
-        for line in opening_lines(setup, start, progress.begun, init_from):
+        for line in opening_lines(setup, start, progress.begun, init_from, chosen):
             log.say(line)
         feeds = open_feeds(setup, log)
         programs = Programs(setup, feeds)
@@ -94,7 +98,7 @@ def train(
         timetable = run_plan.make_timetable(plan, recipe.eval_every, programs.steps_per_call, done)
         timed["compile_seconds"] = programs.compile_first(timetable)
 
-        claim.begin()
+        claim.begin(recipe)
         if first:
             problem.facts.write(directory)
         record_data(directory, recipe.data.name, problem.splits.digest)

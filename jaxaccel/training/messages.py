@@ -14,10 +14,13 @@ from jaxaccel.training.run_setup import RunSetup
 from jaxaccel.training.warm_start import Start
 
 
-def opening_lines(setup: RunSetup, start: Start, done: int, init_from: Path | str | None) -> list[str]:
+def opening_lines(
+    setup: RunSetup, start: Start, done: int, init_from: Path | str | None, chosen: str = ""
+) -> list[str]:
     """Says what is trained, on what, where it goes, and what else is to be known before it begins."""
     told = (
         heading_lines(setup, done),
+        chosen,
         *setup.unsplit,
         setup.plan.note(setup.recipe),
         start.said(Path(init_from)) if init_from else "",

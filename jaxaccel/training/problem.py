@@ -60,6 +60,14 @@ class Problem:
         example = read_elements(train, task.element, range(1))[0]
         return Facts.of(values, example, find_fitted_options(task, self.task))
 
+    def with_batch_size(self, size: int) -> "Problem":
+        """The same problem in batches of `size` examples; data that is open stays open."""
+        other = dataclasses.replace(self, recipe=dataclasses.replace(self.recipe, batch_size=size))
+        vars(other).update(
+            {name: vars(self)[name] for name in ("splits", "task", "facts") if name in vars(self)}
+        )
+        return other
+
     def batch_shape(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of a batch of `size` examples."""
         return batch_shapes(self.facts.example, size)
@@ -78,7 +86,7 @@ class Problem:
         Raises:
           UserError: it makes no model, or one that does not take the data.
         """
-        factory, inputs = factory or self.recipe.model, self.inputs(size or self.recipe.batch_size)
+        factory, inputs = factory or self.recipe.model, self.inputs(size or self.recipe.chosen_batch_size)
         return as_model(factory, {**self.facts.values, **self._sample(factory, inputs)}, inputs)
 
     def _sample(self, factory: Any, inputs: tuple[PyTree, ...]) -> Mapping[str, np.ndarray]:

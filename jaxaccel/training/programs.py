@@ -60,6 +60,14 @@ class Programs:
             self.compile_call(timetable.calls[0])
         return time.perf_counter() - start
 
+    def compile_evaluation(self, which: int = 0) -> jax.stages.Compiled:
+        """Compiles the program that evaluates one batch of a split that is held out, as `evaluate` numbers them."""
+        setup, feed = self.setup, self.feeds.held_out[which]
+        state = placed(setup.state, setup.shardings)
+        item = feed.item_shape(setup.problem.batch_shape(setup.recipe.chosen_batch_size), 1)
+        with jax.set_mesh(setup.mesh):
+            return self._evaluate.lower(state.params, state.model_state, feed.arrays, item).compile()
+
     def run(self, call: range, state: TrainState, item: PyTree) -> tuple[TrainState, StepMetrics]:
         """Makes the steps of a call; `state` is given up."""
         return self.compile_call(call)(state, self.feeds.train.arrays, item)

@@ -44,7 +44,7 @@ def find_start(setup: RunSetup, init_from: Path | str | None) -> Start:
     if not init_from:
         return Start()
     recipe = setup.recipe
-    inputs = setup.problem.inputs(recipe.batch_size)
+    inputs = setup.problem.inputs(recipe.chosen_batch_size)
     return warm_start.load_start(Path(init_from), setup.model, inputs, recipe.task.headline)
 
 

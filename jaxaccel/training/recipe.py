@@ -71,8 +71,9 @@ class Recipe(Options):
     """Random seed of initialization, shuffling, augmentation and dropout."""
     epochs: Positive = 10.0
     """Train for this many passes over the training split."""
-    batch_size: Count = 128
-    """Number of examples a step, over all devices."""
+    batch_size: Count | Literal["auto"] = 128
+    """Number of examples a step, over all devices. auto, which is for accelerators, takes the largest power of
+    two whose step fits into their memory, and leaves the learning rate as it is."""
     task: Task = ImageClassification()
     data: Data = Data()
     augment: tuple[Call, ...] = ()
@@ -118,12 +119,28 @@ class Recipe(Options):
             object.__setattr__(self, "sweep", values)
         super().__post_init__()
 
+    @property
+    def chosen_batch_size(self) -> int:
+        """The batch size as a number.
+
+        Raises:
+          UserError: it is still to be chosen.
+        """
+        if self.batch_size == "auto":
+            raise UserError(f"{option('batch_size', 'auto')} is chosen when a run trains: give a number here")
+        return self.batch_size
+
     def check_values(self) -> None:
         """Checks the name, which is that of a directory, and what excludes each other."""
         if not re.fullmatch(r"[^/\\\x00-\x1f]{1,200}", self.name) or self.name in (".", ".."):
             raise UserError(
                 f"{option('name')} is that of a directory in runs/, without slashes, got {self.name!r:.80}: choose "
                 f"another place with {option('run', 'DIR')}"
+            )
+        if self.batch_size == "auto" and self.phases.batch_size:
+            raise UserError(
+                f"{option('phases.batch_size')} names the batches of all parts: leave out "
+                f"{option('batch_size', 'auto')}"
             )
         averaged = any((self.optimizer.lookahead, self.optimizer.ema, self.optimizer.swa))
         if self.sparse.on and (averaged or self.optimizer.name.startswith("schedule_free")):

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxaccel.data.examples import Element, Item, read_elements
@@ -14,6 +15,15 @@ READ_EXAMPLES = 512
 def size_in_bytes(source: Source, element: Element) -> int:
     """What `load` would hold, judged by the first example."""
     return len(source) * sum(array.nbytes for array in element(source[0]).values())
+
+
+def describe(source: Source, element: Element) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of what `load` gives once they are on a device, judged by the first example."""
+    first = element(source[0])
+    return {
+        name: jax.ShapeDtypeStruct((len(source), *x.shape), jax.dtypes.canonicalize_dtype(x.dtype))
+        for name, x in first.items()
+    }
 
 
 def load(source: Source, element: Element, advance: Callable[[int], Any] = lambda n: None) -> Item:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import errno
+import functools
 import json
 import math
 import shutil
@@ -37,11 +38,15 @@ class Claim:
     """The directory of a run that trains, which nobody else writes to."""
 
     swap: Swap
-    write: Callable[[Path], None] | None
+    recipe: Recipe
+    write: Callable[[Recipe, Path], None] | None
     """Fills a new directory; None where the run goes on."""
 
-    def begin(self) -> None:
+    def begin(self, recipe: Recipe | None = None) -> None:
         """Makes the directory and its recipe.json; what was there is set aside.
+
+        Args:
+          recipe: what is written, where something in it was decided after the claim.
 
         Raises:
           UserError: it cannot be written.
@@ -50,11 +55,12 @@ class Claim:
         def make() -> None:
             if self.write is None:
                 return
+            fill = functools.partial(self.write, recipe or self.recipe)
             if _holds_something(self.swap.directory):
-                self.swap.begin(self.write)
+                self.swap.begin(fill)
             else:
                 self.swap.directory.mkdir(parents=True, exist_ok=True)
-                self.write(self.swap.directory)
+                fill(self.swap.directory)
 
         _in_first_process(make, self.swap.directory)
 
@@ -103,7 +109,7 @@ def claim_run(
                 _check_free(directory, overwrite)
 
         _in_first_process(claim, directory)
-        yield Claim(swap, None if resume else lambda there: _write(there, recipe, source))
+        yield Claim(swap, recipe, None if resume else lambda recipe, there: _write(there, recipe, source))
 
 
 def _write(directory: Path, recipe: Recipe, source: Path | None) -> None:
@@ -219,18 +225,27 @@ def _holds_something(directory: Path) -> bool:
     return directory.is_dir() and not all(is_left_over(path) for path in directory.iterdir())
 
 
-def check_same(directory: Path, recipe: Recipe) -> None:
-    """Checks that the run in `directory` was trained by `recipe`, but for what may differ.
+def read_record(directory: Path) -> dict[str, Any]:
+    """What the recipe.json of a run that is to go on holds.
 
     Raises:
-      UserError: it was not, or there is no run, or it does not say.
+      UserError: there is none, or it is damaged.
     """
     record = directory / RECORD
     if not record.is_file():
         raise UserError(
             f"nothing to resume in {directory}: there is no {RECORD}; leave out {option('resume', True)}"
         )
-    known, _ = read_recipe_file(record)
+    return read_recipe_file(record)[0]
+
+
+def check_same(directory: Path, recipe: Recipe) -> None:
+    """Checks that the run in `directory` was trained by `recipe`, but for what may differ.
+
+    Raises:
+      UserError: it was not, or there is no run, or it does not say.
+    """
+    known = read_record(directory)
     for path, value, old in find_changes(recipe, known["recipe"], known.get("format", 0)):
         raise UserError(
             f"{directory} was trained with {path} = {old}, this recipe has {value}: resume with the "

@@ -53,7 +53,7 @@ class Plan:
 
     def note(self, recipe: Recipe) -> str:
         """What to tell of a run that takes few steps, or smaller batches than asked for; empty for others."""
-        wanted = recipe.phases.batch_size or (recipe.batch_size,)
+        wanted = recipe.phases.batch_size or (recipe.chosen_batch_size,)
         smaller = [p.batch_size for p in self.phases if p.batch_size < max(wanted)]
         if self.size < max(wanted) and smaller:
             return (
@@ -76,7 +76,7 @@ def check_batches(recipe: Recipe, devices: int) -> None:
       UserError: one does not.
     """
     parts = devices * recipe.optimizer.accumulate
-    for batch_size in (recipe.batch_size, *recipe.phases.batch_size):
+    for batch_size in (recipe.chosen_batch_size, *recipe.phases.batch_size):
         if batch_size < 1 or batch_size % parts:
             raise UserError(
                 f"{option('batch_size')} must be a positive multiple of {parts} ({devices} devices along data and "
@@ -98,7 +98,7 @@ def make_plan(recipe: Recipe, size: int, parts: int = 1) -> Plan:
     if any(before >= after for before, after in itertools.pairwise(edges)):
         raise UserError(f"{option('phases.at')} must increase between 0 and 1, got {wanted.at}")
     lists = {"image_size": wanted.image_size or (0,) * (len(wanted.at) + 1),
-             "batch_size": wanted.batch_size or (recipe.batch_size,) * (len(wanted.at) + 1)}  # fmt: skip
+             "batch_size": wanted.batch_size or (recipe.chosen_batch_size,) * (len(wanted.at) + 1)}  # fmt: skip
     for name, values in lists.items():
         if len(values) != len(wanted.at) + 1:
             raise UserError(
@@ -203,16 +203,20 @@ def choose_steps_per_call(wanted: int, flops: float, boundary: int, steps: int, 
 
 
 def count_step_flops(step: Callable, state: Any, batch: Any) -> float:
-    """Floating-point operations of one step, counted by XLA before it optimizes.
+    """Floating-point operations of one step, counted by XLA before it optimizes; 0 where it does not count them.
 
     Raises:
       UserError: the step cannot be traced.
     """
     try:
-        cost = jax.jit(step).lower(state, batch).cost_analysis()
+        lowered = jax.jit(step).lower(state, batch)
     except UserError:
         raise
     except (TypeError, ValueError) as error:  # an optimizer that wants more than gradients, say
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"the training step cannot be traced: {reason}") from error
+    try:
+        cost = lowered.cost_analysis()
+    except jax.errors.JaxRuntimeError:  # for devices that are not attached
+        cost = None
     return float(cost.get("flops", 0.0)) if cost else 0.0

@@ -86,9 +86,14 @@ class RunSetup:
 
     def init_state(self, weights: Mapping[str, np.ndarray]) -> TrainState:
         """Makes the state before the first step, with these weights by path; what is not among them is random."""
-        inputs = self.problem.inputs(self.recipe.batch_size)
+        inputs = self.problem.inputs(self.recipe.chosen_batch_size)
         given = self.trainer.copies({**weights, **warm_start.load_teacher_weights(self.teacher, inputs)})
         return jax.jit(self.trainer.init, out_shardings=self.shardings)(given)
+
+
+def count_parts(recipe: Recipe, mesh: Mesh) -> int:
+    """Over how many devices a batch is split: replicas are spread over them whole instead."""
+    return 1 if read_points(recipe) else mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def set_up_run(
@@ -107,14 +112,14 @@ def set_up_run(
       UserError: the recipe asks for what cannot be.
     """
     recipe, task = problem.recipe, problem.recipe.task
-    parts = 1 if read_points(recipe) else mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = count_parts(recipe, mesh)
     run_plan.check_batches(recipe, parts)
     facts = problem.facts.values
     plan = run_plan.make_plan(recipe, len(problem.splits.train), parts)
-    inputs, model = problem.inputs(recipe.batch_size), problem.model()
+    inputs, model = problem.inputs(recipe.chosen_batch_size), problem.model()
     outputs = output_shape(model, inputs)
     task.check(outputs, facts)
-    check_metrics(task, outputs, problem.batch_shape(recipe.batch_size))
+    check_metrics(task, outputs, problem.batch_shape(recipe.chosen_batch_size))
     teacher = warm_start.load_teacher(recipe, facts, model, inputs, directory if resume else None, trust)
     trainers = {
         size: build_trainer(problem.fitted, model, plan.ends(), mesh, size, teacher)

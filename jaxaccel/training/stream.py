@@ -23,6 +23,8 @@ from jaxaccel.errors import UserError, option
 
 THREADS = 4
 """Threads that read ahead, in each worker process or, without any, in this one."""
+AHEAD = 2
+"""Items that are on their way to the device before they are asked for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +68,7 @@ def stream(batches: Batches, workers: int = 0) -> Iterator[Item]:
     return iter(dataset)
 
 
-def prefetch(items: Iterable[Any], put: Callable[[Any], Any], depth: int = 2) -> Iterator[Any]:
+def prefetch(items: Iterable[Any], put: Callable[[Any], Any], depth: int = AHEAD) -> Iterator[Any]:
     """`put(item)` for each item, called `depth` items ahead, so that copies to the device overlap with work."""
     queue: deque[Any] = deque()
     for item in items:

@@ -19,8 +19,9 @@ from jaxaccel.core.interpret import Transformation, transform
 from jaxaccel.core.options import checked
 from jaxaccel.core.paths import Where, selects
 from jaxaccel.core.platform import get_capability, get_platform
-from jaxaccel.core.sites import BILINEAR, GROUPED, Backend, Site
+from jaxaccel.core.sites import BILINEAR, CALL, GROUPED, Backend, Site
 from jaxaccel.errors import UserError
+from jaxaccel.transforms.lowering import attention
 from jaxaccel.transforms.lowering.matmul import is_vector, multiply_flat, multiply_narrow
 
 OLDEST_WITH_UNITS: Mapping[str, tuple[int, int]] = {"float16": (7, 0), "bfloat16": (8, 0), "float8": (8, 9)}
@@ -134,7 +135,9 @@ def _narrowed(
             site.record(*compute.lowered(site))
             return site.product(compute, lhs, rhs, *groups)
 
-        rules = dict.fromkeys((*BILINEAR, GROUPED), rule)
+        rules = dict.fromkeys((*BILINEAR, GROUPED), rule) | dict.fromkeys(
+            attention.CALLS, compute.attention_rule
+        )
         where = {"keep": keep} if keep else {}
         t = Transformation(compute.name, rules, argnums=argnums, strict=strict, where=where)
         return transform(f, t)(*args, **kwargs)
@@ -225,6 +228,20 @@ class _Narrow:
     def transposed(self, cotangent: int) -> "_Narrow":
         return self
 
+    def attention_rule(self, site: Site, *operands: Any) -> Any:
+        """The rule of attention: one kernel of cuDNN, or its products one by one."""
+        query, key, value, *mask = operands
+        capability = get_capability() or attention.OLDEST_WITH_KERNEL
+        floats = all(x.dtype == jnp.float32 for x in (query, key, value))
+        if self.platform != "gpu" or capability < attention.OLDEST_WITH_KERNEL or not floats:
+            return NotImplemented
+        causal, where = attention.CALLS[CALL + site.primitive], mask[0] if mask else None
+        query, key, value = (x.astype(self.name) for x in (query, key, value))
+        if attention.why_not_by_cudnn(query, key, value, where, causal=causal):
+            return NotImplemented
+        site.record("one kernel of cuDNN", self.name)
+        return attention.attend_by_cudnn(query, key, value, where, causal=causal).astype(site.output.dtype)
+
 
 @dataclasses.dataclass(frozen=True)
 class _Float8:
@@ -252,6 +269,10 @@ class _Float8:
         # One after the other: the product of two small scales may be 0 where the result is not.
         smaller, larger = jnp.minimum(lhs_scale, rhs_scale), jnp.maximum(lhs_scale, rhs_scale)
         return (out * smaller * larger).astype(dtype)
+
+    def attention_rule(self, site: Site, *operands: Any) -> Any:
+        """The rule of attention: its products, one by one."""
+        return NotImplemented
 
     def transposed(self, cotangent: int) -> "_Float8":
         return dataclasses.replace(self, **{"lhs" if cotangent == 0 else "rhs": "float8_e5m2"})

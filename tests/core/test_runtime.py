@@ -5,6 +5,7 @@ import subprocess
 import sys
 import types
 
+import jax
 import pytest
 
 from jaxaccel.core import runtime
@@ -55,3 +56,18 @@ def test_peak_bytes(counts, expected):
         memory.peak_memory_in_bytes = peak
     assert runtime.peak_bytes(types.SimpleNamespace(memory_analysis=lambda: memory)) == expected
     assert runtime.peak_bytes(None) is None
+
+
+@pytest.mark.parametrize(
+    ("stats", "free"),
+    [
+        ({"bytes_limit": 100, "bytes_in_use": 30}, 70),
+        ({"bytes_limit": 100}, 100),
+        ({"bytes_in_use": 30}, None),
+        (None, None),
+    ],
+)
+def test_free_memory_is_what_the_allocator_has_left(stats, free):
+    gpu = types.SimpleNamespace(platform="gpu", memory_stats=lambda: stats)
+    assert runtime.free_memory(gpu) == free
+    assert runtime.free_memory(jax.devices()[0]) == runtime.device_memory(jax.devices()[0])

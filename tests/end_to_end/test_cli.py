@@ -31,7 +31,8 @@ def elsewhere(tmp_path, monkeypatch):
         (["--distill.model", "resnet21"], "unknown name 'resnet21'; did you mean resnet"),
         (["--optimizer.name", "adamm"], "there is no optimizer 'adamm'; did you mean adam"),
         (["--optimizer.args", "momentun", "0.9"], "takes no 'momentun'"),
-        (["--batch-size", "0"], "--batch-size must be at least 1"),
+        (["--batch-size", "0"], "--batch-size must be at least 1 or auto, got 0"),
+        (["--batch-size", "autoo"], "Error parsing --batch-size: must be INT|{auto}, got 'autoo'"),
         (
             ["--batch-size", "65", "--optimizer.accumulate", "2"],
             "--batch-size must be a positive multiple of 2",

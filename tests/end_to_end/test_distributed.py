@@ -47,6 +47,14 @@ def test_two_processes_train_as_one(run_train, tmp_path, feed):
 
 
 @pytest.mark.slow
+def test_both_come_to_the_same_batch_size(run_train, tmp_path):
+    outputs = finish(start(run_train, *WORDS, "--epochs", "1", "--batch-size", "auto", "--run", "two"))
+    assert "batch size 1024: the largest power of two within the 1,347 training examples" in outputs[0][0]
+    assert "batch size" not in outputs[1][0]  # only the first one speaks
+    assert json.loads((tmp_path / "two" / "recipe.json").read_text())["recipe"]["batch_size"] == 1024
+
+
+@pytest.mark.slow
 def test_sigterm_stops_both_at_the_same_step(run_train, tmp_path):
     longer = (*WORDS, "--epochs", "60", "--run", "two")
     processes = start(run_train, *longer)

@@ -95,6 +95,27 @@ def test_accelerators_get_the_program_as_it_was(backend):
     assert rows and all(row["lowering"] == "-" and backend in row["reason"] for row in rows)
 
 
+@pytest.mark.parametrize("backend, inside", [("cpu", 1), ("gpu", 1), ("tpu", 2)])
+def test_products_of_inputs_leave_a_loop_but_for_tpus(backend, inside):
+    """A recurrent network's step multiplies its input and what it carries; the input is known before."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = {"of": jax.random.normal(keys[0], (8, 16)), "carry": jax.random.normal(keys[1], (16, 16)) / 4}
+    x = jax.random.normal(keys[2], (5, 4, 8))
+
+    def recurrent(params, x):
+        def step(h, x):
+            h = jnp.tanh(x @ params["of"] + h @ params["carry"])
+            return h, h
+
+        return jax.lax.scan(step, jnp.zeros((4, 16)), x)
+
+    better = ja.retarget(recurrent, backend=backend)
+    (loop,) = [e for e in jax.make_jaxpr(better)(params, x).eqns if e.primitive.name == "scan"]
+    assert str(loop.params["jaxpr"]).count("dot_general") == inside
+    for got, want in zip(better(params, x), recurrent(params, x), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
 def test_explain_says_what_was_chosen_and_why():
     rows = ja.explain(on_cpu(jax.grad(loss)), PARAMS, X).rows
     changed = [row for row in rows if row["lowering"] != "-"]

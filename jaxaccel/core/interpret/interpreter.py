@@ -15,7 +15,7 @@ from jax.extend import core as jcore
 from jaxaccel.core import sites
 from jaxaccel.core.interpret.bilinear import bilinear
 from jaxaccel.core.interpret.compressed import ARRAY_RULES, as_shape, is_compressed
-from jaxaccel.core.interpret.jaxprs import LAYOUT, Place, read_meaning, split_consts, sub_jaxprs
+from jaxaccel.core.interpret.jaxprs import LAYOUT, Place, name_rule, read_meaning, split_consts, sub_jaxprs
 from jaxaccel.core.interpret.transformation import Rule, Transformation
 from jaxaccel.core.sites import Record, Site
 from jaxaccel.errors import UserError
@@ -100,7 +100,7 @@ class Interpreter:
     def _equation(
         self, eqn: Any, operands: list[Any], paths: list[str | None], place: Place, observed: dict[str, Any]
     ) -> tuple[Sequence[Any], Sequence[str | None]]:
-        rule, name = self.t.rules.get(read_meaning(eqn)[0]), eqn.primitive.name
+        rule, name = self.t.rules.get(name_rule(eqn)), eqn.primitive.name
         compressed = [x for x in operands if is_compressed(x)]
         if rule is not None and eqn.outvars:
             out = self._ask(rule, eqn, operands, paths, place, observed, self._name(eqn, paths, place))
@@ -148,7 +148,7 @@ class Interpreter:
 
         site = Site(
             name=name,
-            primitive=primitive,
+            primitive=name_rule(eqn).removeprefix(sites.CALL),
             params=params,
             inputs=tuple(atom.aval for atom in eqn.invars[:used]),
             output=eqn.outvars[0].aval,
@@ -186,7 +186,7 @@ class Interpreter:
         return outs[0]
 
     def _name(self, eqn: Any, paths: list[str | None], place: Place) -> str:
-        primitive = read_meaning(eqn)[0]
+        primitive = name_rule(eqn).removeprefix(sites.CALL)
         if place.path not in self._names:
             found = [path for path in paths[:2] if path is not None and primitive in sites.SITES]
             base = found[-1] if found else primitive
@@ -236,6 +236,6 @@ class Interpreter:
 
     def _jaxpr_concerns(self, jaxpr: Any) -> bool:
         if id(jaxpr) not in self._concerned:
-            found = any(read_meaning(eqn)[0] in self.t.rules or self._concerns(eqn) for eqn in jaxpr.eqns)
+            found = any(name_rule(eqn) in self.t.rules or self._concerns(eqn) for eqn in jaxpr.eqns)
             self._concerned[id(jaxpr)] = (jaxpr, found)  # held, so that the id stays its own
         return self._concerned[id(jaxpr)][1]

@@ -8,6 +8,7 @@ import jax
 from jax.extend import core as jcore
 
 from jaxaccel.core.interpret.bilinear import bilinear_p
+from jaxaccel.core.sites import CALL
 
 LAYOUT = frozenset({
     *("reshape", "transpose", "broadcast_in_dim", "squeeze", "expand_dims", "slice", "dynamic_slice", "rev", "copy"),
@@ -35,6 +36,12 @@ def read_meaning(eqn: Any) -> tuple[str, dict[str, Any], str | None]:
     if eqn.primitive is bilinear_p:
         return eqn.params["product"].name, dict(eqn.params["params"]), eqn.params["compute"].name
     return eqn.primitive.name, eqn.params, None
+
+
+def name_rule(eqn: Any) -> str:
+    """What a rule for this equation is called: the primitive that it means, or ``call:NAME`` of a jitted function."""
+    name = read_meaning(eqn)[0]
+    return f"{CALL}{eqn.params['name']}" if name in ("jit", "pjit") and "name" in eqn.params else name
 
 
 def split_consts(jaxpr: Any) -> tuple[Any, Sequence[Any]]:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxaccel.models.layers.attention import attend
 from jaxaccel.models.layers.blocks import optional_dropout, pair, truncated_normal
 from jaxaccel.models.layers.patches import Mlp, patch_count, patches
 from jaxaccel.models.layers.scan import sequence
@@ -30,7 +31,7 @@ class Attention(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, T, width) -> (B, T, width)."""
-        return self.out(jax.nn.dot_product_attention(self.query(x), self.key(x), self.value(x)))
+        return self.out(attend(self.query(x), self.key(x), self.value(x)))
 
 
 class Block(nnx.Module):
