@@ -1,4 +1,4 @@
-"""The command line: ``python -m benchmarks [NAME [options] | tables [--check]]``."""
+"""The command line: ``python -m benchmarks [NAME [options] | tables [--check] | gpu [options]]``."""
 
 import ast
 import difflib
@@ -11,11 +11,13 @@ from benchmarks.options import Mistake
 
 SUITE = Path(__file__).parent / "suite"
 PAGES = "tables"
+SESSION = "gpu"
 USAGE = """\
 python -m benchmarks                    lists the benchmarks
 python -m benchmarks NAME [options]     runs one, shows its table and writes its record; --help teaches
 python -m benchmarks NAME --quick       shows within a minute or so that all works, and writes nothing
 python -m benchmarks tables [--check]   writes docs/benchmarks/*.md from the records, or says which are stale
+python -m benchmarks gpu [options]      runs all that needs a GPU, within 9.5 minutes of one; --plan shows it
 """
 
 
@@ -38,6 +40,10 @@ def run_command(words: Sequence[str]) -> int:
         from benchmarks.pages import write_pages
 
         return write_pages(options)
+    if name == SESSION:
+        from benchmarks.gpu_session import run_session
+
+        return run_session(options)
     check_name(name)
     from benchmarks.harness import run_benchmark
 
@@ -62,7 +68,7 @@ def list_benchmarks() -> str:
 
 def check_name(name: str) -> None:
     """Raises where no benchmark has that name; the message names the nearest one."""
-    known = [*find_benchmarks(), PAGES]
+    known = [*find_benchmarks(), PAGES, SESSION]
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]}?" if near else "python -m benchmarks lists them"

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks import records
 from benchmarks.options import COMMON, Option, Options, read_options
-from benchmarks.peers.process import Peer, choose_peers
+from benchmarks.peers.process import MISSING, Peer, choose_peers
 from benchmarks.records import Cell
 from benchmarks.tables import Table, show_tables
 from jaxaccel.core import runtime
@@ -65,10 +65,9 @@ def collect_options(benchmark: Benchmark) -> list[Option]:
     """Collects the options of a benchmark and those that all have."""
     found = [*benchmark.options, *COMMON]
     if benchmark.peers:
-        names = [peer.name for peer in benchmark.peers]
-        found.append(
-            Option("without", "Peers to leave out.", (), choices=names, several=True, metavar="PEER")
-        )
+        names = [*(peer.name for peer in benchmark.peers), MISSING]
+        about = "Peers to leave out; missing are those that are not installed."
+        found.append(Option("without", about, (), choices=names, several=True, metavar="PEER"))
     if any(peer.apart for peer in benchmark.peers):
         apart = " and ".join(peer.name for peer in benchmark.peers if peer.apart)
         found.append(

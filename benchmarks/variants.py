@@ -15,6 +15,12 @@ from jaxaccel.core import hlo
 PyTree = Any
 Function = Callable[[PyTree, jax.Array], jax.Array]
 
+NAMES = (
+    "float32, folded", "float32, folded, retargeted", "bfloat16", "bfloat16, folded", "int8 dynamic",
+    "int8 dynamic, folded", "int8 static, folded", "int8 static, folded, retargeted", "int8 weight-only",
+    "int8 static, 4 at a time",
+)  # fmt: skip
+"""All variants but float32, by which they are judged."""
 LIMITS = {"float32": 1e-3, "bfloat16": 0.05, "int8": 0.15}
 """Relative errors above which a result is no longer that of the same network."""
 

@@ -13,9 +13,11 @@ What is in the file already is not trained again. One table, one picture.
 
 import dataclasses
 import functools
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from time import monotonic
 from typing import Any, Literal
 
 import rows
@@ -37,6 +39,8 @@ class Options:
     """Directory with the archive of CIFAR-10; not needed once the data set is prepared."""
     runs: int = 1
     """Seeds, from 0 on."""
+    seconds: float = math.inf
+    """Begin no further run after this many."""
     epochs: float = 0.0
     """Of each run; 0 takes the recipe's."""
     batch_size: int = 0
@@ -108,11 +112,14 @@ def main(argv: Sequence[str]) -> int:
     settings = dataclasses.asdict(options) | {"widths": [*options.widths]}
     made_with = {name: settings[name] for name in ("epochs", "batch_size", "widths", "tta", "mark")}
     found = rows.known(options.out, made_with)
+    start = monotonic()
     for seed in map(str, range(options.runs)):
-        if seed not in found:
+        if seed not in found and monotonic() - start < options.seconds:
             with rows.folder() as place:
                 summary = ja.train(recipe(options, int(seed)), run=place / "run").summary
                 points = curve(run_log.read(place / "run"))
+            if not summary["finished"]:
+                break  # it was told to stop
             kept = ("examples_per_second", "compile_seconds", "seconds", "parameters", "device_kind")
             found[seed] = {"curve": points, **{name: summary[name] for name in kept}}
             rows.write(options.out, made_with, found)

@@ -13,7 +13,9 @@ import pytest
 
 FIXTURES = Path(__file__).parent / "fixtures"
 """Small real files, which `README.md` there describes."""
-QUICKLY = "--xla_backend_optimization_level=0"
+PLATFORM = os.environ.get("JAXACCEL_TEST_PLATFORM", "cpu")
+"""Where JAX computes: ``cuda`` is for `tests/gpu`, the tests that `benchmarks/gpu.sh` runs on an attached GPU."""
+QUICKLY = "--xla_backend_optimization_level=0" if PLATFORM == "cpu" else os.environ.get("XLA_FLAGS", "")
 """XLA compiles with less of LLVM: most of what whole commands take here is compiling."""
 
 
@@ -25,7 +27,7 @@ def pytest_configure(config):
     os.environ["JAXACCEL_CACHE"] = str(base / "xla")
     os.environ["TFDS_DATA_DIR"] = str(base / "tfds")
     os.environ["XDG_CONFIG_HOME"] = str(base / "config")
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["JAX_PLATFORMS"] = PLATFORM
     os.environ["XLA_FLAGS"] = QUICKLY
 
 
@@ -41,6 +43,8 @@ EVERY_NTH = {
     "data/test_images.py": 2,
     "deployment/test_trained.py": 3,
     "end_to_end/test_cli.py": 3,
+    "gpu/test_gpu_gradients.py": 12,
+    "gpu/test_gpu_values.py": 12,
     "models/pretrained/test_cifar.py": 6,
     "models/test_layers.py": 4,
     "models/test_models.py": 6,

@@ -15,6 +15,8 @@ from typing import Any
 from benchmarks.options import Mistake, Options
 
 ROOT = Path(__file__).parents[2]
+MISSING = "missing"
+"""What `--without` calls all peers that are not installed."""
 PAUSE = 0.3
 """Seconds after the turn of another process, whose threads go on spinning for a while and would slow the next one."""
 
@@ -34,16 +36,21 @@ class Peer:
 
 def choose_peers(peers: Sequence[Peer], options: Options) -> set[str]:
     """Chooses the peers that take part; raises where one is missing and not left out."""
-    chosen = [peer for peer in peers if peer.name not in options.without]
-    for peer in chosen:
+    chosen = set()
+    for peer in peers:
+        if peer.name in options.without:
+            continue
         python = options.peers_python if peer.apart else None
-        if missing := find_missing(peer.packages, python):
+        missing = find_missing(peer.packages, python)
+        if missing and MISSING not in options.without:
             elsewhere = ", name a Python that has it (--peers-python PATH)" if peer.apart else ""
             raise Mistake(
                 f"{python or 'this Python'} has no {', '.join(missing)}: {peer.install} installs it{elsewhere}; "
                 f"or leave {peer.name} out (--without {peer.name})"
             )
-    return {peer.name for peer in chosen}
+        if not missing:
+            chosen.add(peer.name)
+    return chosen
 
 
 def find_missing(packages: Sequence[str], python: str | None = None) -> list[str]:

@@ -20,7 +20,15 @@ from benchmarks.options import Mistake, Options, choose_batches, choose_names, t
 from benchmarks.peers.process import Peer, Process, open_process
 from benchmarks.records import Cell, summarize_times
 from benchmarks.tables import Table, compare_with, format_ratio, format_short
-from benchmarks.variants import LIMITS, Compiled, Variant, find_explained_share, make_variants, measure_error
+from benchmarks.variants import (
+    LIMITS,
+    NAMES,
+    Compiled,
+    Variant,
+    find_explained_share,
+    make_variants,
+    measure_error,
+)
 from jaxaccel.core.timing import Turn, run_repeatedly, time_in_turns
 
 STATIC = ("int8 static, folded, retargeted", "int8 static, 4 at a time")
@@ -58,7 +66,11 @@ def measure(options: Options) -> Iterator[Cell]:
 def measure_cell(network: Network, batch_size: int, torch: Process | None, options: Options) -> Cell:
     """Checks each variant of one network at one batch size, then times all in turns."""
     x = network.examples(batch_size)
-    variants = list(make_variants(network, batch_size))
+    variants = [
+        variant
+        for variant in make_variants(network, batch_size)
+        if variant.name in ("float32", *options.variants)
+    ]
     failed, versions = {}, {}
     if "qwix" in options.peers:
         from benchmarks.peers import qwix_variants
@@ -123,7 +135,7 @@ def tabulate_times(cells: Sequence[Cell]) -> Table:
         values = [format_short(times[column]) if column in times else "" for column in COLUMNS]
         rows.append([cell["model"], str(cell["batch_size"]), *values])
         for rival, ours in RIVALS.items():
-            if rival in times:
+            if rival in times and ours in times:
                 compared[rival][f"{cell['model']}, batch {cell['batch_size']}"] = times[rival] / times[ours]
     notes = [
         compare_with(f"{rival} (against {RIVALS[rival]})", found)
@@ -170,6 +182,7 @@ BENCHMARK = Benchmark(
     measure, tabulate, ("model", "batch_size"), part="model", prepare=set_up_trainer,
     options=(
         choose_names("models", NETWORKS, "Networks."),
+        choose_names("variants", NAMES, "Variants beside float32."),
         choose_batches(1, 16, quick=(2,)),
         *time_by(15, 0.2),
     ),

@@ -119,19 +119,19 @@ class Program:
         return time_steps(self.advance, -(-count // self.steps)) / self.steps
 
 
-def make_programs(name: str, replicas: int) -> dict[str, Program]:
-    """Makes what steps all replicas, by the name of the variant."""
+def make_programs(name: str, replicas: int, fused: int = 0) -> dict[str, Program]:
+    """Makes what steps all replicas, by variant; a call makes `fused` steps, by default as many as the trainer's."""
     problem = Problem(name)
     one, all_devices = make_mesh(MeshShape(data=1)), make_mesh(MeshShape())
     together = problem.make_training(dataclasses.replace(problem.recipe, replicas=replicas), one)
     assert isinstance(together, Replicas)
     side_by_side = dataclasses.replace(together, unrolled=True)
-    unrolled = Program(problem, side_by_side, one, replicas=replicas)
+    unrolled = Program(problem, side_by_side, one, fused, replicas)
     mapped = dataclasses.replace(together, unrolled=False)
     # One state instead of eight: the same work, and the same program, with the forms that one device has.
     by_itself = dataclasses.replace(problem.recipe, sweep={"seed": (problem.recipe.seed,)})
     found = {
-        ALONE: Program(problem, problem.make_training(by_itself, one), one),
+        ALONE: Program(problem, problem.make_training(by_itself, one), one, fused),
         "unrolled": unrolled,
         "vmap": Program(problem, mapped, one, unrolled.fused, replicas),
     }
@@ -160,7 +160,7 @@ def measure(options: Options) -> Iterator[Cell]:
 
 def measure_cell(name: str, options: Options) -> Cell:
     """Measures milliseconds a step of one replica."""
-    programs = make_programs(name, options.replicas)
+    programs = make_programs(name, options.replicas, 1 if options.quick else 0)
     turns = {label: program.run for label, program in programs.items()}
     times = time_in_turns(turns, rounds=options.rounds, seconds=options.seconds, budget=options.budget)
     rows = [

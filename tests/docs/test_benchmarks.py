@@ -92,6 +92,23 @@ def test_missing_peers_say_what_to_install(capsys):
     options.without = ()
     with pytest.raises(Exception, match=r"no no_such_package: pip install two .*--without two"):
         choose_peers(peers, options)
+    options.without = ["missing"]
+    assert choose_peers(peers, options) == {"one"}
+
+
+def test_variants_of_precision_can_be_chosen(tmp_path):
+    words = "--models", "mlp", "--variants", "int8 dynamic", "bfloat16", "--without", "qwix", "torch"
+    record, _ = run_quick("precision", tmp_path, *words)
+    (cell,) = record["cells"]
+    assert [row["name"] for row in cell["variants"]] == ["float32", "bfloat16", "int8 dynamic"]
+
+
+def test_every_variant_can_be_named():
+    from benchmarks.suite.retargeted import QUICK
+    from benchmarks.variants import NAMES, make_variants
+
+    made = [variant.name for variant in make_variants(QUICK[1], 8)]
+    assert sorted(made) == sorted(["float32", *NAMES])
 
 
 def test_other_end_answers_between_prints(monkeypatch, capsys):
