@@ -46,6 +46,10 @@ OPTIONS = (
 )  # fmt: skip
 
 
+TIMED_OUT = 124
+"""The exit code of `timeout` where a command took too long."""
+
+
 class Stopped(BaseException):
     """The session was told to stop."""
 
@@ -121,7 +125,8 @@ class Session:
                     code = process.wait(PACK_EVERY)
                 except subprocess.TimeoutExpired:
                     self.write()
-        if code and time.monotonic() >= end:  # `timeout` told it to end, whatever it said then
+        # `timeout` told it to end, whatever it said then.
+        if code == TIMED_OUT or (code and time.monotonic() >= end):
             return "cut off", f"after its {seconds:.0f} s"
         return ("failed", f"with exit code {code}") if code else ("ok", "")
 

@@ -1,14 +1,13 @@
 """The largest batch of a ResNet-50 on an H100, by XLA's compiler for GPUs. No GPU is needed."""
 
 import dataclasses
-import importlib.util
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import jaxaccel as ja
-from jaxaccel.core.unattached import GPUS, find_devices
+from jaxaccel.core.unattached import GPUS, find_devices, find_gpu_compiler
 from jaxaccel.distributed import make_mesh
 from jaxaccel.training import batch_size
 from jaxaccel.training.problem import Problem
@@ -17,7 +16,7 @@ from jaxaccel.training.run_setup import set_up_run
 pytestmark = [
     pytest.mark.slow,  # a program of a ResNet-50 compiles for a minute
     pytest.mark.skipif(
-        not any(importlib.util.find_spec(f"jax_plugins.xla_cuda{n}") for n in (13, 12)),
+        not find_gpu_compiler(),
         reason="XLA's compiler for GPUs is not installed: pip install 'jaxaccel[cuda]'",
     ),
 ]
