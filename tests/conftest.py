@@ -85,7 +85,7 @@ EVERY_NTH = {
 }
 """Files whose tests have many cases: the everyday run takes the first of each test and every n-th after it, the
 others are slow."""
-OTHERWISE = 6
+OTHERWISE = 8
 """The same of the heavy files that are not among them."""
 
 
