@@ -35,7 +35,7 @@ def training_rules(key: jax.Array, backend: Backend | None = None) -> Mapping[st
             site.record("-", site.narrowed or str(site.inputs[0].dtype), why)
             return NotImplemented
         some = site.primitive != "dot_general" and platform == "gpu"
-        backward = "gradients only where cuDNN has them" if some else ""
+        backward = "gradients that cuDNN lacks in int8 stay in float32" if some else ""
         site.record("int8 x int8 -> int32, forward and backward", "int8", backward)
         here = jax.random.fold_in(key, zlib.crc32(site.name.encode()) & 0x7FFFFFFF)
         return site.product(_Train(platform), lhs, rhs, jax.random.key_data(here))

@@ -179,7 +179,10 @@ class _Narrow:
 
     def refuses(self, site: Site) -> str:
         if not self.insist and not _has_units(self.name, self.platform):
-            return f"this GPU has no units for {self.name}, but for float16"
+            better = (
+                ", but for float16" if self.name != "float16" and _has_units("float16", self.platform) else ""
+            )
+            return f"this GPU has no units for {self.name}{better}"
         if site.primitive == "conv_general_dilated" and self._widened(
             site.primitive, site.params, *site.inputs
         ):

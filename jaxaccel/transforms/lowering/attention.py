@@ -14,8 +14,6 @@ from jaxaccel.core.sites import CALL
 
 OLDEST_WITH_KERNEL = (8, 0)
 """Compute capability of the first GPUs for which cuDNN has it."""
-
-
 CALLS = {f"{CALL}_jaxaccel_attention": False, f"{CALL}_jaxaccel_causal_attention": True}
 """By the name of the rule for a call of `jaxaccel.models.layers.attention.attend`: whether it is causal."""
 

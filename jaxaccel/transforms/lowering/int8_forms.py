@@ -144,18 +144,16 @@ def _choose_on_gpu(params: Params, lhs: Any, rhs: Any) -> Choice:
         return "matmul", ""
     found = convolution.list_forms(params, lhs.shape, rhs.shape, integers=True)
     apart = all(s >= w for s, w in zip(c.strides, c.window, strict=True))
-    if "space to depth" in found and (c.features % CUDNN_CHANNELS or apart):
+    solid = len(c.window) > 2
+    if "space to depth" in found and not solid and (c.features % CUDNN_CHANNELS or apart):
         blocks = [-(-w // s) for w, s in zip(c.window, c.strides, strict=True)]
         if _is_forward(blocks, c.sizes):
             return "space to depth", ""
     if not _is_forward(c.window, c.sizes):
         reason = "XLA:GPU takes it for a gradient by weights, which cuDNN has not in int8"
         return ("places", "") if "places" in found else (FLOAT32, reason)
-    if any(d > 1 for d in c.dilation) or len(c.window) > 2:
-        return (
-            FLOAT32,
-            f"cuDNN's {'3-D' if len(c.window) > 2 else 'dilated'} int8 convolutions are not documented",
-        )
+    if solid or any(d > 1 for d in c.dilation):
+        return FLOAT32, f"cuDNN's {'3-D' if solid else 'dilated'} int8 convolutions are not documented"
     return XLA, ""
 
 

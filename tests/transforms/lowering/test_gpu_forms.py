@@ -40,6 +40,13 @@ CONVS = {
         "transposed",
     ),
     "grouped": ((1, 5, 5, 8), (3, 3, 2, 12), {"feature_group_count": 4}, "float32", "49123"),
+    "patches of three dimensions": (
+        (1, 4, 16, 16, 3),
+        (2, 4, 4, 3, 4),
+        {"window_strides": (2, 4, 4), "padding": "VALID", "dimension_numbers": ("NDHWC", "DHWIO", "NDHWC")},
+        "float32",
+        "3-D",
+    ),
     "three dimensions": (
         (1, 4, 5, 4, 8),
         (2, 3, 2, 8, 4),
