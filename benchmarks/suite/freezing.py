@@ -29,6 +29,7 @@ from jaxaccel.distributed import MeshShape, make_mesh
 from jaxaccel.models.adapter import Model, as_model
 from jaxaccel.optim import Optimizer
 from jaxaccel.optim.freeze import mark_frozen
+from jaxaccel.tasks.metrics import value_of
 from jaxaccel.tasks.task import Batch
 from jaxaccel.training.build import build_trainer
 from jaxaccel.training.recipe import Recipe
@@ -97,7 +98,7 @@ def take_bare_step(training: Training, state: TrainState, batch: Batch) -> tuple
         outputs, new = training.model.apply(
             params, state.model_state, *inputs, key=jax.random.key(0), train=True
         )
-        return training.task.loss(outputs, batch)[0], new
+        return value_of(training.task.loss(outputs, batch)[0]), new
 
     (value, model_state), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
     updates, opt_state = training.tx.update(grads, state.opt_state, state.params)

@@ -40,6 +40,7 @@ from jaxaccel.training.build import build_trainer
 from jaxaccel.training.fused_steps import fuse_steps
 from jaxaccel.training.recipe import Recipe
 from jaxaccel.training.replicas import Replicas
+from jaxaccel.training.run_plan import PhasePlan
 
 SIZES = {"digits": (8, 1347), "mnist": (28, 60_000), "fashion_mnist": (28, 60_000)}
 """Height and width, and examples."""
@@ -93,7 +94,8 @@ class Program:
         self.fused = fused or run_plan.choose_steps_per_call(0, flops, STEPS, STEPS, platform_of(mesh))
         self.steps = replicas * self.fused
         """Steps of single replicas in a call."""
-        order = training.order(problem.examples, [Phase(0, self.fused, 0, problem.recipe.chosen_batch_size)])
+        phase = Phase(0, self.fused, 0, problem.recipe.chosen_batch_size)
+        order = training.order(PhasePlan(problem.examples, (phase,)).order)
         items = [order(step) for step in range(self.fused)]
         self._fed = {key: np.stack([item[key] for item in items]) for key in items[0]}
         shardings = training.sharding(shape, mesh)

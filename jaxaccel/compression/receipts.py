@@ -128,7 +128,7 @@ def compile_stage(stage: Stage, setting: Setting) -> Compiled:
     batch = next(iterate_batches(setting.test, setting.task, setting.batch))
     calls = []
     for part in ({name: x[:1] for name, x in batch.items()}, batch):
-        inputs = jax.device_put(setting.task.inputs(part))
+        inputs = jax.device_put(setting.task.inputs(setting.task.features(part)))
         program = jax.jit(stage.run).lower(stage.variables, *inputs).compile()
         calls.append((program, inputs))
     variables = jax.device_put(stage.variables)

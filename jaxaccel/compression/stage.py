@@ -137,6 +137,6 @@ class Setting:
         """Inputs of the first `count` training examples, in whole batches."""
         size = min(self.batch, count)
         return [
-            self.task.inputs(batch)
+            self.task.inputs(self.task.features(batch))
             for batch in iterate_batches(self.train, self.task, size, count // size * size)
         ]

@@ -25,6 +25,7 @@ from jaxaccel.core.paths import with_leaves
 from jaxaccel.errors import UserError, option
 from jaxaccel.models.packed import packed
 from jaxaccel.optim import Schedule, Sparse
+from jaxaccel.tasks.metrics import value_of
 from jaxaccel.training.function_names import Call
 from jaxaccel.training.loop import train
 from jaxaccel.training.recipe import Recipe
@@ -194,8 +195,10 @@ def compute_mean_gradient(stage: Stage, setting: Setting, count: int) -> PyTree:
     def gradient(params: PyTree, batch: Any) -> PyTree:
         f = compressed(stage.of_params())
 
+        batch = task.features(batch)
+
         def loss(moved: PyTree) -> jax.Array:
-            return task.loss(f(with_trained(params, moved), *task.inputs(batch)), batch)[0]
+            return value_of(task.loss(f(with_trained(params, moved), *task.inputs(batch)), batch)[0])
 
         return jax.grad(loss)(trainable(params))
 

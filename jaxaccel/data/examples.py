@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,19 @@ from jaxaccel.errors import UserError
 
 Item = dict[str, np.ndarray]
 Element = Callable[[Any], Item]
+
+
+@dataclasses.dataclass(frozen=True)
+class Padded:
+    """An `Element` whose arrays are filled up to one length."""
+
+    element: Element
+    pad: Callable[[Item, int], Item]
+    length: int
+
+    def __call__(self, example: Any) -> Item:
+        """The arrays of one example."""
+        return self.pad(self.element(example), self.length)
 
 
 def read_elements(source: Source, element: Element, indices: Sequence[int]) -> list[Item]:

@@ -3,14 +3,19 @@
 So a run resumes at any step, and feeds the same batches on any number of devices, processes and workers.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from jaxaccel.data.examples import Item
+
+MAX_EPOCHS = 1 << 40
+"""By which the keys of one stream lie apart from those of the next: part of what a run means."""
 
 
 class Order(Protocol):
@@ -21,9 +26,43 @@ class Order(Protocol):
         """The sizes that batches have."""
         ...
 
+    @property
+    def buckets(self) -> tuple[Bucket, ...]:
+        """What the batches are drawn from where examples vary in length; () where all have one shape."""
+        return ()
+
+    def length(self, step: int, /) -> int:
+        """The length to which the examples of `step` are filled up; 0 where all have one shape."""
+        return 0
+
     def __call__(self, step: int, /) -> Item:
-        """The batch of `step`: ``index``, ``epoch`` and ``mask``."""
+        """The batch of `step`: ``index``, ``epoch`` and ``mask``, and ``row`` where examples lie in buckets."""
         ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Bucket:
+    """Examples of a split that are filled up to one length."""
+
+    length: int
+    batch_size: int
+    positions: np.ndarray
+    """(n,) int32: which examples of the split they are, in its order."""
+
+    @property
+    def form(self) -> Form:
+        """Of its batches."""
+        return Form(self.batch_size, length=self.length)
+
+
+class Form(NamedTuple):
+    """What tells the batches of one step from those of another: each form has its own program."""
+
+    batch_size: int
+    image_size: int = 0
+    """Height and width to which the images are resized on the device; 0 takes them as they are."""
+    length: int = 0
+    """To which the examples are filled up; 0 where all have one shape."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +79,14 @@ class Phase:
     image_size: int = 0
     """Height and width to which the images are resized on the device; 0 takes them as they are."""
 
+    @property
+    def form(self) -> Form:
+        """Of its batches."""
+        return Form(self.batch_size, self.image_size)
+
 
 @dataclasses.dataclass(frozen=True)
-class Shuffled:
+class Shuffled(Order):
     """Batches for training: the data set over and over, newly shuffled each time, never dropping an example.
 
     Batches follow each other without a gap, so one may hold the end of one epoch and the start of the next.
@@ -56,6 +100,8 @@ class Shuffled:
     """The step of the first of these batches."""
     before: int = 0
     """Examples that were seen by then."""
+    stream: int = 0
+    """Which of several shuffles with one seed this is."""
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
@@ -63,7 +109,7 @@ class Shuffled:
         return (self.batch_size,)
 
     @classmethod
-    def phased(cls, seed: int, size: int, phases: Sequence[Phase]) -> "InTurn":
+    def phased(cls, seed: int, size: int, phases: Sequence[Phase]) -> InTurn:
         """The batches of a run of these phases."""
         return InTurn(tuple(cls(seed, size, phase.batch_size, phase.start, phase.before) for phase in phases))
 
@@ -73,7 +119,7 @@ class Shuffled:
         first = self.before + (step - self.start) * self.batch_size
         epochs, offsets = np.divmod(np.arange(first, first + self.batch_size), self.size)
         parts = [
-            permutation(self.seed, int(epoch), self.size)[offsets[epochs == epoch]]
+            permutation(self.seed, int(epoch) + self.stream * MAX_EPOCHS, self.size)[offsets[epochs == epoch]]
             for epoch in range(epochs[0], epochs[-1] + 1)
         ]
         return {
@@ -84,7 +130,7 @@ class Shuffled:
 
 
 @dataclasses.dataclass(frozen=True)
-class InTurn:
+class InTurn(Order):
     """One order after the other."""
 
     orders: tuple[Shuffled, ...]
@@ -100,15 +146,24 @@ class InTurn:
 
 
 @dataclasses.dataclass(frozen=True)
-class Together:
+class Together(Order):
     """The batches of several orders as one: arrays (orders, B)."""
 
-    orders: tuple[InTurn, ...]
+    orders: tuple[Order, ...]
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
         """Of each order; they are the same."""
         return self.orders[0].batch_sizes
+
+    @property
+    def buckets(self) -> tuple[Bucket, ...]:
+        """Those of each order; they are the same."""
+        return self.orders[0].buckets
+
+    def length(self, step: int) -> int:
+        """That of each order; they are the same."""
+        return self.orders[0].length(step)
 
     def __call__(self, step: int) -> Item:
         """Batch `step` of each order, stacked."""
@@ -117,7 +172,7 @@ class Together:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sequential:
+class Sequential(Order):
     """Batches for evaluation: each example once, in order; the last batch is filled up with mask 0."""
 
     size: int

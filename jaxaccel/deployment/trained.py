@@ -163,14 +163,18 @@ class Trained:
         task, example, call = self.task, self.facts.example, self.call
 
         def function(params: PyTree, x: Any) -> PyTree:
-            return call(params, *task.inputs(task.batch_of(x, example)))
+            return call(params, *task.inputs(task.features(task.batch_of(x, example))))
 
         return function
 
     @functools.cached_property
     def _predict(self) -> Callable[..., PyTree]:
         task, run = self.task, self.run
-        return jax.jit(lambda params, batch: task.predict(lambda *inputs: run(params, *inputs), batch))
+
+        def predict(params: PyTree, batch: Any) -> PyTree:
+            return task.predict(lambda *inputs: run(params, *inputs), task.features(batch))
+
+        return jax.jit(predict)
 
     def accept(self, source: Source) -> Source:
         """`source`, whose classes and shapes must be those of the model.
@@ -185,7 +189,7 @@ class Trained:
                 f"{source.name} has other classes than {self.directory} was trained on: "
                 + (f"{odd[0]} is only in one of them" if odd else "their order differs")
             )
-        here = Facts.of({}, read_elements(source, self.task.element, range(1))[0]).example
+        here = Facts.of({}, read_elements(source, self.task.example, range(1))[0]).example
         for name, expected in self.facts.example.items():
             if name in here and here[name].shape != expected.shape:
                 raise UserError(
@@ -262,9 +266,9 @@ def _facts(run: Path, recipe: Recipe) -> Facts:
         raise UserError(
             f"{run} keeps too little of its data set to do without it, and it cannot be opened: {error.message}"
         ) from error
-    task = recipe.task
-    example = read_elements(source, task.element, range(1))[0]
-    return Facts.of(task.facts(source.features), example, find_fitted_options(task, task.fit(source)))
+    task = recipe.task.fit(source)
+    example = read_elements(source, task.example, range(1))[0]
+    return Facts.of(task.facts(source.features), example, find_fitted_options(recipe.task, task))
 
 
 def _needs(recipe: Recipe, name: str) -> bool:

@@ -27,7 +27,16 @@ def stack_examples(rows: Sequence[Mapping[str, Any]]) -> Batch:
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
+def fit_length(bounds: Sequence[int], length: int) -> int:
+    """The least of the rising `bounds` into which so long an example fits; the greatest where none is."""
+    return next((bound for bound in bounds if bound >= length), bounds[-1])
+
+
 def make_elements(task: Task, source: Source, indices: range) -> list[dict[str, Any]]:
     """Examples of the data set as a task's, with what every batch has besides."""
-    rows = zip(indices, read_elements(source, task.element, indices), strict=True)
+    found = read_elements(source, task.element, indices)
+    if bounds := task.bounds:
+        length = fit_length(bounds, max(map(task.length, found)))
+        found = [task.pad(row, length) for row in found]
+    rows = zip(indices, found, strict=True)
     return [row | {"index": np.int32(i), "epoch": np.int32(0), "mask": np.float32(1)} for i, row in rows]

@@ -25,7 +25,7 @@ class Mean:
 
     @classmethod
     def of(cls, values: jax.Array, weights: jax.Array) -> "Mean":
-        """The weighted mean of `values` (B,) with `weights` (B,); weight 0 leaves an example out."""
+        """The weighted mean of `values` with `weights` of the same shape, (B,) or (B, ...); weight 0 leaves one out."""
         weights = weights.astype(jnp.float32)
         # `where` and not a bare product: 0 * inf of a padded example would poison the sum.
         kept = jnp.where(weights > 0, values.astype(jnp.float32), 0.0)
@@ -34,6 +34,11 @@ class Mean:
     def value(self) -> jax.Array:
         """total / count, and 0 where nothing was counted."""
         return self.total / jnp.maximum(self.count, 1e-9)
+
+
+def value_of(loss: jax.Array | Mean) -> jax.Array:
+    """A loss as the scalar to minimize."""
+    return loss.value() if isinstance(loss, Mean) else loss
 
 
 Means = Mapping[str, Mean]

@@ -6,21 +6,24 @@ batch: padding of variable-length inputs, teacher forcing and decoding loops liv
 """
 
 import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import jax
 import numpy as np
 
 from jaxaccel.core.options import Options
+from jaxaccel.data.examples import read_elements
 from jaxaccel.errors import UserError
 from jaxaccel.tasks.bring_arrays import Example, Given, find_sole_input, split_arrays
-from jaxaccel.tasks.metrics import Headline, Mean
+from jaxaccel.tasks.metrics import Headline, Mean, as_scores
+from jaxaccel.tasks.rows import Evaluated, join_rows, split_rows
 
 PyTree = Any
 Batch = Mapping[str, jax.Array]
 Apply = Callable[..., PyTree]
 """The model in evaluation mode with its parameters bound: inputs -> outputs."""
+READ_EXAMPLES = 512
 
 
 class Task(Options, abc.ABC):
@@ -67,15 +70,57 @@ class Task(Options, abc.ABC):
         """
         return {name: _narrow(np.asarray(value)) for name, value in example.items()}
 
+    @property
+    def bounds(self) -> tuple[int, ...]:
+        """Lengths to which examples are filled up, rising, each of which is a program; () where all have one shape.
+
+        Where there are such, `element` may give arrays of any length, and `length` and `pad` are needed as well. The
+        same example must mean the same whatever it is filled up to.
+        """
+        return ()
+
+    def length(self, element: Mapping[str, np.ndarray]) -> int:
+        """The length of what `element` gave, by which examples come together: tokens, or frames."""
+        raise NotImplementedError(f"{type(self).__name__} has bounds and no length()")
+
+    def pad(self, element: Mapping[str, np.ndarray], length: int) -> dict[str, np.ndarray]:
+        """What `element` gave, with arrays of fixed shape: filled up to `length`, or cut there."""
+        raise NotImplementedError(f"{type(self).__name__} has bounds and no pad()")
+
+    def lengths(self, source: Any, advance: Callable[[int], Any] = lambda n: None) -> np.ndarray:
+        """(n,) int64: the length of each example of a split; `advance(n)` is told of every n read.
+
+        By default all are read. A task whose files say their lengths in front may read less.
+        """
+        found: list[int] = []
+        for start in range(0, len(source), READ_EXAMPLES):
+            indices = range(start, min(start + READ_EXAMPLES, len(source)))
+            found += [self.length(row) for row in read_elements(source, self.element, indices)]
+            advance(len(indices))
+        return np.array(found, np.int64)
+
+    def example(self, example: Mapping[str, Any], length: int = 0) -> dict[str, np.ndarray]:
+        """`element` filled up to `length`, by default to the greatest of `bounds`; as it is where there are none."""
+        element = self.element(example)
+        return self.pad(element, length or self.bounds[-1]) if self.bounds else element
+
+    def features(self, batch: Batch) -> Batch:
+        """The batch with what is computed of it on the device before the model: spectrograms, say.
+
+        It runs in float32, after the augmentations of what is raw and before those of features. All methods below see
+        its result. By default the batch as it is.
+        """
+        return batch
+
     @abc.abstractmethod
     def inputs(self, batch: Batch) -> tuple[PyTree, ...]:
         """What the model is called with."""
 
     def sample(self, source: Any, count: int = 1000) -> np.ndarray:
         """The first input of the model for the first examples of a split, for models that start from data."""
-        examples = [self.element(example) for example in source.__getitems__(range(min(count, len(source))))]
+        examples = [self.example(example) for example in source.__getitems__(range(min(count, len(source))))]
         batch: Any = {name: np.stack([example[name] for example in examples]) for name in examples[0]}
-        return np.asarray(self.inputs(batch)[0])
+        return np.asarray(self.inputs(self.features(batch))[0])
 
     def check(self, outputs: PyTree, facts: Mapping[str, Any]) -> None:
         """Checks the shapes of the model's outputs (`jax.ShapeDtypeStruct`) against the data; by default not at all.
@@ -85,11 +130,20 @@ class Task(Options, abc.ABC):
         """
 
     @abc.abstractmethod
-    def loss(self, outputs: PyTree, batch: Batch) -> tuple[jax.Array, dict[str, Mean]]:
-        """The loss to minimize, a scalar, and what to report of the step.
+    def loss(self, outputs: PyTree, batch: Batch) -> tuple[jax.Array | Mean, dict[str, Mean]]:
+        """The loss to minimize, and what to report of the step.
 
-        Without a ``loss`` among the latter the scalar itself is reported.
+        A `Mean` is divided once, over all parts that are accumulated and all devices, so that each label or token
+        counts as much wherever it stands. Its count must not depend on the outputs. Of a scalar, parts are averaged.
+        Without a ``loss`` among what is reported it is the loss itself.
         """
+
+    def weights(self, batch: Batch) -> jax.Array:
+        """How much each of the predictions counts, (B,) or (B, ...): those of padding must be 0. By default the mask.
+
+        A student learns from its teacher by these weights; they are those of `loss`.
+        """
+        return batch["mask"]
 
     def predict(self, apply: Apply, batch: Batch) -> PyTree:
         """Predictions for a batch; may call the model as often as it needs (decoding, augmented views).
@@ -98,16 +152,26 @@ class Task(Options, abc.ABC):
         """
         return apply(*self.inputs(batch))
 
-    def evaluate(self, apply: Apply, batch: Batch) -> dict[str, Mean]:
-        """Metrics of a batch as sums; examples with mask 0 count for nothing.
+    def evaluate(self, apply: Apply, batch: Batch) -> Mapping[str, Mean | jax.Array]:
+        """Metrics of a batch as sums; examples with mask 0 count for nothing. By default what `loss` reports.
 
-        By default what `loss` reports of the predictions.
+        Arrays (B, ...) that are no `Mean` are rows, such as the ids of a transcript: those of the whole split go to
+        `score`, in its order and without what filled batches up.
         """
         return self.loss(self.predict(apply, batch), batch)[1]
 
     def summarize(self, means: Mapping[str, Mean]) -> dict[str, float]:
         """The numbers to report from the sums over all batches."""
         return {name: float(mean.value()) for name, mean in means.items()}
+
+    def score(self, rows: Mapping[str, Sequence[np.ndarray]], source: Any) -> dict[str, float]:
+        """What only a whole split can be judged by, computed on the host of the rows of `evaluate`; nothing by default.
+
+        Args:
+          rows: by name one array an example, in the order of the split.
+          source: the split.
+        """
+        return {}
 
     def bring(self, given: Any, example: Example, size: int) -> Given:
         """What a person has, to be predicted, as batches of up to `size` examples; labels may be missing.
@@ -157,12 +221,27 @@ def check_metrics(task: Task, outputs: PyTree, batch: PyTree) -> None:
       UserError: it does not, or a metric has a name of the trainer's own.
     """
     headline = task.headline
+
+    def evaluate(outputs: PyTree, batch: PyTree) -> Evaluated:
+        batch = task.features(batch)
+        return split_rows(task.evaluate(lambda *_: outputs, batch), batch)
+
     try:
-        means = jax.eval_shape(lambda out, batch: task.evaluate(lambda *_: out, batch), outputs, batch)
+        means, rows = jax.eval_shape(evaluate, outputs, batch)
         names = list(task.summarize(jax.tree.map(lambda x: np.ones(x.shape, x.dtype), means)))
     except Exception:  # a task that decodes calls its model otherwise: its first evaluation will show
         return
-    headline.check(type(task).__name__, names)
+    if headline.name in names or not rows:  # else it comes of rows, and the first evaluation will show
+        headline.check(type(task).__name__, names)
+
+
+def summarize_split(
+    task: Task, means: Mapping[str, Mean], rows: Sequence[Mapping[str, Any]], source: Any
+) -> dict[str, float]:
+    """The scores of a whole split, from the sums over its batches and the rows of each."""
+    return as_scores(
+        dict(task.summarize(means)) | dict(task.score(join_rows(rows), source) if any(rows) else {})
+    )
 
 
 def _narrow(array: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxaccel.core import runtime
 from jaxaccel.distributed.agreement import check_same_everywhere, gather_number
 from jaxaccel.errors import UserError, option
-from jaxaccel.training import run_directory, run_plan, stream
+from jaxaccel.training import run_directory, stream
 from jaxaccel.training.feed import describe_feeds
 from jaxaccel.training.programs import Programs
 from jaxaccel.training.recipe import Recipe
@@ -73,6 +73,10 @@ def choose_batch_size(
     Raises:
       UserError: not even the smallest batch fits, or a device does not say how much memory it has.
     """
+    if setup.problem.task.bounds:
+        raise UserError(
+            f"{option('batch_size', 'auto')} is for examples of one shape: give a number, or {option('batch_tokens')}"
+        )
     smallest, examples = setup.recipe.chosen_batch_size, len(setup.problem.splits.train)
     room = float(gather_number(find_room(setup.mesh) if limit is None else limit).min())
     if jax.process_index() == 0:
@@ -195,7 +199,7 @@ def count_bytes(setup: RunSetup) -> float:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return math.inf
-    item = feeds.train.item_shape(setup.batch_shape(setup.plan.phase(call.start)), len(call))
+    item = feeds.train.item_shape(setup.batch_shape(setup.plan.form(call.start)), len(call))
     waiting = stream.AHEAD + max_calls_ahead(setup.mesh)
     return peak + sum(local_bytes(feed.arrays) for feed in feeds.held_out) + waiting * local_bytes(item)
 
@@ -203,9 +207,9 @@ def count_bytes(setup: RunSetup) -> float:
 def find_heaviest_call(setup: RunSetup, programs: Programs) -> range:
     """The longest call of the phase whose steps compute most: that with the largest images."""
     plan = setup.plan
-    timetable = run_plan.make_timetable(plan, setup.recipe.eval_every, programs.steps_per_call, 0)
-    heaviest = max(plan.phases, key=lambda phase: (setup.flops[phase], phase.image_size))
-    return max((call for call in timetable.calls if plan.phase(call.start) == heaviest), key=len)
+    timetable = plan.timetable(setup.recipe.eval_every, programs.steps_per_call, 0)
+    heaviest = max(plan.forms, key=lambda form: (setup.flops[form], form.image_size))
+    return max((call for call in timetable.calls if plan.form(call.start) == heaviest), key=len)
 
 
 def need_of(program: jax.stages.Compiled) -> int:

@@ -79,6 +79,7 @@ def build_training(
         tx=optimizer,
         schedule=schedule,
         augment=augment.chain(*resized, *recipe.augment),
+        augment_features=augment.chain(*recipe.augment_features),
         seed=recipe.seed,
         accumulate=recipe.optimizer.accumulate,
         averaging=recipe.optimizer.averaging(ends),

@@ -1,7 +1,7 @@
 """A model evaluated on a whole split: its metrics and, where the task says more, a report."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,8 +9,9 @@ import numpy as np
 
 from jaxaccel.data.source import Source
 from jaxaccel.tasks.batches import iterate_batches
-from jaxaccel.tasks.metrics import Mean, add, as_scores
-from jaxaccel.tasks.task import Task
+from jaxaccel.tasks.metrics import add
+from jaxaccel.tasks.rows import Evaluated, split_rows
+from jaxaccel.tasks.task import Task, summarize_split
 
 PyTree = Any
 Run = Callable[..., PyTree]
@@ -37,14 +38,15 @@ def evaluate_metrics(
     """The task's metrics over all of `source`, in batches of `size`; `advance()` is called after each."""
 
     @jax.jit
-    def score(params: PyTree, batch: Any) -> dict[str, Mean]:
-        return task.evaluate(lambda *inputs: run(params, *inputs), batch)
+    def evaluate(params: PyTree, batch: Any) -> Evaluated:
+        batch = task.features(batch)
+        return split_rows(task.evaluate(lambda *inputs: run(params, *inputs), batch), batch)
 
-    sums = []
+    found = []
     for batch in iterate_batches(source, task, size):
-        sums.append(jax.device_get(score(params, batch)))
+        found.append(jax.device_get(evaluate(params, batch)))
         advance()
-    return as_scores(task.summarize(add(sums)))
+    return _summarize(task, found, source)
 
 
 def evaluate_with_report(
@@ -59,18 +61,25 @@ def evaluate_with_report(
     """As `evaluate_metrics`, with the task's report."""
 
     @jax.jit
-    def both(params: PyTree, batch: Any) -> tuple[dict[str, Mean], PyTree]:
+    def both(params: PyTree, batch: Any) -> tuple[Evaluated, PyTree]:
         def apply(*inputs: PyTree) -> PyTree:
             return run(params, *inputs)
 
-        return task.evaluate(apply, batch), task.predict(apply, batch)  # XLA computes what both need once
+        batch = task.features(batch)
+        # XLA computes what both need once
+        return split_rows(task.evaluate(apply, batch), batch), task.predict(apply, batch)
 
-    sums, rows = [], []
+    found, rows = [], []
     for batch in iterate_batches(source, task, size):
-        means, predictions = jax.device_get(both(params, batch))
-        sums.append(means)
+        evaluated, predictions = jax.device_get(both(params, batch))
+        found.append(evaluated)
         there = batch["mask"] > 0
         rows.append({name: x[there] for name, x in task.judge(predictions, batch).items()})
         advance()
     judged = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
-    return Evaluation(as_scores(task.summarize(add(sums))), task.report(judged, facts), judged, len(source))
+    return Evaluation(_summarize(task, found, source), task.report(judged, facts), judged, len(source))
+
+
+def _summarize(task: Task, found: Sequence[Evaluated], source: Source) -> dict[str, float]:
+    means = add(one.means for one in found)
+    return summarize_split(task, means, [one.rows for one in found], source)

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from jaxaccel.tasks.metrics import Mean
+from jaxaccel.tasks.rows import Evaluated, split_rows
 from jaxaccel.tasks.task import Batch
 from jaxaccel.training.state import StepMetrics, TrainState
 from jaxaccel.training.step import scan
@@ -32,19 +32,24 @@ def fuse_steps(trainer: Trainer, constrain: Callable[[Batch], Batch] = lambda ba
 
 
 def fuse_evaluations(trainer: Trainer, constrain: Callable[[Batch], Batch] = lambda batch: batch) -> Callable:
-    """Makes (weights, model_state, arrays, fed) -> the metrics of all rows of `fed`, as sums."""
+    """Makes (weights, model_state, arrays, fed) -> the metrics of all batches of `fed`, as sums, and their rows."""
 
-    def evaluations(weights: PyTree, model_state: PyTree, arrays: Arrays, fed: Batch) -> dict[str, Mean]:
-        def body(carry: None, item: Batch) -> tuple[None, dict[str, Mean]]:
-            evaluate = trainer.lowered(trainer.evaluate)
-            return None, evaluate(weights, model_state, constrain(gather_batch(arrays, item)))
+    def evaluations(weights: PyTree, model_state: PyTree, arrays: Arrays, fed: Batch) -> Evaluated:
+        def body(carry: None, item: Batch) -> tuple[None, Evaluated]:
+            batch = constrain(gather_batch(arrays, item))
+            return None, split_rows(trainer.lowered(trainer.evaluate)(weights, model_state, batch), batch)
 
-        _, means = scan(body, None, dict(fed))
-        return jax.tree.map(lambda x: x.sum(0), means)
+        _, found = scan(body, None, dict(fed))
+        return Evaluated(jax.tree.map(lambda x: x.sum(0), found.means), found.rows)
 
     return evaluations
 
 
 def gather_batch(arrays: Arrays, item: Batch) -> dict[str, jax.Array]:
-    """Takes the batch that ``item["index"]`` names out of `arrays`; what `item` brings itself stays."""
-    return {name: array[item["index"]] for name, array in arrays.items()} | dict(item)
+    """Takes the batch that ``item`` names out of `arrays`; what `item` brings itself stays.
+
+    Its ``row`` counts in `arrays`, where they hold a part of the split, and ``index`` in the split.
+    """
+    item = dict(item)
+    row = item.pop("row", item["index"])
+    return {name: array[row] for name, array in arrays.items()} | item

@@ -11,11 +11,12 @@ from jaxaccel.core import runtime
 from jaxaccel.core.options import checked
 from jaxaccel.distributed import make_mesh, peers
 from jaxaccel.distributed.agreement import check_same_everywhere, flatten_values
-from jaxaccel.training import run_directory, run_plan
+from jaxaccel.training import run_directory
 from jaxaccel.training.batch_size import begin_batch_size, choose_batch_size
 from jaxaccel.training.checkpoint import Checkpoints
 from jaxaccel.training.conclude import conclude
 from jaxaccel.training.data_record import compare_data, record_data
+from jaxaccel.training.facts import read_facts
 from jaxaccel.training.feed import open_feeds
 from jaxaccel.training.fit import fit
 from jaxaccel.training.loggers import Logger, Maker, make_loggers
@@ -72,7 +73,8 @@ def train(
         directory = Path(run) if run else Path("runs") / recipe.name
         mesh, to_choose = make_mesh(recipe.mesh), recipe.batch_size == "auto" and not resume
         recipe = begin_batch_size(recipe, mesh, directory, resume=resume)
-        setup = set_up_run(Problem(recipe), mesh, directory, resume=resume, trust=trust)
+        before = read_facts(directory) if resume else None
+        setup = set_up_run(Problem(recipe, before=before), mesh, directory, resume=resume, trust=trust)
         start = find_start(setup, init_from)
         if resume and (result := find_finished(setup)):
             return result
@@ -95,8 +97,8 @@ def train(
         feeds = open_feeds(setup, log)
         programs = Programs(setup, feeds)
         done = plan.steps if progress.early else progress.begun
-        timetable = run_plan.make_timetable(plan, recipe.eval_every, programs.steps_per_call, done)
-        timed["compile_seconds"] = programs.compile_first(timetable)
+        timetable = plan.timetable(recipe.eval_every, programs.steps_per_call, done)
+        timed["compile_seconds"] = programs.compile_first(timetable, log)
 
         claim.begin(recipe)
         if first:

@@ -29,6 +29,8 @@ class Problem:
     recipe: Recipe
     kept: Facts | None = None
     """What an earlier run kept of the data, which then need not be there."""
+    before: Facts | None = None
+    """What the run that goes on kept of the data: what was learned of them must not be learned anew."""
 
     @functools.cached_property
     def splits(self) -> Splits:
@@ -43,7 +45,12 @@ class Problem:
     def task(self) -> Task:
         """What the model does, with the options that follow from the training split."""
         task: Any = self.recipe.task
-        return dataclasses.replace(task, **self.kept.fitted) if self.kept else task.fit(self.splits.train)
+        known = self.kept or self.before
+        if known is not None and not any(name.startswith("task.") for name in known.missing):
+            return dataclasses.replace(task, **known.fitted)
+        train = self.splits.train
+        task.facts(train.features)  # says what is wrong with the features before their values are read
+        return task.fit(train)
 
     @property
     def fitted(self) -> Recipe:
@@ -55,26 +62,37 @@ class Problem:
         """What the data say of themselves."""
         if self.kept is not None:
             return self.kept
-        task, train = self.recipe.task, self.splits.train
+        task, train = self.task, self.splits.train
         values = task.facts(train.features)
-        example = read_elements(train, task.element, range(1))[0]
-        return Facts.of(values, example, find_fitted_options(task, self.task))
+        example = read_elements(train, task.example, range(1))[0]
+        return Facts.of(values, example, find_fitted_options(self.recipe.task, task))
+
+    @functools.cached_property
+    def lengths(self) -> tuple[np.ndarray, ...]:
+        """Of the examples of the training split and of each split that is held out, where they vary."""
+        return tuple(map(self.task.lengths, (self.splits.train, *self.splits.held_out)))
 
     def with_batch_size(self, size: int) -> "Problem":
         """The same problem in batches of `size` examples; data that is open stays open."""
         other = dataclasses.replace(self, recipe=dataclasses.replace(self.recipe, batch_size=size))
-        vars(other).update(
-            {name: vars(self)[name] for name in ("splits", "task", "facts") if name in vars(self)}
-        )
+        known = ("splits", "task", "facts", "lengths")
+        vars(other).update({name: vars(self)[name] for name in known if name in vars(self)})
         return other
 
-    def batch_shape(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes and dtypes of a batch of `size` examples."""
-        return batch_shapes(self.facts.example, size)
+    def batch_shape(self, size: int, length: int = 0) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of a batch of `size` examples, filled up to `length`, by default to the greatest."""
+        example = self.facts.example
+        if length:
+            blank = {name: np.zeros(x.shape, x.dtype) for name, x in example.items()}
+            padded = self.task.pad(blank, length)
+            example = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in padded.items()}
+        return batch_shapes(example, size)
 
     def inputs(self, size: int) -> tuple[PyTree, ...]:
         """Shapes and dtypes of such a batch's inputs to the model."""
-        return jax.eval_shape(self.task.inputs, self.batch_shape(size))
+        return jax.eval_shape(
+            lambda batch: self.task.inputs(self.task.features(batch)), self.batch_shape(size)
+        )
 
     def model(self, factory: Any = None, size: int = 0) -> Model:
         """The pure functions of what `factory` makes for this data.

@@ -74,11 +74,17 @@ class Recipe(Options):
     batch_size: Count | Literal["auto"] = 128
     """Number of examples a step, over all devices. auto, which is for accelerators, takes the largest power of
     two whose step fits into their memory, and leaves the learning rate as it is."""
+    batch_tokens: CountOrZero = 0
+    """Where examples vary in length: number of tokens or frames a step, padding counted, so that short examples come
+    in larger batches. 0 takes batch_size examples, whatever their length."""
     task: Task = ImageClassification()
     data: Data = Data()
     augment: tuple[Call, ...] = ()
     """Augment each training batch by these functions, in order, on the device: horizontal_flip
     'pad_and_crop(padding=4)'."""
+    augment_features: tuple[Call, ...] = ()
+    """Augment what the task computes of the augmented batch, such as spectrograms, by these functions, in order,
+    on the device."""
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     sparse: Sparse = Sparse()
@@ -136,6 +142,10 @@ class Recipe(Options):
             raise UserError(
                 f"{option('name')} is that of a directory in runs/, without slashes, got {self.name!r:.80}: choose "
                 f"another place with {option('run', 'DIR')}"
+            )
+        if self.batch_size == "auto" and self.batch_tokens:
+            raise UserError(
+                f"{option('batch_tokens')} says how large batches are: leave out {option('batch_size', 'auto')}"
             )
         if self.batch_size == "auto" and self.phases.batch_size:
             raise UserError(

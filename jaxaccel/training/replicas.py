@@ -14,10 +14,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxaccel.core.platform import platform_of
-from jaxaccel.data.order import Order, Phase, Shuffled, Together
+from jaxaccel.data.order import Order, Together
 from jaxaccel.distributed import batch_sharding, replicated
 from jaxaccel.errors import UserError, option
-from jaxaccel.tasks.metrics import Headline, Mean, Scores, as_scores
+from jaxaccel.tasks.metrics import Headline, Mean, Scores
 from jaxaccel.tasks.task import Batch, Task
 from jaxaccel.training.state import StepMetrics, TrainState
 from jaxaccel.training.step import Training
@@ -80,10 +80,10 @@ class Replicas:
 
         return self._each(one, state, dict(batch))
 
-    def evaluate(self, weights: PyTree, model_state: PyTree, batch: Batch) -> dict[str, Mean]:
-        """Each replica's metrics of one batch that all share: sums of shape (count,)."""
+    def evaluate(self, weights: PyTree, model_state: PyTree, batch: Batch) -> Mapping[str, Mean | jax.Array]:
+        """Each replica's metrics of one batch that all share: sums of shape (count,), and rows (count, B, ...)."""
 
-        def one(values: Values, weights: PyTree, model_state: PyTree, batch: Batch) -> dict[str, Mean]:
+        def one(values: Values, weights: PyTree, model_state: PyTree, batch: Batch) -> Mapping[str, Any]:
             training = self.make(values)
             return training.lowered(training.evaluate, whole=True)(weights, model_state, batch)
 
@@ -119,9 +119,9 @@ class Replicas:
         """`f`: each replica's own step is lowered instead."""
         return f
 
-    def order(self, size: int, phases: Sequence[Phase]) -> Order:
+    def order(self, make: Callable[[int], Order]) -> Order:
         """Batch k of every replica, shuffled by its own seed: arrays (count, B)."""
-        return Together(tuple(Shuffled.phased(int(seed), size, phases) for seed in self.values["seed"]))
+        return Together(tuple(make(int(seed)) for seed in self.values["seed"]))
 
     def batch_shape(self, batch: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of the replicas' batches together."""
@@ -149,10 +149,17 @@ class Replicas:
         """`weights` ({path: array}) for every replica."""
         return {path: np.broadcast_to(x, (self.count, *x.shape)) for path, x in weights.items()}
 
-    def scores(self, means: Mapping[str, Mean]) -> list[Scores]:
-        """One row of numbers a replica, from the sums over all batches."""
-        task = self.task
-        return [as_scores(task.summarize(pick_replica(dict(means), i))) for i in range(self.count)]
+    def scores(
+        self, means: Mapping[str, Mean], rows: Sequence[Mapping[str, np.ndarray]] = (), source: Any = None
+    ) -> list[Scores]:
+        """One row of numbers a replica, from the sums over all batches and the rows of each call."""
+        shared = ("index", "mask")
+
+        def of_one(i: int) -> Scores:
+            own = [{name: x if name in shared else x[:, i] for name, x in call.items()} for call in rows]
+            return self.alone(i).scores(pick_replica(dict(means), i), own, source)[0]
+
+        return list(map(of_one, range(self.count)))
 
     def table(self, scores: Sequence[Scores]) -> list[dict[str, float]]:
         """What each replica was trained with and what came of it."""

@@ -69,9 +69,9 @@ class RunLog:
             self._loggers = Loggers([TensorBoard(self._directory, self._done), *loggers], self.say)
 
     @contextlib.contextmanager
-    def reading(self, examples: int) -> Iterator[Callable[[int], Any]]:
-        """A second bar while the data is read; gives what is to be called with each number of examples read."""
-        task = self._bar.add_task("", total=examples, epoch="reading data", text="")
+    def working(self, what: str, total: int) -> Iterator[Callable[[int], Any]]:
+        """A second bar while something long is done; gives what is to be called with each number of things done."""
+        task = self._bar.add_task("", total=total, epoch=what, text="")
         yield lambda n: self._bar.advance(task, n)
         self._bar.remove_task(task)
 

@@ -3,11 +3,11 @@
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
-from jaxaccel.data.order import Phase
+from jaxaccel.data.order import Form, Order, Phase, Shuffled
 from jaxaccel.errors import UserError, option
 from jaxaccel.training.recipe import Recipe
 
@@ -15,9 +15,79 @@ MIN_STEPS = 10
 """A run of fewer is told: it learns next to nothing."""
 
 
+class Timetable(NamedTuple):
+    """What a run does when."""
+
+    cuts: list[int]
+    """Steps after which it evaluates and saves."""
+    calls: list[range]
+    """The steps of each call of the devices that is left."""
+
+
+class Plan(Protocol):
+    """How many steps a run takes, and on how many examples of which form each.
+
+    `PhasePlan` is that of examples of one shape, `bucket_plan.BucketPlan` that of examples that vary in length.
+    """
+
+    @property
+    def size(self) -> int:
+        """Examples in the data set."""
+        ...
+
+    @property
+    def steps(self) -> int:
+        """Of the whole run."""
+        ...
+
+    @property
+    def forms(self) -> tuple[Form, ...]:
+        """Of all batches; the last one is the largest, or that of the end of the run."""
+        ...
+
+    @property
+    def early_from(self) -> int:
+        """The step from which on a run may end early."""
+        ...
+
+    def form(self, step: int, /) -> Form:
+        """Of the batch of `step`."""
+        ...
+
+    def examples(self, step: int, /) -> int:
+        """How many examples are seen when `step` steps are done."""
+        ...
+
+    def epoch(self, step: int, /) -> float:
+        """How many times the data set is seen when `step` steps are done."""
+        ...
+
+    def ends(self) -> list[int]:
+        """The steps after which an epoch is over, the last one of the run in any case."""
+        ...
+
+    def order(self, seed: int, /) -> Order:
+        """Which examples are in the batch of each step, shuffled by `seed`."""
+        ...
+
+    def timetable(self, eval_every: float, per_call: Callable[[Form, int], int], done: int) -> Timetable:
+        """The steps after which the run evaluates, and the steps of each call that is left after `done` steps.
+
+        Args:
+          eval_every: epochs between evaluations.
+          per_call: (form, steps between evaluations) -> steps a call.
+          done: steps.
+        """
+        ...
+
+    def note(self, recipe: Recipe, /) -> str:
+        """What to tell of the plan; empty where there is nothing."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """How many steps a run takes, and on how many examples each."""
+class PhasePlan:
+    """The plan of a run on examples of one shape: phases, each with batches of one size and images of one size."""
 
     size: int
     """Examples in the data set."""
@@ -27,6 +97,39 @@ class Plan:
     def steps(self) -> int:
         """Of the whole run."""
         return self.phases[-1].stop
+
+    @property
+    def forms(self) -> tuple[Form, ...]:
+        """Of the phases, in their order."""
+        return tuple(dict.fromkeys(phase.form for phase in reversed(self.phases)))[::-1]
+
+    @property
+    def early_from(self) -> int:
+        """A run of several phases ends in its last one."""
+        return self.phases[-1].start + 1
+
+    def form(self, step: int) -> Form:
+        """Of the batch of `step`."""
+        return self.phase(step).form
+
+    def order(self, seed: int) -> Order:
+        """Which examples are in the batch of each step, shuffled by `seed`."""
+        return Shuffled.phased(seed, self.size, self.phases)
+
+    def timetable(self, eval_every: float, per_call: Callable[[Form, int], int], done: int) -> Timetable:
+        """As of `Plan`; each phase ends with an evaluation, too."""
+        all_cuts: list[int] = []
+        all_calls: list[range] = []
+        for phase in self.phases:
+            interval = max(1, round(eval_every * self.size / phase.batch_size))
+            inner = list_cuts(phase.stop - phase.start, interval)
+            fused = per_call(phase.form, interval)
+            all_cuts += [phase.start + cut for cut in inner]
+            all_calls += [
+                range(phase.start + call.start, phase.start + call.stop)
+                for call in cut_into_calls(inner, fused, max(0, done - phase.start))
+            ]
+        return Timetable(all_cuts, all_calls)
 
     def phase(self, step: int) -> Phase:
         """The phase that `step` belongs to; steps behind the end belong to the last one."""
@@ -60,13 +163,17 @@ class Plan:
                 f"{self.size} training examples are fewer than a batch of {max(wanted)}: steps take {max(smaller)} "
                 f"at a time, {self.steps} steps in all"
             )
-        if self.steps < MIN_STEPS:
-            each = self.phases[-1].batch_size
-            return (
-                f"{recipe.epochs:g} epochs of {self.size} training examples are {self.steps} "
-                f"step{'s' * (self.steps > 1)} of {each}: more epochs or a smaller batch make more of them"
-            )
+        return few_steps_note(recipe, self.size, self.steps, self.phases[-1].batch_size)
+
+
+def few_steps_note(recipe: Recipe, size: int, steps: int, batch_size: int) -> str:
+    """What to tell of a run that takes few steps; empty for others."""
+    if steps >= MIN_STEPS:
         return ""
+    return (
+        f"{recipe.epochs:g} epochs of {size} training examples are {steps} step{'s' * (steps > 1)} of {batch_size}: "
+        "more epochs or a smaller batch make more of them"
+    )
 
 
 def check_batches(recipe: Recipe, devices: int) -> None:
@@ -84,7 +191,7 @@ def check_batches(recipe: Recipe, devices: int) -> None:
             )
 
 
-def make_plan(recipe: Recipe, size: int, parts: int = 1) -> Plan:
+def make_plan(recipe: Recipe, size: int, parts: int = 1) -> PhasePlan:
     """The phases of `recipe` on a data set of `size` examples.
 
     A batch holds no example twice: one larger than the data set becomes the largest that fits and divides over `parts`
@@ -113,41 +220,7 @@ def make_plan(recipe: Recipe, size: int, parts: int = 1) -> Plan:
         steps = max(1, round((stop * recipe.epochs * size - before) / batch_size))
         phases.append(Phase(start, start + steps, before, batch_size, image_size))
         start, before = start + steps, before + steps * batch_size
-    return Plan(size, tuple(phases))
-
-
-class Timetable(NamedTuple):
-    """What a run does when."""
-
-    cuts: list[int]
-    """Steps after which it evaluates and saves."""
-    calls: list[range]
-    """The steps of each call of the devices that is left."""
-
-
-def make_timetable(
-    plan: Plan, eval_every: float, per_call: Callable[[Phase, int], int], done: int
-) -> Timetable:
-    """Computes the steps after which the run evaluates, and the steps of each call that is left after `done` steps.
-
-    Args:
-      plan: of the run.
-      eval_every: epochs between evaluations; each phase ends with one, too.
-      per_call: (phase, steps between evaluations) -> steps a call.
-      done: steps.
-    """
-    all_cuts: list[int] = []
-    all_calls: list[range] = []
-    for phase in plan.phases:
-        interval = max(1, round(eval_every * plan.size / phase.batch_size))
-        inner = list_cuts(phase.stop - phase.start, interval)
-        fused = per_call(phase, interval)
-        all_cuts += [phase.start + cut for cut in inner]
-        all_calls += [
-            range(phase.start + call.start, phase.start + call.stop)
-            for call in cut_into_calls(inner, fused, max(0, done - phase.start))
-        ]
-    return Timetable(all_cuts, all_calls)
+    return PhasePlan(size, tuple(phases))
 
 
 def should_stop_early(
@@ -164,7 +237,7 @@ def should_stop_early(
       step: steps done.
       evaluations: the metrics of each evaluation so far, a row a replica.
     """
-    if not recipe.patience or step <= plan.phases[-1].start:
+    if not recipe.patience or step < plan.early_from:
         return False
     replicas = zip(*evaluations, strict=True)
     waited = [len(rows) - 1 - recipe.task.headline.best(rows) for rows in replicas]

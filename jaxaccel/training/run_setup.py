@@ -9,11 +9,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxaccel.data.order import Phase
+from jaxaccel.data.order import Form
 from jaxaccel.distributed import check_split
+from jaxaccel.errors import UserError, option
 from jaxaccel.models.adapter import Model, output_shape
 from jaxaccel.tasks.task import check_metrics
 from jaxaccel.training import run_plan, warm_start
+from jaxaccel.training.bucket_plan import make_bucket_plan
 from jaxaccel.training.build import build_trainer
 from jaxaccel.training.problem import Problem
 from jaxaccel.training.recipe import Recipe
@@ -46,7 +48,7 @@ class RunSetup:
     @property
     def trainer(self) -> Trainer:
         """What trains in the last phase, and evaluates in all."""
-        return self.trainers[self.plan.phases[-1].image_size]
+        return self.trainers[self.plan.forms[-1].image_size]
 
     @property
     def split(self) -> bool:
@@ -64,14 +66,14 @@ class RunSetup:
         return self.trainer.sharding(self.state, self.mesh)
 
     @cached_property
-    def flops(self) -> dict[Phase, float]:
-        """Floating-point operations of one step of each phase."""
+    def flops(self) -> dict[Form, float]:
+        """Floating-point operations of one step on batches of each form."""
         with jax.set_mesh(self.mesh):  # a loop that the platform unrolls counts as often as it runs
             return {
-                phase: run_plan.count_step_flops(
-                    self.trainers[phase.image_size].step, self.state, self.batch_shape(phase)
+                form: run_plan.count_step_flops(
+                    self.trainers[form.image_size].step, self.state, self.batch_shape(form)
                 )
-                for phase in self.plan.phases
+                for form in self.plan.forms
             }
 
     @cached_property
@@ -79,10 +81,15 @@ class RunSetup:
         """What to tell of parameters that the mesh would split and cannot."""
         return check_split(self.state.params, self.mesh) if self.split else []
 
-    def batch_shape(self, phase: Phase) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of what one step of `phase` takes."""
-        trainer = self.trainers[phase.image_size]
-        return trainer.batch_shape(self.problem.batch_shape(phase.batch_size))
+    @property
+    def parts(self) -> int:
+        """Over how many devices a batch is split."""
+        return count_parts(self.recipe, self.mesh)
+
+    def batch_shape(self, form: Form) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of what one step takes."""
+        trainer = self.trainers[form.image_size]
+        return trainer.batch_shape(self.problem.batch_shape(form.batch_size, form.length))
 
     def init_state(self, weights: Mapping[str, np.ndarray]) -> TrainState:
         """Makes the state before the first step, with these weights by path; what is not among them is random."""
@@ -94,6 +101,22 @@ class RunSetup:
 def count_parts(recipe: Recipe, mesh: Mesh) -> int:
     """Over how many devices a batch is split: replicas are spread over them whole instead."""
     return 1 if read_points(recipe) else mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def make_plan(problem: Problem, parts: int) -> Plan:
+    """Makes the plan that suits the data: of phases, or of lengths where examples vary in theirs.
+
+    Raises:
+      UserError: the recipe asks for what does not go with the data.
+    """
+    recipe, bounds = problem.recipe, problem.task.bounds
+    if bounds:
+        return make_bucket_plan(recipe, problem.lengths[0], bounds, parts)
+    if recipe.batch_tokens:
+        raise UserError(
+            f"{option('batch_tokens')} is for examples that vary in length: give {option('batch_size')} instead"
+        )
+    return run_plan.make_plan(recipe, len(problem.splits.train), parts)
 
 
 def set_up_run(
@@ -115,7 +138,7 @@ def set_up_run(
     parts = count_parts(recipe, mesh)
     run_plan.check_batches(recipe, parts)
     facts = problem.facts.values
-    plan = run_plan.make_plan(recipe, len(problem.splits.train), parts)
+    plan = make_plan(problem, parts)
     inputs, model = problem.inputs(recipe.chosen_batch_size), problem.model()
     outputs = output_shape(model, inputs)
     task.check(outputs, facts)
@@ -123,7 +146,7 @@ def set_up_run(
     teacher = warm_start.load_teacher(recipe, facts, model, inputs, directory if resume else None, trust)
     trainers = {
         size: build_trainer(problem.fitted, model, plan.ends(), mesh, size, teacher)
-        for size in {phase.image_size: None for phase in plan.phases}
+        for size in {form.image_size: None for form in plan.forms}
     }
     setup = RunSetup(problem, mesh, directory, plan, model, teacher, trainers)
     _ = (

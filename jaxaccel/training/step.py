@@ -15,13 +15,13 @@ from jaxaccel.core import numerics
 from jaxaccel.core.options import Options
 from jaxaccel.core.paths import with_leaves
 from jaxaccel.core.platform import count_devices, get_platform
-from jaxaccel.data.order import Order, Phase, Shuffled
+from jaxaccel.data.order import Order
 from jaxaccel.distributed import replicated, state_sharding
 from jaxaccel.models.adapter import Model
 from jaxaccel.optim.averaging import Averaging, weights_to_evaluate
 from jaxaccel.optim.float32_updates import apply_updates
-from jaxaccel.tasks.metrics import Mean, Scores, as_scores, check_names
-from jaxaccel.tasks.task import Batch, Task
+from jaxaccel.tasks.metrics import Mean, Scores, check_names, value_of
+from jaxaccel.tasks.task import Batch, Task, summarize_split
 from jaxaccel.training.state import Gradients, StepMetrics, TrainState
 from jaxaccel.training.teacher import Teacher
 from jaxaccel.transforms import LossScale, LossScaleState, bfloat16, fake_int8, float16, retarget
@@ -53,6 +53,8 @@ class Training(Options):
     schedule: optax.Schedule
     augment: Augment
     seed: int = 0
+    augment_features: Augment = lambda key, batch: batch
+    """As `augment`, of what the task computes of the augmented batch."""
     accumulate: int = 1
     averaging: Averaging | None = None
     remat: Remat = "none"
@@ -84,7 +86,7 @@ class Training(Options):
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         """One update. All randomness comes from (seed, step, index of the example)."""
         key = jax.random.fold_in(jax.random.key(self.seed), state.step)
-        batch = self.augment(jax.random.fold_in(key, 0), batch)
+        batch = self._prepare(batch, key)
         key = jax.random.fold_in(key, 1)
         loss, grads, means, model_state = self._gradients(state, batch, key)
         updates, opt_state = optax.with_extra_args_support(self.tx).update(
@@ -115,14 +117,14 @@ class Training(Options):
         new = dataclasses.replace(new, step=state.step + goes_on.astype(jnp.int32), halted=~goes_on)
         return new, StepMetrics(means, jnp.asarray(self.schedule(state.step)), norm, finite & ~state.halted)
 
-    def evaluate(self, weights: PyTree, model_state: PyTree, batch: Batch) -> dict[str, Mean]:
-        """The task's metrics of one batch, as sums."""
-        return self.task.evaluate(self.bind(weights, model_state), batch)
+    def evaluate(self, weights: PyTree, model_state: PyTree, batch: Batch) -> Mapping[str, Mean | jax.Array]:
+        """The task's metrics of one batch, as sums, and its rows."""
+        return self.task.evaluate(self.bind(weights, model_state), self.task.features(batch))
 
     def observe(self, weights: PyTree, model_state: PyTree, batch: Batch) -> PyTree:
         """The model state after a look at a batch in training mode: BatchNorm statistics that come nearer to it."""
         key = jax.random.key(self.seed)
-        inputs = self.task.inputs(self.augment(jax.random.fold_in(key, 0), batch))
+        inputs = self.task.inputs(self._prepare(batch, key))
 
         def apply(weights: PyTree) -> PyTree:
             return self.model.apply(weights, model_state, *inputs, key=key, train=True)[1]
@@ -131,7 +133,7 @@ class Training(Options):
 
     def predict(self, weights: PyTree, model_state: PyTree, batch: Batch) -> PyTree:
         """The task's predictions of one batch."""
-        return self.task.predict(self.bind(weights, model_state), batch)
+        return self.task.predict(self.bind(weights, model_state), self.task.features(batch))
 
     def bind(self, weights: PyTree, model_state: PyTree) -> Callable[..., PyTree]:
         """The model in evaluation mode as a function of its inputs alone."""
@@ -155,9 +157,9 @@ class Training(Options):
 
         return call
 
-    def order(self, size: int, phases: Sequence[Phase]) -> Order:
-        """step -> its batch's ``index`` and ``mask``, of a data set of `size` examples."""
-        return Shuffled.phased(self.seed, size, phases)
+    def order(self, make: Callable[[int], Order]) -> Order:
+        """step -> its batch's ``index`` and ``mask``, which `make(seed)` gives."""
+        return make(self.seed)
 
     def batch_shape(self, batch: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of what `step` takes."""
@@ -179,9 +181,17 @@ class Training(Options):
         """`weights` ({path: array}) for every model that trains."""
         return weights
 
-    def scores(self, means: Mapping[str, Mean]) -> list[Scores]:
-        """One row of numbers, from the sums over all batches."""
-        return [as_scores(self.task.summarize(means))]
+    def scores(
+        self, means: Mapping[str, Mean], rows: Sequence[Mapping[str, np.ndarray]] = (), source: Any = None
+    ) -> list[Scores]:
+        """One row of numbers, from the sums over all batches and the rows of each call, (batches, B, ...) each."""
+        batches = [{name: x[i] for name, x in call.items()} for call in rows for i in range(len_of(call))]
+        return [summarize_split(self.task, means, batches, source)]
+
+    def _prepare(self, batch: Batch, key: jax.Array) -> Batch:
+        """The batch as the model is to learn from it: augmented, with its features, and these augmented."""
+        batch = self.task.features(self.augment(jax.random.fold_in(key, 0), batch))
+        return self.augment_features(jax.random.fold_in(key, 2), batch)
 
     def _gradients(self, state: TrainState, batch: Batch, key: jax.Array) -> Gradients:
         grad_fn = jax.value_and_grad(self._loss_fn(state.loss_scale, state.teacher), has_aux=True)
@@ -189,19 +199,20 @@ class Training(Options):
         def part(carry: tuple[PyTree, PyTree], item: tuple[jax.Array, Batch]) -> tuple[Any, Any]:
             total, model_state = carry
             key, batch = item
-            (loss, (means, model_state)), grads = grad_fn(state.params, model_state, batch, key)
-            return (jax.tree.map(jnp.add, total, _wide(grads)), model_state), (loss, means)
+            (loss, (means, model_state, weight)), grads = grad_fn(state.params, model_state, batch, key)
+            return (jax.tree.map(jnp.add, total, _wide(grads)), model_state), (loss, weight, means)
 
         if self.accumulate == 1:
-            (loss, (means, model_state)), grads = grad_fn(state.params, state.model_state, batch, key)
+            (loss, (means, model_state, _)), grads = grad_fn(state.params, state.model_state, batch, key)
             grads = _wide(grads)
         else:
             # In float32: a sum in bfloat16 would lose its last terms, one in float16 overflow.
             zeros = jax.tree.map(jnp.zeros_like, _wide(state.params))
-            (total, model_state), (losses, means) = scan(
+            (total, model_state), (losses, weights, means) = scan(
                 part, (zeros, state.model_state), self._parts(batch, key)
             )
-            loss, grads = losses.mean(), jax.tree.map(lambda g: g / self.accumulate, total)
+            weight = at_least_a_little(weights.sum())
+            loss, grads = losses.sum() / weight, jax.tree.map(lambda g: g / weight, total)
             means = jax.tree.map(lambda x: x.sum(0), means)
         if state.loss_scale is not None:
             grads, _ = LOSS_SCALE.unscale(grads, state.loss_scale)
@@ -221,12 +232,13 @@ class Training(Options):
                 return loss_fn(params, state.model_state, batch, key)[0]
             wide = _wide(params)  # of which a gradient sums its parts in float32
 
-            def part(model_state: PyTree, item: tuple[jax.Array, Batch]) -> tuple[PyTree, jax.Array]:
+            def part(model_state: PyTree, item: tuple[jax.Array, Batch]) -> tuple[PyTree, Any]:
                 here = jax.tree.map(lambda w, p: w.astype(p.dtype), wide, params)
-                loss, (_, model_state) = loss_fn(here, model_state, item[1], item[0])
-                return model_state, loss
+                loss, (_, model_state, weight) = loss_fn(here, model_state, item[1], item[0])
+                return model_state, (loss, weight)
 
-            return scan(part, state.model_state, self._parts(batch, key))[1].mean()
+            _, (losses, weights) = scan(part, state.model_state, self._parts(batch, key))
+            return losses.sum() / at_least_a_little(weights.sum())
 
         def grad_fn(params: PyTree, _: int = 0) -> PyTree:
             return self._gradients(dataclasses.replace(state, params=params), batch, key).grads
@@ -236,7 +248,11 @@ class Training(Options):
     def _loss_fn(
         self, loss_scale: LossScaleState | None, teacher: PyTree
     ) -> Callable[..., tuple[jax.Array, Any]]:
-        """(params, model_state, batch, key) -> (loss, (metrics, new model state))."""
+        """(params, model_state, batch, key) -> (loss, (metrics, new model state, weight)).
+
+        The loss of a whole batch is its mean, weight 1. That of a part is a sum, divided with its weight by the number
+        of the part's examples, so that it stays as small as float16 holds: parts are divided by all their weights.
+        """
         apply = partial(self.model.apply, train=True)
         if self.remat != "none":
             policy = getattr(jax.checkpoint_policies, self.remat)
@@ -252,20 +268,27 @@ class Training(Options):
                 outputs, new_state = model(params, batch)
                 loss, means = self._task_loss(outputs, batch)
             else:
-                (outputs, new_state), lesson = self.teacher.teach(model, teacher)(params, batch)
+                (outputs, new_state), lesson = self.teacher.teach(model, teacher, self.task.weights)(
+                    params, batch
+                )
                 loss, means = self._task_loss(outputs, batch)
                 loss, means = self.teacher.weighed(loss, lesson), means | {"distill": lesson}
+            if self.accumulate == 1 or not isinstance(loss, Mean):
+                value, weight = value_of(loss), jnp.float32(1)
+            else:
+                value, weight = loss.total / len(batch["mask"]), loss.count / len(batch["mask"])
             if loss_scale is not None:
-                loss = LOSS_SCALE.scale(loss, loss_scale)
-            return loss, (means, new_state)
+                value = LOSS_SCALE.scale(value, loss_scale)
+            return value, (means, new_state, weight)
 
         return TRANSFORMATIONS[self.precision](loss_fn)
 
-    def _task_loss(self, outputs: PyTree, batch: Batch) -> tuple[jax.Array, dict[str, Mean]]:
+    def _task_loss(self, outputs: PyTree, batch: Batch) -> tuple[jax.Array | Mean, dict[str, Mean]]:
         """The task's loss and what it reports of it: the loss itself in any case."""
         loss, means = self.task.loss(outputs, batch)
         check_names(type(self.task).__name__, means)
-        return loss, {"loss": Mean(loss.astype(jnp.float32), jnp.float32(1)), **means}
+        reported = loss if isinstance(loss, Mean) else Mean(loss.astype(jnp.float32), jnp.float32(1))
+        return loss, {"loss": reported, **means}
 
     def _parts(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, Batch]:
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(self.accumulate))
@@ -280,6 +303,16 @@ class Training(Options):
         if self.averaging is None:
             return weights_to_evaluate(opt_state, params)
         return self.averaging.update(state.average, params, state.step + 1)
+
+
+def len_of(call: Mapping[str, np.ndarray]) -> int:
+    """How many batches the rows of a call are of."""
+    return len(next(iter(call.values()))) if call else 0
+
+
+def at_least_a_little(weight: jax.Array) -> jax.Array:
+    """`weight`, and no zero to divide by where nothing counts."""
+    return jnp.maximum(weight, 1e-9)
 
 
 def scan(body: Callable, carry: PyTree, items: PyTree) -> tuple[PyTree, PyTree]:

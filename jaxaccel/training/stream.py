@@ -17,7 +17,8 @@ import jax
 import numpy as np
 
 from jaxaccel.data.child_processes import end_with
-from jaxaccel.data.examples import Element, Item, read_elements
+from jaxaccel.data.examples import Element, Item, Padded, read_elements
+from jaxaccel.data.order import Order
 from jaxaccel.data.source import Source
 from jaxaccel.errors import UserError, option
 
@@ -33,19 +34,24 @@ class Batches:
 
     source: Source
     element: Element
-    order: Callable[[int], Item]
+    """Of an example, where all have one shape."""
+    order: Order
     steps: range
     parts: Mapping[int, slice] = dataclasses.field(default_factory=dict)
     """{batch size: the rows of such a batch that this process's devices need}; all, where it says nothing."""
+    pad: Callable[[Item, int], Item] | None = None
+    """Fills an example up to a length, where they vary."""
 
     def __len__(self) -> int:
         return len(self.steps)
 
     def __getitem__(self, i: int) -> Item:
-        whole = self.order(self.steps[i])
+        step = self.steps[i]
+        whole, length = self.order(step), self.order.length(step)
         part = self.parts.get(len(whole["index"]), slice(None))
-        item = {name: array[part] for name, array in whole.items()}
-        elements = read_elements(self.source, self.element, item["index"].tolist())
+        item = {name: array[part] for name, array in whole.items() if name != "row"}
+        element = Padded(self.element, self.pad, length) if length and self.pad else self.element
+        elements = read_elements(self.source, element, item["index"].tolist())
         return item | {name: np.stack([e[name] for e in elements]) for name in elements[0]}
 
 

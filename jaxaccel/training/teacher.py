@@ -78,16 +78,20 @@ class Teacher:
         return {"params": params, "model_state": model_state}
 
     def teach(
-        self, student: Callable[[PyTree, Batch], tuple[jax.Array, Any]], weights: PyTree
+        self,
+        student: Callable[[PyTree, Batch], tuple[jax.Array, Any]],
+        weights: PyTree,
+        count: Callable[[Batch], jax.Array] = lambda batch: batch["mask"],
     ) -> Callable[[PyTree, Batch], tuple[Any, Mean]]:
         """`student` that also returns what to lower besides the task's loss.
 
         Args:
           student: (params, batch) -> (logits (B, ..., classes), anything).
           weights: as `blank` has them.
+          count: how much each of the logits' predictions counts, (B,) or (B, ...): not at all where it is padding.
 
         Returns:
-          (params, batch) -> ((logits, anything), the mean over the examples that count).
+          (params, batch) -> ((logits, anything), the mean over the predictions that count).
         """
 
         def teacher(params: PyTree, batch: Batch) -> jax.Array:
@@ -101,10 +105,14 @@ class Teacher:
 
         def taught(params: PyTree, batch: Batch) -> tuple[Any, Mean]:
             outputs, terms = both(params, weights["params"], batch)
-            return outputs, Mean.of(terms.reshape(len(terms), -1).mean(-1), batch["mask"])
+            counts = count(batch)
+            return outputs, Mean.of(terms.reshape(*counts.shape, -1).mean(-1), counts)
 
         return taught
 
-    def weighed(self, loss: jax.Array, lesson: Mean) -> jax.Array:
+    def weighed(self, loss: jax.Array | Mean, lesson: Mean) -> jax.Array | Mean:
         """What to minimize: the rest of the task's loss, and the lesson, in which the soft targets have their share."""
-        return (1 - self.options.soft) * loss + lesson.value()
+        rest = 1 - self.options.soft
+        if isinstance(loss, Mean):
+            return Mean(rest * loss.total + lesson.value() * loss.count, loss.count)
+        return rest * loss + lesson.value()

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from jaxaccel.data.order import Order, Phase
+from jaxaccel.data.order import Order
 from jaxaccel.tasks.metrics import Mean, Scores
 from jaxaccel.tasks.task import Batch, Task
 from jaxaccel.training.state import StepMetrics, TrainState
@@ -39,8 +39,8 @@ class Trainer(Protocol):
         """Makes one update."""
         ...
 
-    def evaluate(self, weights: PyTree, model_state: PyTree, batch: Batch) -> dict[str, Mean]:
-        """Computes the task's metrics of one batch, as sums."""
+    def evaluate(self, weights: PyTree, model_state: PyTree, batch: Batch) -> Mapping[str, Mean | jax.Array]:
+        """Computes the task's metrics of one batch, as sums, and its rows."""
         ...
 
     def observe(self, weights: PyTree, model_state: PyTree, batch: Batch) -> PyTree:
@@ -55,8 +55,8 @@ class Trainer(Protocol):
         """Gives `f` with its operations in the forms that the devices run fast."""
         ...
 
-    def order(self, size: int, phases: Sequence[Phase]) -> Order:
-        """Says which examples of `size` are in the batch of each step."""
+    def order(self, make: Callable[[int], Order]) -> Order:
+        """Says which examples are in the batch of each step, where `make(seed)` says it of one seed."""
         ...
 
     def batch_shape(self, batch: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.ShapeDtypeStruct]:
@@ -79,6 +79,14 @@ class Trainer(Protocol):
         """Gives `weights`, {path: array}, to every model."""
         ...
 
-    def scores(self, means: Mapping[str, Mean]) -> list[Scores]:
-        """Computes one row of numbers a model, from the sums over all batches."""
+    def scores(
+        self, means: Mapping[str, Mean], rows: Sequence[Mapping[str, np.ndarray]] = (), source: Any = None
+    ) -> list[Scores]:
+        """Computes one row of numbers a model, from the sums over all batches and the rows of each.
+
+        Args:
+          means: the sums.
+          rows: of each call, (batches, B, ...) each, with ``index`` and ``mask``.
+          source: the split that they are of.
+        """
         ...

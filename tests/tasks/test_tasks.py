@@ -354,7 +354,7 @@ def test_a_picture_of_whatever_there_is(tmp_path, kind):
 
 def stops(errors, patience=2, step=100, plan=None, count=1):
     recipe = dataclasses.replace(RECIPE, patience=patience)
-    plan = plan or run_plan.Plan(1000, (Phase(0, 200, 0, 10),))
+    plan = plan or run_plan.PhasePlan(1000, (Phase(0, 200, 0, 10),))
     return run_plan.should_stop_early(
         recipe, plan, step, [[{"mae": x} for x in (e if count > 1 else [e])] for e in errors]
     )
@@ -369,7 +369,7 @@ def test_patience_counts_evaluations_without_a_better_metric():
 
 def test_replicas_stop_together_and_phases_in_the_last():
     assert not stops([(3, 1), (2, 2), (2.5, 3), (1, 4)], count=2) and stops([(1, 1)] * 3, count=2)
-    plan = run_plan.Plan(1000, (Phase(0, 100, 0, 10), Phase(100, 200, 1000, 10)))
+    plan = run_plan.PhasePlan(1000, (Phase(0, 100, 0, 10), Phase(100, 200, 1000, 10)))
     assert not stops([1, 2, 3], step=100, plan=plan) and stops([1, 2, 3], step=110, plan=plan)
 
 

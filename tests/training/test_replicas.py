@@ -26,6 +26,7 @@ from jaxaccel.training.build import build_trainer
 from jaxaccel.training.fused_steps import fuse_evaluations, fuse_steps, gather_batch
 from jaxaccel.training.recipe import Recipe
 from jaxaccel.training.replicas import Replicas, pick_replica, summarize_replicas
+from jaxaccel.training.run_plan import PhasePlan
 from jaxaccel.training.saved_checkpoints import read_state
 from jaxaccel.training.sweep import read_points, with_values
 
@@ -67,7 +68,7 @@ def small(**changes):
 
 def trained(training, steps=3):
     """The state after some steps, and each step's metrics."""
-    order = training.order(64, [Phase(0, steps, 0, B)])
+    order = training.order(PhasePlan(64, (Phase(0, steps, 0, B),)).order)
     # The compile time is the cost here: a third of it without LLVM's optimizations.
     step = jax.jit(fuse_steps(training), compiler_options={"xla_backend_optimization_level": 0})
     state, rows = training.init(), []
@@ -159,7 +160,7 @@ def test_evaluation_gives_each_replica_its_own_scores():
     state = replicas.init()
     item = {"index": np.arange(64, dtype=np.int32)[None], "mask": np.ones((1, 64), np.float32)}
     sums = jax.jit(fuse_evaluations(replicas))(state.weights(), state.model_state, ARRAYS, item)
-    rows = replicas.scores(jax.device_get(add([sums])))
+    rows = replicas.scores(jax.device_get(add([sums.means])))
     batch = gather_batch(ARRAYS, pick_replica(item, 0))
     for i, row in enumerate(rows):
         training = replicas.alone(i)

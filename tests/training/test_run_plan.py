@@ -52,11 +52,11 @@ def test_epochs_end_where_their_last_example_is_seen():
 
 def test_evaluations_and_calls_keep_to_the_phases():
     parts = plan(at=(0.5,), batch_size=(5, 10))
-    cuts, calls = run_plan.make_timetable(parts, 0.5, lambda phase, interval: 4, done=0)
+    cuts, calls = parts.timetable(0.5, lambda form, interval: 4, done=0)
     assert cuts == [10, 20, 30, 35, 40, 45]  # every 50 examples of 150 in steps of 5, then in steps of 10
     assert [step for call in calls for step in call] == list(range(45))
     assert all(parts.phase(call.start) == parts.phase(call.stop - 1) for call in calls)
-    _, left = run_plan.make_timetable(parts, 0.5, lambda phase, interval: 4, done=calls[9].start)
+    _, left = parts.timetable(0.5, lambda form, interval: 4, done=calls[9].start)
     assert left == calls[9:]
 
 

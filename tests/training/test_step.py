@@ -294,7 +294,7 @@ def test_evaluation_counts_each_example_once():
     order = Sequential(21, B)
     evaluate = jax.jit(fuse_evaluations(t))
     sums = add(
-        evaluate(state.params, state.model_state, arrays, jax.tree.map(lambda x: x[None], order(i)))
+        evaluate(state.params, state.model_state, arrays, jax.tree.map(lambda x: x[None], order(i))).means
         for i in range(len(order))
     )
     logits = t.bind(state.params, state.model_state)(t.task.inputs(data)[0])
