@@ -2,3 +2,4 @@
 
 from .image_classification import ImageClassification as ImageClassification
 from .task import Task as Task
+from .text_classification import TextClassification as TextClassification

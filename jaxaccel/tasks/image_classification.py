@@ -1,29 +1,25 @@
 """Image classification: one label an image, softmax cross-entropy, accuracy."""
 
 import dataclasses
-import logging
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jaxaccel.core.options import CountOrZero, NonNegative, Positive, ShareBelowOne, checked
 from jaxaccel.errors import UserError, option
 from jaxaccel.tasks import bring_images
 from jaxaccel.tasks.bring_arrays import Example, Given
-from jaxaccel.tasks.class_report import ClassReport
-from jaxaccel.tasks.metrics import Mean
-from jaxaccel.tasks.task import Apply, Batch, PyTree, Task
+from jaxaccel.tasks.classification import Classification, read_labels
+from jaxaccel.tasks.task import Apply, Batch, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageClassification(Task):
+class ImageClassification(Classification):
     """Batches hold ``image`` (B, H, W, C) uint8 and ``label`` (B,) int32; the model gives logits (B, classes)."""
 
-    logits: ClassVar[bool] = True
     image_size: CountOrZero = 0
     """Resize the shorter side to this and crop the center; 0 takes the images as they are."""
     mean: tuple[float, ...] = (0.5,)
@@ -38,11 +34,6 @@ class ImageClassification(Task):
     tta: Literal["none", "flip", "shift", "multicrop"] = "none"
     """Test-time augmentation, averaging logits: the mirror image too; or moved by one pixel four ways; or, as in Jordan
     2024 (arXiv:2404.00498), mirrored, and moved to two corners by a pixel: what is not moved counts as much as both."""
-
-    def check_values(self) -> None:
-        """Checks that some class has a weight."""
-        if self._weights and not any(self._weights):
-            raise UserError(f"{option('class_weights')} must be above 0 for some class, got {self._weights}")
 
     def facts(self, features: Mapping[str, Any]) -> dict[str, Any]:
         """``classes``, ``class_names``, ``channels`` and ``image_size`` (an int, or (H, W) where they differ)."""
@@ -63,11 +54,7 @@ class ImageClassification(Task):
                     f"{option(f'task.{name}')} has {len(values)} numbers and the images have "
                     f"{channels or 3} channels: give one, or one a channel"
                 )
-        if self._weights and len(self._weights) != label.num_classes:
-            raise UserError(
-                f"{option('task.class_weights')} has {len(self._weights)} numbers and the data {label.num_classes} "
-                "classes: give one a class, in the order of the classes, or balanced"
-            )
+        self.check_class_weights(label.num_classes)
         if self.image_size:
             height = width = self.image_size
         elif not (height and width):
@@ -85,13 +72,9 @@ class ImageClassification(Task):
         """The task with numbers in the place of balanced weights, for which all labels of the split are read."""
         if not isinstance(self.class_weights, str):
             return self
-        label = dict(source.features.items())["label"]
-        weights = balance_class_weights(read_labels(source), label.num_classes)
-        least, most = (label.names[i] for i in (np.argmin(weights), np.argmax(weights)))
-        logging.getLogger(__name__).info(
-            f"class weights, balanced: {min(weights):.3g} ({least}) to {max(weights):.3g} ({most})"
+        return self.fit_class_weights(
+            read_labels(source), tuple(dict(source.features.items())["label"].names)
         )
-        return dataclasses.replace(self, class_weights=weights)
 
     def element(self, example: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """``image`` (H, W, C), uint8 or float32 from 0 to 1, and ``label`` () int32."""
@@ -103,34 +86,6 @@ class ImageClassification(Task):
     def inputs(self, batch: Batch) -> tuple[PyTree, ...]:
         """The images as standardized float32: integers are levels from 0 to 255, floats lie in [0, 1]."""
         return (self._standardize(batch["image"]),)
-
-    def check(self, outputs: PyTree, facts: Mapping[str, Any]) -> None:
-        """The model must give one logit a class."""
-        shape = getattr(outputs, "shape", None)
-        if shape is None or len(shape) != 2:
-            raise UserError(f"the model must give logits of shape (batch, classes), it gives {outputs}")
-        if shape[1] != facts["classes"]:
-            raise UserError(
-                f"the model gives {shape[1]} logits and the data has {facts['classes']} classes: make the model "
-                f"with classes={facts['classes']}, or take `classes` as an argument to be told"
-            )
-
-    def loss(self, outputs: PyTree, batch: Batch) -> tuple[jax.Array, dict[str, Mean]]:
-        """Mean over the batch of the cross-entropy, times the weight of the label's class where classes have weights.
-
-        Mixed labels (`augment.mixup`) are weighed as mixed. The sum is divided by the number of examples and not by
-        that of their weights: an example counts as much whatever else is in its batch.
-
-        Raises:
-          UserError: the class weights are to be balanced and `fit` has not counted the labels.
-        """
-        labels, mask = batch["label"], batch["mask"]
-        losses = self._cross_entropy(outputs, labels)
-        if "mix_weight" in batch:
-            weight = batch["mix_weight"]
-            losses = (1 - weight) * losses + weight * self._cross_entropy(outputs, batch["mix_label"])
-        loss = Mean.of(losses, mask)
-        return loss.value(), {"loss": loss, "accuracy": Mean.of(outputs.argmax(-1) == labels, mask)}
 
     def predict(self, apply: Apply, batch: Batch) -> jax.Array:
         """Logits (B, classes) float32, averaged over the views of test-time augmentation."""
@@ -149,13 +104,6 @@ class ImageClassification(Task):
         if self.tta in ("flip", "multicrop"):
             views += [view[:, :, ::-1] for view in views]
         return jnp.stack([apply(view).astype(jnp.float32) for view in views]).mean(0)
-
-    def evaluate(self, apply: Apply, batch: Batch) -> dict[str, Mean]:
-        """``accuracy`` and ``loss`` (cross-entropy without smoothing)."""
-        logits = self.predict(apply, batch)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-        correct = logits.argmax(-1) == batch["label"]
-        return {"accuracy": Mean.of(correct, batch["mask"]), "loss": Mean.of(losses, batch["mask"])}
 
     @checked
     def bring(self, given: Any, example: Example, size: int, *, white: Positive | None = None) -> Given:
@@ -189,57 +137,11 @@ class ImageClassification(Task):
         image = image if jnp.issubdtype(image.dtype, jnp.integer) else image.astype(jnp.float32) / 255
         return {"image": image.reshape(image.shape[0], *example["image"].shape)}
 
-    def judge(self, predictions: jax.Array, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """``label`` and ``predicted`` (B,) int32, their probabilities ``of_label`` and ``probability`` (B,) float32."""
-        probabilities = np.asarray(jax.nn.softmax(jnp.asarray(predictions, jnp.float32)))
-        label, rows = np.asarray(batch["label"]), np.arange(len(probabilities))
-        predicted = probabilities.argmax(-1).astype(np.int32)
-        return {
-            "label": label, "predicted": predicted, "probability": probabilities[rows, predicted],
-            "of_label": probabilities[rows, label],
-        }  # fmt: skip
-
-    def report(self, judged: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> ClassReport:
-        """The confusion matrix and what follows from it for each class."""
-        return ClassReport.of(judged["label"], judged["predicted"], facts["class_names"])
-
     def _standardize(self, images: jax.Array) -> jax.Array:
         # One multiply-add, which XLA fuses into the first convolution's input.
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
         levels = jnp.issubdtype(images.dtype, jnp.integer)  # of any width: they mean the same
         return images.astype(jnp.float32) * (1 / (255 * std) if levels else 1 / std) - mean / std
-
-    @property
-    def _weights(self) -> tuple[float, ...]:
-        """The class weights that are numbers."""
-        return () if isinstance(self.class_weights, str) else self.class_weights
-
-    def _cross_entropy(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
-        """(B,) float32, smoothed and weighed by class."""
-        if isinstance(self.class_weights, str):
-            raise UserError("balanced class weights need the training labels: task.fit(source) counts them")
-        targets = jax.nn.one_hot(labels, logits.shape[-1])
-        smooth = optax.smooth_labels(targets, self.label_smoothing)
-        losses = optax.softmax_cross_entropy(logits.astype(jnp.float32), smooth)
-        return losses * jnp.asarray(self.class_weights, jnp.float32)[labels] if self.class_weights else losses
-
-
-def balance_class_weights(labels: np.ndarray, classes: int) -> tuple[float, ...]:
-    """``len(labels) / (classes * count)`` for each class, so that all classes weigh alike; 0 where there is no example.
-
-    Args:
-      labels: (n,) integers.
-      classes: how many there are.
-    """
-    counts = np.bincount(labels, minlength=classes)[:classes]
-    return tuple((np.where(counts > 0, len(labels) / (classes * np.maximum(counts, 1)), 0.0)).tolist())
-
-
-def read_labels(source: Any, chunk: int = 512) -> np.ndarray:
-    """The labels of all examples of a split, (n,) int64. It reads the examples whole."""
-    starts = range(0, len(source), chunk)
-    rows = (source.__getitems__(range(start, min(start + chunk, len(source)))) for start in starts)
-    return np.array([int(example["label"]) for row in rows for example in row], np.int64)
 
 
 def _as_pixels(image: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from jaxaccel import augment
 from jaxaccel.errors import UserError
 from jaxaccel.models.adapter import as_model
 from jaxaccel.tasks import ImageClassification
-from jaxaccel.tasks.image_classification import balance_class_weights
+from jaxaccel.tasks.classification import balance_class_weights
 from jaxaccel.training.step import Training
 
 B, CLASSES = 8, 3

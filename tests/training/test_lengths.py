@@ -109,7 +109,13 @@ def name():
 @pytest.fixture
 def recipe(name):
     return Recipe(
-        name="bytes", model=Bigrams, task=NextByte(), data=Data(name=name), epochs=3, batch_size=16, eval_every=1
+        name="bytes",
+        model=Bigrams,
+        task=NextByte(),
+        data=Data(name=name),
+        epochs=3,
+        batch_size=16,
+        eval_every=1,
     )
 
 
@@ -121,7 +127,10 @@ def test_bounds_leave_the_least_padding():
     lengths = np.array([3] * 50 + [4] * 50 + [9] * 30 + [31] * 3 + [32] * 9)
     assert choose_bounds(lengths, 3, 1) == (4, 9, 32)
     assert choose_bounds(lengths, 6, 1) == (3, 4, 9, 31, 32)
-    assert choose_bounds(lengths, 2, 4) == (4, 32)  # 100 * 4 + 42 * 32 positions; with 12 they are 130 * 12 + 12 * 32
+    assert choose_bounds(lengths, 2, 4) == (
+        4,
+        32,
+    )  # 100 * 4 + 42 * 32 positions; with 12 they are 130 * 12 + 12 * 32
     assert choose_bounds(np.array([5]), 6, 4) == (8,)
 
     def waste(bounds):
@@ -189,7 +198,9 @@ FIRST_BATCH = [7, 6, 3, 2]
 def test_batches_are_the_same_on_any_number_of_devices(recipe, tokens):
     recipe = dataclasses.replace(recipe, batch_size=16, batch_tokens=tokens)
     lengths = [len(t) for t in TEXTS]
-    one, *others = (plan_of(recipe, lengths, parts=parts) for parts in ((1, 2, 4) if tokens else (1, 2, 4, 8)))
+    one, *others = (
+        plan_of(recipe, lengths, parts=parts) for parts in ((1, 2, 4) if tokens else (1, 2, 4, 8))
+    )
     assert all(b.batch_size % 8 == 0 for b in one.buckets if b.batch_size >= 8)
     for other in others:
         assert other.forms == one.forms
@@ -197,7 +208,9 @@ def test_batches_are_the_same_on_any_number_of_devices(recipe, tokens):
             np.testing.assert_array_equal(one.order(3)(step)["index"], other.order(3)(step)["index"])
     if tokens:
         assert [f.batch_size for f in one.forms] == [32, 16, 4]  # 6 of length 40 would fit: no power of two
-        with pytest.raises(UserError, match=r"batch_tokens must be 320 or more: a step has 8 examples at least"):
+        with pytest.raises(
+            UserError, match=r"batch_tokens must be 320 or more: a step has 8 examples at least"
+        ):
             plan_of(recipe, lengths, parts=8)
 
 
@@ -332,7 +345,10 @@ def test_padding_changes_neither_loss_nor_gradient_nor_lesson(recipe, tmp_path):
     ("changes", "message"),
     [
         ({"batch_size": "auto"}, "for examples of one shape"),
-        ({"phases": ja.training.Phases(at=(0.5,), batch_size=(8, 16))}, "phases are for examples of one shape"),
+        (
+            {"phases": ja.training.Phases(at=(0.5,), batch_size=(8, 16))},
+            "phases are for examples of one shape",
+        ),
     ],
 )
 def test_what_does_not_go_with_lengths_is_said(recipe, tmp_path, changes, message):
