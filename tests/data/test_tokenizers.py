@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxaccel.data.tokenizers import MASK, PAD, UNKNOWN, Tokenizer, load_tokenizer
-from jaxaccel.data.train_tokenizers import train_tokenizer
+from jaxaccel.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
+from jaxaccel.data.tokenizers.tokenizer import MASK, PAD, UNKNOWN
 from jaxaccel.errors import UserError
 
 KINDS = ["bpe", "wordpiece"]
@@ -53,7 +53,7 @@ def test_a_text_does_not_depend_on_its_company(kind, learned):
 
 PROGRAM = """
 import sys, csv, itertools
-from jaxaccel.data.train_tokenizers import train_tokenizer
+from jaxaccel.data.tokenizers import train_tokenizer
 with open(sys.argv[1], encoding="utf-8") as file:
     texts = [row["text"] + " \\u65e5\\u672c caf\\u00e9" for row in csv.DictReader(file)]
 options = itertools.product(("bpe", "wordpiece"), (False, True))
@@ -126,8 +126,7 @@ def test_pickles_are_opened_once_in_a_process(learned, monkeypatch):
 def test_no_warning_of_forks(learned):
     program = """
 import os
-from jaxaccel.data.tokenizers import load_tokenizer
-from jaxaccel.data.train_tokenizers import train_tokenizer
+from jaxaccel.data.tokenizers import train_tokenizer
 tokenizer = train_tokenizer(["one two three"] * 100, "wordpiece", 50)
 tokenizer.encode(["one"] * 100)
 child = os.fork()
@@ -178,6 +177,8 @@ def word_piece(vocabulary, **fields):
     return json.dumps({"version": "1.0", "model": model} | fields)
 
 
+DOUBLE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+DOUBLING = {"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": [DOUBLE] * 6}] * 10}
 TEMPLATE = {
     "type": "TemplateProcessing", "pair": [],
     "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
@@ -198,6 +199,7 @@ TEMPLATE = {
         (word_piece({"[UNK]": 0}, post_processor=TEMPLATE).encode(), "a template of ids that are none"),
         (word_piece({"[UNK]": 0}, normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}).encode(),
          "Precompiled"),
+        (word_piece({"[UNK]": 0}, normalizer=DOUBLING).encode(), "normalization that makes 1.1.e.18 characters of one"),
         (word_piece({"[UNK]": 0}, pre_tokenizer={"type": "Import", "name": "os"}).encode(), "did not match"),
     ],
 )  # fmt: skip
@@ -221,7 +223,7 @@ def test_what_is_no_tokenizer(tmp_path, monkeypatch):
     (tmp_path / "vocab.txt").write_text("[PAD]\na\nb\na\n")
     with pytest.raises(UserError, match=r"vocab.txt, line 4: 'a' stands in line 2 already"):
         load_tokenizer(tmp_path)
-    monkeypatch.setattr("jaxaccel.data.tokenizers.MAX_BYTES", 10)
+    monkeypatch.setattr("jaxaccel.data.tokenizers.load.MAX_BYTES", 10)
     with pytest.raises(UserError, match=r"vocab.txt has more than 10 bytes"):
         load_tokenizer(tmp_path)
 

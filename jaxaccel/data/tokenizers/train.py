@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Interval
 
 from jaxaccel.core.options import checked
-from jaxaccel.data.tokenizers import (
+from jaxaccel.data.tokenizers.tokenizer import (
     END,
     MASK,
     PAD,

@@ -1,4 +1,4 @@
-"""Tokenizers: texts as numbers of pieces of words, by Hugging Face's library and in its format."""
+"""The tokenizer, and how a process opens it."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import os
-import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxaccel.core.formats.bounds import check, explain_errors, read_bytes, shorten
+from jaxaccel.core.formats.bounds import check, explain_errors, shorten
 from jaxaccel.errors import UserError
 
-MAX_BYTES = 1 << 26
-"""Of a tokenizer's file; the largest that are in use have some twenty million."""
 _MAX_IDS = 1 << 24
+_MAX_GROWTH = 1 << 10  # times the characters of a text that its normalization may make; a few in use
 PAD, UNKNOWN, START, END, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 _PADS, _MASKS = (PAD, "<pad>", "<|pad|>"), (MASK, "<mask>")
-_WHAT = "is no tokenizer"
+WHAT = "is no tokenizer"
+"""What a damaged file may be besides."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,22 +45,22 @@ class Tokenizer:
     @property
     def vocabulary(self) -> int:
         """Number of ids: the rows that an embedding needs."""
-        return _open(self.json).vocabulary
+        return open_text(self.json).vocabulary
 
     @property
     def pad(self) -> int:
         """The id that fills batches up; 0 where the file names none."""
-        return _open(self.json).pad
+        return open_text(self.json).pad
 
     @property
     def unknown(self) -> int | None:
         """The id of what the tokenizer has no piece for; None where it has pieces for everything."""
-        return _open(self.json).unknown
+        return open_text(self.json).unknown
 
     @property
     def mask(self) -> int | None:
         """The id that stands for a hidden piece, None where there is none."""
-        return _open(self.json).mask
+        return open_text(self.json).mask
 
     @functools.cached_property
     def digest(self) -> str:
@@ -80,7 +80,7 @@ class Tokenizer:
         """
         if isinstance(texts, (str, bytes)):
             raise UserError("encode takes a sequence of texts: put the one text into a list")
-        rust = _open(self.json).rust
+        rust = open_text(self.json).rust
         valid = [_to_valid(text) for text in texts]
         try:
             encodings = rust.encode_batch_fast(valid)
@@ -90,11 +90,11 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of ids, without special tokens."""
-        return _open(self.json).rust.decode([int(i) for i in ids], skip_special_tokens=True)
+        return open_text(self.json).rust.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def count_added(self) -> int:
         """How many ids the template adds to one text."""
-        return _open(self.json).rust.num_special_tokens_to_add(is_pair=False)
+        return open_text(self.json).rust.num_special_tokens_to_add(is_pair=False)
 
     def __repr__(self) -> str:
         return f"Tokenizer(<{len(self.json):,} characters, sha256 {self.digest[:12]}>)"
@@ -125,10 +125,15 @@ def import_tokenizers() -> ModuleType:
 
 
 @functools.lru_cache(maxsize=16)
-def _open(text: str) -> _Opened:
+def open_text(text: str) -> _Opened:
+    """The tokenizer of a ``tokenizer.json``, opened once in a process.
+
+    Raises:
+      UserError: it is damaged, which the message says of ``tokenizer.json``.
+    """
     tokenizers = import_tokenizers()
     try:
-        with explain_errors(Path("tokenizer.json"), _WHAT):
+        with explain_errors(Path("tokenizer.json"), WHAT):
             value = json.loads(text)
             check(isinstance(value, dict) and isinstance(value.get("model"), dict), "no model of tokens")
             return _check(tokenizers, value, text)
@@ -138,7 +143,7 @@ def _open(text: str) -> _Opened:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise UserError(
-            f"tokenizer.json is damaged or {_WHAT} ({shorten(str(error))}): get or save it again"
+            f"tokenizer.json is damaged or {WHAT} ({shorten(str(error))}): get or save it again"
         ) from error
 
 
@@ -159,9 +164,20 @@ def _check(tokenizers: Any, value: dict[str, Any], text: str) -> _Opened:
         unknown = rust.token_to_id(name)
         check(unknown is not None, f"no id for {name!r:.40}, which it calls unknown")
     check(unknown is None or 0 <= unknown < vocabulary, "an unknown that is no id")
+    growth = math.prod(_growths(value.get("normalizer")))
+    check(growth <= _MAX_GROWTH, f"a normalization that makes {growth:.3g} characters of one")
     # What its parts disagree on is found here, not in the midst of training.
     check(max(rust.encode("a").ids, default=0) < vocabulary, "a template of ids that are none")
     return _Opened(rust, vocabulary, pad, unknown, _first_id(rust, _MASKS))
+
+
+def _growths(normalizer: Any) -> Iterator[int]:
+    """How many characters each step of a normalization may make of one: in a sequence these multiply."""
+    if not isinstance(normalizer, dict):
+        return
+    yield max(1, len(str(normalizer.get("content", ""))))
+    for inner in normalizer.get("normalizers") or ():
+        yield from _growths(inner)
 
 
 def _first_id(rust: Any, names: Sequence[str]) -> int | None:
@@ -177,55 +193,6 @@ def _to_valid(text: Any) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
-
-
-def load_tokenizer(place: str | os.PathLike[str], *, lowercase: bool | None = None) -> Tokenizer:
-    """The tokenizer in a file; nothing of it is executed.
-
-    Args:
-      place: a ``tokenizer.json``, a ``vocab.txt`` of BERT (one piece of a word a line), or a folder that holds one of
-        these, the first of them if both.
-      lowercase: whether a ``vocab.txt``, which does not say so, is of lower-cased text without accents; by default
-        if none of its pieces has a capital letter from A to Z.
-
-    Raises:
-      UserError: it is not there, too large or damaged.
-    """
-    path = Path(place).expanduser()
-    if path.is_dir():
-        found = [path / name for name in ("tokenizer.json", "vocab.txt") if (path / name).is_file()]
-        if not found:
-            raise UserError(f"{path} holds no tokenizer: neither tokenizer.json nor vocab.txt")
-        path = found[0]
-    with explain_errors(path, _WHAT):
-        text = read_bytes(path, MAX_BYTES).decode("utf-8-sig")
-    if path.suffix == ".txt":
-        return _of_vocabulary(path, text, lowercase)
-    try:
-        _open(text)
-    except UserError as error:
-        if not error.message.startswith("tokenizer.json "):
-            raise
-        raise UserError(f"{path} {error.message.partition(' ')[2]}") from error.__cause__
-    return Tokenizer(text)
-
-
-def _of_vocabulary(path: Path, text: str, lowercase: bool | None) -> Tokenizer:
-    lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
-    ids: dict[str, int] = {}
-    for number, piece in enumerate(lines):
-        if ids.setdefault(piece, number) != number:
-            raise UserError(
-                f"{path}, line {number + 1}: {shorten(repr(piece))} stands in line {ids[piece] + 1} already: get the "
-                "file again"
-            )
-    if missing := [name for name in (PAD, UNKNOWN, START, END) if name not in ids]:
-        raise UserError(
-            f"{path} is no vocabulary of BERT: it has no line {missing[0]}; give a tokenizer.json"
-        )
-    if lowercase is None:
-        lowercase = not any(re.search("[A-Z]", piece) for piece in ids if not piece.startswith("["))
-    return make_wordpiece(ids, lowercase)
 
 
 def make_wordpiece(ids: dict[str, int], lowercase: bool) -> Tokenizer:
