@@ -189,7 +189,9 @@ def _source(trained: Trained, options: EvaluateOptions) -> Source:
         own = dataclasses.replace(trained.recipe, data=dataclasses.replace(data, dir=directory))
         return dataclasses.replace(trained, recipe=own).source(options.split or None)
     split = options.split or data.eval_split
-    return trained.accept(open_source(options.data, split, directory=directory, downloads=data.downloads))
+    return trained.accept(
+        open_source(options.data, split, directory=directory, downloads=data.downloads, label=data.label)
+    )
 
 
 def _csv(report: ClassReport) -> str:

@@ -9,7 +9,8 @@ import lazy_loader
 from jaxaccel.data.arrays import from_arrays
 from jaxaccel.data.data_sets import open_source as open
 from jaxaccel.data.source import Source
+from jaxaccel.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 
-__all__ = ["Source", "from_arrays", "open"]
+__all__ = ["Source", "Tokenizer", "from_arrays", "load_tokenizer", "open", "train_tokenizer"]
 
 __getattr__, *_ = lazy_loader.attach(__name__, ["augment"])

@@ -11,11 +11,15 @@ from typing import Any, Protocol
 import numpy as np
 
 from jaxaccel.data.arrays import find_session_arrays, load_npz
+from jaxaccel.data.class_folders import holds_any
 from jaxaccel.data.folder import FolderSet
+from jaxaccel.data.image_files import IMAGES
 from jaxaccel.data.order import permutation
 from jaxaccel.data.prepare import prepare
 from jaxaccel.data.prepared import PreparedSet
 from jaxaccel.data.source import Example, Source
+from jaxaccel.data.table_files import table_suffix
+from jaxaccel.data.texts import TEXT_FILES, find_tables, load_tables, load_text_folder
 from jaxaccel.data.tfds_names import INFO_FILE, find_prepared, known_names, parse_name
 from jaxaccel.errors import UserError, option
 
@@ -47,22 +51,25 @@ def open_source(
     *,
     directory: str | os.PathLike[str] | None = None,
     downloads: str | os.PathLike[str] | None = None,
+    label: str = "label",
 ) -> Source:
     """Opens a split of a data set, preparing the data set first if that has not been done.
 
     Args:
         name: a TFDS data set as TFDS writes it (``mnist``, ``cmaterdb/bangla``, ``mnist:3.0.1``), the
-            path of a prepared one, a folder of images (``folder:PATH``, or a path with a separator), a file
-            ``PATH.npz``, or what `jaxaccel.data.from_arrays` returned.
+            path of a prepared one, a folder of images or texts (``folder:PATH``, or a path with a separator), a file
+            ``PATH.npz``, ``PATH.csv``, ``PATH.tsv`` or ``PATH.jsonl`` (the last three also as ``.gz``), a folder of
+            these called ``train``, ``test``, ..., or what `jaxaccel.data.from_arrays` returned.
         split: a split with TFDS's slicing, such as ``test``, ``train[:90%]`` or ``train+test``.
         directory: where prepared data sets lie; by default ``$TFDS_DATA_DIR``, else
             ``~/tensorflow_datasets``.
         downloads: a folder with the original files, to prepare without a network.
+        label: the column of a csv, tsv or jsonl file that holds the class.
 
     Raises:
         UserError: the data set or split does not exist, is damaged, or cannot be prepared.
     """
-    return open_set(name, directory=directory, downloads=downloads).open(split)
+    return open_set(name, directory=directory, downloads=downloads, label=label).open(split)
 
 
 def open_set(
@@ -70,15 +77,14 @@ def open_set(
     *,
     directory: str | os.PathLike[str] | None = None,
     downloads: str | os.PathLike[str] | None = None,
+    label: str = "label",
 ) -> DataSet:
     """Opens a data set of that name; arguments and errors are those of `open_source`."""
     if (arrays := find_session_arrays(name)) is not None:
         return arrays
     path = _as_path(name)
     if path is not None:
-        if path.suffix == ".npz":
-            return load_npz(name, path)
-        return PreparedSet(name, path) if (path / INFO_FILE).is_file() else FolderSet(name, path)
+        return _open_path(name, path, label)
     directory = Path(directory or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
     dataset = parse_name(name)
     prepared = find_prepared(dataset, directory)
@@ -87,12 +93,27 @@ def open_set(
     return PreparedSet(name, prepared)
 
 
+def _open_path(name: str, path: Path, label: str) -> DataSet:
+    if path.suffix == ".npz":
+        return load_npz(name, path)
+    if table_suffix(path) and not path.is_dir():
+        return load_tables(name, {"train": path}, label)
+    if (path / INFO_FILE).is_file():
+        return PreparedSet(name, path)
+    if not holds_any(path, IMAGES):  # beside pictures, tables and texts may say something about them
+        if files := find_tables(path):
+            return load_tables(name, files, label)
+        if holds_any(path, TEXT_FILES):
+            return load_text_folder(name, path)
+    return FolderSet(name, path)
+
+
 def _as_path(name: str) -> Path | None:
     """The folder or file that `name` means, or None when it is the name of a TFDS data set."""
     if name.startswith("folder:"):
         return Path(name.removeprefix("folder:")).expanduser()
     path = Path(name).expanduser()
-    if path.is_absolute() or name.startswith((".", "~")) or path.suffix == ".npz":
+    if path.is_absolute() or name.startswith((".", "~")) or path.suffix == ".npz" or table_suffix(path):
         return path
     # A relative path such as data/flowers reads like NAME/CONFIG: a data set goes before a folder.
     if path.is_dir() and parse_name(name, strict=False).name not in known_names():
@@ -126,6 +147,7 @@ def open_splits(
     validation: float = 0.0,
     directory: str | os.PathLike[str] | None = None,
     downloads: str | os.PathLike[str] | None = None,
+    label: str = "label",
 ) -> Splits:
     """Opens the splits that a run trains on, evaluates on and is tested on.
 
@@ -141,11 +163,12 @@ def open_splits(
         examples in the split alone.
       directory: see `open_source`.
       downloads: see `open_source`.
+      label: see `open_source`.
 
     Raises:
       UserError: as of `open_source`, or the share leaves nothing on one side.
     """
-    data = open_set(name, directory=directory, downloads=downloads)
+    data = open_set(name, directory=directory, downloads=downloads, label=label)
     there = data.splits
     own = evaluation == "test" and there.get("validation") and "validation" not in train  # for validation
     whole = data.open(train)

@@ -147,7 +147,7 @@ class Trained:
           UserError: it cannot be opened, or is no longer what it was.
         """
         data = self.recipe.data
-        where: dict[str, Any] = {"directory": data.dir, "downloads": data.downloads}
+        where: dict[str, Any] = {"directory": data.dir, "downloads": data.downloads, "label": data.label}
         if split == "validation" and data.validation:
             whole = open_source(data.name, data.train_split, **where)
             return self.accept(set_aside(whole, data.validation)[1])
@@ -261,7 +261,9 @@ def _facts(run: Path, recipe: Recipe) -> Facts:
         return kept
     data = recipe.data
     try:
-        source = open_source(data.name, data.train_split, directory=data.dir, downloads=data.downloads)
+        source = open_source(
+            data.name, data.train_split, directory=data.dir, downloads=data.downloads, label=data.label
+        )
     except UserError as error:
         raise UserError(
             f"{run} keeps too little of its data set to do without it, and it cannot be opened: {error.message}"

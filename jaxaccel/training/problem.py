@@ -38,7 +38,7 @@ class Problem:
         data = self.recipe.data
         return open_splits(
             data.name, train=data.train_split, evaluation=data.eval_split, validation=data.validation,
-            directory=data.dir, downloads=data.downloads,
+            directory=data.dir, downloads=data.downloads, label=data.label,
         )  # fmt: skip
 
     @functools.cached_property

@@ -25,7 +25,8 @@ class Data(Options):
 
     name: str = "digits"
     """Name of the data set in TFDS (mnist, cifar10, cmaterdb/bangla:1.0.0, ...), a folder with one subfolder
-    a class, a file.npz of arrays, or what ja.data.from_arrays returned."""
+    a class, a file.npz of arrays, a file.csv, .tsv or .jsonl of texts or a folder of these, or what
+    ja.data.from_arrays returned."""
     dir: Annotated[Path | None, MAY_DIFFER] = None
     """Directory where TFDS keeps its data sets [default: $TFDS_DATA_DIR or ~/tensorflow_datasets]."""
     downloads: Annotated[Path | None, MAY_DIFFER] = None
@@ -43,6 +44,8 @@ class Data(Options):
     """auto makes the data resident when it takes at most this share of a device's memory."""
     workers: Annotated[CountOrZero, MAY_DIFFER] = 0
     """Number of processes that read and decode for stream; 0 reads in threads of the trainer."""
+    label: str = "label"
+    """Column of a csv or jsonl file that holds the class."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,9 @@ from jaxaccel.train import main
 SMALL = ("digits", "--model", "ConvNet(widths=(4,), hidden=0)", "--epochs", "0.1")
 
 
+CLINC = Path(__file__).parents[1] / "data" / "clinc150"
+
+
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -41,6 +44,11 @@ def elsewhere(tmp_path, monkeypatch):
         (["--data.name", "dogits"], "unknown data set 'dogits': did you mean digits?"),
         (["--data.train-split", "tran"], "no split 'tran'; it has: train, test"),
         (["--data.name", "kmnist"], "pip install 'jaxaccel[tfds-prepare]'"),
+        (["--data.name", "queries.csv"], "queries.csv cannot be read: No such file or directory"),
+        (
+            ["--data.name", str(CLINC), "--data.label", "mood"],
+            "its columns are text, label: name one with --data.label",
+        ),
         (["--model", "ConvNet(classes=7)"], "gives 7 logits and the data has 10 classes"),
         (["--model", "ConvNet(channels=3)"], "does not take the data's batches of shape"),
         (["--resume"], "nothing to resume in runs/digits"),

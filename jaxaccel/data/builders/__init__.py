@@ -2,7 +2,7 @@
 
 TFDS's own builders of the same names need TensorFlow to extract archives and to encode images; these yield
 the same features, splits, record keys and versions from the same original files, so the prepared sets hold
-the same examples in the same order and either reader accepts them.
+the same examples in the same order and either reader accepts them. `digits` and those of `pang_lee` are ours alone.
 """
 
 from __future__ import annotations
@@ -22,6 +22,11 @@ BUILDERS: dict[str, str] = {
     "mnist": "jaxaccel.data.builders.idx:Mnist",
     "fashion_mnist": "jaxaccel.data.builders.idx:FashionMnist",
     "cifar10": "jaxaccel.data.builders.cifar10:Cifar10",
+    "trec": "jaxaccel.data.builders.trec:Trec",
+    "clinc_oos": "jaxaccel.data.builders.clinc_oos:ClincOos",
+    "mr": "jaxaccel.data.builders.pang_lee:Mr",
+    "subj": "jaxaccel.data.builders.pang_lee:Subj",
+    "movie_reviews": "jaxaccel.data.builders.pang_lee:MovieReviews",
 }
 
 
