@@ -15,7 +15,7 @@ from benchmarks.trainer import MLP
 from jaxaccel import models
 from jaxaccel.core.paths import path_text
 from jaxaccel.models.adapter import as_model
-from jaxaccel.models.vision.vit import Block
+from jaxaccel.models.layers.transformer import Block
 
 
 class LSTM(nnx.Module):

@@ -40,8 +40,8 @@ class RunOptions(Options):
     overwrite: bool = False
     """Replace what is in that directory."""
     init_from: Path | None = None
-    """Start from the weights of another run (its directory) or of a file (safetensors, npz, PyTorch), everything else
-    anew; also a head for other classes."""
+    """Start from the weights of another run (its directory), of a file (safetensors, npz, PyTorch), or of a model that
+    an installed package brings (minilm_l6), everything else anew; also a head for other classes."""
     trust: bool = False
     """Execute code that a run brings along, or a teacher's, also where somebody else wrote it."""
     logger: tuple[str, ...] = ()

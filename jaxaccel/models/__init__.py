@@ -1,4 +1,4 @@
-"""Image classifiers in plain Flax NNX: nothing here depends on the rest of jaxaccel."""
+"""Classifiers of images and of texts in plain Flax NNX: nothing here depends on the rest of jaxaccel."""
 
 import lazy_loader
 

@@ -3,6 +3,17 @@
 from .linear_probe import linear_probe as linear_probe
 from .pretrained import cifar_resnet as cifar_resnet
 from .pretrained import load_pretrained as load_pretrained
+from .text.bert import Bert as Bert
+from .text.bert import minilm_l6 as minilm_l6
+from .text.bilstm import BiLstm as BiLstm
+from .text.bilstm import bilstm as bilstm
+from .text.fast_text import FastText as FastText
+from .text.fast_text import fast_text as fast_text
+from .text.text_cnn import TextCnn as TextCnn
+from .text.text_cnn import text_cnn as text_cnn
+from .text.text_encoder import TextEncoder as TextEncoder
+from .text.text_encoder import text_encoder_s as text_encoder_s
+from .text.text_encoder import text_encoder_ti as text_encoder_ti
 from .vision.cifar_fast import CifarFast as CifarFast
 from .vision.cifar_fast import cifar_fast as cifar_fast
 from .vision.convnet import ConvNet as ConvNet

@@ -52,7 +52,8 @@ def train(
       run: directory of the run, by default ``runs/NAME``.
       resume: go on from the newest whole checkpoint there, bit for bit.
       overwrite: replace what is there.
-      init_from: another run's directory (its best weights count) or a file with weights, which this one starts from.
+      init_from: another run's directory (its best weights count), a file with weights, or the name of a model whose
+        weights an installed package brings, which this one starts from.
       source: the Python file that defines the recipe, to be kept with the run.
       trust: execute code that a teacher's run brings along, also where somebody else wrote it.
       loggers: what is told of the metrics besides metrics.jsonl and TensorBoard: a `Logger`, or a function of

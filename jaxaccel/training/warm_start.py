@@ -8,10 +8,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxaccel.core.packages import PACKAGES, find_weights
 from jaxaccel.core.paths import flatten_by_path
 from jaxaccel.errors import UserError, option
 from jaxaccel.models.adapter import Model, abstract_variables, as_model, output_shape, takes_argument
-from jaxaccel.models.pretrained import load_pretrained
+from jaxaccel.models.pretrained import Loaded, load_pretrained
+from jaxaccel.models.pretrained.names import is_of_head
 from jaxaccel.tasks.metrics import Headline
 from jaxaccel.training import run_directory
 from jaxaccel.training.recipe import Recipe
@@ -44,7 +46,8 @@ def load_start(origin: Path, model: Model, inputs: tuple[PyTree, ...], headline:
     """The weights in `origin` that fit `model`.
 
     Args:
-      origin: directory of a run, whose best checkpoint counts, or a file that `load_pretrained` reads.
+      origin: directory of a run, whose best checkpoint counts, a file that `load_pretrained` reads, or the name of a
+        model whose weights an installed package brings.
       model: what is to be trained.
       inputs: one batch's inputs to it, as `jax.ShapeDtypeStruct`s.
       headline: by which a run's best checkpoint was kept.
@@ -139,13 +142,16 @@ def _weights_in(
     origin: Path, model: Model, inputs: tuple[PyTree, ...], headline: Headline, new_head: bool = False
 ) -> dict[str, Any]:
     """Parameters and model state by path; without a file's last layer where that has other outputs."""
+    origin = find_weights(origin)
     if origin.is_dir():
         if (origin / "best" / "checkpoints").is_dir():
             raise UserError(f"{origin} holds several replicas: take the best of them, {origin / 'best'}")
         found = read_weights(origin, headline.name, headline.better).arrays
         left = found.keys() - _named(*abstract_variables(model)).keys()
     elif not origin.is_file():
-        raise UserError(f"{origin} is no directory of a run and no file with weights")
+        raise UserError(
+            f"{origin} is no directory of a run and no file with weights; by name there are: {', '.join(PACKAGES)}"
+        )
     elif is_packed(origin):
         stored = load_params(origin)
         if not isinstance(stored, dict) or "params" not in stored:
@@ -156,8 +162,7 @@ def _weights_in(
         loaded = load_pretrained(model, origin, inputs=inputs, new_head=new_head)
         named = _named(loaded.params, loaded.state).items()
         found = {name: x for name, x in named if name.partition("/")[2] not in loaded.fresh}
-        # Where a new head starts, the old one is left over.
-        left = set(loaded.unused if len(loaded.unused) > bool(loaded.fresh) else ())
+        left = _left_over(loaded)
     if left:
         some = ", ".join(sorted(left)[:3]) + (", ..." if len(left) > 3 else "")
         raise UserError(
@@ -165,6 +170,13 @@ def _weights_in(
             f"{option('model')}, that of a teacher with {option('distill.model')}"
         )
     return found
+
+
+def _left_over(loaded: Loaded) -> set[str]:
+    """Layers of a file that the model lacks: all that are left, but for the old head where a new one starts."""
+    others = {name for name in loaded.unused if not (loaded.fresh and is_of_head(name))}
+    is_old_head = loaded.fresh and len(others) == len(loaded.unused) == 1
+    return set() if is_old_head else others
 
 
 def _named(params: PyTree, state: PyTree) -> dict[str, Any]:

@@ -1,6 +1,10 @@
-"""Scaled dot-product attention, as one operation that a program shows as such."""
+"""Scaled dot-product attention, as one operation that a program shows as such, and the layer around it."""
 
 import jax
+from flax import nnx
+
+from jaxaccel.models.layers.blocks import truncated_normal
+from jaxaccel.models.layers.rotary import rotate
 
 
 def attend(
@@ -37,3 +41,37 @@ def _jaxaccel_causal_attention(
 
 # Their names are what transformations know a call by (`jaxaccel.transforms.lowering.attention`).
 _whole, _causal = jax.jit(_jaxaccel_attention), jax.jit(_jaxaccel_causal_attention)
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention.
+
+    ``query``, ``key`` and ``value`` have kernels (width, heads, head_dim), ``out`` has (heads, head_dim,
+    width): tensor parallelism splits the axis of heads, and only the sum in ``out`` crosses devices.
+
+    Args:
+      width: features of a token, a multiple of `heads`.
+      heads: attention heads; with `rotary`, their features are an even number.
+      rotary: queries and keys are rotated by their positions (`jaxaccel.models.layers.rotary.rotate`).
+      causal: a position sees only itself and those before it.
+      rngs: stream ``params``.
+    """
+
+    def __init__(
+        self, width: int, heads: int, *, rotary: bool = False, causal: bool = False, rngs: nnx.Rngs
+    ) -> None:
+        split = (heads, width // heads)
+        self.query = nnx.LinearGeneral(width, split, kernel_init=truncated_normal, rngs=rngs)
+        self.key = nnx.LinearGeneral(width, split, kernel_init=truncated_normal, rngs=rngs)
+        self.value = nnx.LinearGeneral(width, split, kernel_init=truncated_normal, rngs=rngs)
+        self.out = nnx.LinearGeneral(split, width, axis=(-2, -1), kernel_init=truncated_normal, rngs=rngs)
+        self.rotary = rotary
+        self.causal = causal
+
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """(B, T, width) -> (B, T, width); positions that `mask` (B, T) leaves out are seen by none."""
+        query, key, value = self.query(x), self.key(x), self.value(x)
+        if self.rotary:
+            query, key = rotate(query), rotate(key)
+        pairs = None if mask is None else mask[:, None, None, :]
+        return self.out(attend(query, key, value, pairs, causal=self.causal))

@@ -46,8 +46,8 @@ class Scan(nnx.Module):
         graph, _ = nnx.split(blocks[0])
         self.stacked = nnx.merge(graph, _stack([nnx.state(block) for block in blocks]))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """The last block's output, of the shape of `x`."""
+    def __call__(self, x: jax.Array, *others: Any) -> jax.Array:
+        """The last block's output, of the shape of `x`; each block also gets `others`, a mask for instance."""
         graph, params, rest = nnx.split(self.stacked, nnx.Param, _REST)
 
         def step(x: jax.Array, block: tuple[Any, Any, jax.Array]) -> tuple[jax.Array, Any]:
@@ -55,7 +55,7 @@ class Scan(nnx.Module):
             module: Any = nnx.merge(graph, *states)
             for drop, rate in zip(_drops(module), rates, strict=True):
                 drop.rate = rate
-            return _split_by_example(module(_split_by_example(x))), nnx.state(module, _REST)
+            return _split_by_example(module(_split_by_example(x), *others)), nnx.state(module, _REST)
 
         # All that the backward pass of a loop needs is stacked, and copied: what is cheap is computed anew instead.
         light = jax.checkpoint(step, policy=_is_product, prevent_cse=False)

@@ -22,8 +22,9 @@ BESIDE = ("optim", "sched", "lr_sched", "scaler", "amp", "rng", "opt_state")
 """What entries are called, or begin with, that hold arrays and are no weights."""
 WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "backbone.")
 """What DataParallel, ``torch.compile`` and training programs put before every name."""
-_COUNTERS = ("num_batches_tracked", "n_averaged")
-"""PyTorch's BatchNorm counts batches and its AveragedModel averages, which no inference needs."""
+_COUNTERS = ("num_batches_tracked", "n_averaged", "position_ids")
+"""PyTorch's BatchNorm counts batches, its AveragedModel averages, and models of text their positions, which are no
+weights."""
 _FOREIGN = {
     b"\x89HDF": "an HDF5 file, as Keras writes it",
     b"\x1f\x8b": "compressed by gzip",
@@ -39,7 +40,7 @@ def read(path: str | Path, inside: str | None = None) -> dict[str, np.ndarray]:
 
     Nothing in the file is executed. Arrays in nested dictionaries have names joined by dots. Of a PyTorch checkpoint
     that holds more than weights, the dictionary under one of `INSIDE` is taken; of `WRAPPERS`, those that
-    stand before all names are left out, and so are counters of BatchNorm and of averages.
+    stand before all names are left out, and so are counters of BatchNorm, of averages and of positions.
 
     Args:
       path: of the file.

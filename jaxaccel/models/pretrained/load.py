@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from flax import nnx
 
 from jaxaccel.core.interpret import first_uses
 from jaxaccel.core.options import checked
+from jaxaccel.core.packages import find_weights
 from jaxaccel.core.paths import Where, check_where, parameter_path, selects
 from jaxaccel.errors import UserError
 from jaxaccel.models.adapter import Model, abstract_variables
@@ -66,12 +67,14 @@ def load_pretrained(
 
     Args:
       model: as `as_model` makes it; or an NNX module, which gets the weights; or (params, state) of arrays.
-      file: safetensors, npz or a PyTorch checkpoint (see `pretrained.files.read`); nothing in it is executed.
+      file: safetensors, npz or a PyTorch checkpoint (see `pretrained.files.read`); nothing in it is executed. Or the
+        name of a model whose weights an installed package brings (`jaxaccel.core.packages.PACKAGES`).
       inputs: one batch's inputs as `jax.ShapeDtypeStruct`s. With them the order in which the model uses its layers
         counts, which tells layers apart whose names say nothing; without, the order of their names does.
       names: layers of the file that are to be layers of the model: ``{"layer1.0.conv1": "stages/0/0/conv1"}``.
       fresh: paths of parameters that keep what they have: ``"head/**"``, for other classes.
-      new_head: one layer for which the file has one with another number of outputs keeps what it has.
+      new_head: one layer for which the file has one with another number of outputs keeps what it has; so does the last
+        one that the model uses, where the file has none.
       inside: name of the dictionary to take from a PyTorch checkpoint that has several: ``"model_ema"``,
         ``"ema.module"``. Otherwise the order of `pretrained.files.INSIDE` decides.
 
@@ -79,7 +82,7 @@ def load_pretrained(
       UserError: the file cannot be read, a layer of the model finds none of the file or several that are as good, or
         `names` or `fresh` fit nothing.
     """
-    weights = read(file, inside)
+    weights = read(find_weights(file), inside)
     params, state = _arrays_of(model)
     flat, treedef = jax.tree_util.tree_flatten_with_path((params, state))
     paths = [parameter_path(path[1:]) for path, _ in flat]
@@ -100,7 +103,7 @@ def load_pretrained(
     found, missing, unused = match_layers(sources, targets, names or {}, order=known)
     if is_sorted and order is not None:
         check_order(found)
-    if new_head and len(missing) == 1 and any(_outputs_differ(layer, missing[0]) for layer in unused):
+    if new_head and len(missing) == 1 and _can_be_new(missing[0], unused, targets if order else ()):
         head = missing.pop()
         check_head(head, found)
         kept |= {path for path, _ in head.parts.values()}
@@ -119,6 +122,12 @@ def load_pretrained(
     if isinstance(model, nnx.Module):
         _fill(model, params, state)
     return Loaded(params, state, tuple(found), tuple(sorted(kept)), tuple(layer.name for layer in unused))
+
+
+def _can_be_new(layer: Layer, unused: Sequence[Layer], in_order: Sequence[Layer]) -> bool:
+    """Whether `layer`, for which the file has nothing, is a head; `in_order` are all layers as they are used."""
+    last = bool(in_order) and layer.order == max(other.order for other in in_order)
+    return last or any(_outputs_differ(other, layer) for other in unused)
 
 
 def _outputs_differ(source: Layer, target: Layer) -> bool:

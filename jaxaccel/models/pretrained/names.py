@@ -27,6 +27,24 @@ SYNONYMS = (
     ("stem", "conv_stem"),
 )
 """Words for the same thing; a word may stand for several."""
+PHRASES = (
+    ("attention.output.dense", "attention.out"),
+    ("attention.output.layer_norm", "norm1"),
+    ("intermediate.dense", "mlp.up"),
+    ("output.dense", "mlp.down"),
+    ("output.layer_norm", "norm2"),
+    ("sa_layer_norm", "norm1"),
+    ("output_layer_norm", "norm2"),
+    ("self_attn_layer_norm", "norm1"),
+    ("final_layer_norm", "norm2"),
+    ("layernorm_before", "norm1"),
+    ("layernorm_after", "norm2"),
+    ("token_type_embeddings", "types"),
+)
+"""What layers of encoders are called whose words, each by itself, say something else, and what we call them: BERT and
+its kin, DistilBERT, fairseq, and the ViTs of Hugging Face. The first that ends a name counts."""
+HEADS = ("cls", "pooler", "lm_head", "head", "classifier", "qa_outputs", "score")
+"""What parts are called that lead to the outputs of the task that a file was made for."""
 _MEANINGS: dict[str, set[int]] = collections.defaultdict(set)
 for _i, _words in enumerate(SYNONYMS):
     for _word in _words:
@@ -69,10 +87,27 @@ def _same(a: str, b: str) -> bool:
 def _split(name: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """The words of a name and its numbers: ``layer1.0.conv2`` -> (layer, conv2, conv), (1, 0, 2)."""
     words: list[str] = []
-    for part in re.split(r"[./]", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()):
+    for part in re.split(r"[./]", _in_snake_case(_in_our_words(name))):
         stem = re.sub(r"_?\d+$", "", part)
         words += [word for word in dict.fromkeys((part, stem)) if word and not word.isdigit()]
     return tuple(words), tuple(int(match[1]) for match in _numbers(name))
+
+
+def _in_snake_case(name: str) -> str:
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+
+
+def _in_our_words(name: str) -> str:
+    snake = _in_snake_case(name)
+    for theirs, ours in PHRASES:
+        if snake == theirs or snake.endswith(f".{theirs}"):
+            return snake[: -len(theirs)] + ours
+    return name
+
+
+def is_of_head(name: str) -> bool:
+    """Whether a layer of that name belongs to what a file's model ends in."""
+    return any(part in HEADS for part in re.split(r"[./]", name.lower()))
 
 
 _NUMBER = re.compile(r"(\d+)([a-z](?![a-zA-Z\d]))?")
@@ -97,11 +132,12 @@ def rank_numbers(names: Sequence[str]) -> dict[str, str]:
     (a stem's ``conv1``) goes.
     """
     found: dict[str, set[tuple[int, str]]] = collections.defaultdict(set)
-    for name in names:
+    known = {name: _in_our_words(name) for name in names}
+    for name in known.values():
         for before, number in _numbered(name):
             found[before].add(number)
     ranks = {before: {n: i for i, n in enumerate(sorted(numbers))} for before, numbers in found.items()}
-    return {name: _ranked(name, ranks) for name in names}
+    return {name: _ranked(ours, ranks) for name, ours in known.items()}
 
 
 def _numbered(name: str) -> list[tuple[str, tuple[int, str]]]:

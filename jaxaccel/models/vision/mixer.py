@@ -9,7 +9,8 @@ from jaxaccel.models.layers.blocks import (
     pair,
     truncated_normal,
 )
-from jaxaccel.models.layers.patches import Mlp, patch_count, patches
+from jaxaccel.models.layers.mlp import Mlp
+from jaxaccel.models.layers.patches import patch_count, patches
 from jaxaccel.models.layers.scan import sequence
 
 

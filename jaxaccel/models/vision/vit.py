@@ -9,47 +9,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxaccel.models.layers.attention import attend
 from jaxaccel.models.layers.blocks import optional_dropout, pair, truncated_normal
-from jaxaccel.models.layers.patches import Mlp, patch_count, patches
+from jaxaccel.models.layers.patches import patch_count, patches
 from jaxaccel.models.layers.scan import sequence
-
-
-class Attention(nnx.Module):
-    """Multi-head self-attention.
-
-    ``query``, ``key`` and ``value`` have kernels (width, heads, head_dim), ``out`` has (heads, head_dim,
-    width): tensor parallelism splits the axis of heads, and only the sum in ``out`` crosses devices.
-    """
-
-    def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs) -> None:
-        split = (heads, width // heads)
-        self.query = nnx.LinearGeneral(width, split, kernel_init=truncated_normal, rngs=rngs)
-        self.key = nnx.LinearGeneral(width, split, kernel_init=truncated_normal, rngs=rngs)
-        self.value = nnx.LinearGeneral(width, split, kernel_init=truncated_normal, rngs=rngs)
-        self.out = nnx.LinearGeneral(split, width, axis=(-2, -1), kernel_init=truncated_normal, rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(B, T, width) -> (B, T, width)."""
-        return self.out(attend(self.query(x), self.key(x), self.value(x)))
-
-
-class Block(nnx.Module):
-    """A pre-norm encoder block: attention, then the MLP, each added to its input."""
-
-    def __init__(
-        self, width: int, heads: int, hidden: int, *, dropout: float, exact_gelu: bool = False, rngs: nnx.Rngs
-    ) -> None:
-        self.norm1 = nnx.LayerNorm(width, epsilon=1e-6, rngs=rngs)
-        self.attention = Attention(width, heads, rngs=rngs)
-        self.norm2 = nnx.LayerNorm(width, epsilon=1e-6, rngs=rngs)
-        self.mlp = Mlp(width, hidden, dropout=dropout, exact_gelu=exact_gelu, rngs=rngs)
-        self.dropout = optional_dropout(dropout, rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(B, T, width) -> (B, T, width)."""
-        x = x + self.dropout(self.attention(self.norm1(x)))
-        return x + self.dropout(self.mlp(self.norm2(x)))
+from jaxaccel.models.layers.transformer import Block
 
 
 class VisionTransformer(nnx.Module):

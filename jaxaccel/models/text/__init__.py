@@ -1,0 +1,1 @@
+"""Classifiers of texts, which are rows of token ids and a mask: one file for each family."""
