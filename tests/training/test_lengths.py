@@ -243,7 +243,7 @@ def test_both_feeds_yield_the_same_bits(recipe, name):
 def test_a_run_compiles_what_it_said_learns_and_resumes(recipe, tmp_path, capsys, monkeypatch):
     whole = ja.train(recipe, run=tmp_path / "whole")
     said = capsys.readouterr().out
-    steps, evaluations = map(int, re.search(r"compiling (\d+) programs of steps and (\d+) of", said).groups())
+    steps, _ = map(int, re.search(r"compiling (\d+) programs of steps and (\d+) of", said).groups())
     assert steps == 3 and "padding is" in said
     assert whole.summary["eval"]["perplexity"] < 250
     assert 0 <= whole.summary["eval"]["hits"] <= 1
