@@ -109,8 +109,9 @@ class TextClassification(Classification):
                 f"text classification needs labels that are numbers of classes, not {known[self.label]}"
             )
         if self.unknown and self.unknown not in names:
+            near = suggest_nearest(self.unknown, names)
             raise UserError(
-                f"{option('task.unknown', self.unknown)} is none of the {len(names)} classes of the data{suggest_nearest(self.unknown, names)}"
+                f"{option('task.unknown', self.unknown)} is none of the {len(names)} classes{near}"
             )
         classes = tuple(name for name in names if name != self.unknown)
         self.check_class_weights(len(classes))
