@@ -37,6 +37,10 @@ from .policies import rand_augment as rand_augment
 from .policies import three_augment as three_augment
 from .policies import trivial_augment as trivial_augment
 from .resize import resize as resize
+from .text import mask_tokens as mask_tokens
+from .text import mix_embeddings as mix_embeddings
+from .text import swap_words as swap_words
+from .text import word_dropout as word_dropout
 from .tone import autocontrast as autocontrast
 from .tone import equalize as equalize
 from .tone import posterize as posterize

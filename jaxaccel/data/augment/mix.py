@@ -77,11 +77,12 @@ def mixup(key: jax.Array, batch: Batch, *, alpha: float) -> Batch:
       UserError: alpha is not in [0, 1e6], the batch has no label or no usable image, or it is mixed already.
     """
     image = _check(batch, "mixup", alpha=alpha)
-    weight = _mixup_weight(key, batch, alpha)
+    weight = draw_mix_weight(key, batch, alpha)
     return _mixed(batch, _blended(image, weight), weight)
 
 
-def _mixup_weight(key: jax.Array, batch: Batch, alpha: float) -> jax.Array:
+def draw_mix_weight(key: jax.Array, batch: Batch, alpha: float) -> jax.Array:
+    """The share of each example's partner, (B,) float32 ~ Beta(alpha, alpha); 0 where either is padding."""
     if alpha == 0:
         weight = jnp.zeros(batch["label"].shape[:1], jnp.float32)
     else:
@@ -154,7 +155,7 @@ def mixup_or_cutmix(
     check_probability(cutmix_probability, "mixup_or_cutmix")
     cut = uniforms(key, batch, 1)[:, 0] < cutmix_probability
     pasted, share = _box(jax.random.fold_in(key, 1), batch, image, cutmix_alpha)
-    weight = _mixup_weight(jax.random.fold_in(key, 2), batch, mixup_alpha)
+    weight = draw_mix_weight(jax.random.fold_in(key, 2), batch, mixup_alpha)
     cut_image = jnp.where(pasted, neighbor(image), image)
     mixed = jnp.where(per_image(cut), cut_image, _blended(image, weight))
     return _mixed(batch, mixed, jnp.where(cut, share, weight))
