@@ -83,11 +83,14 @@ def _learn_words(texts: Sequence[str], size: int, lowercase: bool) -> Tokenizer:
     rust = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token=UNKNOWN))
     rust.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase)
     rust.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    counts: Counter[str] = Counter()
+    words: Counter[str] = Counter()
     for text in texts:
-        for word, _ in rust.pre_tokenizer.pre_tokenize_str(rust.normalizer.normalize_str(text)):
-            counts[word[0]] += 1
-            counts.update(f"##{c}" for c in word[1:])
+        split = rust.pre_tokenizer.pre_tokenize_str(rust.normalizer.normalize_str(text))
+        words.update(word for word, _ in split)
+    counts: Counter[str] = Counter()
+    for word, count in words.items():
+        for position, character in enumerate(word):
+            counts[f"##{character}" if position else character] += count
     kept = sorted(counts, key=lambda piece: (-counts[piece], piece))[: size // 2]
     alphabet = sorted({piece[-1] for piece in kept})
     trainer = tokenizers.trainers.WordPieceTrainer(
