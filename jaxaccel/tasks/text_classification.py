@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import jax
@@ -18,9 +18,9 @@ from jaxaccel.core.packages import PACKAGES, find_package_file
 from jaxaccel.data.buckets import choose_bounds
 from jaxaccel.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from jaxaccel.errors import UserError, option
-from jaxaccel.tasks.batches import fit_length, stack_examples
 from jaxaccel.tasks.bring_arrays import Example, Given
-from jaxaccel.tasks.classification import Classification, read_labels
+from jaxaccel.tasks.bring_texts import bring_texts, to_element
+from jaxaccel.tasks.classification import Classification
 from jaxaccel.tasks.metrics import Mean
 from jaxaccel.tasks.task import READ_EXAMPLES, Apply, Batch, PyTree
 
@@ -38,7 +38,7 @@ class TextClassification(Classification):
     text: tuple[str, ...] = ("text",)
     """Parts of an example that are its text, joined by a space: title description."""
     label: str = "label"
-    """Part of an example that is its class."""
+    """Part of an example that is its class: a number of the data's classes, or the name of one."""
     tokenizer: str = "wordpiece"
     """Cut texts into tokens by this: wordpiece or bpe, learned of the training texts; or a tokenizer.json, a vocab.txt,
     a folder with one of them, or minilm_l6, that of the installed package."""
@@ -65,8 +65,10 @@ class TextClassification(Classification):
     """The tokenizer, as the text of a tokenizer.json; found by `fit`."""
     fitted_bounds: Annotated[tuple[int, ...], Suppress] = ()
     """The lengths, found by `fit`."""
+    fitted_classes: Annotated[tuple[str, ...], Suppress] = ()
+    """Names of the classes but for `unknown`, found by `fit` where labels are names."""
     fitted_unknown: Annotated[int, Suppress] = -1
-    """The number of the class `unknown` in the data, found by `fit`."""
+    """The number of `unknown` in the data, found by `fit` where labels are numbers."""
 
     def check_values(self) -> None:
         """Checks that lengths rise, and that some class has a weight."""
@@ -103,18 +105,15 @@ class TextClassification(Classification):
             raise UserError(
                 f"the data set has no {missing[0]!r}, it has {', '.join(known)}: say with {named} what to take"
             )
-        names = getattr(known[self.label], "names", None)
-        if not names:
+        names = getattr(known[self.label], "names", None) or self.fitted_classes
+        if not names and np.dtype(known[self.label].np_dtype) != object:
             raise UserError(
-                f"text classification needs labels that are numbers of classes, not {known[self.label]}"
-            )
-        if self.unknown and self.unknown not in names:
-            near = suggest_nearest(self.unknown, names)
-            raise UserError(
-                f"{option('task.unknown', self.unknown)} is none of the {len(names)} classes{near}"
+                f"text classification needs labels that are names, or numbers of named classes, and {self.label} is "
+                f"{known[self.label]}: say with {option('task.label')} what to take"
             )
         classes = tuple(name for name in names if name != self.unknown)
-        self.check_class_weights(len(classes))
+        if classes:
+            self.check_class_weights(len(classes))
         facts = {"classes": len(classes), "class_names": classes, "max_length": self.bounds[-1]}
         if self.fitted_tokenizer:
             facts |= {"vocabulary": self.tokens.vocabulary, "pad": self.tokens.pad}
@@ -122,31 +121,45 @@ class TextClassification(Classification):
 
     def fit(self, source: Any) -> "TextClassification":
         """The task with its tokenizer, its lengths and its class weights, for which the whole split is read."""
-        names, task = dict(source.features.items())[self.label].names, self
+        task = self._fit_classes(source)
         if not self.fitted_tokenizer:
             task = dataclasses.replace(task, fitted_tokenizer=self._find_tokenizer(source).json)
-        if self.unknown:
-            task = dataclasses.replace(task, fitted_unknown=names.index(self.unknown))
         if not self.fill_to:
             lengths = np.minimum(task.lengths(source), self.max_length)
             bounds = (min(bound, self.max_length) for bound in choose_bounds(lengths))
             task = dataclasses.replace(task, fitted_bounds=tuple(bounds))
         if isinstance(self.class_weights, str):
             classes = task.facts(source.features)["class_names"]
-            labels = np.array([task.number(label) for label in read_labels(source, self.label)])
+            labels = np.array([task.number(example[self.label]) for example in _read(source)])
             task = task.fit_class_weights(labels[labels >= 0], classes)
         return task
 
-    def number(self, label: int) -> int:
-        """The number of a class among those that are told apart, -1 of `unknown`, from that in the data."""
-        if label == self.fitted_unknown:
+    def number(self, label: Any) -> int:
+        """The number of a class among those that are told apart, -1 of `unknown`.
+
+        Args:
+          label: its name, or its number in the data.
+
+        Raises:
+          UserError: the training split had no such class.
+        """
+        value = np.asarray(label).item()
+        if isinstance(value, int):
+            return -1 if value == self.fitted_unknown else value - (0 <= self.fitted_unknown < value)
+        name = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+        if name == self.unknown:
             return -1
-        return int(label) - (0 <= self.fitted_unknown < label)
+        if name not in self.fitted_classes:
+            near = suggest_nearest(name, list(self.fitted_classes))
+            raise UserError(
+                f"{name!r:.60} is none of the training split's {len(self.fitted_classes)} classes{near}"
+            )
+        return self.fitted_classes.index(name)
 
     def element(self, example: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """``token`` (n,) int32, ``length`` () int32 and ``label`` () int32. A text of no tokens has a filler as one."""
         tokens = self._encode([self._text_of(example)])[0]
-        return _element(tokens) | {"label": np.asarray(self.number(int(example[self.label])), np.int32)}
+        return to_element(tokens) | {"label": np.asarray(self.number(example[self.label]), np.int32)}
 
     def lengths(self, source: Any, advance: Callable[[int], Any] = lambda n: None) -> np.ndarray:
         """(n,) int64: the tokens of each text of a split."""
@@ -205,15 +218,7 @@ class TextClassification(Classification):
         Raises:
           UserError: it is no text.
         """
-        if isinstance(given, Mapping):
-            if "text" not in given:
-                raise UserError(f"a batch of texts has an entry text, got {', '.join(given) or 'none'}")
-            given = given["text"]
-        if isinstance(given, (str, bytes)):
-            return Given(self._bring([given], size), single=True)
-        if not isinstance(given, Iterable):
-            raise UserError(f"give a text or several, not {given!r:.60}")
-        return Given(self._bring(given, size), single=False)
+        return bring_texts(given, size, self._encode, self.pad, self.bounds)
 
     def batch_of(self, given: Any, example: Example) -> Batch:
         """Tokens (B, L) int32, filled up with the tokenizer's filler; or ``{"token": ..., "length": ...}``."""
@@ -223,13 +228,6 @@ class TextClassification(Classification):
             places = jnp.arange(1, token.shape[1] + 1)
             batch["length"] = jnp.maximum((places * (token != self.tokens.pad)).max(1), 1)
         return batch | {"token": token}
-
-    def _bring(self, texts: Iterable[Any], size: int) -> Iterator[dict[str, Any]]:
-        numbered = iter(enumerate(texts))
-        while some := list(itertools.islice(numbered, size)):
-            rows = [_element(tokens) for tokens in self._encode([_as_text(text, i) for i, text in some])]
-            length = fit_length(self.bounds, max(map(self.length, rows)))
-            yield stack_examples([self.pad(row, length) for row in rows])
 
     def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         filler = np.array([self.tokens.pad], np.int32)  # models need a token, also of an empty text
@@ -241,15 +239,29 @@ class TextClassification(Classification):
             advance(len(texts))
 
     def _read_texts(self, source: Any) -> Iterator[list[str]]:
-        for start in range(0, len(source), READ_EXAMPLES):
-            indices = range(start, min(start + READ_EXAMPLES, len(source)))
-            yield [self._text_of(example) for example in source.__getitems__(indices)]
+        examples = _read(source)
+        while some := list(itertools.islice(examples, READ_EXAMPLES)):
+            yield list(map(self._text_of, some))
 
     def _text_of(self, example: Mapping[str, Any]) -> str:
         parts = (example[name].item() for name in self.text)
         return " ".join(
             part.decode(errors="replace") if isinstance(part, bytes) else str(part) for part in parts
         )
+
+    def _fit_classes(self, source: Any) -> "TextClassification":
+        names = getattr(dict(source.features.items())[self.label], "names", None)
+        if not names:
+            found = {
+                np.asarray(example[self.label]).item().decode(errors="replace") for example in _read(source)
+            }
+            return dataclasses.replace(self, fitted_classes=tuple(sorted(found - {self.unknown})))
+        if self.unknown and self.unknown not in names:
+            near = suggest_nearest(self.unknown, names)
+            raise UserError(
+                f"{option('task.unknown', self.unknown)} is none of the {len(names)} classes{near}"
+            )
+        return dataclasses.replace(self, fitted_unknown=names.index(self.unknown)) if self.unknown else self
 
     def _find_tokenizer(self, source: Any) -> Tokenizer:
         if self.tokenizer in PACKAGES:
@@ -263,23 +275,10 @@ class TextClassification(Classification):
         return tokenizer
 
 
-def _element(tokens: np.ndarray) -> dict[str, np.ndarray]:
-    return {"token": tokens, "length": np.asarray(len(tokens), np.int32)}
-
-
-def _as_text(value: Any, number: int) -> str:
-    """A text that somebody gave.
-
-    Raises:
-      UserError: it is none, or no UTF-8.
-    """
-    try:
-        text = value.decode() if isinstance(value, bytes) else value
-    except UnicodeDecodeError as error:
-        raise UserError(f"text {number} is no UTF-8 (byte {error.start}): convert it first") from error
-    if not isinstance(text, str):
-        raise UserError(f"text {number} is {value!r:.60}: give texts")
-    return text
+def _read(source: Any) -> Iterator[Mapping[str, Any]]:
+    """The examples of a split, read in parts."""
+    for start in range(0, len(source), READ_EXAMPLES):
+        yield from source.__getitems__(range(start, min(start + READ_EXAMPLES, len(source))))
 
 
 @functools.lru_cache(maxsize=16)
