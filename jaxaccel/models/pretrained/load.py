@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,13 +115,22 @@ def load_pretrained(
             value = arrange_axes(_value(weights, pair.source, role), shape, role, path)
             values[path] = jnp.asarray(value, by_path[path].dtype)
     if kept and isinstance(model, Model):
-        started = jax.tree.leaves(jax.jit(model.init)(jax.random.key(0)))
-        by_path = dict(zip(paths, started, strict=True))
+        by_path |= _start(model, paths, kept)
     leaves = [values[path] if path in values else by_path[path] for path in paths]
     params, state = jax.tree.unflatten(treedef, leaves)
     if isinstance(model, nnx.Module):
         _fill(model, params, state)
     return Loaded(params, state, tuple(found), tuple(sorted(kept)), tuple(layer.name for layer in unused))
+
+
+def _start(model: Model, paths: Sequence[str], kept: Collection[str]) -> dict[str, jax.Array]:
+    """The values by path that those of `kept` start with: of all others nothing is computed or compiled."""
+
+    def init(key: jax.Array) -> dict[str, jax.Array]:
+        leaves = jax.tree.leaves(model.init(key))
+        return {path: leaf for path, leaf in zip(paths, leaves, strict=True) if path in kept}
+
+    return jax.jit(init)(jax.random.key(0))
 
 
 def _can_be_new(layer: Layer, unused: Sequence[Layer], in_order: Sequence[Layer]) -> bool:

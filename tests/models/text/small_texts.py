@@ -16,7 +16,7 @@ SMALL = {
     "text_cnn": functools.partial(models.TextCnn, width=6, filters=4),
     "bilstm_max": functools.partial(models.BiLstm, width=6, features=4, depth=2),
     "bilstm_mean": functools.partial(models.BiLstm, width=6, features=4, pool="mean"),
-    "encoder_rotary": functools.partial(models.TextEncoder, width=12, depth=2, heads=3, max_length=LONGEST),
+    "encoder_rotary": functools.partial(models.TextEncoder, width=12, depth=1, heads=3, max_length=LONGEST),
     "encoder_learned": functools.partial(
         models.TextEncoder, width=12, depth=1, heads=3, positions="learned", max_length=LONGEST
     ),
