@@ -39,6 +39,8 @@ class Task(Options, abc.ABC):
     """Which values of `metric` are better: of an error, lower ones."""
     logits: ClassVar[bool] = False
     """Whether the model's outputs are logits over classes, from which a student can learn by soft targets."""
+    own_facts: ClassVar[tuple[str, ...]] = ()
+    """Facts that belong to a model and not to the data: a teacher keeps its own."""
 
     @property
     def headline(self) -> Headline:
@@ -62,6 +64,17 @@ class Task(Options, abc.ABC):
     def fit(self, source: Any) -> "Task":
         """The task with the options that follow from the training split, before training; by default as it is."""
         return self
+
+    def beside(self, teacher: "Task") -> "Task":
+        """The task whose batches also hold what the model of `teacher`, a fitted task, reads.
+
+        By default the task as it is: both models read the same.
+        """
+        return self
+
+    def teacher_batch(self, batch: Batch) -> Batch:
+        """A batch of `beside` as the teacher's task has it; by default as it is."""
+        return batch
 
     def element(self, example: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """One decoded example of the data set as arrays of fixed shape and dtype (on the host).

@@ -4,8 +4,8 @@ import dataclasses
 import functools
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from tyro.conf import Suppress
 from jaxaccel.core.call_text import suggest_nearest
 from jaxaccel.core.options import Count, NonNegative, Share, ShareBelowOne
 from jaxaccel.core.packages import PACKAGES, find_package_file
+from jaxaccel.data.augment.mix import neighbor
 from jaxaccel.data.buckets import choose_bounds
 from jaxaccel.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from jaxaccel.errors import UserError, option
@@ -22,7 +23,7 @@ from jaxaccel.tasks.bring_arrays import Example, Given
 from jaxaccel.tasks.bring_texts import bring_texts, to_element
 from jaxaccel.tasks.classification import Classification
 from jaxaccel.tasks.metrics import Mean
-from jaxaccel.tasks.task import READ_EXAMPLES, Apply, Batch, PyTree
+from jaxaccel.tasks.task import READ_EXAMPLES, Apply, Batch, PyTree, Task
 
 LEARNED = ("wordpiece", "bpe")
 """Kinds of tokenizers that are learned of the training texts."""
@@ -35,6 +36,7 @@ class TextClassification(Classification):
     The model is called with the tokens and a mask (B, L) bool, True where there is one, and gives logits (B, classes).
     """
 
+    own_facts: ClassVar[tuple[str, ...]] = ("vocabulary", "pad", "max_length")
     text: tuple[str, ...] = ("text",)
     """Parts of an example that are its text, joined by a space: title description."""
     label: str = "label"
@@ -63,6 +65,8 @@ class TextClassification(Classification):
     training labels: examples / (classes * examples of the class). Evaluation is unweighted."""
     fitted_tokenizer: Annotated[str, Suppress] = ""
     """The tokenizer, as the text of a tokenizer.json; found by `fit`."""
+    teacher_tokenizer: Annotated[str, Suppress] = ""
+    """The tokenizer of a model that is learned from, where it is another one; found by `beside`."""
     fitted_bounds: Annotated[tuple[int, ...], Suppress] = ()
     """The lengths, found by `fit`."""
     fitted_classes: Annotated[tuple[str, ...], Suppress] = ()
@@ -156,29 +160,48 @@ class TextClassification(Classification):
             )
         return self.fitted_classes.index(name)
 
+    def beside(self, teacher: Task) -> "TextClassification":
+        """The task whose batches also hold ``teacher_token`` and ``teacher_length``, where the tokens are others."""
+        if not isinstance(teacher, TextClassification) or not teacher.fitted_tokenizer:
+            return self
+        return dataclasses.replace(self, teacher_tokenizer=teacher.fitted_tokenizer)
+
+    def teacher_batch(self, batch: Batch) -> Batch:
+        """The same texts in the teacher's tokens, mixed as they are."""
+        if "teacher_token" not in batch:
+            return batch
+        theirs = {"token": batch["teacher_token"], "length": batch["teacher_length"]}
+        if "mix_token" in batch:
+            theirs |= {f"mix_{name}": neighbor(x) for name, x in theirs.items()}
+        return {**batch, **theirs}
+
     def element(self, example: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """``token`` (n,) int32, ``length`` () int32 and ``label`` () int32. A text of no tokens has a filler as one."""
-        tokens = self._encode([self._text_of(example)])[0]
-        return to_element(tokens) | {"label": np.asarray(self.number(example[self.label]), np.int32)}
-
-    def lengths(self, source: Any, advance: Callable[[int], Any] = lambda n: None) -> np.ndarray:
-        """(n,) int64: the tokens of each text of a split."""
-        return np.array([len(tokens) for tokens in self._encode_all(source, advance)], np.int64)
+        text = self._text_of(example)
+        theirs = (
+            to_element(_encode(Tokenizer(self.teacher_tokenizer), [text])[0])
+            if self.teacher_tokenizer
+            else {}
+        )
+        return {
+            **to_element(_encode(self.tokens, [text])[0]),
+            "label": np.asarray(self.number(example[self.label]), np.int32),
+            **{f"teacher_{name}": x for name, x in theirs.items()},
+        }
 
     def length(self, element: Mapping[str, np.ndarray]) -> int:
-        """How many tokens there are."""
-        return int(element["length"])
+        """How many tokens there are, of the teacher's where these are more."""
+        return max(int(element["length"]), int(element.get("teacher_length", 0)))
 
     def pad(self, element: Mapping[str, np.ndarray], length: int) -> dict[str, np.ndarray]:
         """The tokens filled up to `length`, or cut: what a tokenizer puts at the end of a text stays there."""
-        tokens = element["token"]
-        if len(tokens) > length:
-            closing = min(_count_closing(self.tokens), length - 1)
-            tokens = np.concatenate([tokens[: length - closing], tokens[len(tokens) - closing :]])
-        padded = np.full(length, self.tokens.pad, np.int32)
-        padded[: len(tokens)] = tokens
-        cut = np.minimum(element["length"], length).astype(np.int32)
-        return dict(element) | {"token": padded, "length": cut}
+        own = ("", self.fitted_tokenizer)
+        theirs = [("teacher_", self.teacher_tokenizer)] if "teacher_token" in element else []
+        filled = dict(element)
+        for prefix, tokenizer in (own, *theirs):
+            filled[f"{prefix}token"] = _fill(element[f"{prefix}token"], length, Tokenizer(tokenizer))
+            filled[f"{prefix}length"] = np.minimum(element[f"{prefix}length"], length).astype(np.int32)
+        return filled
 
     def inputs(self, batch: Batch) -> tuple[PyTree, ...]:
         """Tokens, mask and, where `augment.mix_embeddings` chose a partner, ``(tokens, mask, weight)`` of that."""
@@ -218,7 +241,7 @@ class TextClassification(Classification):
         Raises:
           UserError: it is no text.
         """
-        return bring_texts(given, size, self._encode, self.pad, self.bounds)
+        return bring_texts(given, size, functools.partial(_encode, self.tokens), self.pad, self.bounds)
 
     def batch_of(self, given: Any, example: Example) -> Batch:
         """Tokens (B, L) int32, filled up with the tokenizer's filler; or ``{"token": ..., "length": ...}``."""
@@ -228,20 +251,6 @@ class TextClassification(Classification):
             places = jnp.arange(1, token.shape[1] + 1)
             batch["length"] = jnp.maximum((places * (token != self.tokens.pad)).max(1), 1)
         return batch | {"token": token}
-
-    def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        filler = np.array([self.tokens.pad], np.int32)  # models need a token, also of an empty text
-        return [tokens if len(tokens) else filler for tokens in self.tokens.encode(texts)]
-
-    def _encode_all(self, source: Any, advance: Callable[[int], Any]) -> Iterator[np.ndarray]:
-        for texts in self._read_texts(source):
-            yield from self._encode(texts)
-            advance(len(texts))
-
-    def _read_texts(self, source: Any) -> Iterator[list[str]]:
-        examples = _read(source)
-        while some := list(itertools.islice(examples, READ_EXAMPLES)):
-            yield list(map(self._text_of, some))
 
     def _text_of(self, example: Mapping[str, Any]) -> str:
         parts = (example[name].item() for name in self.text)
@@ -268,7 +277,7 @@ class TextClassification(Classification):
             return load_tokenizer(find_package_file(self.tokenizer, "tokenizer.json"))
         if self.tokenizer not in LEARNED:
             return load_tokenizer(self.tokenizer)
-        texts = [text for some in self._read_texts(source) for text in some]
+        texts = list(map(self._text_of, _read(source)))
         kind: Any = self.tokenizer
         tokenizer = train_tokenizer(texts, kind, self.vocabulary, self.lowercase)
         logging.getLogger(__name__).info(f"learned {tokenizer.vocabulary:,} tokens of {len(texts):,} texts")
@@ -279,6 +288,21 @@ def _read(source: Any) -> Iterator[Mapping[str, Any]]:
     """The examples of a split, read in parts."""
     for start in range(0, len(source), READ_EXAMPLES):
         yield from source.__getitems__(range(start, min(start + READ_EXAMPLES, len(source))))
+
+
+def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
+    filler = np.array([tokenizer.pad], np.int32)  # models need a token, also of an empty text
+    return [tokens if len(tokens) else filler for tokens in tokenizer.encode(texts)]
+
+
+def _fill(tokens: np.ndarray, length: int, tokenizer: Tokenizer) -> np.ndarray:
+    """(length,) int32: the tokens filled up, or cut before those that close a text."""
+    if len(tokens) > length:
+        closing = min(_count_closing(tokenizer), length - 1)
+        tokens = np.concatenate([tokens[: length - closing], tokens[len(tokens) - closing :]])
+    padded = np.full(length, tokenizer.pad, np.int32)
+    padded[: len(tokens)] = tokens
+    return padded
 
 
 @functools.lru_cache(maxsize=16)

@@ -31,6 +31,7 @@ from jaxaccel.training.run_log import RunLog, announce_log
 from jaxaccel.training.run_setup import set_up_run
 from jaxaccel.training.saved_checkpoints import CHECKPOINTS
 from jaxaccel.training.signals import StopSignal
+from jaxaccel.training.warm_start import read_teacher_task
 
 
 @checked
@@ -75,7 +76,10 @@ def train(
         mesh, to_choose = make_mesh(recipe.mesh), recipe.batch_size == "auto" and not resume
         recipe = begin_batch_size(recipe, mesh, directory, resume=resume)
         before = read_facts(directory) if resume else None
-        setup = set_up_run(Problem(recipe, before=before), mesh, directory, resume=resume, trust=trust)
+        teacher = None if resume else read_teacher_task(recipe, trust=trust)
+        setup = set_up_run(
+            Problem(recipe, before=before, teacher=teacher), mesh, directory, resume=resume, trust=trust
+        )
         start = find_start(setup, init_from)
         if resume and (result := find_finished(setup)):
             return result

@@ -31,6 +31,8 @@ class Problem:
     """What an earlier run kept of the data, which then need not be there."""
     before: Facts | None = None
     """What the run that goes on kept of the data: what was learned of them must not be learned anew."""
+    teacher: Task | None = None
+    """The fitted task of the model that is to be learned from, where that is another one's."""
 
     @functools.cached_property
     def splits(self) -> Splits:
@@ -50,7 +52,7 @@ class Problem:
             return dataclasses.replace(task, **known.fitted)
         train = self.splits.train
         task.facts(train.features)  # says what is wrong with the features before their values are read
-        return task.fit(train)
+        return (task.beside(self.teacher) if self.teacher else task).fit(train)
 
     @property
     def fitted(self) -> Recipe:

@@ -22,6 +22,7 @@ from jaxaccel.core.user_code import read_content_at
 from jaxaccel.errors import UserError, option
 from jaxaccel.training import trust
 from jaxaccel.training.directory_swap import Swap
+from jaxaccel.training.facts import FILE as FACTS
 from jaxaccel.training.lock import hold_lock
 from jaxaccel.training.recipe import Recipe
 from jaxaccel.training.recipe_file import FORMAT, find_changes, read_recipe_file, write
@@ -143,6 +144,8 @@ def keep_teacher(run: Path, directory: Path) -> None:
         there.mkdir(exist_ok=True)
         for name in (RECORD, *(f"{module}.py" for module in modules)):
             shutil.copyfile(run / name, there / name)
+        if (run / FACTS).is_file():
+            shutil.copyfile(run / FACTS, there / FACTS)
         _sign(there, modules)
 
 

@@ -268,9 +268,7 @@ class Training(Options):
                 outputs, new_state = model(params, batch)
                 loss, means = self._task_loss(outputs, batch)
             else:
-                (outputs, new_state), lesson = self.teacher.teach(model, teacher, self.task.weights)(
-                    params, batch
-                )
+                (outputs, new_state), lesson = self.teacher.teach(model, teacher, self.task)(params, batch)
                 loss, means = self._task_loss(outputs, batch)
                 loss, means = self.teacher.weighed(loss, lesson), means | {"distill": lesson}
             if self.accumulate == 1 or not isinstance(loss, Mean):

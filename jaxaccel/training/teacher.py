@@ -81,21 +81,24 @@ class Teacher:
         self,
         student: Callable[[PyTree, Batch], tuple[jax.Array, Any]],
         weights: PyTree,
-        count: Callable[[Batch], jax.Array] = lambda batch: batch["mask"],
+        ours: Task | None = None,
     ) -> Callable[[PyTree, Batch], tuple[Any, Mean]]:
         """`student` that also returns what to lower besides the task's loss.
 
         Args:
           student: (params, batch) -> (logits (B, ..., classes), anything).
           weights: as `blank` has them.
-          count: how much each of the logits' predictions counts, (B,) or (B, ...): not at all where it is padding.
+          ours: the student's task, which makes the batches; by default the teacher's.
 
         Returns:
           (params, batch) -> ((logits, anything), the mean over the predictions that count).
         """
 
+        task = ours or self.task
+
         def teacher(params: PyTree, batch: Batch) -> jax.Array:
-            inputs, key = self.task.inputs(batch), jax.random.key(0)  # unused in evaluation mode
+            inputs = self.task.inputs(task.teacher_batch(batch))
+            key = jax.random.key(0)  # unused in evaluation mode
             return self.model.apply(params, weights["model_state"], *inputs, key=key, train=False)[0]
 
         options = self.options
@@ -105,7 +108,7 @@ class Teacher:
 
         def taught(params: PyTree, batch: Batch) -> tuple[Any, Mean]:
             outputs, terms = both(params, weights["params"], batch)
-            counts = count(batch)
+            counts = task.weights(batch)
             return outputs, Mean.of(terms.reshape(*counts.shape, -1).mean(-1), counts)
 
         return taught

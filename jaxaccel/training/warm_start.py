@@ -14,8 +14,10 @@ from jaxaccel.errors import UserError, option
 from jaxaccel.models.adapter import Model, abstract_variables, as_model, output_shape, takes_argument
 from jaxaccel.models.pretrained import Loaded, load_pretrained
 from jaxaccel.models.pretrained.names import is_of_head
+from jaxaccel.tasks import Task
 from jaxaccel.tasks.metrics import Headline
 from jaxaccel.training import run_directory
+from jaxaccel.training.facts import read_facts
 from jaxaccel.training.recipe import Recipe
 from jaxaccel.training.recipe_file import load_recipe
 from jaxaccel.training.saved_checkpoints import read_weights
@@ -100,18 +102,39 @@ def load_teacher(
             f"{options.teacher} is a run and knows its model: leave out {option('distill.model')}"
         )
     factory = own.model if own else options.model or recipe.model
+    if theirs := read_facts(kept) if own else None:
+        facts = {
+            **facts,
+            **{name: theirs.values[name] for name in recipe.task.own_facts if name in theirs.values},
+        }
     # Of a sample, from which some models start, only the shape counts: weights are loaded.
     sample = {"sample": np.zeros(inputs[0].shape, np.float32)} if takes_argument(factory, "sample") else {}
     try:
         model = as_model(factory, {**facts, **sample}, inputs)
-        theirs, ours = (getattr(output_shape(m, inputs), "shape", None) for m in (model, student))
+        given, taken = (getattr(output_shape(m, inputs), "shape", None) for m in (model, student))
     except UserError as error:
         raise UserError(f"teacher {options.teacher}: {error.message}") from error
-    if options.soft and theirs != ours:
+    if options.soft and given != taken:
         raise UserError(
-            f"the teacher {options.teacher} gives logits of shape {theirs} and the student {ours}: {SAME_CLASSES}"
+            f"the teacher {options.teacher} gives logits of shape {given} and the student {taken}: {SAME_CLASSES}"
         )
-    return Teacher(model, own.task if own else recipe.task, options)
+    return Teacher(model, (own and read_teacher_task(recipe, trust=trust, kept=kept)) or recipe.task, options)
+
+
+def read_teacher_task(recipe: Recipe, *, trust: bool = False, kept: Path | None = None) -> Task | None:
+    """The task of the run that `recipe` learns from, with what it learned of its data; None where there is no run.
+
+    Args:
+      recipe: of the student.
+      trust: execute code that the teacher's run brings along, also where somebody else wrote it.
+      kept: where the student's run keeps the teacher's recipe, in the place of the teacher's run.
+    """
+    place = kept or recipe.distill.teacher
+    if place is None or not (place / "recipe.json").is_file():
+        return None
+    task: Any = load_recipe(place, trust=trust).task
+    facts = read_facts(place)
+    return dataclasses.replace(task, **facts.fitted) if facts else task
 
 
 def load_teacher_weights(teacher: Teacher | None, inputs: tuple[PyTree, ...]) -> dict[str, np.ndarray]:
