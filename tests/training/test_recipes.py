@@ -31,10 +31,22 @@ SHRUNKEN = {
     "imagenet_vit_s16": (partial(models.VisionTransformer, width=12, depth=1, heads=3), (32, 32, 3), 1000),
 }
 BATCH = 8
+# The shipped model with less of it, and the number of classes.
+TEXTS = {
+    "trec": (partial(models.text_cnn, width=8, filters=4), 6),
+    "clinc": (partial(models.text_cnn, width=8, filters=4), 150),
+    "mr": (partial(models.text_cnn, width=8, filters=4), 2),
+    "subj": (partial(models.text_cnn, width=8, filters=4), 2),
+    "movie_reviews": (partial(models.text_cnn, width=8, filters=4), 2),
+    "imdb": (partial(models.fast_text, width=8, buckets=32), 2),
+    "ag_news": (partial(models.fast_text, width=8, buckets=32), 4),
+    "minilm": (partial(models.Bert, width=8, depth=1, heads=2), 6),
+    "sst2": (partial(models.Bert, width=8, depth=1, heads=2), 2),
+}
 
 
 def test_each_recipe_is_tried():
-    assert set(recipe.list_recipes()) == set(SHRUNKEN)
+    assert set(recipe.list_recipes()) == {*SHRUNKEN, *TEXTS}
 
 
 @pytest.mark.parametrize("name", slow_but([n for n in SHRUNKEN if not n.startswith("imagenet")], SHRUNKEN))
@@ -50,8 +62,31 @@ def test_it_takes_a_step(name):
         "mask": np.ones(BATCH, np.float32),
     }
     facts = {"classes": classes, "channels": shape[-1], "image_size": shape[0]}
-    inputs = jax.eval_shape(task.inputs, batch)
-    model = as_model(smaller or shipped.model, facts, inputs)
+    take_steps(dataclasses.replace(shipped, task=task), smaller or shipped.model, facts, batch)
+
+
+@pytest.mark.parametrize("name", slow_but(["trec", "minilm"], TEXTS))
+def test_a_recipe_of_texts_takes_a_step(name):
+    shipped = recipe.load_recipe(name)
+    smaller, classes = TEXTS[name]
+    rng = np.random.default_rng(0)
+    batch = {
+        "token": rng.integers(5, 50, (BATCH, 12), dtype=np.int32),
+        "length": rng.integers(1, 13, BATCH, dtype=np.int32),
+        "label": np.arange(BATCH, dtype=np.int32) % classes,
+        "index": np.arange(BATCH, dtype=np.int32),
+        "epoch": np.zeros(BATCH, np.int32),
+        "mask": np.ones(BATCH, np.float32),
+    }
+    facts = {"classes": classes, "vocabulary": 50, "max_length": 12, "pad": 0}
+    take_steps(shipped, smaller, facts, batch)
+    whole = as_model(shipped.model, facts, jax.eval_shape(shipped.task.inputs, batch))
+    shipped.task.check(output_shape(whole, jax.eval_shape(shipped.task.inputs, batch)), facts)
+
+
+def take_steps(shipped, factory, facts, batch):
+    task, classes = shipped.task, facts["classes"]
+    model = as_model(factory, facts, jax.eval_shape(task.inputs, batch))
     schedule = shipped.schedule.build(shipped.optimizer.learning_rate, 100)
     training = Training(
         model,
@@ -85,7 +120,7 @@ def test_the_whole_model_fits_its_data(name):
 
 
 def test_a_recipe_has_few_values():
-    assert leaves(recipe.load_recipe("digits")) <= 75
+    assert leaves(recipe.load_recipe("digits")) <= 78
 
 
 def leaves(value):
@@ -106,7 +141,7 @@ def test_recipe_json_names_every_difference():
     assert a["model"].startswith("ConvNet(")
 
 
-@pytest.mark.parametrize("name", SHRUNKEN)
+@pytest.mark.parametrize("name", [*SHRUNKEN, *TEXTS])
 def test_a_recipe_comes_back_from_json(name):
     shipped = recipe.load_recipe(name)
     written = json.loads(json.dumps(to_json(shipped)))
