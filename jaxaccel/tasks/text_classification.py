@@ -5,7 +5,8 @@ import functools
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +17,15 @@ from jaxaccel.core.call_text import suggest_nearest
 from jaxaccel.core.options import Count, NonNegative, Share, ShareBelowOne
 from jaxaccel.core.packages import PACKAGES, find_package_file
 from jaxaccel.data.buckets import choose_bounds
+from jaxaccel.data.class_folders import Kind
 from jaxaccel.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from jaxaccel.errors import UserError, option
 from jaxaccel.tasks.batches import fit_length, stack_examples
 from jaxaccel.tasks.bring_arrays import Example, Given
 from jaxaccel.tasks.classification import Classification, read_labels
 from jaxaccel.tasks.metrics import Mean
+from jaxaccel.tasks.read_texts import TEXTS, decode_text, read_texts
+from jaxaccel.tasks.reading import Input
 from jaxaccel.tasks.task import READ_EXAMPLES, Apply, Batch, PyTree
 
 LEARNED = ("wordpiece", "bpe")
@@ -35,6 +39,7 @@ class TextClassification(Classification):
     The model is called with the tokens and a mask (B, L) bool, True where there is one, and gives logits (B, classes).
     """
 
+    kind: ClassVar[Kind | None] = TEXTS
     text: tuple[str, ...] = ("text",)
     """Parts of an example that are its text, joined by a space: title description."""
     label: str = "label"
@@ -193,6 +198,32 @@ class TextClassification(Classification):
             found["kept"] = Mean.of(sure, known)
             found["unknown_recall"] = Mean.of(~sure, batch["mask"] - known)
         return found
+
+    def describe(
+        self, given: Any, prediction: PyTree, facts: Mapping[str, Any], *, top: int
+    ) -> dict[str, Any]:
+        """``text``, ``label`` and ``scores``.
+
+        With `unknown` also ``known``: whether a class is as probable as `threshold`; where none is, the label is
+        `unknown`.
+        """
+        found = {"text": given} | super().describe(given, prediction, facts, top=top)
+        if self.unknown:
+            found["known"] = self.guess(prediction, facts, 1)[0].probability >= self.threshold
+            found["label"] = found["label"] if found["known"] else self.unknown
+        return found
+
+    def read(self, path: Path) -> Iterator[Input]:
+        """Each line of a file of text, or each row of a csv, tsv or jsonl that has the columns `text`."""
+        yield from read_texts(path, self.text)
+
+    def read_line(self, line: bytes, name: str) -> Iterator[Input]:
+        """The line as a text."""
+        yield decode_text(line, name)
+
+    def read_text(self, text: str, name: str) -> Input:
+        """The text."""
+        return Input(name, text)
 
     def bring(self, given: Any, example: Example, size: int) -> Given:
         """Texts, as batches of up to `size`, each as long as its longest text needs.
