@@ -78,8 +78,10 @@ def find_sources(task: Task, places: Sequence[Path]) -> list[Path]:
     """The files and streams of all places: of a folder, the files in it.
 
     Raises:
-      UserError: a folder has none that the task reads.
+      UserError: a folder has none that the task reads, or the task reads no files.
     """
+    if not task.reads_files and (files := [place for place in places if place != STDIN]):
+        task.read(files[0])  # which says so
     return [path for place in places for path in (task.find_files(place) if place.is_dir() else [place])]
 
 
@@ -140,7 +142,7 @@ def _batches(
                 yield from fill(arrived)
                 yield from flush()
         else:
-            yield from fill(_catch(str(source), task.read(source)))
+            yield from fill(_catch(str(source), task.read, source))
         advance()
     yield from fill(literal)
     yield from flush()
@@ -157,16 +159,16 @@ def _read_stream(task: Task, source: Path) -> Iterator[list[Input]]:
                 for line in lines:
                     number += 1
                     place = f"{name}:{number}"
-                    arrived += _catch(place, task.read_line(line, place))
+                    arrived += _catch(place, task.read_line, line, place)
                 yield arrived
     except (UserError, OSError) as error:
         yield [Input(name, error=_reason(error))]
 
 
-def _catch(name: str, inputs: Iterator[Input]) -> Iterator[Input]:
+def _catch(name: str, read: Callable[..., Iterable[Input]], *args: Any) -> Iterator[Input]:
     """The inputs, and at their end why there are no more of them, where that is an error."""
     try:
-        yield from inputs
+        yield from read(*args)
     except (UserError, OSError) as error:
         yield Input(name, error=_reason(error))
 

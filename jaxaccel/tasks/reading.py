@@ -26,6 +26,11 @@ class Reading:
     kind: ClassVar[Kind | None] = None
     """The files of a folder that are inputs; None where files are named one by one."""
 
+    @property
+    def reads_files(self) -> bool:
+        """Whether `read` is defined."""
+        return type(self).read is not Reading.read
+
     def find_files(self, folder: Path) -> list[Path]:
         """The files in a folder and below it that `read` reads, sorted.
 
@@ -37,7 +42,7 @@ class Reading:
         return list_below(folder, self.kind)
 
     def read(self, path: Path) -> Iterator[Input]:
-        """The inputs in a file, in order; by default no file can be read.
+        """The inputs in a file, in order; by default a task reads no files.
 
         Raises:
           UserError: the file as a whole cannot be read. What was yielded before counts.

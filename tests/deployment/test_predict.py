@@ -16,8 +16,7 @@ import pytest
 from PIL import Image
 
 import jaxaccel as ja
-from jaxaccel import predict as command
-from jaxaccel.deployment.predict_inputs import predict_sources
+from jaxaccel.deployment.predict_inputs import find_sources, predict_sources
 from jaxaccel.errors import UserError
 from jaxaccel.predict import main, to_line
 from jaxaccel.tasks import Task, TextClassification
@@ -43,7 +42,7 @@ def texts_run(tmp_path_factory):
         task=TextClassification(
             tokenizer="bpe", vocabulary=300, fill_to=(64,), unknown="other", threshold=0.34
         ),
-        model=partial(ja.models.fast_text, features=8, buckets=64),
+        model=partial(ja.models.fast_text, width=8, buckets=64),
         data=ja.training.Data(name=data, eval_split="train"),
         epochs=2,
         batch_size=16,
@@ -258,11 +257,12 @@ def test_names_that_are_no_characters_are_escaped():
     name = os.fsdecode(b"a\xff.png")
     assert (
         json.loads(to_line({"input": name}))["input"] == name
-        and to_line({"input": "ä"}) == '{"input": "ä"}\n'.encode()
+        and to_line({"input": "ä"}) == b'{"input": "\xc3\xa4"}\n'
     )
 
 
 def test_mistakes(digits_run, texts_run, photos, say, monkeypatch):
+    command = sys.modules["jaxaccel.predict"]  # as ja.predict it is the function
     monkeypatch.setattr(command, "predict_sources", lambda *args, **options: pytest.fail("computed"))
     (photos.parent / "empty").mkdir(exist_ok=True)
     Path("a.txt").write_text("rain")
@@ -341,9 +341,7 @@ def test_a_task_of_ones_own():
     ((first, second, third),) = predict_sources(Sums(Rows()), [Path("rows")])
     assert first == {"input": "rows:1", "prediction": {"sum": 6.0}} and third["prediction"] == {"sum": 21.0}
     assert "row must have the shape (examples, 3), got (2,)" in second["error"]
-    ((row,),) = predict_sources(Sums(Doubling()), [Path("rows")])
-    assert row["error"] == (
-        "Doubling reads no files: give arrays to ja.load(run).predict, or define its method read"
-    )
+    with pytest.raises(UserError, match=r"Doubling reads no files: give arrays to ja\.load\(run\)\.predict"):
+        find_sources(Doubling(), [Path("rows")])
     with pytest.raises(UserError, match="Rows reads no folders"):
         Rows().find_files(Path())
