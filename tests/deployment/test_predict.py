@@ -272,7 +272,7 @@ def test_mistakes(digits_run, texts_run, photos, say, monkeypatch):
         (["nowhere", photos], "nowhere is not there"),
         ([run, photos, "gone.png"], "the input gone.png is not there"),
         ([run, "-", "-"], "name - once"),
-        ([run, photos.parent / "empty"], "no pictures found in"),
+        ([run, photos.parent / "empty"], "no images found in"),
         ([run, "--text", "rain"], "--text is for tasks that read texts, and ImageClassification does not"),
         ([run, photos, "--top", "0"], "--top must be at least 1"),
         ([run, photos, "--batch", "0"], "--batch must be at least 1"),
