@@ -10,6 +10,7 @@ from jaxaccel.core.call_text import suggest_nearest
 COMMANDS = {
     "train": "trains a model: a recipe that comes with jaxaccel, or one of your own",
     "evaluate": "evaluates a trained model: each class, what is confused, the worst mistakes",
+    "predict": "predicts pictures or texts with a trained model, one line of JSON each",
     "compress": "makes a trained model smaller and faster, with a receipt for each step",
     "doctor": "shows devices, versions and rates, and what is wrong if something is",
 }

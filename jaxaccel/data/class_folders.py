@@ -106,6 +106,23 @@ def holds_any(root: Path, kind: Kind) -> bool:
     return next(inside, False) or next(linked, False)
 
 
+def list_below(root: Path, kind: Kind) -> list[Path]:
+    """The files of that kind in a folder and in those below it, sorted, whatever class or split they are of.
+
+    Links are followed, and names left out, as `list_files` does.
+
+    Raises:
+      UserError: there is no such file, or what is named like one is none.
+    """
+    walk = _Walk(kind, list(root.absolute().parents))
+    found = sorted([*walk.files_of(root), *walk.files_behind_links(root)])
+    if not found:
+        raise UserError(
+            f"no {kind.plural} found in {root}: it holds no {', '.join(sorted(kind.suffixes))} files"
+        )
+    return found
+
+
 def _split_folders(root: Path) -> dict[str, Path]:
     """The folders of splits, where there is one for training; else the folder itself, as the split ""."""
     found: dict[str, Path] = {}

@@ -72,10 +72,11 @@ class Trained:
 
     @checked
     def predict(self, given: Any, *, batch: Count = BATCH, **options: Any) -> PyTree:
-        """The task's predictions, NumPy arrays: logits (B, classes) for images, (classes,) for a single one.
+        """The task's predictions, NumPy arrays: logits (B, classes) for images and texts, (classes,) for a single one.
 
         Images may be arrays of any dtype with levels from 0 to 255 (`white` says otherwise), Pillow images, paths of
-        files, or lists of these; `ImageClassification.bring` has the rules. Of other tasks they are arrays, by name.
+        files, or lists of these; `ImageClassification.bring` has the rules. Texts are ``str``, one or many. Of other
+        tasks examples are arrays, by name. `jaxaccel.predict` reads whole folders and files of texts.
 
         Args:
           given: one example or many.

@@ -13,6 +13,7 @@ import optax
 from jaxaccel.errors import UserError, option
 from jaxaccel.tasks.class_report import ClassReport
 from jaxaccel.tasks.metrics import Mean
+from jaxaccel.tasks.prediction import Guess, classify
 from jaxaccel.tasks.task import Apply, Batch, PyTree, Task
 
 T = TypeVar("T", bound="Classification")
@@ -90,6 +91,28 @@ class Classification(Task):
         logits, labels, counts = self.predict(apply, batch), batch["label"], self.weights(batch)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return {"accuracy": Mean.of(logits.argmax(-1) == labels, counts), "loss": Mean.of(losses, counts)}
+
+    def describe(
+        self, given: Any, prediction: PyTree, facts: Mapping[str, Any], *, top: int
+    ) -> dict[str, Any]:
+        """``label``, the name of the most probable class, and ``scores``, the probabilities of the `top` ones.
+
+        Probabilities add up to 1 over all classes, and are rounded to six decimals.
+        """
+        guesses = self.guess(prediction, facts, top)
+        scores = {guess.name: round(guess.probability, 6) for guess in guesses}
+        return {"label": guesses[0].name, "scores": scores}
+
+    def guess(self, logits: np.ndarray, facts: Mapping[str, Any], top: int) -> list[Guess]:
+        """The `top` most probable classes of one example, by its logits (classes,).
+
+        Raises:
+          UserError: they are no finite logits of the classes.
+        """
+        guesses: Any = classify(logits, facts.get("class_names"), top)
+        if not np.isfinite(logits).all():
+            raise UserError("the model's outputs are NaN or infinite")
+        return guesses
 
     def judge(self, predictions: jax.Array, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """``label`` and ``predicted`` (B,) int32, their probabilities ``of_label`` and ``probability`` (B,) float32."""

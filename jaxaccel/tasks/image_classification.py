@@ -1,18 +1,22 @@
 """Image classification: one label an image, softmax cross-entropy, accuracy."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxaccel.core.options import CountOrZero, NonNegative, Positive, ShareBelowOne, checked
+from jaxaccel.data.class_folders import Kind
+from jaxaccel.data.image_files import IMAGES
 from jaxaccel.errors import UserError, option
 from jaxaccel.tasks import bring_images
 from jaxaccel.tasks.bring_arrays import Example, Given
 from jaxaccel.tasks.classification import Classification, read_labels
+from jaxaccel.tasks.reading import Input
 from jaxaccel.tasks.task import Apply, Batch, PyTree
 
 
@@ -20,6 +24,7 @@ from jaxaccel.tasks.task import Apply, Batch, PyTree
 class ImageClassification(Classification):
     """Batches hold ``image`` (B, H, W, C) uint8 and ``label`` (B,) int32; the model gives logits (B, classes)."""
 
+    kind: ClassVar[Kind | None] = IMAGES
     image_size: CountOrZero = 0
     """Resize the shorter side to this and crop the center; 0 takes the images as they are."""
     mean: tuple[float, ...] = (0.5,)
@@ -104,6 +109,10 @@ class ImageClassification(Classification):
         if self.tta in ("flip", "multicrop"):
             views += [view[:, :, ::-1] for view in views]
         return jnp.stack([apply(view).astype(jnp.float32) for view in views]).mean(0)
+
+    def read(self, path: Path) -> Iterator[Input]:
+        """The picture in the file."""
+        yield Input(str(path), path)
 
     @checked
     def bring(self, given: Any, example: Example, size: int, *, white: Positive | None = None) -> Given:

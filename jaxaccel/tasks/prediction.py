@@ -1,6 +1,6 @@
 """Predictions for what a person has at hand, in batches of few sizes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -63,6 +63,17 @@ def predict(
     return jax.tree.map(lambda x: x.take(0, axis), joined) if brought.single else joined
 
 
+def find_refused(task: Task, example: Example, given: Sequence[Any]) -> dict[int, str]:
+    """Why the task cannot bring some of what is given to the model's input, by their numbers; nothing is computed."""
+    if (reason := _refusal(task, example, given)) is None:
+        return {}
+    if len(given) == 1:
+        return {0: _refusal(task, example, given[0]) or reason}
+    half = len(given) // 2
+    later = find_refused(task, example, given[half:])
+    return find_refused(task, example, given[:half]) | {half + i: said for i, said in later.items()}
+
+
 def classify(
     logits: np.ndarray, class_names: tuple[str, ...] | None, top: int
 ) -> list[Guess] | list[list[Guess]]:
@@ -82,6 +93,15 @@ def _guesses(logits: np.ndarray, class_names: tuple[str, ...], top: int) -> list
     powers = np.exp(logits.astype(np.float64) - logits.max())
     order = np.argsort(-logits, kind="stable")[:top]
     return [Guess(class_names[i], float(powers[i] / powers.sum())) for i in order]
+
+
+def _refusal(task: Task, example: Example, given: Any) -> str | None:
+    try:
+        for _ in task.bring(given, example, BATCH).batches:
+            pass
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def _filled(batch: Mapping[str, Any], size: int) -> dict[str, Any]:

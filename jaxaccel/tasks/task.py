@@ -17,6 +17,7 @@ from jaxaccel.data.examples import read_elements
 from jaxaccel.errors import UserError
 from jaxaccel.tasks.bring_arrays import Example, Given, find_sole_input, split_arrays
 from jaxaccel.tasks.metrics import Headline, Mean, as_scores
+from jaxaccel.tasks.reading import Reading
 from jaxaccel.tasks.rows import Evaluated, join_rows, split_rows
 
 PyTree = Any
@@ -26,7 +27,7 @@ Apply = Callable[..., PyTree]
 READ_EXAMPLES = 512
 
 
-class Task(Options, abc.ABC):
+class Task(Reading, Options, abc.ABC):
     """Base of all tasks: a frozen dataclass whose fields are its options.
 
     `inputs` and `loss` are all that a task must define. Batches carry ``index`` and ``epoch`` (B,) int32 and ``mask``
@@ -204,6 +205,22 @@ class Task(Options, abc.ABC):
     def batch_of(self, given: Any, example: Example) -> Batch:
         """What `bring` makes of arrays with a batch axis, inside a program: nothing of their values is checked."""
         return self._named(given, example)
+
+    def describe(
+        self, given: Any, prediction: PyTree, facts: Mapping[str, Any], *, top: int
+    ) -> dict[str, Any]:
+        """What to write of one prediction, as JSON has it; by default ``prediction``, with its arrays as lists.
+
+        Args:
+          given: of which it is, as `read` gave it.
+          prediction: of the one example, as NumPy arrays without a batch axis.
+          facts: what the run keeps of its data: ``class_names``, ...
+          top: how many classes to name, where there are classes.
+
+        Raises:
+          UserError: there is nothing to say: it is not finite, for instance.
+        """
+        return {"prediction": jax.tree.map(lambda x: np.asarray(x).tolist(), prediction)}
 
     def judge(self, predictions: PyTree, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """What `report` needs of each example, from one batch of predictions and of the data; by default nothing."""

@@ -3,8 +3,8 @@
 import dataclasses
 import functools
 import itertools
-import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import jax
@@ -14,19 +14,19 @@ from tyro.conf import Suppress
 
 from jaxaccel.core.call_text import suggest_nearest
 from jaxaccel.core.options import Count, NonNegative, Share, ShareBelowOne
-from jaxaccel.core.packages import PACKAGES, find_package_file
 from jaxaccel.data.augment.mix import neighbor
 from jaxaccel.data.buckets import choose_bounds
-from jaxaccel.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
+from jaxaccel.data.class_folders import Kind
+from jaxaccel.data.tokenizers import Tokenizer
 from jaxaccel.errors import UserError, option
 from jaxaccel.tasks.bring_arrays import Example, Given
 from jaxaccel.tasks.bring_texts import bring_texts, to_element
 from jaxaccel.tasks.classification import Classification
 from jaxaccel.tasks.metrics import Mean
+from jaxaccel.tasks.read_texts import TEXTS, decode_text, read_texts
+from jaxaccel.tasks.reading import Input
 from jaxaccel.tasks.task import READ_EXAMPLES, Apply, Batch, PyTree, Task
-
-LEARNED = ("wordpiece", "bpe")
-"""Kinds of tokenizers that are learned of the training texts."""
+from jaxaccel.tasks.text_tokens import encode_texts, fill_tokens, find_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +37,7 @@ class TextClassification(Classification):
     """
 
     own_facts: ClassVar[tuple[str, ...]] = ("vocabulary", "pad", "max_length")
+    kind: ClassVar[Kind | None] = TEXTS
     text: tuple[str, ...] = ("text",)
     """Parts of an example that are its text, joined by a space: title description."""
     label: str = "label"
@@ -127,7 +128,9 @@ class TextClassification(Classification):
         """The task with its tokenizer, its lengths and its class weights, for which the whole split is read."""
         task = self._fit_classes(source)
         if not self.fitted_tokenizer:
-            task = dataclasses.replace(task, fitted_tokenizer=self._find_tokenizer(source).json)
+            texts = map(self._text_of, _read(source))
+            found = find_tokenizer(self.tokenizer, texts, self.vocabulary, self.lowercase)
+            task = dataclasses.replace(task, fitted_tokenizer=found.json)
         if not self.fill_to:
             lengths = np.minimum(task.lengths(source), self.max_length)
             bounds = (min(bound, self.max_length) for bound in choose_bounds(lengths))
@@ -179,12 +182,12 @@ class TextClassification(Classification):
         """``token`` (n,) int32, ``length`` () int32 and ``label`` () int32. A text of no tokens has a filler as one."""
         text = self._text_of(example)
         theirs = (
-            to_element(_encode(Tokenizer(self.teacher_tokenizer), [text])[0])
+            to_element(encode_texts(Tokenizer(self.teacher_tokenizer), [text])[0])
             if self.teacher_tokenizer
             else {}
         )
         return {
-            **to_element(_encode(self.tokens, [text])[0]),
+            **to_element(encode_texts(self.tokens, [text])[0]),
             "label": np.asarray(self.number(example[self.label]), np.int32),
             **{f"teacher_{name}": x for name, x in theirs.items()},
         }
@@ -199,7 +202,7 @@ class TextClassification(Classification):
         theirs = [("teacher_", self.teacher_tokenizer)] if "teacher_token" in element else []
         filled = dict(element)
         for prefix, tokenizer in (own, *theirs):
-            filled[f"{prefix}token"] = _fill(element[f"{prefix}token"], length, Tokenizer(tokenizer))
+            filled[f"{prefix}token"] = fill_tokens(element[f"{prefix}token"], length, Tokenizer(tokenizer))
             filled[f"{prefix}length"] = np.minimum(element[f"{prefix}length"], length).astype(np.int32)
         return filled
 
@@ -230,6 +233,32 @@ class TextClassification(Classification):
             found["unknown_recall"] = Mean.of(~sure, batch["mask"] - known)
         return found
 
+    def describe(
+        self, given: Any, prediction: PyTree, facts: Mapping[str, Any], *, top: int
+    ) -> dict[str, Any]:
+        """``text``, ``label`` and ``scores``.
+
+        With `unknown` also ``known``: whether a class is as probable as `threshold`; where none is, the label is
+        `unknown`.
+        """
+        found = {"text": given} | super().describe(given, prediction, facts, top=top)
+        if self.unknown:
+            found["known"] = self.guess(prediction, facts, 1)[0].probability >= self.threshold
+            found["label"] = found["label"] if found["known"] else self.unknown
+        return found
+
+    def read(self, path: Path) -> Iterator[Input]:
+        """Each line of a file of text, or each row of a csv, tsv or jsonl that has the columns `text`."""
+        yield from read_texts(path, self.text)
+
+    def read_line(self, line: bytes, name: str) -> Iterator[Input]:
+        """The line as a text."""
+        yield decode_text(line, name)
+
+    def read_text(self, text: str, name: str) -> Input:
+        """The text."""
+        return Input(name, text)
+
     def bring(self, given: Any, example: Example, size: int) -> Given:
         """Texts, as batches of up to `size`, each as long as its longest text needs.
 
@@ -241,7 +270,7 @@ class TextClassification(Classification):
         Raises:
           UserError: it is no text.
         """
-        return bring_texts(given, size, functools.partial(_encode, self.tokens), self.pad, self.bounds)
+        return bring_texts(given, size, functools.partial(encode_texts, self.tokens), self.pad, self.bounds)
 
     def batch_of(self, given: Any, example: Example) -> Batch:
         """Tokens (B, L) int32, filled up with the tokenizer's filler; or ``{"token": ..., "length": ...}``."""
@@ -272,42 +301,8 @@ class TextClassification(Classification):
             )
         return dataclasses.replace(self, fitted_unknown=names.index(self.unknown)) if self.unknown else self
 
-    def _find_tokenizer(self, source: Any) -> Tokenizer:
-        if self.tokenizer in PACKAGES:
-            return load_tokenizer(find_package_file(self.tokenizer, "tokenizer.json"))
-        if self.tokenizer not in LEARNED:
-            return load_tokenizer(self.tokenizer)
-        texts = list(map(self._text_of, _read(source)))
-        kind: Any = self.tokenizer
-        tokenizer = train_tokenizer(texts, kind, self.vocabulary, self.lowercase)
-        logging.getLogger(__name__).info(f"learned {tokenizer.vocabulary:,} tokens of {len(texts):,} texts")
-        return tokenizer
-
 
 def _read(source: Any) -> Iterator[Mapping[str, Any]]:
     """The examples of a split, read in parts."""
     for start in range(0, len(source), READ_EXAMPLES):
         yield from source.__getitems__(range(start, min(start + READ_EXAMPLES, len(source))))
-
-
-def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
-    filler = np.array([tokenizer.pad], np.int32)  # models need a token, also of an empty text
-    return [tokens if len(tokens) else filler for tokens in tokenizer.encode(texts)]
-
-
-def _fill(tokens: np.ndarray, length: int, tokenizer: Tokenizer) -> np.ndarray:
-    """(length,) int32: the tokens filled up, or cut before those that close a text."""
-    if len(tokens) > length:
-        closing = min(_count_closing(tokenizer), length - 1)
-        tokens = np.concatenate([tokens[: length - closing], tokens[len(tokens) - closing :]])
-    padded = np.full(length, tokenizer.pad, np.int32)
-    padded[: len(tokens)] = tokens
-    return padded
-
-
-@functools.lru_cache(maxsize=16)
-def _count_closing(tokenizer: Tokenizer) -> int:
-    """How many tokens the template puts after a text, such as ``[SEP]``."""
-    added, text = tokenizer.encode(["", "a"])
-    before = next((i for i, (x, y) in enumerate(zip(added, text, strict=False)) if x != y), len(added))
-    return len(added) - before

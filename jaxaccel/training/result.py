@@ -46,13 +46,13 @@ class TrainResult:
 
     @checked
     def predict(self, given: Any, *, batch: Count = BATCH, **options: Any) -> Any:
-        """The task's predictions, NumPy arrays: logits (B, classes) for images, (classes,) for a single one.
+        """The task's predictions, NumPy arrays: logits (B, classes) for images and texts, (classes,) for a single one.
 
         Of several replicas they are stacked, (replicas, B, classes).
 
         Args:
-          given: images of any dtype with levels from 0 to 255, files or Pillow images, one or many; of other tasks
-            arrays, by name. `ImageClassification.bring` has the rules.
+          given: images of any dtype with levels from 0 to 255, files or Pillow images, or texts, one or many; of other
+            tasks arrays, by name. `ImageClassification.bring` has the rules.
           batch: how many are computed at a time.
           options: of the task's `bring`; ``white=1`` of images with pixels in [0, 1].
 

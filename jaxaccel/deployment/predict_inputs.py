@@ -1,0 +1,209 @@
+"""Predictions for files, folders, streams and texts, as records that can be written one a line."""
+
+import contextlib
+import itertools
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+
+from jaxaccel.core.options import Count, checked
+from jaxaccel.data.lines import Readable, read_lines
+from jaxaccel.deployment.trained import Trained, Which, load
+from jaxaccel.errors import UserError
+from jaxaccel.tasks import Task
+from jaxaccel.tasks.prediction import BATCH, find_refused
+from jaxaccel.tasks.reading import Input
+
+STDIN = Path("-")
+"""Stands for standard input."""
+Record = dict[str, Any]
+
+
+@checked
+def predict(
+    run: Path | str,
+    inputs: Path | str | Sequence[Path | str] = (),
+    *,
+    texts: Sequence[str] = (),
+    top: Count = 5,
+    which: Which = "best",
+    batch: Count = BATCH,
+    trust: bool = False,
+) -> Iterator[Record]:
+    """Predicts what is in files, one record an input, in order and as they come.
+
+    A record is what the task says of a prediction, ``{"input": "cat.png", "label": "cat", "scores": {"cat": 0.98}}``,
+    or ``{"input": "dog.png", "error": "..."}`` of an input that cannot be read. ``ja.load(run).predict`` takes arrays.
+
+    Args:
+      run: directory of a run or of a pipeline, as `load` takes it.
+      inputs: files and folders of pictures or of texts; ``-`` reads standard input line by line. What is no regular
+        file, such as a named pipe, is read as that is.
+      texts: texts to predict after these.
+      top: how many classes to name.
+      which: the checkpoint, as `load` takes it.
+      batch: inputs that are computed at a time at most.
+      trust: execute code that the run brings along, also where somebody else wrote it.
+
+    Raises:
+      UserError: there is no such run or input, or the task does not read it.
+    """
+    several = [inputs] if isinstance(inputs, (str, os.PathLike)) else inputs
+    places = check_places([Path(place) for place in several])
+    trained = load(run, which=which, trust=trust)
+    sources = find_sources(trained.task, places)
+    literal = read_literals(trained.task, texts)
+    return itertools.chain.from_iterable(predict_sources(trained, sources, literal, top=top, batch=batch))
+
+
+def check_places(places: Sequence[Path]) -> Sequence[Path]:
+    """The places, each of which must be there.
+
+    Raises:
+      UserError: one is not, or standard input is named twice.
+    """
+    for place in places:
+        if place != STDIN and not place.exists():
+            raise UserError(f"the input {place} is not there: name files or folders, or - for standard input")
+    if places.count(STDIN) > 1:
+        raise UserError("standard input can be read once: name - once")
+    return places
+
+
+def find_sources(task: Task, places: Sequence[Path]) -> list[Path]:
+    """The files and streams of all places: of a folder, the files in it.
+
+    Raises:
+      UserError: a folder has none that the task reads, or the task reads no files.
+    """
+    if not task.reads_files and (files := [place for place in places if place != STDIN]):
+        task.read(files[0])  # which says so
+    return [path for place in places for path in (task.find_files(place) if place.is_dir() else [place])]
+
+
+def read_literals(task: Task, texts: Sequence[str]) -> list[Input]:
+    """Texts given in words, as inputs.
+
+    Raises:
+      UserError: the task reads none.
+    """
+    return [task.read_text(text, f"text:{number}") for number, text in enumerate(texts, 1)]
+
+
+def predict_sources(
+    trained: Trained,
+    sources: Sequence[Path],
+    literal: Sequence[Input] = (),
+    *,
+    top: int = 5,
+    batch: int = BATCH,
+    advance: Callable[[], Any] = lambda: None,
+) -> Iterator[list[Record]]:
+    """The records of all inputs, in order, of up to `batch` at a time.
+
+    Files are predicted in whole batches. Of a stream, what has arrived is predicted without waiting for more.
+
+    Args:
+      trained: the model.
+      sources: files and streams.
+      literal: inputs that come after those.
+      top: how many classes to name.
+      batch: inputs that are computed at a time at most.
+      advance: called whenever a source has been read.
+    """
+    for some in _batches(trained.task, sources, literal, batch, advance):
+        yield _predict_batch(trained, some, top, batch)
+
+
+def _batches(
+    task: Task, sources: Sequence[Path], literal: Sequence[Input], size: int, advance: Callable[[], Any]
+) -> Iterator[list[Input]]:
+    waiting: list[Input] = []
+
+    def fill(inputs: Iterable[Input]) -> Iterator[list[Input]]:
+        for one in inputs:
+            waiting.append(one)
+            if len(waiting) == size:
+                yield from flush()
+
+    def flush() -> Iterator[list[Input]]:
+        if waiting:
+            yield waiting.copy()
+            waiting.clear()
+
+    for source in sources:
+        if source == STDIN or not source.is_file():
+            yield from flush()
+            for arrived in _read_stream(task, source):
+                yield from fill(arrived)
+                yield from flush()
+        else:
+            yield from fill(_catch(str(source), task.read, source))
+        advance()
+    yield from fill(literal)
+    yield from flush()
+
+
+def _read_stream(task: Task, source: Path) -> Iterator[list[Input]]:
+    """The inputs that have arrived, again and again."""
+    name = "stdin" if source == STDIN else str(source)
+    number, stdin = 0, contextlib.nullcontext(sys.stdin.buffer)
+    try:
+        with stdin if source == STDIN else source.open("rb") as file:
+            for lines in read_lines(cast(Readable, file), name):
+                arrived: list[Input] = []
+                for line in lines:
+                    number += 1
+                    place = f"{name}:{number}"
+                    arrived += _catch(place, task.read_line, line, place)
+                yield arrived
+    except (UserError, OSError) as error:
+        yield [Input(name, error=_reason(error))]
+
+
+def _catch(name: str, read: Callable[..., Iterable[Input]], *args: Any) -> Iterator[Input]:
+    """The inputs, and at their end why there are no more of them, where that is an error."""
+    try:
+        yield from read(*args)
+    except (UserError, OSError) as error:
+        yield Input(name, error=_reason(error))
+
+
+def _predict_batch(trained: Trained, inputs: Sequence[Input], top: int, size: int) -> list[Record]:
+    errors = {i: one.error for i, one in enumerate(inputs) if one.error}
+    good = [i for i in range(len(inputs)) if i not in errors]
+    try:
+        predictions = _predict(trained, [inputs[i].given for i in good], size)
+    except UserError:
+        refused = find_refused(trained.task, trained.facts.example, [inputs[i].given for i in good])
+        if not refused:
+            raise
+        errors |= {good[i]: reason for i, reason in refused.items()}
+        good = [i for i in range(len(inputs)) if i not in errors]
+        predictions = _predict(trained, [inputs[i].given for i in good], size)
+    told = {i: _describe(trained, inputs[i], row, top) for i, row in zip(good, predictions, strict=True)}
+    told |= {i: {"error": " ".join(reason.split())} for i, reason in errors.items()}
+    return [{"input": one.name} | told[i] for i, one in enumerate(inputs)]
+
+
+def _predict(trained: Trained, given: Sequence[Any], size: int) -> list[Any]:
+    """The prediction of each."""
+    if not given:
+        return []
+    joined = trained.predict(given, batch=size)
+    return [jax.tree.map(lambda x, i=i: x[i], joined) for i in range(len(given))]
+
+
+def _describe(trained: Trained, one: Input, prediction: Any, top: int) -> Record:
+    try:
+        return trained.task.describe(one.given, prediction, trained.facts.values, top=top)
+    except UserError as error:
+        return {"error": str(error)}
+
+
+def _reason(error: UserError | OSError) -> str:
+    return str(error) if isinstance(error, UserError) else error.strerror or str(error)

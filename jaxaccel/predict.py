@@ -1,0 +1,187 @@
+"""Predicts files, folders, standard input and texts with a trained model: ``python -m jaxaccel.predict RUN INPUT...``.
+
+RUN is the directory of a run, of its best replica (runs/NAME/best), or of a compressed model (runs/NAME-compressed).
+INPUT is a file, or a folder, which is searched with all folders in it. Of a model of pictures these are image files. Of
+a model of texts each line of a text file is one, and so is each row of a csv, tsv or jsonl. Without INPUT, and of -,
+standard input is read: a line is a text, or the path of an image file.
+
+Each input becomes one line of JSON, in order and as soon as it is computed: its class, and the most probable classes.
+An input that cannot be read becomes a line with its error, and the exit code is 2 at the end.
+
+For instance:
+
+  python -m jaxaccel.predict runs/flowers rose.jpg new_photos --top 3
+  python -m jaxaccel.predict runs/intents questions.txt --output answers.jsonl
+  python -m jaxaccel.predict runs/intents --text "wake me at seven" --text "what is the weather"
+  tail -f log | python -m jaxaccel.predict runs/intents -
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from jaxaccel import cli
+from jaxaccel.core.options import Count, Options
+from jaxaccel.deployment.predict_inputs import (
+    STDIN,
+    check_places,
+    find_sources,
+    predict_sources,
+    read_literals,
+)
+from jaxaccel.deployment.trained import load
+from jaxaccel.errors import UserError, option
+from jaxaccel.tasks.prediction import BATCH
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictOptions(Options):
+    """What to predict, and how to write it."""
+
+    inputs: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """Files and folders to predict; - is standard input [default: -, where there is no --text]."""
+    text: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Predict this text, after the files; may be given several times."""
+    top: Count = 5
+    """Number of the most probable classes to write."""
+    which: str = "best"
+    """Take this checkpoint: best, last or the number of a step; of a compressed model the name of a step,
+    by default the last."""
+    batch: Count = BATCH
+    """Compute so many inputs at a time at most."""
+    output: Path | None = None
+    """Write to this file [default: standard output]."""
+    trust: bool = False
+    """Execute code that the run brings along, also where somebody else wrote it."""
+    traceback: bool = False
+    """Show Python's traceback when something goes wrong."""
+
+
+@dataclasses.dataclass
+class Counts:
+    """What has been written."""
+
+    inputs: int = 0
+    errors: int = 0
+
+
+def write_predictions(run: Path | str, options: PredictOptions) -> Counts:
+    """Predicts all inputs and writes them, as the command does.
+
+    Raises:
+      UserError: there is no such run, checkpoint or input, or the file cannot be written.
+    """
+    places = check_places(options.inputs or (() if options.text else (STDIN,)))
+    which = int(options.which) if options.which.isdecimal() else options.which
+    trained = load(run, which=which, trust=options.trust)
+    sources, literal = find_sources(trained.task, places), read_literals(trained.task, options.text)
+    if STDIN in sources and sys.stdin.isatty():
+        print("reading from the terminal, one input a line; Ctrl-D ends", file=sys.stderr)
+    counts = Counts()
+    with _opened(options.output, sources) as out, _progress(options.output, sources) as progress:
+        bar = progress.add_task("", total=len(sources) if len(sources) > 1 else None, told="")
+        written = predict_sources(
+            trained, sources, literal, top=options.top, batch=options.batch,
+            advance=lambda: progress.advance(bar),
+        )  # fmt: skip
+        for records in written:
+            _write(out, records, options.output)
+            counts.inputs += len(records)
+            counts.errors += sum("error" in record for record in records)
+            progress.update(bar, told=f"{counts.inputs:,} predicted")
+    return counts
+
+
+def _write(out: IO[bytes], records: Sequence[dict[str, Any]], place: Path | None) -> None:
+    try:
+        out.write(b"".join(map(to_line, records)))
+        out.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise _no_place(place, error) from error
+
+
+def to_line(record: dict[str, Any]) -> bytes:
+    """A record as a line of JSON in UTF-8; what is no character, as in some names of files, is escaped."""
+    try:
+        return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:
+        return json.dumps(record).encode() + b"\n"
+
+
+@contextlib.contextmanager
+def _opened(place: Path | None, sources: Sequence[Path]) -> Iterator[IO[bytes]]:
+    if place is None:
+        sys.stdout.flush()
+        yield sys.stdout.buffer
+        return
+    try:
+        if place.is_file() and any(_is_same(source, place) for source in sources):
+            raise UserError(f"{option('output', place)} is an input as well: choose another file")
+        file = place.open("wb")
+    except OSError as error:
+        raise _no_place(place, error) from error
+    with file:
+        yield file
+
+
+def _is_same(source: Path, place: Path) -> bool:
+    """Whether a source is that file, also where the shell opened it."""
+    try:
+        found = os.fstat(sys.stdin.fileno()) if source == STDIN else source.stat()
+    except OSError:  # standard input that is no file of the system
+        return False
+    return os.path.samestat(found, place.stat())
+
+
+def _no_place(place: Path | None, error: OSError) -> UserError:
+    where, reason = place or "standard output", error.strerror or error
+    return UserError(
+        f"cannot write to {where} ({reason}): choose another place with {option('output', 'FILE')}"
+    )
+
+
+def _progress(output: Path | None, sources: Sequence[Path]) -> Progress:
+    """A bar of the files that have been read; none where the predictions themselves appear on the terminal."""
+    seen = (output is None and sys.stdout.isatty()) or STDIN in sources
+    return Progress(
+        BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}"), TimeElapsedColumn(),
+        console=Console(stderr=True), transient=True, disable=seen or not sys.stderr.isatty(),
+        redirect_stdout=False, redirect_stderr=False,
+    )  # fmt: skip
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line; returns the exit code.
+
+    Raises:
+      UserError: something is wrong with the words, the run or, after all others were predicted, with inputs.
+    """
+    words = list(argv)
+    run = words.pop(0) if words and not words[0].startswith("-") else None
+    if run is None and not {"-h", "--help"} & set(words):
+        raise UserError("name a run: python -m jaxaccel.predict runs/digits four.png (--help shows all)")
+    options = cli.parse_options("python -m jaxaccel.predict RUN", __doc__ or "", PredictOptions(), words)
+    assert run is not None
+    counts = write_predictions(run, options)
+    if counts.errors:
+        raise UserError(
+            f"{counts.errors:,} of {counts.inputs:,} inputs could not be predicted: the lines with an error say why"
+        )
+    return 0
+
+
+cli.make_callable(__name__, "jaxaccel.deployment.predict_inputs", "predict")
+
+if __name__ == "__main__":
+    cli.run(main, sys.argv[1:])
