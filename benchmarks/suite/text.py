@@ -220,7 +220,7 @@ BENCHMARK = Benchmark(
         Option("lengths", "Lengths in tokens.", (16, 32, 64, 128, 256), (8,), read_count, several=True, metavar="N"),
         Option("depths", "Blocks of the encoder.", (1, 2, 4, 8), (1,), read_count, several=True, metavar="N"),
         Option("batch", "Texts in a batch.", 64, 4, read_count, metavar="N"),
-        Option("examples", "Texts of an epoch.", 2048, 64, read_count, metavar="N"),
+        Option("examples", "Texts of an epoch.", 2048, 16, read_count, metavar="N"),
         Option("compile", "Let torch.compile take part, which compiles for a minute a cell.", False, flag=True),
         *time_by(7, 0.3, 20),
     ),
