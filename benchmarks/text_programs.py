@@ -39,7 +39,8 @@ class TextModel:
     def save(self, file: Path) -> None:
         """Saves the weights for the other process, by path."""
         leaves = jax.tree_util.tree_leaves_with_path(self.params)
-        np.savez(file, **{path_text(path): np.asarray(x) for path, x in leaves})
+        arrays: dict[str, Any] = {path_text(path): np.asarray(x) for path, x in leaves}
+        np.savez(file, **arrays)
 
     def check(self) -> dict[str, float]:
         """Computes the loss and the norm of its gradient, without dropout."""
@@ -67,8 +68,8 @@ class TextModel:
 
         def run() -> Any:
             for batch in batches:
-                box[0], metrics = steps[batch["token"].shape[1]](box[0], batch)
-            return metrics
+                box[0], _ = steps[batch["token"].shape[1]](box[0], batch)
+            return box[0].step
 
         return run
 

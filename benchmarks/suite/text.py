@@ -44,7 +44,7 @@ AGREES = 1e-4
 
 def measure(options: Options) -> Iterator[Cell]:
     """Yields a cell for each model and length, each depth, and each model's epoch."""
-    small = QUICK if options.quick else {}
+    small: dict[str, Any] = QUICK if options.quick else {}
     with open_process("torch_texts", "torch", options) as torch:
         for table in options.tables:
             if table == "depths":
