@@ -42,6 +42,7 @@ TOPICS = (
     Topic("augmentation", "Augmentation", ("augment", "augment_steps")),
     Topic("compression", "Smaller networks", ("channels", "sparse_step")),
     Topic("freezing", "Frozen parameters", ("freezing",)),
+    Topic("text", "Classifiers of texts", ("text",)),
 )
 Kept = tuple[Path, dict[str, Any]]
 """A file and the record that it holds."""
@@ -108,13 +109,13 @@ def render_index() -> str:
 
 
 def render_topic(topic: Topic, kept: Mapping[str, Sequence[Kept]]) -> str:
-    """Renders one page: a section for each benchmark that has records."""
-    sections = [render_section(name, kept[name]) for name in topic.benchmarks if name in kept]
+    """Renders one page: a section for each benchmark."""
+    sections = [render_section(name, kept.get(name, ())) for name in topic.benchmarks]
     return "\n\n".join([f"{WRITTEN}\n# {topic.title}", *sections]) + "\n"
 
 
 def render_section(name: str, kept: Sequence[Kept]) -> str:
-    """Renders one benchmark: what it measures, then its tables for each device."""
+    """Renders one benchmark: what it measures, then its tables for each device, or that it has no record."""
     taught, benchmark = load_benchmark(name)
     sentence, *rest = taught.split("\n\n")
     prose = [" ".join(paragraph.split()) for paragraph in rest if not paragraph.startswith("    ")]
@@ -122,6 +123,8 @@ def render_section(name: str, kept: Sequence[Kept]) -> str:
     for entry in sort_parts(benchmark, kept):
         devices.setdefault(describe_device(entry[1]["machine"]), []).append(entry)
     lines = [f"## {name}", sentence, *prose]
+    if not kept:
+        lines.append(f"No record yet: `python -m benchmarks {name}` makes one.")
     for device, entries in devices.items():
         cells = [cell for _, record in entries for cell in record["cells"]]
         lines += [f"### {name} on {device}", *map(render_table, benchmark.tabulate(cells))]

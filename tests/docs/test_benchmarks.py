@@ -370,3 +370,47 @@ def test_replicas(tmp_path):
     rows = {row["name"]: row for row in cell["variants"]}
     assert {"one after another", "unrolled", "vmap"} <= rows.keys()
     assert rows["one after another"]["times_as_fast"] == 1
+
+
+def test_epochs_of_texts_are_filled_up_to_their_buckets():
+    from benchmarks.texts import QUESTIONS_BY_LENGTH, draw_epoch, draw_lengths
+
+    assert sum(QUESTIONS_BY_LENGTH) == 5452
+    lengths = draw_lengths(400)
+    assert lengths.max() == 50 and lengths.min() >= 5 and 13 <= lengths.mean() < 15
+    whole, buckets = draw_epoch(400, 8, [52]), draw_epoch(400, 8, [12, 20, 52])
+    assert len(whole) == 50 and 48 <= len(buckets) <= 50, "the last batch of a bucket is left out"
+    for batch in buckets:
+        (bound,) = {b for b in (12, 20, 52) if b == batch.token.shape[1]}
+        assert ((batch.token != 0).sum(1) == batch.length).all() and batch.length.max() <= bound
+        assert batch.length.min() > {12: 0, 20: 12, 52: 20}[bound]
+
+
+@pytest.mark.slow
+def test_text(tmp_path):
+    printed = run("text", "--quick", "--without", "torch", "--models", "bilstm", "--output", tmp_path)
+    cells = [json.loads(file.read_text())["cells"] for file in sorted(tmp_path.glob("text-*.json"))]
+    (depth,), (epoch,), (length,) = cells
+    assert [cell["table"] for cell in (depth, epoch, length)] == ["depths", "epochs", "lengths"]
+    for cell in (depth, length):
+        for what in ("train", "infer"):
+            check_times(cell["programs"][what]["times"]["jaxaccel"])
+    rows = epoch["contenders"]
+    assert rows["jaxaccel, buckets"]["padding"] < rows["jaxaccel, longest"]["padding"] < 1
+    for row in rows.values():
+        check_times(row)
+        assert row["texts_per_second"] == pytest.approx(1e3 * 4 * row["batches"] / row["median_ms"])
+    assert "by depth, 32 tokens" in printed and "TREC" in printed and "× PyTorch" not in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["text_cnn", "text_encoder_ti", "bilstm"])
+def test_text_computes_what_pytorch_does(model, tmp_path):
+    pytest.importorskip("torch")
+    record, printed = run_quick("text", tmp_path, "--tables", "lengths", "--models", model)
+    (cell,) = record["cells"]  # the benchmark ends where loss or gradient differ
+    for what in ("train", "infer"):
+        found = cell["programs"][what]
+        ratio = found["times"]["eager"]["median_ms"] / found["times"]["jaxaccel"]["median_ms"]
+        assert found["times_as_fast_as"]["eager"] == pytest.approx(ratio)
+    assert "× PyTorch" in printed
