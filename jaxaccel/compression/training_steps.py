@@ -169,7 +169,8 @@ def make_recipe(stage: Stage, setting: Setting, name: str, how: FineTune, sparse
     data = dataclasses.replace(base.data, train_split=how.split) if how.split else base.data
     return dataclasses.replace(
         base, name=name, model=partial(packed, file=str(stage.file), model=stage.factory), epochs=how.epochs, data=data,
-        optimizer=optimizer, schedule=Schedule(name="cosine", warmup=how.warmup), sparse=sparse, eval_every=how.epochs,
+        task=setting.task, optimizer=optimizer, schedule=Schedule(name="cosine", warmup=how.warmup), sparse=sparse,
+        eval_every=how.epochs,
         patience=0, precision=how.precision or base.precision, keep=1, replicas=1, sweep={},
         phases=type(base.phases)(), distill=_distill(setting, how),
     )  # fmt: skip

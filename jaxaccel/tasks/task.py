@@ -66,6 +66,13 @@ class Task(Reading, Options, abc.ABC):
         """The task with the options that follow from the training split, before training; by default as it is."""
         return self
 
+    def after(self, fitted: Mapping[str, Any]) -> "Task":
+        """The task for a model that starts from the weights of another run, whose task had these `fitted` options.
+
+        What those weights mean by their inputs must stay. By default the task as it is.
+        """
+        return self
+
     def beside(self, teacher: "Task") -> "Task":
         """The task whose batches also hold what the model of `teacher`, a fitted task, reads.
 

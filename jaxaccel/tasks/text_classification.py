@@ -26,7 +26,7 @@ from jaxaccel.tasks.metrics import Mean
 from jaxaccel.tasks.read_texts import TEXTS, decode_text, read_texts
 from jaxaccel.tasks.reading import Input
 from jaxaccel.tasks.task import READ_EXAMPLES, Apply, Batch, PyTree, Task
-from jaxaccel.tasks.text_tokens import encode_texts, fill_tokens, find_tokenizer
+from jaxaccel.tasks.text_tokens import LEARNED, encode_texts, fill_tokens, find_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +163,11 @@ class TextClassification(Classification):
             )
         return self.fitted_classes.index(name)
 
+    def after(self, fitted: Mapping[str, Any]) -> "TextClassification":
+        """The task with the tokens of the run that weights are taken from, where it would learn its own."""
+        tokenizer = fitted.get("fitted_tokenizer", "")
+        return dataclasses.replace(self, fitted_tokenizer=tokenizer) if self.tokenizer in LEARNED else self
+
     def beside(self, teacher: Task) -> "TextClassification":
         """The task whose batches also hold ``teacher_token`` and ``teacher_length``, where the tokens are others."""
         if not isinstance(teacher, TextClassification) or not teacher.fitted_tokenizer:
@@ -289,6 +294,8 @@ class TextClassification(Classification):
 
     def _fit_classes(self, source: Any) -> "TextClassification":
         names = getattr(dict(source.features.items())[self.label], "names", None)
+        if self.fitted_classes:
+            return self
         if not names:
             found = {
                 np.asarray(example[self.label]).item().decode(errors="replace") for example in _read(source)

@@ -31,7 +31,7 @@ from jaxaccel.training.run_log import RunLog, announce_log
 from jaxaccel.training.run_setup import set_up_run
 from jaxaccel.training.saved_checkpoints import CHECKPOINTS
 from jaxaccel.training.signals import StopSignal
-from jaxaccel.training.warm_start import read_teacher_task
+from jaxaccel.training.warm_start import read_task
 
 
 @checked
@@ -76,10 +76,13 @@ def train(
         mesh, to_choose = make_mesh(recipe.mesh), recipe.batch_size == "auto" and not resume
         recipe = begin_batch_size(recipe, mesh, directory, resume=resume)
         before = read_facts(directory) if resume else None
-        teacher = None if resume else read_teacher_task(recipe, trust=trust)
-        setup = set_up_run(
-            Problem(recipe, before=before, teacher=teacher), mesh, directory, resume=resume, trust=trust
+        problem = Problem(
+            recipe,
+            before=before,
+            earlier=read_facts(Path(init_from)) if init_from and not resume else None,
+            teacher=None if resume else read_task(recipe.distill.teacher, trust=trust),
         )
+        setup = set_up_run(problem, mesh, directory, resume=resume, trust=trust)
         start = find_start(setup, init_from)
         if resume and (result := find_finished(setup)):
             return result

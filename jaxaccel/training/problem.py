@@ -31,6 +31,8 @@ class Problem:
     """What an earlier run kept of the data, which then need not be there."""
     before: Facts | None = None
     """What the run that goes on kept of the data: what was learned of them must not be learned anew."""
+    earlier: Facts | None = None
+    """What the run that weights are taken from kept of its data."""
     teacher: Task | None = None
     """The fitted task of the model that is to be learned from, where that is another one's."""
 
@@ -52,6 +54,7 @@ class Problem:
             return dataclasses.replace(task, **known.fitted)
         train = self.splits.train
         task.facts(train.features)  # says what is wrong with the features before their values are read
+        task = task.after(self.earlier.fitted) if self.earlier else task
         return (task.beside(self.teacher) if self.teacher else task).fit(train)
 
     @property

@@ -118,22 +118,20 @@ def load_teacher(
         raise UserError(
             f"the teacher {options.teacher} gives logits of shape {given} and the student {taken}: {SAME_CLASSES}"
         )
-    return Teacher(model, (own and read_teacher_task(recipe, trust=trust, kept=kept)) or recipe.task, options)
+    return Teacher(model, read_task(kept, trust=trust) or recipe.task, options)
 
 
-def read_teacher_task(recipe: Recipe, *, trust: bool = False, kept: Path | None = None) -> Task | None:
-    """The task of the run that `recipe` learns from, with what it learned of its data; None where there is no run.
+def read_task(run: Path | str | None, *, trust: bool = False) -> Task | None:
+    """The task of a run, with what it learned of its data; None where there is no run.
 
     Args:
-      recipe: of the student.
-      trust: execute code that the teacher's run brings along, also where somebody else wrote it.
-      kept: where the student's run keeps the teacher's recipe, in the place of the teacher's run.
+      run: its directory.
+      trust: execute code that it brings along, also where somebody else wrote it.
     """
-    place = kept or recipe.distill.teacher
-    if place is None or not (place / "recipe.json").is_file():
+    if run is None or not (Path(run) / "recipe.json").is_file():
         return None
-    task: Any = load_recipe(place, trust=trust).task
-    facts = read_facts(place)
+    task: Any = load_recipe(Path(run), trust=trust).task
+    facts = read_facts(Path(run))
     return dataclasses.replace(task, **facts.fitted) if facts else task
 
 

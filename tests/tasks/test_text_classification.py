@@ -90,11 +90,25 @@ def test_each_step_of_an_evaluation_is_one_of_few_programs(trained, source):
     assert report.report.accuracy == pytest.approx(report.metrics["accuracy"])
 
 
-def test_compression_takes_texts(trained, tmp_path):
-    from jaxaccel.compression import Pipeline, Quantize
+def test_compression_takes_texts_and_keeps_their_tokens(trained, tmp_path):
+    from jaxaccel.compression import FineTune, Pipeline, Quantize
 
-    done = ja.compress(Pipeline({"int8": Quantize()}), trained.directory, run=tmp_path / "small")
-    assert done.receipts[-1].scores["accuracy"] > 0.75
+    steps = {"tune": FineTune(split="train[:60]"), "int8": Quantize()}
+    done = ja.compress(Pipeline(steps), trained.directory, run=tmp_path / "small")
+    tuned = ja.load(tmp_path / "small" / "tune", which="last")
+    assert tuned.task.fitted_tokenizer == trained.task.fitted_tokenizer
+    assert [row.scores["accuracy"] > 0.75 for row in done.receipts] == [True] * 3
+    assert done.receipts[-1].bytes < 0.4 * done.receipts[0].bytes
+
+
+def test_weights_of_another_run_keep_their_tokens(trained, tmp_path):
+    texts = ["first of all", "and then the second one", "the first", "a second"] * 5
+    name = ja.data.from_arrays({"text": texts, "label": ["one", "two"] * 10})
+    recipe = ja.Recipe(
+        name="other", model=SMALL, task=TextClassification(vocabulary=800), data=Data(name=name), epochs=1
+    )
+    other = ja.train(recipe, run=tmp_path / "other", init_from=trained.directory)
+    assert other.task.fitted_tokenizer == trained.task.fitted_tokenizer
 
 
 NAMED = {"text": ["pay my bill", "play a song", "who are you", "play it", "pay now", "what is it"] * 4,
@@ -188,13 +202,13 @@ def test_a_vocabulary_that_does_not_fit_the_checkpoint_is_said(trained, tmp_path
 def test_a_student_has_other_tokens_than_its_teacher(trained, tmp_path, monkeypatch):
     from jaxaccel.training import Distill
     from jaxaccel.training.problem import Problem
-    from jaxaccel.training.warm_start import read_teacher_task
+    from jaxaccel.training.warm_start import read_task
 
     recipe = ja.Recipe(
         name="student", model=SMALL, task=TextClassification(vocabulary=200), data=Data(name=str(CLINC)), epochs=2,
         eval_every=1, distill=Distill(teacher=trained.directory, temperature=2, soft=0.7),
     )  # fmt: skip
-    task = Problem(recipe, teacher=read_teacher_task(recipe)).task
+    task = Problem(recipe, teacher=read_task(trained.directory)).task
     assert task.tokens.vocabulary == 200 < trained.task.tokens.vocabulary
     source = ja.data.open(str(CLINC), "train")
     batch = {name: x[None] for name, x in task.example(source[3]).items()} | {"mask": np.ones(1, np.float32)}
