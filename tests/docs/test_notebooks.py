@@ -120,6 +120,11 @@ def test_quickstart_survives_a_disconnect(tmp_path, monkeypatch):
     table = next(c.outputs for c in done.cells if c.id == "results")[0].data["text/markdown"]
     assert f"{after['eval']['accuracy']:.4f}" in table and "training examples a second" in table
     assert str(after["steps"]) in said(done, "saved")[0]
+    guesses = re.findall(r": (\w+), [\d.]+", said(done, "text-predict")[0])
+    assert guesses == ["lights", "alarm", "music"]
+    receipts = next(c.outputs for c in done.cells if c.id == "text-int8")[-1].data["text/markdown"]
+    packed = [float(line.split("|")[3]) for line in receipts.splitlines()[2:]]
+    assert packed[-1] < packed[0] / 3
 
     assert (
         json.loads((first / "result.json").read_text()) == before

@@ -4,7 +4,7 @@ The ```python blocks of a document run in order in one namespace; of its ```bash
 ``python -m jaxaccel...`` runs, in order, in one directory, as for a reader who types them all. Of ``pip install``
 only the extras are checked. Trainings that name no ``--epochs`` take JAXACCEL_TEST_EPOCHS (1) of them. The line
 before a block may hold ``<!-- not run: REASON -->``, or ``<!-- file: NAME -->``, which saves the block as that
-file beside the commands and does not run it.
+file beside what runs and does not run it.
 """
 
 import itertools
@@ -136,9 +136,18 @@ def run(words, folder, environment=None, text=None):
     )
 
 
+def save_files(text, folder):
+    """Writes the blocks of a document that are files."""
+    for block in blocks(text):
+        if block.comment.startswith("file:"):
+            (folder / block.comment.removeprefix("file:").strip()).write_text(block.code, encoding="utf-8")
+
+
 def run_python(path, folder):
     """Runs the python blocks of a document; the message of the failure, or an empty text."""
-    code = python_blocks(path.read_text(encoding="utf-8"))
+    text = path.read_text(encoding="utf-8")
+    save_files(text, folder)
+    code = python_blocks(text)
     done = run([sys.executable, "-c", RUNNER, str(path), str(EPOCHS)], folder, text=json.dumps(code))
     return "" if done.returncode == 0 else f"{path.name}: {done.stderr.strip()}"
 
@@ -146,9 +155,7 @@ def run_python(path, folder):
 def run_commands(path, folder):
     """Runs the commands of a document, up to the first that fails; its message, or an empty text."""
     text = path.read_text(encoding="utf-8")
-    for block in blocks(text):
-        if block.comment.startswith("file:"):
-            (folder / block.comment.removeprefix("file:").strip()).write_text(block.code, encoding="utf-8")
+    save_files(text, folder)
     for line, words in commands(text):
         where = f"{path.name}, block at line {line}: {shlex.join(words)}"
         if "pip" in words and (missing := missing_extras(words)):
@@ -169,7 +176,7 @@ def test_python_blocks(name, tmp_path):
     assert not failure, failure
 
 
-LONG = [f"docs/guides/{name}.md" for name in ("accelerate", "compress", "models", "train")]
+LONG = [f"docs/guides/{name}.md" for name in ("accelerate", "compress", "models", "text", "train")]
 """Their commands train in every way there is; those of README.md in the main ones."""
 
 
