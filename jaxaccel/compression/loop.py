@@ -26,6 +26,7 @@ from jaxaccel.models.adapter import abstract_variables
 from jaxaccel.models.packed import check_stored
 from jaxaccel.tasks.prediction import BATCH, predict
 from jaxaccel.training.directory_swap import Swap
+from jaxaccel.training.facts import read_facts
 from jaxaccel.training.messages import scores_text
 from jaxaccel.training.recipe import Recipe
 from jaxaccel.training.recipe_file import load_recipe, to_json
@@ -122,7 +123,8 @@ def compress(
         rows = (
             pipeline_directory.resume_receipts(directory, record, training, pipeline.steps) if resume else []
         )
-        setting = Setting(training, directory, batch, trust)
+        before = read_facts(directory if resume else origin)
+        setting = Setting(training, directory, batch, trust, before=before)
         stage = _first(origin, setting)
         if not resume:
             pipeline_directory.begin(swap, record)

@@ -90,6 +90,8 @@ class Setting:
     """Whether to execute code that runs bring along, also where somebody else wrote it."""
     kept: Facts | None = None
     """What an earlier run kept of the data, which then need not be there."""
+    before: Facts | None = None
+    """What the run that is compressed kept of the data: what it learned of them is not learned anew."""
 
     def file(self, number: int, name: str) -> Path:
         """Where the variables after a step are packed."""
@@ -103,7 +105,7 @@ class Setting:
     @functools.cached_property
     def problem(self) -> Problem:
         """The task and the data, opened once."""
-        return Problem(self.training, self.kept)
+        return Problem(self.training, self.kept, self.before)
 
     @property
     def task(self) -> Task:

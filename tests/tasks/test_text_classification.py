@@ -12,6 +12,7 @@ import jaxaccel as ja
 from jaxaccel import augment, models
 from jaxaccel.errors import UserError
 from jaxaccel.tasks import TextClassification
+from jaxaccel.tasks import text_tokens as tokens
 from jaxaccel.training import Data
 from jaxaccel.training import fit as fit_module
 
@@ -90,9 +91,10 @@ def test_each_step_of_an_evaluation_is_one_of_few_programs(trained, source):
     assert report.report.accuracy == pytest.approx(report.metrics["accuracy"])
 
 
-def test_compression_takes_texts_and_keeps_their_tokens(trained, tmp_path):
+def test_compression_takes_texts_and_keeps_their_tokens(trained, tmp_path, monkeypatch):
     from jaxaccel.compression import FineTune, Pipeline, Quantize
 
+    monkeypatch.setattr(tokens, "train_tokenizer", None)  # nothing is learned anew
     steps = {"tune": FineTune(split="train[:60]"), "int8": Quantize()}
     done = ja.compress(Pipeline(steps), trained.directory, run=tmp_path / "small")
     tuned = ja.load(tmp_path / "small" / "tune", which="last")
