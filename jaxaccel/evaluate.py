@@ -6,8 +6,8 @@ Into RUN/evaluation/SPLIT it writes
   evaluation.json   the metrics; of a classifier precision, recall, F1 and support of each class, and their means
   confusion.csv     of a classifier how many examples of each class (row) were taken for which (column)
   confusion.png     the same as a picture, each row by its share
-  mistakes.json     the mistakes that it is surest of, with the ids of the examples
-  mistakes.png      their pictures
+  mistakes.json     the mistakes that it is surest of, with the ids of the examples, and the texts where they are such
+  mistakes.png      their pictures, where they are such
 
 For instance:
 
@@ -44,6 +44,8 @@ from jaxaccel.training.evaluation import Evaluation
 from jaxaccel.training.messages import scores_text
 from jaxaccel.training.plot_mistakes import Mistake
 
+MAX_LETTERS = 120
+"""Of a text that are shown on the terminal."""
 MAX_ROWS = 20
 """Classes up to which the table on the terminal has all of them."""
 
@@ -85,14 +87,17 @@ def evaluate(run: Path | str, options: EvaluateOptions = EvaluateOptions()) -> E
     source = _source(trained, options)
     out = options.out or trained.directory / "evaluation" / _folder(source.split)
     found = _evaluated(trained, source)
-    _write(out, trained, source, found, options.mistakes)
+    listed = _write(out, trained, source, found, options.mistakes)
     console = Console(highlight=False, soft_wrap=True)
     heading = f"{trained.directory}, step {trained.step}, {found.examples:,} examples of {source.name} {source.split}"
     console.print(escape(f"{heading}: {scores_text(found.metrics)}"))
     if isinstance(found.report, ClassReport):
         for shown in class_tables(found.report):
             console.print(shown)
-    console.print(escape(f"see {out}" + ("" if found.report is None else "/confusion.png and mistakes.png")))
+    if listed and any(mistake.text for mistake in listed):
+        console.print(mistakes_table(listed))
+    pictures = [name for name in ("confusion.png", "mistakes.png") if (out / name).is_file()]
+    console.print(escape(f"see {out}" + (f"/{' and '.join(pictures)}" if pictures else "")))
     return found
 
 
@@ -129,17 +134,37 @@ def class_tables(report: ClassReport) -> list[Table]:
 def find_worst_mistakes(
     trained: Trained, source: Source, found: Evaluation, count: int
 ) -> tuple[list[Mistake], list[np.ndarray]]:
-    """The wrong predictions that the model is surest of, the surest first, and their images."""
+    """The wrong predictions that the model is surest of, the surest first, and their pictures, where they are such."""
     judged, names = found.judged, trained.class_names or ()
-    wrong = np.flatnonzero(judged["predicted"] != judged["label"])
+    wrong = np.flatnonzero(find_wrong(found))
     order = wrong[np.argsort(-judged["probability"][wrong], kind="stable")][:count]
     listed, images = [], []
     for index, example in zip(order.tolist(), source.__getitems__(order.tolist()), strict=True):
         label, predicted = (names[judged[name][index]] for name in ("label", "predicted"))
         probabilities = (float(judged[name][index]) for name in ("probability", "of_label"))
-        listed.append(Mistake(index, _id(example, index), label, predicted, *probabilities))
-        images.append(trained.task.element(example)["image"])
+        shown = trained.task.show(example)
+        text = shown if isinstance(shown, str) else ""
+        listed.append(Mistake(index, _id(example, index), label, predicted, *probabilities, text=text))
+        images += [shown] if isinstance(shown, np.ndarray) else []
     return listed, images
+
+
+def find_wrong(found: Evaluation) -> np.ndarray:
+    """(examples,) bool: which are of a class and were taken for another."""
+    return (found.judged["predicted"] != found.judged["label"]) & (found.judged["label"] >= 0)
+
+
+def mistakes_table(listed: Sequence[Mistake]) -> Table:
+    """The surest mistakes on texts, for a terminal."""
+    shown = Table(title="the surest mistakes", title_justify="left")
+    for name in ("true", "predicted", "sure, %", "text"):
+        shown.add_column(name, justify="right" if "%" in name else "left")
+    for mistake in listed[:MAX_ROWS]:
+        text = mistake.text if len(mistake.text) <= MAX_LETTERS else f"{mistake.text[:MAX_LETTERS]}..."
+        shown.add_row(
+            escape(mistake.true), escape(mistake.predicted), _percent(mistake.probability), escape(text)
+        )
+    return shown
 
 
 def _evaluated(trained: Trained, source: Source) -> Evaluation:
@@ -148,22 +173,21 @@ def _evaluated(trained: Trained, source: Source) -> Evaluation:
         return trained.report(source=source, advance=lambda: progress.advance(task))
 
 
-def _write(out: Path, trained: Trained, source: Source, found: Evaluation, count: int) -> None:
-    report, about = found.report, {}
+def _write(out: Path, trained: Trained, source: Source, found: Evaluation, count: int) -> list[Mistake]:
+    """Writes all files, and returns the mistakes that are among them."""
+    report, about, listed = found.report, {}, []
     try:
         out.mkdir(parents=True, exist_ok=True)
         if isinstance(report, ClassReport):
             listed, images = find_worst_mistakes(trained, source, found, count)
-            errors = int((found.judged["predicted"] != found.judged["label"]).sum())
+            errors = int(find_wrong(found).sum())
             title = (
                 f"{trained.recipe.name} on {source.split}: {100 * report.accuracy:.2f}% of {found.examples:,}"
             )
             plot_mistakes.draw_confusion(out / "confusion.png", report, title)
             write_text(out / "confusion.csv", _csv(report))
-            run_directory.write_json(
-                out / "mistakes.json", [dataclasses.asdict(mistake) for mistake in listed]
-            )
-            if listed:
+            run_directory.write_json(out / "mistakes.json", [_as_row(mistake) for mistake in listed])
+            if images:
                 of = f"{len(listed)} of {errors:,} mistakes, surest first: true class above, taken for below"
                 plot_mistakes.draw_mistakes(out / "mistakes.png", listed, images, of)
             else:
@@ -175,6 +199,7 @@ def _write(out: Path, trained: Trained, source: Source, found: Evaluation, count
             "examples": found.examples, "metrics": dict(found.metrics), **about,
         }  # fmt: skip
         run_directory.write_json(out / "evaluation.json", written)
+        return listed
     except OSError as error:
         reason = error.strerror or error
         raise UserError(
@@ -202,6 +227,11 @@ def _csv(report: ClassReport) -> str:
         [name, *row] for name, row in zip(report.class_names, report.confusion.tolist(), strict=True)
     )
     return text.getvalue()
+
+
+def _as_row(mistake: Mistake) -> dict[str, Any]:
+    row = dataclasses.asdict(mistake)
+    return row if mistake.text else {name: x for name, x in row.items() if name != "text"}
 
 
 def _folder(split: str) -> str:

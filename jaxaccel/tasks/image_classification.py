@@ -114,6 +114,10 @@ class ImageClassification(Classification):
         """The picture in the file."""
         yield Input(str(path), path)
 
+    def show(self, example: Mapping[str, Any]) -> np.ndarray:
+        """The picture, as the model sees it."""
+        return self.element(example)["image"]
+
     @checked
     def bring(self, given: Any, example: Example, size: int, *, white: Positive | None = None) -> Given:
         """Pictures as the images that the model takes.

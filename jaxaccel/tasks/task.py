@@ -233,6 +233,10 @@ class Task(Reading, Options, abc.ABC):
         """What `report` needs of each example, from one batch of predictions and of the data; by default nothing."""
         return {}
 
+    def show(self, example: Mapping[str, Any]) -> np.ndarray | str | None:
+        """What a person looks at to see an example of the data: a picture (H, W, C), or a text; by default nothing."""
+        return None
+
     def report(self, judged: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> Any:
         """What there is to say of a whole split besides the metrics, from all that `judge` gave; by default None."""
         return None

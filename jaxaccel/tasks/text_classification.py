@@ -277,6 +277,10 @@ class TextClassification(Classification):
         """
         return bring_texts(given, size, functools.partial(encode_texts, self.tokens), self.pad, self.bounds)
 
+    def show(self, example: Mapping[str, Any]) -> str:
+        """The text."""
+        return self._text_of(example)
+
     def batch_of(self, given: Any, example: Example) -> Batch:
         """Tokens (B, L) int32, filled up with the tokenizer's filler; or ``{"token": ..., "length": ...}``."""
         batch = dict(given) if isinstance(given, Mapping) else {"token": given}

@@ -34,6 +34,8 @@ class Mistake:
     probability: float
     """Of the predicted class."""
     probability_of_true: float
+    text: str = ""
+    """The example, where it is a text."""
 
 
 def draw_confusion(path: Path, report: ClassReport, title: str) -> None:

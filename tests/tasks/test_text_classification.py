@@ -91,6 +91,19 @@ def test_each_step_of_an_evaluation_is_one_of_few_programs(trained, source):
     assert report.report.accuracy == pytest.approx(report.metrics["accuracy"])
 
 
+def test_an_evaluation_shows_the_surest_mistakes_as_texts(trained, tmp_path, capsys):
+    from jaxaccel.evaluate import EvaluateOptions, evaluate
+
+    found = evaluate(trained.directory, EvaluateOptions(which="last", out=tmp_path, mistakes=3))
+    listed = json.loads((tmp_path / "mistakes.json").read_text())
+    errors = round(100 * (1 - found.metrics["accuracy"]))
+    assert len(listed) == min(3, errors) and errors > 0
+    source = ja.data.open(str(CLINC), "test")
+    assert listed[0]["text"] == source[listed[0]["index"]]["text"].item().decode()
+    assert (tmp_path / "confusion.png").is_file() and not (tmp_path / "mistakes.png").exists()
+    assert listed[0]["text"].split()[0] in capsys.readouterr().out
+
+
 def test_compression_takes_texts_and_keeps_their_tokens(trained, tmp_path, monkeypatch):
     from jaxaccel.compression import FineTune, Pipeline, Quantize
 
