@@ -1,8 +1,11 @@
 """Examples that vary in length in the same trainer: buckets, weighted losses, features, rows."""
 
 import dataclasses
+import gzip
 import json
+import os
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -368,3 +371,20 @@ def test_replicas_see_buckets_of_one_shape(recipe, tmp_path):
     rows = result.summary["replicas"]
     assert rows[1]["loss"] == pytest.approx(alone.summary["eval"]["loss"], rel=1e-4)
     assert rows[1]["hits"] == pytest.approx(alone.summary["eval"]["hits"], rel=1e-4)
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_little_of_pairs_of_sentences_is_padding():
+    """Multi30k, English and German: both sides of a pair are filled up to one length."""
+    folder = Path(os.environ["JAXACCEL_DATA_DIR"]) / "multi30k"
+    files = (folder / f"train.{name}.gz" for name in ("en", "de"))
+    sides = [gzip.decompress(file.read_bytes()).decode().splitlines() for file in files]
+    tokenizer = ja.data.train_tokenizer([text for side in sides for text in side[:4000]], "bpe", 6000)
+    lengths = np.array([[len(tokens) for tokens in tokenizer.encode(side)] for side in sides])
+    longer = lengths.max(0)
+    bounds = choose_bounds(longer)
+    filled = sum(
+        bound * len(part) for bound, part in zip(bounds, divide_by_length(longer, bounds), strict=True)
+    )
+    assert len(bounds) == 6 and 1 - lengths.sum() / (2 * filled) < 0.2
