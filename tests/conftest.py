@@ -33,11 +33,11 @@ def pytest_configure(config):
 
 EVERY_NTH = {
     "core/interpret/test_contract.py": 10,
-    "core/interpret/test_hoist_products.py": 8,
-    "core/interpret/test_identity.py": 16,
+    "core/interpret/test_hoist_products.py": 12,
+    "core/interpret/test_identity.py": 24,
     "core/interpret/test_silence.py": 3,
-    "data/augment/test_chain.py": 4,
-    "data/augment/test_every.py": 6,
+    "data/augment/test_chain.py": 8,
+    "data/augment/test_every.py": 12,
     "data/augment/test_geometry.py": 3,
     "data/augment/test_x64.py": 6,
     "data/test_images.py": 2,
@@ -51,7 +51,7 @@ EVERY_NTH = {
     "models/text/test_text_models.py": 6,
     "models/text/test_text_padding.py": 6,
     "models/test_models.py": 6,
-    "models/test_scan.py": 2,
+    "models/test_scan.py": 4,
     "models/test_training.py": 6,
     "optim/test_every_optimizer.py": 2,
     "optim/test_freeze.py": 2,
@@ -61,9 +61,10 @@ EVERY_NTH = {
     "training/test_run_directory.py": 2,
     "training/test_step.py": 5,
     "training/test_warm_start.py": 2,
-    "transforms/lowering/test_forms.py": 8,
-    "transforms/params/test_channel_axes.py": 8,
-    "transforms/params/test_channels.py": 8,
+    "transforms/lowering/test_forms.py": 16,
+    "transforms/lowering/test_gpu_forms.py": 8,
+    "transforms/params/test_channel_axes.py": 16,
+    "transforms/params/test_channels.py": 16,
     "transforms/params/test_choices.py": 3,
     "transforms/params/test_low_rank.py": 6,
     "transforms/params/test_prune.py": 6,
@@ -73,7 +74,7 @@ EVERY_NTH = {
     "transforms/test_calibrate.py": 3,
     "transforms/test_distill.py": 3,
     "transforms/test_fake_int8.py": 8,
-    "transforms/test_fold.py": 10,
+    "transforms/test_fold.py": 20,
     "transforms/test_hints.py": 6,
     "transforms/test_input_statistics.py": 2,
     "transforms/test_int8.py": 8,
@@ -83,12 +84,12 @@ EVERY_NTH = {
     "transforms/test_precision.py": 10,
     "transforms/test_quantize.py": 3,
     "transforms/test_retarget.py": 2,
-    "transforms/test_stacked.py": 2,
+    "transforms/test_stacked.py": 4,
     "transforms/test_strict_promotion.py": 6,
 }
 """Files whose tests have many cases: the everyday run takes the first of each test and every n-th after it, the
 others are slow."""
-OTHERWISE = 8
+OTHERWISE = 16
 """The same of the heavy files that are not among them."""
 
 
@@ -98,8 +99,14 @@ LONG = (
     "docs/test_readme.py::test_python_blocks[docs/get-started.md]",
     "docs/test_readme.py::test_python_blocks[docs/guides/compress.md]",
     "docs/test_readme.py::test_python_blocks[docs/guides/data.md]",
+    "models/text/test_bert_weights.py::test_published_sentence_embeddings",
+    "models/text/test_bert_weights.py::test_a_file_of_another_bert",
     "models/test_models.py::test_parameters_are_float32",
     "models/test_scan.py::test_a_loop_gathers_weights_and_reduces_gradients_only_as_often_as_needed",
+    "tasks/test_text_classification.py::test_a_student_has_other_tokens_than_its_teacher",
+    "training/test_batch_size.py::test_the_batch_of_several_devices_is_larger_and_divides",
+    "training/test_lengths.py::test_replicas_see_buckets_of_one_shape",
+    "training/test_lengths.py::test_rows_come_back_in_the_order_of_the_split",
     "transforms/test_hints.py::test_a_term_without_weight_adds_nothing_to_the_gradient",
 )
 """Tests of more than ten seconds beside quicker ones of the same: they are slow."""

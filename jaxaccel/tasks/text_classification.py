@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from annotated_types import Ge
 from tyro.conf import Suppress
 
 from jaxaccel.core.call_text import suggest_nearest
@@ -72,8 +73,8 @@ class TextClassification(Classification):
     """The lengths, found by `fit`."""
     fitted_classes: Annotated[tuple[str, ...], Suppress] = ()
     """Names of the classes but for `unknown`, found by `fit` where labels are names."""
-    fitted_unknown: Annotated[int, Suppress] = -1
-    """The number of `unknown` in the data, found by `fit` where labels are numbers."""
+    fitted_unknown: Annotated[int, Ge(-1), Suppress] = -1
+    """The number of `unknown` in the data, found by `fit` where labels are numbers; -1 where there is none."""
 
     def check_values(self) -> None:
         """Checks that lengths rise, and that some class has a weight."""

@@ -23,6 +23,7 @@ from jaxaccel.training.checkpoint import flatten_by_path  # noqa: E402
 from jaxaccel.training.feed import resident_feed  # noqa: E402
 from jaxaccel.training.fused_steps import fuse_steps  # noqa: E402
 from jaxaccel.training.recipe import Recipe  # noqa: E402
+from jaxaccel.training.run_plan import PhasePlan  # noqa: E402
 from jaxaccel.training.step import Training  # noqa: E402
 
 STEPS, BATCH = 12, 32
@@ -77,9 +78,8 @@ def replicas(devices):
     training = build_trainer(recipe, model, [10], mesh)
     shardings = training.sharding(jax.eval_shape(training.init), mesh)
     state = jax.jit(training.init, out_shardings=shardings)()
-    feed = resident_feed(
-        source, recipe.task.element, training.order(len(source), [Phase(0, 9, 0, BATCH)]), mesh
-    )
+    plan = PhasePlan(len(source), (Phase(0, 9, 0, BATCH),))
+    feed = resident_feed(source, recipe.task.element, training.order(plan.order), mesh)
     constrain = lambda batch: jax.lax.with_sharding_constraint(batch, batch_sharding(mesh))  # noqa: E731
     step = jax.jit(fuse_steps(training, constrain), donate_argnums=0, out_shardings=(shardings, None))
     calls = [range(i, i + 1) for i in range(3)]
