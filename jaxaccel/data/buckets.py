@@ -66,11 +66,12 @@ def merge_small(parts: Sequence[np.ndarray], least: int) -> list[np.ndarray]:
         full = len(waiting) >= least
         merged.append(waiting if full else waiting[:0])
         waiting = waiting[:0] if full else waiting
-    if len(waiting):  # the longest ones are few: the next shorter bucket takes on their length
-        last = max((b for b, part in enumerate(merged) if len(part)), default=len(parts) - 1)
-        merged[-1] = np.sort(np.concatenate([merged[last], waiting]))
-        if last < len(parts) - 1:
-            merged[last] = merged[last][:0]
+    if len(waiting):  # the longest ones are few: the next shorter bucket takes on the length that they need
+        longest = max(b for b, part in enumerate(parts) if len(part))
+        last = max((b for b, part in enumerate(merged) if len(part)), default=longest)
+        both = np.sort(np.concatenate([merged[last], waiting]))
+        merged[last] = merged[last][:0]
+        merged[longest] = both
     return merged
 
 

@@ -58,7 +58,7 @@ def conclude(
         "examples_per_second": meter.examples_per_second,
         "seconds": time.perf_counter() - timed["began"], "compile_seconds": timed["compile_seconds"],
         "parameters": sum(x.size for x in jax.tree.leaves(state.params)) // setup.trainer.count,
-        "flops_per_step": setup.flops[plan.forms[-1]], "peak_bytes": runtime.peak_bytes(compiled),
+        "flops_per_step": setup.flops_per_step, "peak_bytes": runtime.peak_bytes(compiled),
         "feed": "resident" if programs.feeds.resident else "stream",
         "steps_per_call": len(timetable.calls[0]) if timetable.calls else 0,
         "mesh": dict(setup.mesh.shape), "device_kind": setup.mesh.devices.flat[0].device_kind,

@@ -76,6 +76,14 @@ class RunSetup:
                 for form in self.plan.forms
             }
 
+    @property
+    def flops_per_step(self) -> float:
+        """Floating-point operations of a step at the end of the run, the mean of an epoch where lengths vary."""
+        if not self.problem.task.bounds:
+            return self.flops[self.plan.forms[-1]]
+        forms = [self.plan.form(step) for step in range(self.plan.ends()[0])]
+        return sum(self.flops[form] for form in forms) / len(forms)
+
     @cached_property
     def unsplit(self) -> list[str]:
         """What to tell of parameters that the mesh would split and cannot."""

@@ -151,6 +151,9 @@ def test_small_buckets_go_into_the_next_longer_one():
     assert [p.tolist() for p in merged] == [[], [0, 1, 2, 3, 4, 9], [], [5, 6, 7]]
     assert [len(p) for p in merge_small(parts, 2)] == [2, 4, 0, 3]
     assert [len(p) for p in merge_small(parts, 1)] == [2, 4, 2, 1]
+    longer = [*parts, np.array([], np.int32)]  # a length that no example needs is nobody's
+    assert [len(p) for p in merge_small(longer, 3)] == [0, 6, 0, 3, 0]
+    assert [len(p) for p in merge_small(longer, 100)] == [0, 0, 0, 9, 0]
 
 
 def test_each_example_is_seen_once_an_epoch_to_within_a_batch_of_its_bucket(recipe):
