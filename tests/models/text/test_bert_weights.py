@@ -121,6 +121,6 @@ def test_published_sentence_embeddings(minilm):
     found = np.asarray(embed(nnx.split(module), *pad_texts(texts, 24)))
     expected = np.stack([normalize(encode(arrays, text, 12).mean(0)) for text in texts])
     assert np.abs(found - expected).max() < 1e-4
-    # What the documentation of sentence-transformers prints for the last three.
+    # The last three: two of the weather are alike, and the stadium is neither.
     likeness = found[-3:] @ found[-3:].T
     np.testing.assert_allclose(likeness[[0, 0, 1], [1, 2, 2]], [0.6660, 0.1046, 0.1411], atol=1e-4)
