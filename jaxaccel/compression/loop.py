@@ -26,6 +26,7 @@ from jaxaccel.models.adapter import abstract_variables
 from jaxaccel.models.packed import check_stored
 from jaxaccel.tasks.prediction import BATCH, predict
 from jaxaccel.training.directory_swap import Swap
+from jaxaccel.training.evaluation import compile_predict
 from jaxaccel.training.facts import read_facts
 from jaxaccel.training.messages import scores_text
 from jaxaccel.training.recipe import Recipe
@@ -74,8 +75,7 @@ class CompressResult:
 
     @cached_property
     def _predict(self) -> Callable[..., Any]:
-        run, task = self.stage.run, self.setting.task
-        return jax.jit(lambda variables, batch: task.predict(lambda *inputs: run(variables, *inputs), batch))
+        return compile_predict(self.setting.task, self.stage.run)
 
 
 @checked

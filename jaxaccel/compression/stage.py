@@ -54,7 +54,7 @@ class Stage:
     def of_params(self, f: Callable[..., PyTree] | None = None) -> Callable[..., PyTree]:
         """`call`, or `f` of the same arguments, as a function of the parameters alone, the state being what it is."""
         f, rest = f or self.call, {k: v for k, v in self.variables.items() if k != "params"}
-        return lambda params, *inputs: f({"params": params, **rest}, *inputs)
+        return lambda params, *inputs, **method: f({"params": params, **rest}, *inputs, **method)
 
 
 def stage_of_trained(factory: Any, variables: PyTree, model: Model) -> Stage:

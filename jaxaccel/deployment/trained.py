@@ -23,7 +23,12 @@ from jaxaccel.models.adapter import Model, abstract_variables, inference, takes_
 from jaxaccel.tasks import Task, prediction
 from jaxaccel.tasks.prediction import BATCH, Guess
 from jaxaccel.training.checkpoint import flatten_by_path
-from jaxaccel.training.evaluation import Evaluation, evaluate_metrics, evaluate_with_report
+from jaxaccel.training.evaluation import (
+    Evaluation,
+    compile_predict,
+    evaluate_metrics,
+    evaluate_with_report,
+)
 from jaxaccel.training.facts import Facts, find_fitted_options, read_facts
 from jaxaccel.training.messages import scores_text
 from jaxaccel.training.problem import Problem
@@ -170,12 +175,7 @@ class Trained:
 
     @functools.cached_property
     def _predict(self) -> Callable[..., PyTree]:
-        task, run = self.task, self.run
-
-        def predict(params: PyTree, batch: Any) -> PyTree:
-            return task.predict(lambda *inputs: run(params, *inputs), task.features(batch))
-
-        return jax.jit(predict)
+        return compile_predict(self.task, self.run)
 
     def accept(self, source: Source) -> Source:
         """`source`, whose classes and shapes must be those of the model.
@@ -301,10 +301,10 @@ def _filled(run: Path, model: Model, weights: Mapping[str, np.ndarray]) -> PyTre
 def _evaluated(recipe: Recipe, model: Model) -> Callable[..., PyTree]:
     """As training evaluates: the same numbers."""
 
-    def run(params: PyTree, *inputs: PyTree) -> PyTree:
-        def call(weights: PyTree, *inputs: PyTree) -> PyTree:
-            return inference(model)(params | {"params": weights}, *inputs)
+    def run(params: PyTree, *inputs: PyTree, **method: str) -> PyTree:
+        def call(weights: PyTree, *inputs: PyTree, **method: str) -> PyTree:
+            return inference(model)(params | {"params": weights}, *inputs, **method)
 
-        return TRANSFORMATIONS[recipe.precision](call)(params["params"], *inputs)
+        return TRANSFORMATIONS[recipe.precision](call)(params["params"], *inputs, **method)
 
     return retarget(run, argnums=()) if recipe.lowering == "auto" and count_devices() == 1 else run

@@ -25,7 +25,9 @@ class Model(NamedTuple):
     init: Callable[[jax.Array], tuple[PyTree, PyTree]]
     """key -> (params, state)."""
     apply: Callable[..., tuple[PyTree, PyTree]]
-    """(params, state, *inputs, key, train) -> (outputs, new state)."""
+    """(params, state, *inputs, key, train) -> (outputs, new state).
+
+    With ``method="encode"`` it calls that method of the Flax module rather than the module."""
 
 
 def as_model(factory: Any, facts: Mapping[str, Any], inputs: tuple[PyTree, ...]) -> Model:
@@ -71,11 +73,15 @@ def takes_argument(factory: Any, name: str) -> bool:
 
 
 def inference(model: Model) -> Callable[..., PyTree]:
-    """A model as a function of its variables, ``{"params": ..., "model_state": ...}``, and inputs."""
+    """A model as a function of its variables, ``{"params": ..., "model_state": ...}``, and inputs.
 
-    def call(variables: PyTree, *inputs: PyTree) -> PyTree:
+    ``method=NAME`` calls that method of the model.
+    """
+
+    def call(variables: PyTree, *inputs: PyTree, **method: str) -> PyTree:
         key = jax.random.key(0)  # nothing is drawn in inference, but the signature asks for one
-        return model.apply(variables["params"], variables["model_state"], *inputs, key=key, train=False)[0]
+        params, state = variables["params"], variables["model_state"]
+        return model.apply(params, state, *inputs, key=key, train=False, **method)[0]
 
     return call
 
@@ -118,13 +124,13 @@ def _nnx(make: Callable[[jax.Array], nnx.Module]) -> Model:
         return nnx.to_pure_dict(params), nnx.to_pure_dict(state)
 
     def apply(
-        params: PyTree, state: PyTree, *inputs: PyTree, key: jax.Array, train: bool
+        params: PyTree, state: PyTree, *inputs: PyTree, key: jax.Array, train: bool, method: str = "__call__"
     ) -> tuple[PyTree, PyTree]:
         module = nnx.merge(
             graph, _filled(shape_params, params), _streams(shape_rngs, key), _filled(shape_state, state)
         )
         module.train() if train else module.eval()
-        outputs = module(*inputs)
+        outputs = _find_method(module, method)(*inputs)
         _, _, _, state = nnx.split(module, nnx.Param, nnx.RngState, ...)
         return outputs, nnx.to_pure_dict(state)
 
@@ -155,9 +161,8 @@ def _keys(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _linen(module: linen.Module, inputs: tuple[PyTree, ...]) -> Model:
-    names = inspect.signature(type(module).__call__).parameters
-
-    def mode(train: bool) -> dict[str, Any]:
+    def mode(train: bool, method: str = "__call__") -> dict[str, Any]:
+        names = inspect.signature(_find_method(module, method)).parameters
         # The two words that Linen modules use for it.
         return {
             name: value for name, value in {"train": train, "deterministic": not train}.items() if name in names
@@ -169,17 +174,28 @@ def _linen(module: linen.Module, inputs: tuple[PyTree, ...]) -> Model:
         return variables["params"], {k: v for k, v in variables.items() if k != "params"}
 
     def apply(
-        params: PyTree, state: PyTree, *inputs: PyTree, key: jax.Array, train: bool
+        params: PyTree, state: PyTree, *inputs: PyTree, key: jax.Array, train: bool, method: str = "__call__"
     ) -> tuple[PyTree, PyTree]:
-        variables = {"params": params, **state}
-        if not train:
-            return module.apply(variables, *inputs, **mode(False)), state
-        outputs, new = module.apply(
-            variables, *inputs, **mode(True), rngs={"dropout": key}, mutable=list(state)
+        variables, mutable = {"params": params, **state}, list(state) if train else False
+        rngs = {"dropout": key} if train else {}
+        found = module.apply(
+            variables, *inputs, **mode(train, method), rngs=rngs, mutable=mutable, method=method
         )
+        if not train:
+            return found, state
+        outputs, new = found
         return outputs, dict(new)
 
     return Model(init, apply)
+
+
+def _find_method(module: Any, name: str) -> Callable[..., Any]:
+    method = getattr(module, name, None)
+    if not callable(method):
+        raise UserError(
+            f"the task needs a model with a method {name!r}, and {type(module).__name__} has none"
+        )
+    return method
 
 
 def _taken(factory: Callable[..., Any], facts: Mapping[str, Any]) -> dict[str, Any]:

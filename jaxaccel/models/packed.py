@@ -41,10 +41,10 @@ def packed(file: str | Path, model: Any, facts: Mapping[str, Any], inputs: tuple
         return jax.lax.optimization_barrier((trainable(params), state))
 
     def apply(
-        trained: PyTree, state: PyTree, *inputs: PyTree, key: jax.Array, train: bool
+        trained: PyTree, state: PyTree, *inputs: PyTree, key: jax.Array, train: bool, **method: str
     ) -> tuple[PyTree, PyTree]:
         def computed(params: PyTree, state: PyTree, *inputs: PyTree) -> tuple[PyTree, PyTree]:
-            return base.apply(params, state, *inputs, key=key, train=train)
+            return base.apply(params, state, *inputs, key=key, train=train, **method)
 
         return compressed(computed)(with_trained(params, trained), state, *inputs)
 

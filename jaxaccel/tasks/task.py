@@ -23,7 +23,7 @@ from jaxaccel.tasks.rows import Evaluated, join_rows, split_rows
 PyTree = Any
 Batch = Mapping[str, jax.Array]
 Apply = Callable[..., PyTree]
-"""The model in evaluation mode with its parameters bound: inputs -> outputs."""
+"""The model in evaluation mode, its parameters bound: inputs -> outputs. ``apply.encode`` is its method `encode`."""
 READ_EXAMPLES = 512
 
 

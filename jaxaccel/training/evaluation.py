@@ -1,4 +1,4 @@
-"""A model evaluated on a whole split: its metrics and, where the task says more, a report."""
+"""A model's predictions, and a whole split evaluated: metrics and, where the task says more, a report."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from jaxaccel.data.source import Source
+from jaxaccel.models.bound import Bound
 from jaxaccel.tasks.batches import iterate_batches
 from jaxaccel.tasks.metrics import add
 from jaxaccel.tasks.rows import Evaluated, split_rows
@@ -15,7 +16,7 @@ from jaxaccel.tasks.task import Task, summarize_split
 
 PyTree = Any
 Run = Callable[..., PyTree]
-"""(params, *inputs) -> outputs, in inference."""
+"""(params, *inputs) -> outputs, in inference; ``method=NAME`` calls that method of the model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,15 @@ class Evaluation:
     """How many there are."""
 
 
+def compile_predict(task: Task, run: Run) -> Callable[[PyTree, Any], PyTree]:
+    """Compiles (params, batch) -> the task's predictions of a batch of its elements."""
+
+    def predict(params: PyTree, batch: Any) -> PyTree:
+        return task.predict(Bound(run, params), task.features(batch))
+
+    return jax.jit(predict)
+
+
 def evaluate_metrics(
     task: Task, run: Run, params: PyTree, source: Source, size: int, advance: Callable[[], Any]
 ) -> dict[str, float]:
@@ -40,7 +50,7 @@ def evaluate_metrics(
     @jax.jit
     def evaluate(params: PyTree, batch: Any) -> Evaluated:
         batch = task.features(batch)
-        return split_rows(task.evaluate(lambda *inputs: run(params, *inputs), batch), batch)
+        return split_rows(task.evaluate(Bound(run, params), batch), batch)
 
     found = []
     for batch in iterate_batches(source, task, size):
@@ -62,10 +72,7 @@ def evaluate_with_report(
 
     @jax.jit
     def both(params: PyTree, batch: Any) -> tuple[Evaluated, PyTree]:
-        def apply(*inputs: PyTree) -> PyTree:
-            return run(params, *inputs)
-
-        batch = task.features(batch)
+        apply, batch = Bound(run, params), task.features(batch)
         # XLA computes what both need once
         return split_rows(task.evaluate(apply, batch), batch), task.predict(apply, batch)
 

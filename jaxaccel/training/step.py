@@ -18,6 +18,7 @@ from jaxaccel.core.platform import count_devices, get_platform
 from jaxaccel.data.order import Order
 from jaxaccel.distributed import replicated, state_sharding
 from jaxaccel.models.adapter import Model
+from jaxaccel.models.bound import Bound
 from jaxaccel.optim.averaging import Averaging, weights_to_evaluate
 from jaxaccel.optim.float32_updates import apply_updates
 from jaxaccel.tasks.metrics import Mean, Scores, check_names, value_of
@@ -135,14 +136,14 @@ class Training(Options):
         """The task's predictions of one batch."""
         return self.task.predict(self.bind(weights, model_state), self.task.features(batch))
 
-    def bind(self, weights: PyTree, model_state: PyTree) -> Callable[..., PyTree]:
+    def bind(self, weights: PyTree, model_state: PyTree) -> Bound:
         """The model in evaluation mode as a function of its inputs alone."""
         key = jax.random.key(self.seed)  # unused in evaluation mode, but the signature asks for one
 
-        def apply(weights: PyTree, *inputs: PyTree) -> PyTree:
-            return self.model.apply(weights, model_state, *inputs, key=key, train=False)[0]
+        def apply(weights: PyTree, *inputs: PyTree, **method: str) -> PyTree:
+            return self.model.apply(weights, model_state, *inputs, key=key, train=False, **method)[0]
 
-        return partial(TRANSFORMATIONS[self.precision](apply), weights)
+        return Bound(TRANSFORMATIONS[self.precision](apply), weights)
 
     def lowered(self, f: Callable[..., Any], *, whole: bool = False) -> Callable[..., Any]:
         """`f` with its convolutions and poolings in the forms that the devices run fast, or as XLA has them.

@@ -1,0 +1,29 @@
+"""A model in inference with its variables bound: what a task decodes with."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+PyTree = Any
+
+
+class Bound:
+    """Calls a model as it is, ``apply(x)``, and each of its methods by name, ``apply.encode(x)``.
+
+    A method is that of the Flax module, with the same parameters, precision and transformations as a call. Batch
+    statistics are those of training and nothing is drawn. Caches are arguments and results: nothing is kept between
+    calls.
+    """
+
+    def __init__(self, run: Callable[..., PyTree], *variables: PyTree) -> None:
+        """Binds the first arguments of `run`, which takes ``method=NAME`` where NAME is not the call itself."""
+        self._run = functools.partial(run, *variables)
+
+    def __call__(self, *inputs: PyTree) -> PyTree:
+        """Returns the model's outputs for `inputs`."""
+        return self._run(*inputs)
+
+    def __getattr__(self, name: str) -> Callable[..., PyTree]:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return functools.partial(self._run, method=name)
