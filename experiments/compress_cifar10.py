@@ -7,7 +7,6 @@ short: `--epochs` passes over the 50,000 training images, on a CPU some minutes.
 """
 
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +14,7 @@ from typing import Any
 
 import jax
 from cifar10 import MEAN, PUBLISHED, STD
-from rich.console import Console
-from rich.table import Table
+from receipts_table import check_names, follow_pipeline, print_table, read_rows, write_rows
 
 import jaxaccel as ja
 from jaxaccel import cli, models
@@ -24,7 +22,6 @@ from jaxaccel.compression import (
     FineTune,
     Fold,
     LowRank,
-    Pipeline,
     Prune,
     Quantize,
     RemoveChannels,
@@ -120,66 +117,22 @@ def file_of(depth: int, weights: Path) -> Path:
     return files[0]
 
 
-def followed(name: str, depth: int, steps: dict[str, Step], options: Options) -> list[dict[str, Any]]:
-    """The receipts of one pipeline."""
-    place = options.run / name.replace(" ", "_").replace("%", "").replace(":", "_").replace("'", "")
-    done = ja.compress(
-        Pipeline(steps), file_of(depth, options.weights), training(depth, options), run=place,
-        resume=(place / "pipeline.json").exists(),
-    )  # fmt: skip
-    return [dataclasses.asdict(row) for row in done.receipts]
-
-
-def table(rows: dict[str, Any], title: str) -> Table:
-    """Every step of every pipeline; ratios are to the published network."""
-    made = Table(title=title, title_justify="left")
-    for head in (
-        "pipeline",
-        "step",
-        "accuracy %",
-        "MFLOPs",
-        "not 0",
-        "packed kB",
-        "times smaller",
-        "ms, one",
-        "ms, 128",
-    ):
-        made.add_column(head, justify="left" if head in ("pipeline", "step") else "right", no_wrap=True)
-    for name, found in rows.items():
-        first = found["receipts"][0]
-        for row in found["receipts"]:
-            made.add_row(
-                f"ResNet-{found['depth']}: {name}" if row is first else "", row["step"],
-                f"{100 * row['scores']['accuracy']:.2f}", f"{row['flops'] / 1e6:.1f}", f"{row['nonzeros']:,}",
-                f"{row['packed_bytes'] / 1e3:,.0f}", f"{first['packed_bytes'] / row['packed_bytes']:.1f}",
-                f"{row['latency_ms']:.2f}", f"{1000 * row['batch'] / row['throughput']:.0f}",
-                end_section=row is found["receipts"][-1],
-            )  # fmt: skip
-    return made
-
-
 def main(argv: Sequence[str]) -> int:
     """Runs the experiment."""
     options = cli.parse_options("python experiments/compress_cifar10.py", __doc__ or "", Options, argv)
     runtime.setup()
-    known = json.loads(options.out.read_text())["rows"] if options.out and options.out.exists() else {}
-    plans = pipelines(options.epochs, file_of(56, options.weights))
-    if unknown := set(options.only) - plans.keys():
-        raise ja.UserError(f"no pipeline {min(unknown)!r}: {', '.join(plans)}")
+    known, plans = read_rows(options.out), pipelines(options.epochs, file_of(56, options.weights))
+    check_names(options.only, list(plans))
     for name, (depth, steps) in plans.items():
         if options.only and name not in options.only:
             continue
-        known[name] = {
-            "depth": depth,
-            "epochs": options.epochs,
-            "receipts": followed(name, depth, steps, options),
-        }
-        if options.out:
-            record = {"versions": runtime.versions(), "device": jax.devices()[0].device_kind, "rows": known}
-            options.out.write_text(json.dumps(record, indent=1) + "\n")
+        origin, how = file_of(depth, options.weights), training(depth, options)
+        receipts = follow_pipeline(name, steps, origin, how, options.run)
+        known[name] = {"of": f"ResNet-{depth}", "epochs": options.epochs, "receipts": receipts}
+        write_rows(options.out, known)
     published = ", ".join(f"ResNet-{depth} {PUBLISHED[depth]:.2f}" for depth in (20, 56))
     title = f"CIFAR-10 test, published: {published}; {jax.devices()[0].device_kind}"
-    Console(width=132).print(table(known, title))
+    print_table(known, title, {"accuracy %": lambda scores: f"{100 * scores['accuracy']:.2f}"})
     return 0
 
 

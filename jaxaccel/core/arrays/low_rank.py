@@ -154,6 +154,25 @@ def _dot(site: Site, lhs: Any, rhs: Any) -> Any:
     return site.expand(both, x, first, second, names=_names(w, first))
 
 
+@array_rule(LowRankArray, "gather")
+def _lookup(site: Site, w: LowRankArray, indices: Any) -> Any:
+    """Rows of a matrix are looked up in its left factor, then multiplied: the dense table is never made."""
+    numbers, sizes = site.params["dimension_numbers"], site.params["slice_sizes"]
+    rows = tuple(numbers.start_index_map) == tuple(numbers.collapsed_slice_dims) == (0,)
+    last = tuple(numbers.offset_dims) == (site.output.ndim - 1,)
+    if w.stacked or w.axes is not None or w.ndim != 2 or not (rows and last and sizes[1] == w.shape[1]):
+        return NotImplemented
+
+    def both(indices: jax.Array, left: jax.Array, right: jax.Array) -> jax.Array:
+        found = jax.lax.gather(
+            left, indices, numbers, (1, w.rank), mode=site.params["mode"], fill_value=site.params["fill_value"],
+            indices_are_sorted=site.params["indices_are_sorted"], unique_indices=site.params["unique_indices"],
+        )  # fmt: skip
+        return (found @ right).astype(w.real)
+
+    return site.expand(both, indices, w.left, w.right, names=("left", "right"))
+
+
 @array_rule(LowRankArray, "conv_general_dilated")
 def _convolution(site: Site, x: Any, w: Any) -> Any:
     p = site.params

@@ -96,6 +96,26 @@ def test_heads():
     np.testing.assert_allclose(ja.transforms.compressed(f, strict=True)(params, x), dense, atol=1e-4)
 
 
+@pytest.mark.parametrize("take", [lambda table, ids: table[ids], lambda table, ids: jnp.take(table, ids, axis=0)])
+def test_rows_are_looked_up_in_a_factor(take):
+    table = jax.random.normal(jax.random.key(0), (50, 4)) @ jax.random.normal(jax.random.key(1), (4, 16))
+    dense, thin = {"embedding": table}, ja.low_rank({"embedding": table}, rank=4, where="embedding")
+    ids = jnp.array([[0, 3, 49], [7, 60, -1]])  # beyond the end as JAX has it: clamped, or NaN
+
+    def f(params, ids):
+        return take(params["embedding"], ids)
+
+    g = ja.transforms.compressed(f)
+    np.testing.assert_allclose(g(thin, ids), f(dense, ids), rtol=2e-5, atol=2e-6)
+    assert "f32[50,16]" not in jax.jit(g).lower(thin, ids).compile().as_text()
+    grads = jax.grad(lambda params: (g(params, ids[:1]) ** 2).sum())(thin)["embedding"]
+    rows = jnp.zeros_like(table).at[ids[0]].set(2 * table[ids[0]])
+    np.testing.assert_allclose(grads.left, rows @ thin["embedding"].right.T, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        ja.int8(f)(ja.quantize(thin, "**"), ids[:1]), f(dense, ids[:1]), atol=0.02 * float(abs(table).max())
+    )
+
+
 def test_gradients_reach_the_factors():
     params, x = ja.low_rank({"kernel": random(10, 8)}, rank=2), random(4, 10, seed=1)
     f = ja.transforms.compressed(lambda p, x: jnp.sum(jnp.tanh(x @ p["kernel"])))
