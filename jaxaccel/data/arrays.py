@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxaccel.core.formats import npz_files
-from jaxaccel.data.columns import Column, class_column, to_columns
+from jaxaccel.data.columns import Column, as_objects, check_sounds, class_column, to_columns
 from jaxaccel.data.source import Example
 from jaxaccel.data.splits import NAMES, divide, take
 from jaxaccel.errors import UserError
@@ -44,6 +44,8 @@ def from_arrays(
       - ``image``: (N, H, W, C) or (N, H, W), or pictures of Pillow or of different sizes. Whole numbers are 0..255,
         also if they are floats; other floats 0..1, or 0..255 where the largest is above 2; with values below 0 they are
         taken as they are.
+      - ``audio``: sounds of one channel and of any lengths: int16, or floats from -1 to 1, which become int16.
+        ``rate``, in Hz, is beside it: one number for all, or one for each.
       - any other: texts, or numbers of any shape, as they are.
 
     Raises:
@@ -134,6 +136,7 @@ class ArraySet:
             key: Column.of(key, _join([x[key] for x in splits.values()]), class_names)
             for key in keys["train"]
         }
+        columns = check_sounds(columns)
         lengths = [len(next(iter(part.values()))) for part in splits.values()]
         ends = np.cumsum([0, *lengths]).tolist()
         positions: dict[str, Sequence[int]] = {
@@ -173,9 +176,7 @@ def _join(parts: Sequence[np.ndarray]) -> np.ndarray:
         return parts[0]
     if len({(part.shape[1:], part.dtype.kind) for part in parts}) == 1:
         return np.concatenate(parts)
-    joined = np.empty(sum(map(len, parts)), object)
-    joined[:] = [row for part in parts for row in part]
-    return joined
+    return as_objects([row for part in parts for row in part])
 
 
 @dataclasses.dataclass(frozen=True)

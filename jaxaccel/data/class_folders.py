@@ -59,8 +59,8 @@ def list_files(root: Path, kind: Kind) -> Listing:
     """
     if not root.is_dir():
         raise UserError(
-            f"there is no folder {root}; a data set may be NAME, a folder of images or of texts, or a file .npz, .csv, "
-            ".tsv or .jsonl"
+            f"there is no folder {root}; a data set may be NAME, a folder of images, sounds or texts, or a file .npz, "
+            ".csv, .tsv or .jsonl"
         )
     bases = _split_folders(root)
     class_folders = {split: _visible_folders(base) for split, base in bases.items()}

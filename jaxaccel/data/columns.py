@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxaccel.data.audio import check_rate, to_int16
 from jaxaccel.data.images import to_pixels
 from jaxaccel.errors import UserError
 
@@ -27,6 +28,8 @@ def to_columns(examples: Any) -> dict[str, np.ndarray]:
     """
     if hasattr(examples, "keys"):
         columns = {str(key): _to_array(examples[key]) for key in examples.keys()}  # noqa: SIM118 (a frame's own)
+        if "audio" in columns and "rate" in columns and not columns["rate"].ndim:  # one for all
+            columns["rate"] = np.repeat(columns["rate"], len(columns["audio"]))
     elif (
         hasattr(examples, "__len__")
         and hasattr(examples, "__getitem__")
@@ -71,11 +74,17 @@ def _to_array(values: Any) -> np.ndarray:
         same = len({(row.shape, row.dtype.kind) for row in map(np.asarray, rows)}) == 1
         if same and not isinstance(rows[0], (str, bytes)):
             return np.stack(rows)
-        array = np.empty(len(rows), object)
-        array[:] = rows
-        return array
+        return as_objects(rows)
     array = np.asarray(values)
     return array.astype(object) if array.dtype.kind in "US" else array
+
+
+def as_objects(rows: Sequence[Any]) -> np.ndarray:
+    """One object a row, whatever the rows are: assigned together, arrays of one shape would be stacked."""
+    array = np.empty(len(rows), object)
+    for i, row in enumerate(rows):
+        array[i] = row
+    return array
 
 
 def _row(value: Any) -> Any:
@@ -89,7 +98,7 @@ class Column:
     """One key of all examples."""
 
     kind: str
-    """class, image, text or numbers."""
+    """class, image, sound, text or numbers."""
     values: np.ndarray
     """One row an example; of objects where these are texts or differ in shape."""
     names: tuple[str, ...] = ()
@@ -107,6 +116,8 @@ class Column:
             return _classes(values, texts, class_names)
         if key == "image" and not texts:
             return cls("image", _pixels(values))
+        if key == "audio" and not texts:
+            return cls("sound", as_objects([to_int16(x, f"the sound {i}") for i, x in enumerate(values)]))
         if texts:
             encoded = [value if isinstance(value, bytes) else value.encode() for value in values]
             return cls("text", np.array([*encoded, None], object)[:-1])
@@ -124,6 +135,8 @@ class Column:
             return tfds.features.ClassLabel(names=list(self.names))
         if self.kind == "text":
             return tfds.features.Text()
+        if self.kind == "sound":
+            return tfds.features.Tensor(shape=(None,), dtype=np.int16)
         shape = self.values.shape[1:]
         if self.values.dtype == object:
             shape = (None, None, self.values[0].shape[-1])
@@ -235,6 +248,24 @@ def _to_scale(values: np.ndarray) -> np.ndarray:
             f"image holds whole numbers from {low} to {high}: give 0 to 255, or floats from 0 to 1"
         )
     return values.astype(np.uint8)
+
+
+def check_sounds(columns: Mapping[str, Column]) -> dict[str, Column]:
+    """The columns, the rates of whose sounds are checked and whole numbers of 64 bits.
+
+    Raises:
+      UserError: there are sounds without rates, or a rate is none.
+    """
+    if "audio" not in columns or columns["audio"].kind != "sound":
+        return dict(columns)
+    rates = columns["rate"].values if "rate" in columns else None
+    if rates is None:
+        raise UserError("audio needs a rate beside it, in Hz: {'audio': [...], 'rate': 16000}")
+    if rates.dtype.kind not in "iuf" or rates.ndim != 1 or not (rates == np.round(rates)).all():
+        raise UserError("rate holds one whole number of Hz for each sound, or one for all")
+    for i, rate in enumerate(rates.tolist()):
+        check_rate(int(rate), f"the sound {i}")
+    return {**columns, "rate": Column("numbers", rates.astype(np.int64))}
 
 
 def class_column(columns: Mapping[str, Column]) -> Column | None:

@@ -14,12 +14,15 @@ from jaxaccel.data.arrays import find_session_arrays, load_npz
 from jaxaccel.data.class_folders import holds_any
 from jaxaccel.data.folder import FolderSet
 from jaxaccel.data.image_files import IMAGES
+from jaxaccel.data.librispeech import holds_librispeech, load_librispeech
 from jaxaccel.data.order import permutation
 from jaxaccel.data.prepare import prepare
 from jaxaccel.data.prepared import PreparedSet
+from jaxaccel.data.sound_tables import find_transcripts, load_sound_tables, name_sounds
+from jaxaccel.data.sounds import SOUNDS, load_sound_folder
 from jaxaccel.data.source import Example, Source
 from jaxaccel.data.table_files import table_suffix
-from jaxaccel.data.texts import TEXT_FILES, find_tables, load_tables, load_text_folder
+from jaxaccel.data.texts import TEXT_FILES, find_tables, load_tables, load_text_folder, read_tables
 from jaxaccel.data.tfds_names import INFO_FILE, find_prepared, known_names, parse_name
 from jaxaccel.errors import UserError, option
 
@@ -57,9 +60,9 @@ def open_source(
 
     Args:
         name: a TFDS data set as TFDS writes it (``mnist``, ``cmaterdb/bangla``, ``mnist:3.0.1``), the
-            path of a prepared one, a folder of images or texts (``folder:PATH``, or a path with a separator), a file
-            ``PATH.npz``, ``PATH.csv``, ``PATH.tsv`` or ``PATH.jsonl`` (the last three also as ``.gz``), a folder of
-            these called ``train``, ``test``, ..., or what `jaxaccel.data.from_arrays` returned.
+            path of a prepared one, a folder of images, sounds or texts (``folder:PATH``, or a path with a separator), a
+            file ``PATH.npz``, ``PATH.csv``, ``PATH.tsv`` or ``PATH.jsonl`` (the last three also as ``.gz``), a folder
+            of these called ``train``, ``test``, ... or ``transcripts``, or what `jaxaccel.data.from_arrays` returned.
         split: a split with TFDS's slicing, such as ``test``, ``train[:90%]`` or ``train+test``.
         directory: where prepared data sets lie; by default ``$TFDS_DATA_DIR``, else
             ``~/tensorflow_datasets``.
@@ -97,15 +100,26 @@ def _open_path(name: str, path: Path, label: str) -> DataSet:
     if path.suffix == ".npz":
         return load_npz(name, path)
     if table_suffix(path) and not path.is_dir():
-        return load_tables(name, {"train": path}, label)
+        return _open_tables(name, {"train": path}, label)
     if (path / INFO_FILE).is_file():
         return PreparedSet(name, path)
+    if file := find_transcripts(path):
+        return load_sound_tables(name, read_tables({"train": file}), label)
     if not holds_any(path, IMAGES):  # beside pictures, tables and texts may say something about them
         if files := find_tables(path):
-            return load_tables(name, files, label)
+            return _open_tables(name, files, label)
+        if holds_librispeech(path):
+            return load_librispeech(name, path)
+        if holds_any(path, SOUNDS):
+            return load_sound_folder(name, path)
         if holds_any(path, TEXT_FILES):
             return load_text_folder(name, path)
     return FolderSet(name, path)
+
+
+def _open_tables(name: str, files: Mapping[str, Path], label: str) -> DataSet:
+    tables = read_tables(files)
+    return (load_sound_tables if name_sounds(tables) else load_tables)(name, tables, label)
 
 
 def _as_path(name: str) -> Path | None:

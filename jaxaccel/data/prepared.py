@@ -46,17 +46,20 @@ class PreparedSource:
     """A split of a prepared ArrayRecord data set of TFDS, read without TensorFlow."""
 
     def __init__(self, name: str, split: str, directory: Path, builder: Any = None) -> None:
+        from jaxaccel.data.stored_audio import as_stored
+
         self.name = name
         self.split = split
         self.directory = directory
         builder = builder or _builder(name, directory)
-        self._features = builder.info.features
+        stored = builder.info.features
         self._records = _open_records(name, split, directory, builder)
-        self._decode = example_decoder(self._features)
+        self._decode = example_decoder(stored)
+        self._features = as_stored(stored)
 
     @property
     def features(self) -> Mapping[str, Any]:
-        """TFDS feature of each key of an example."""
+        """TFDS feature of each key of an example; a sound is a Tensor of int16 (n,) here, beside its ``rate``."""
         return self._features
 
     def __len__(self) -> int:
@@ -66,6 +69,8 @@ class PreparedSource:
         position = self._position(index)
         try:
             return self._decode(self._records[position])
+        except UserError as error:  # of a sound
+            raise UserError(f"example {index} of {self.split!r} of {self.name!r}: {error.message}") from error
         except Exception as error:  # whatever the bytes made the readers stumble on
             raise damaged_error(self.directory, error) from error
 
@@ -75,6 +80,8 @@ class PreparedSource:
             return [self[i] for i in positions]
         try:
             return [self._decode(record) for record in self._records.__getitems__(positions)]
+        except UserError:
+            return [self[i] for i in positions]  # says which
         except Exception as error:
             raise damaged_error(self.directory, error) from error
 
@@ -105,11 +112,13 @@ def _builder(name: str, directory: Path) -> Any:
     """TFDS's builder of the data set prepared in `directory`."""
     import tensorflow_datasets as tfds
 
+    from jaxaccel.data.stored_audio import without_tensorflow
+
     check_features(directory)
     try:
-        with quiet_tfds():
+        with quiet_tfds(), without_tensorflow():
             builder: Any = tfds.builder_from_directory(str(directory))
-        info = builder.info
+            info = builder.info
     except ImportError as error:
         raise UserError(
             f"data set {name!r} has features that TFDS reads only with the package {error.name!r}"

@@ -16,6 +16,7 @@ import numpy as np
 from jaxaccel.core.formats.bounds import shorten
 from jaxaccel.data.arrays import ArraySet
 from jaxaccel.data.class_folders import Kind, list_files
+from jaxaccel.data.columns import as_objects
 from jaxaccel.data.splits import NAMES, divide
 from jaxaccel.data.table_files import Table, read_table, read_text, table_suffix
 from jaxaccel.errors import UserError, option
@@ -51,8 +52,13 @@ def find_tables(folder: Path) -> dict[str, Path]:
     return {split: found[split] for split in ("train", "validation", "test") if split in found}
 
 
-def load_tables(name: str, files: Mapping[str, Path], label: str) -> ArraySet:
-    """The data set in one file, or in one for each split; its classes are those of the training file.
+def read_tables(files: Mapping[str, Path]) -> dict[str, Table]:
+    """{split: its table} of {split: its file}; errors are those of `read_table`."""
+    return {split: read_table(path) for split, path in files.items()}
+
+
+def load_tables(name: str, tables: Mapping[str, Table], label: str) -> ArraySet:
+    """The data set in one table, or in one for each split; its classes are those of the training table.
 
     The column of the class becomes ``label``. Whole numbers from 0 are the numbers of classes, other labels their
     names. The other columns keep their names: they are numbers where all their values are, else texts; ``text`` is
@@ -60,15 +66,28 @@ def load_tables(name: str, files: Mapping[str, Path], label: str) -> ArraySet:
 
     Args:
       name: of the data set.
-      files: {split: file}, with ``train``.
+      tables: {split: table}, with ``train``.
       label: the column of the class.
 
     Raises:
-      UserError: a file cannot be read, or holds no examples of classes.
+      UserError: a table holds no examples of classes.
     """
-    tables = {split: read_table(path) for split, path in files.items()}
+    classes, class_names = label_columns(tables, label)
+    others = other_columns(tables, label)
+    splits = {
+        split: {"label": classes[split]} | {key: columns[split] for key, columns in others.items()}
+        for split in tables
+    }
+    return ArraySet.of(name, splits, class_names)
+
+
+def label_columns(tables: Mapping[str, Table], label: str) -> tuple[dict[str, np.ndarray], list[str]]:
+    """{split: the number of each row's class}, and the names of classes, which are those of the training table.
+
+    Raises:
+      UserError: there is no such column, or an example of no class.
+    """
     labels = {split: _labels(table, label) for split, table in tables.items()}
-    others = _other_columns(tables, label)
     class_names = _class_names(labels["train"])
     numbers = {class_name: i for i, class_name in enumerate(class_names)}
     for split, table in tables.items():
@@ -78,12 +97,7 @@ def load_tables(name: str, files: Mapping[str, Path], label: str) -> ArraySet:
                     f"{table.place(row)} has the {label} {shorten(class_name)!r}, which is none of the "
                     f"{len(class_names)} classes of {tables['train'].path.name}: correct it, or add it there"
                 )
-    splits = {
-        split: {"label": np.array([numbers[x] for x in labels[split]], np.int64)}
-        | {key: columns[split] for key, columns in others.items()}
-        for split in tables
-    }
-    return ArraySet.of(name, splits, class_names)
+    return {split: np.array([numbers[x] for x in labels[split]], np.int64) for split in tables}, class_names
 
 
 def load_text_folder(name: str, folder: Path) -> ArraySet:
@@ -98,8 +112,8 @@ def load_text_folder(name: str, folder: Path) -> ArraySet:
     numbers = {class_name: i for i, class_name in enumerate(listing.classes)}
     splits = {
         split or "train": {
-            "id": _objects([os.fsencode(file.path) for file in files]),
-            "text": _objects([read_text(folder / file.path, _MAX_TEXT_BYTES).strip() for file in files]),
+            "id": as_objects([os.fsencode(file.path) for file in files]),
+            "text": as_objects([read_text(folder / file.path, _MAX_TEXT_BYTES).strip() for file in files]),
             "label": np.array([numbers[file.class_name] for file in files], np.int64),
         }
         for split, files in listing.splits.items()
@@ -143,8 +157,12 @@ def _class_names(labels: Sequence[str]) -> list[str]:
     return sorted(set(labels))
 
 
-def _other_columns(tables: Mapping[str, Table], label: str) -> dict[str, dict[str, np.ndarray]]:
-    """{key: {split: values}} of all columns but that of the class, which must be the same in all splits."""
+def other_columns(tables: Mapping[str, Table], label: str) -> dict[str, dict[str, np.ndarray]]:
+    """{key: {split: values}} of all columns but that of the class, which must be the same in all splits.
+
+    Raises:
+      UserError: a split lacks a column, there is no other column, or its values are neither texts nor numbers.
+    """
     train = tables["train"]
     for table in tables.values():
         if odd := sorted(table.columns.keys() ^ train.columns.keys()):
@@ -176,7 +194,7 @@ def _convert(key: str, tables: Mapping[str, Table]) -> dict[str, np.ndarray] | N
     if kind is not str:
         return {split: _numbers(table, key, kind) for split, table in tables.items()}
     return {
-        split: _objects([_checked_text(table, row, key, x) for row, x in enumerate(table.columns[key])])
+        split: as_objects([_checked_text(table, row, key, x) for row, x in enumerate(table.columns[key])])
         for split, table in tables.items()
     }
 
@@ -211,9 +229,3 @@ def _checked_text(table: Table, row: int, key: str, value: Any) -> str:
             f"{table.place(row)} has half of a surrogate pair in {key}, which is no character: correct it"
         ) from error
     return value
-
-
-def _objects(values: Sequence[Any]) -> np.ndarray:
-    array = np.empty(len(values), object)
-    array[:] = values
-    return array
