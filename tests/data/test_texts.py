@@ -261,7 +261,7 @@ def test_other_splits_have_the_classes_and_columns_of_the_training_file(tmp_path
     with pytest.raises(UserError, match=r"b.csv cannot be read: No such file"):
         open_set(str(tmp_path / "b.csv"))
     with pytest.raises(
-        UserError, match=r"there is no folder .*a folder of images or of texts, or a file .npz, .csv"
+        UserError, match=r"there is no folder .*a folder of images, sounds or texts, or a file .npz, .csv"
     ):
         open_set(str(tmp_path / "b.txt"))
 

@@ -2,7 +2,8 @@
 
 TFDS's own builders of the same names need TensorFlow to extract archives and to encode images; these yield
 the same features, splits, record keys and versions from the same original files, so the prepared sets hold
-the same examples in the same order and either reader accepts them. `digits` and those of `pang_lee` are ours alone.
+the same examples in the same order and either reader accepts them. `digits`, those of `pang_lee` and those of sounds
+are ours alone; of `spoken_digit` and `yesno`, TFDS has other versions, which have one split.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ BUILDERS: dict[str, str] = {
     "mr": "jaxaccel.data.builders.pang_lee:Mr",
     "subj": "jaxaccel.data.builders.pang_lee:Subj",
     "movie_reviews": "jaxaccel.data.builders.pang_lee:MovieReviews",
+    "spoken_digit": "jaxaccel.data.builders.spoken_digit:SpokenDigit",
+    "spoken_sequences": "jaxaccel.data.builders.spoken_sequences:SpokenSequences",
+    "speech_words": "jaxaccel.data.builders.speech_words:SpeechWords",
+    "yesno": "jaxaccel.data.builders.yesno:YesNo",
 }
 
 
