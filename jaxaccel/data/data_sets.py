@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxaccel.data.arrays import find_session_arrays, load_npz
 from jaxaccel.data.class_folders import holds_any
+from jaxaccel.data.examples import read_column
 from jaxaccel.data.folder import FolderSet
 from jaxaccel.data.image_files import IMAGES
 from jaxaccel.data.librispeech import holds_librispeech, load_librispeech
@@ -238,3 +239,8 @@ class Part:
 
     def __getitems__(self, indices: Sequence[int], /) -> list[Example]:
         return self.whole.__getitems__([int(self.positions[i]) for i in indices])
+
+    def read_column(self, key: str) -> Iterator[np.ndarray]:
+        """One part of every example, as `jaxaccel.data.examples.read_column` has it."""
+        column = list(read_column(self.whole, key))
+        return (column[i] for i in self.positions)

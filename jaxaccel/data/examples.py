@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ from jaxaccel.errors import UserError
 
 Item = dict[str, np.ndarray]
 Element = Callable[[Any], Item]
+READ_EXAMPLES = 512
+"""Examples that are read at a time where a whole split is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +44,17 @@ def read_elements(source: Source, element: Element, indices: Sequence[int]) -> l
                 if not 0 <= example[key] < classes:
                     raise UserError(_wrong_label(source, index, example, key, classes))
     return elements
+
+
+def read_column(source: Source, key: str) -> Iterator[np.ndarray]:
+    """One part of every example of a split, in its order; where the source can, nothing else is read or decoded."""
+    own = getattr(source, "read_column", None)
+    if own is not None:
+        yield from own(key)
+        return
+    for start in range(0, len(source), READ_EXAMPLES):
+        for example in source.__getitems__(range(start, min(start + READ_EXAMPLES, len(source)))):
+            yield example[key]
 
 
 def class_counts(source: Source) -> Mapping[str, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,10 @@ class SoundSource:
 
     def __getitems__(self, indices: Sequence[int], /) -> list[Example]:
         return [self[int(i)] for i in indices]
+
+    def read_column(self, key: str) -> Iterator[np.ndarray]:
+        """One part of every example; files are opened only where it is the sound or its rate."""
+        return ((self if key in ("audio", "rate") else self.table)[i][key] for i in range(len(self)))
 
 
 def load_sound_folder(name: str, folder: Path) -> SoundSet:

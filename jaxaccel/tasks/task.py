@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from jaxaccel.core.options import Options
-from jaxaccel.data.examples import read_elements
+from jaxaccel.data.examples import READ_EXAMPLES, read_elements
 from jaxaccel.errors import UserError
 from jaxaccel.tasks.bring_arrays import Example, Given, find_sole_input, split_arrays
 from jaxaccel.tasks.metrics import Headline, Mean, as_scores
@@ -24,7 +24,6 @@ PyTree = Any
 Batch = Mapping[str, jax.Array]
 Apply = Callable[..., PyTree]
 """The model in evaluation mode, its parameters bound: inputs -> outputs. ``apply.encode`` is its method `encode`."""
-READ_EXAMPLES = 512
 
 
 class Task(Reading, Options, abc.ABC):

@@ -18,6 +18,7 @@ from jaxaccel.core.options import Count, NonNegative, Share, ShareBelowOne
 from jaxaccel.data.augment.mix import neighbor
 from jaxaccel.data.buckets import choose_bounds
 from jaxaccel.data.class_folders import Kind
+from jaxaccel.data.examples import READ_EXAMPLES
 from jaxaccel.data.tokenizers import Tokenizer
 from jaxaccel.errors import UserError, option
 from jaxaccel.tasks.bring_arrays import Example, Given
@@ -26,7 +27,7 @@ from jaxaccel.tasks.classification import Classification
 from jaxaccel.tasks.metrics import Mean
 from jaxaccel.tasks.read_texts import TEXTS, decode_text, read_texts
 from jaxaccel.tasks.reading import Input
-from jaxaccel.tasks.task import READ_EXAMPLES, Apply, Batch, PyTree, Task
+from jaxaccel.tasks.task import Apply, Batch, PyTree, Task
 from jaxaccel.tasks.text_tokens import LEARNED, encode_texts, fill_tokens, find_tokenizer
 
 
