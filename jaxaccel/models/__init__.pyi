@@ -1,5 +1,18 @@
 # The public names: models, and what makes one of another.
 
+from .audio.bc_resnet import BcResNet as BcResNet
+from .audio.bc_resnet import bc_resnet_1 as bc_resnet_1
+from .audio.bc_resnet import bc_resnet_3 as bc_resnet_3
+from .audio.bc_resnet import bc_resnet_8 as bc_resnet_8
+from .audio.conformer import Conformer as Conformer
+from .audio.conformer import conformer_ctc as conformer_ctc
+from .audio.deep_speech import DeepSpeech as DeepSpeech
+from .audio.deep_speech import deep_speech as deep_speech
+from .audio.recurrent_ctc import RecurrentCtc as RecurrentCtc
+from .audio.recurrent_ctc import gru_ctc as gru_ctc
+from .audio.recurrent_ctc import lstm_ctc as lstm_ctc
+from .audio.silero_vad import SileroVad as SileroVad
+from .audio.silero_vad import silero_vad as silero_vad
 from .linear_probe import linear_probe as linear_probe
 from .pretrained import cifar_resnet as cifar_resnet
 from .pretrained import load_pretrained as load_pretrained

@@ -21,6 +21,7 @@ from jaxaccel.models.pretrained.files import read
 from jaxaccel.models.pretrained.layouts import Layer, arrange_axes, group_layers
 from jaxaccel.models.pretrained.match import Pair, check_head, check_order, match_layers
 from jaxaccel.models.pretrained.names import natural_key
+from jaxaccel.models.pretrained.recurrent import split_recurrent
 
 PyTree = Any
 
@@ -62,7 +63,7 @@ def load_pretrained(
     """The weights in `file` as parameters and state of `model`.
 
     Layers are matched by what arrays they have, up to PyTorch's order of axes (OIHW kernels, transposed matrices,
-    fused queries, keys and values, heads as one axis), by their names, and by their order. Nothing is guessed: where
+    fused queries, keys and values, heads as one axis; its LSTMs and GRUs are ours), by their names, and by their order. Nothing is guessed: where
     two pairings are as good, that is an error.
 
     Args:
@@ -82,7 +83,7 @@ def load_pretrained(
       UserError: the file cannot be read, a layer of the model finds none of the file or several that are as good, or
         `names` or `fresh` fit nothing.
     """
-    weights = read(find_weights(file), inside)
+    weights = split_recurrent(read(find_weights(file), inside))
     params, state = _arrays_of(model)
     flat, treedef = jax.tree_util.tree_flatten_with_path((params, state))
     paths = [parameter_path(path[1:]) for path, _ in flat]
