@@ -1,5 +1,7 @@
 """Connectionist temporal classification (Graves et al. 2006), safe where labels do not fit their sounds."""
 
+import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -19,6 +21,11 @@ class CtcLoss(NamedTuple):
     """(B,) float32, in nats, at least 0; 0 where there is no alignment."""
     feasible: jax.Array
     """(B,) bool: whether the labels fit into the outputs."""
+
+
+def count_least_outputs(labels: Sequence[int]) -> int:
+    """How many outputs an alignment needs at least: one a label, and a blank between equal neighbors."""
+    return len(labels) + sum(a == b for a, b in itertools.pairwise(labels))
 
 
 def compute_ctc(logits: jax.Array, outputs: jax.Array, labels: jax.Array, counts: jax.Array) -> CtcLoss:

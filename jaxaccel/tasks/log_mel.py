@@ -2,12 +2,13 @@
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+T = TypeVar("T", bound=Any)
 FLOOR = 1e-8
 """The least energy of a band, below what 16 bits resolve: silence has a logarithm."""
 MIN_DEVIATION = 1e-2
@@ -35,7 +36,7 @@ class LogMel:
         """Samples of the Fourier transform: the power of two that the window fits in."""
         return 1 << (self.window - 1).bit_length()
 
-    def count_frames(self, samples: jax.Array | np.ndarray | int) -> jax.Array | np.ndarray | int:
+    def count_frames(self, samples: T) -> T:
         """How many frames that many samples give."""
         return 1 + samples // self.hop
 

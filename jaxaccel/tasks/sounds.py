@@ -77,8 +77,8 @@ class Sounds(Task):
             raise UserError(f"{option('fill_to')} must rise, got {self.fill_to}")
         if self.fill_to and self.fill_to[-1] > self.max_seconds:
             raise UserError(
-                f"{option('fill_to')} goes up to {self.fill_to[-1]:g} and sounds are cut at {self.max_seconds:g}: raise "
-                f"{option('max_seconds')}"
+                f"{option('fill_to')} goes up to {self.fill_to[-1]:g} and sounds are cut at {self.max_seconds:g}: "
+                f"raise {option('max_seconds')}"
             )
         mel = self.mel
         if mel.hop < 1 or mel.window < 2:

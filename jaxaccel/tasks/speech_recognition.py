@@ -13,7 +13,7 @@ from tyro.conf import Suppress
 
 from jaxaccel.data.examples import read_column
 from jaxaccel.errors import UserError, option
-from jaxaccel.tasks.ctc import BLANK, compute_ctc
+from jaxaccel.tasks.ctc import BLANK, compute_ctc, count_least_outputs
 from jaxaccel.tasks.decoding import align_ctc, collapse_best_path, search_prefixes
 from jaxaccel.tasks.metrics import Mean
 from jaxaccel.tasks.sounds import Sounds
@@ -62,8 +62,8 @@ class SpeechRecognition(Sounds):
         known = dict(features.items())
         if self.text not in known:
             raise UserError(
-                f"the data set has no {self.text!r}, it has {', '.join(known)}: say with {option('task.text')} what its "
-                "transcripts are called"
+                f"the data set has no {self.text!r}, it has {', '.join(known)}: say with {option('task.text')} what "
+                "its transcripts are called"
             )
         facts |= {"subsampling": self.subsampling}
         if self.fitted_symbols:
@@ -226,9 +226,7 @@ class SpeechRecognition(Sounds):
             found = self.transcripts.encode(text)
             if found is None:
                 unknown.append(text)
-            elif len(found) + sum(
-                a == b for a, b in zip(found, found[1:], strict=False)
-            ) > self.count_outputs(int(min(lengths[i], self.bounds[-1]))):
+            elif count_least_outputs(found) > self.count_outputs(int(min(lengths[i], self.bounds[-1]))):
                 long.append(text)
         if unknown:
             odd = self.transcripts.find_unknown(unknown[0])
@@ -238,7 +236,7 @@ class SpeechRecognition(Sounds):
             )
         if long:
             log.warning(
-                f"{len(long):,} of {len(lengths):,} transcripts have more symbols than their sound has outputs, such as "
-                f"{long[0]!r:.60}: they have no loss; {option('task.subsampling')} {max(self.subsampling // 2, 1)} or "
-                f"a smaller {option('task.hop_ms')} gives more outputs"
+                f"{len(long):,} of {len(lengths):,} transcripts have more symbols than their sound has outputs, such "
+                f"as {long[0]!r:.60}: they have no loss; {option('task.subsampling')} "
+                f"{max(self.subsampling // 2, 1)} or a smaller {option('task.hop_ms')} gives more outputs"
             )

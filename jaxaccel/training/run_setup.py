@@ -142,7 +142,7 @@ def set_up_run(
     Raises:
       UserError: the recipe asks for what cannot be.
     """
-    recipe, task = problem.recipe, problem.recipe.task
+    recipe, task = problem.recipe, problem.task
     parts = count_parts(recipe, mesh)
     run_plan.check_batches(recipe, parts)
     facts = problem.facts.values

@@ -1,6 +1,6 @@
 """Which output of a model that was trained by CTC said which symbol."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,11 +34,12 @@ def align_ctc(
     probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
     there = jnp.arange(symbols.shape[1]) < counts[:, None]
     kept = jnp.where(there, symbols, blank).astype(jnp.int32)
-    return jax.vmap(lambda *one: _align(*one, blank))(probabilities, outputs, kept, counts)
+    align = jax.vmap(_align, in_axes=(0, 0, 0, 0, None))
+    return align(probabilities, outputs, kept, counts, blank)
 
 
 def _align(
-    probabilities: jax.Array, outputs: jax.Array, symbols: jax.Array, count: jax.Array, blank: int
+    probabilities: jax.Array, outputs: jax.Array, symbols: jax.Array, count: jax.Array, blank: Any
 ) -> Spans:
     """One utterance. State 2 * l + 1 is symbol l, the even ones are the blanks around."""
     steps, states = len(probabilities), 2 * len(symbols) + 1
