@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from jaxaccel.core.formats import npz_files
-from jaxaccel.data.columns import Column, as_objects, check_sounds, class_column, to_columns
+from jaxaccel.data.audio import check_rate
+from jaxaccel.data.columns import Column, as_objects, class_column, to_columns
 from jaxaccel.data.source import Example
 from jaxaccel.data.splits import NAMES, divide, take
 from jaxaccel.errors import UserError
@@ -136,7 +137,7 @@ class ArraySet:
             key: Column.of(key, _join([x[key] for x in splits.values()]), class_names)
             for key in keys["train"]
         }
-        columns = check_sounds(columns)
+        columns = _check_sounds(columns)
         lengths = [len(next(iter(part.values()))) for part in splits.values()]
         ends = np.cumsum([0, *lengths]).tolist()
         positions: dict[str, Sequence[int]] = {
@@ -168,6 +169,24 @@ class ArraySet:
             total.update(key.encode())
             self.columns[key].update(total)
         return total.hexdigest()
+
+
+def _check_sounds(columns: Mapping[str, Column]) -> dict[str, Column]:
+    """The columns, the rates of whose sounds are checked and whole numbers of 64 bits.
+
+    Raises:
+      UserError: there are sounds without rates, or a rate is none.
+    """
+    if "audio" not in columns or columns["audio"].kind != "sound":
+        return dict(columns)
+    rates = columns["rate"].values if "rate" in columns else None
+    if rates is None:
+        raise UserError("audio needs a rate beside it, in Hz: {'audio': [...], 'rate': 16000}")
+    if rates.dtype.kind not in "iuf" or rates.ndim != 1 or not (rates == np.round(rates)).all():
+        raise UserError("rate holds one whole number of Hz for each sound, or one for all")
+    for i, rate in enumerate(rates.tolist()):
+        check_rate(int(rate), f"the sound {i}")
+    return {**columns, "rate": Column("numbers", rates.astype(np.int64))}
 
 
 def _join(parts: Sequence[np.ndarray]) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxaccel.data.audio import check_rate, to_int16
+from jaxaccel.data.audio import to_int16
 from jaxaccel.data.images import to_pixels
 from jaxaccel.errors import UserError
 
@@ -248,24 +248,6 @@ def _to_scale(values: np.ndarray) -> np.ndarray:
             f"image holds whole numbers from {low} to {high}: give 0 to 255, or floats from 0 to 1"
         )
     return values.astype(np.uint8)
-
-
-def check_sounds(columns: Mapping[str, Column]) -> dict[str, Column]:
-    """The columns, the rates of whose sounds are checked and whole numbers of 64 bits.
-
-    Raises:
-      UserError: there are sounds without rates, or a rate is none.
-    """
-    if "audio" not in columns or columns["audio"].kind != "sound":
-        return dict(columns)
-    rates = columns["rate"].values if "rate" in columns else None
-    if rates is None:
-        raise UserError("audio needs a rate beside it, in Hz: {'audio': [...], 'rate': 16000}")
-    if rates.dtype.kind not in "iuf" or rates.ndim != 1 or not (rates == np.round(rates)).all():
-        raise UserError("rate holds one whole number of Hz for each sound, or one for all")
-    for i, rate in enumerate(rates.tolist()):
-        check_rate(int(rate), f"the sound {i}")
-    return {**columns, "rate": Column("numbers", rates.astype(np.int64))}
 
 
 def class_column(columns: Mapping[str, Column]) -> Column | None:

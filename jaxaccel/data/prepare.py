@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from jaxaccel.data.builders import BUILDERS, ERROR, builder_class
+from jaxaccel.data.builders import ALSO_OF_TFDS, BUILDERS, ERROR, builder_class
 from jaxaccel.data.features_file import check_features
 from jaxaccel.data.tfds_names import DatasetName, find_prepared, known_names, quiet_tfds
 from jaxaccel.errors import UserError, option
@@ -49,7 +49,7 @@ def prepare(dataset: DatasetName, directory: Path, downloads: Path | None = None
         with _lock(directory, dataset.name):
             prepared = find_prepared(dataset, directory)  # by the process that held the lock
             if prepared is None:
-                if dataset.name in BUILDERS and dataset.config is None:
+                if _is_ours(dataset):
                     prepare_here(dataset, directory, downloads)
                 else:
                     prepare_in_child(dataset, directory, downloads)
@@ -59,6 +59,14 @@ def prepare(dataset: DatasetName, directory: Path, downloads: Path | None = None
     if prepared is None:
         raise UserError(f"data set '{dataset}' was prepared in {directory}, but cannot be found there")
     return prepared
+
+
+def _is_ours(dataset: DatasetName) -> bool:
+    """Whether a builder of ours prepares that data set."""
+    if dataset.name not in BUILDERS or dataset.config is not None:
+        return False
+    version: Any = builder_class(dataset.name).VERSION
+    return dataset.name not in ALSO_OF_TFDS or not dataset.version or version.match(dataset.version)
 
 
 def prepare_here(dataset: DatasetName, directory: Path, downloads: Path | None) -> None:

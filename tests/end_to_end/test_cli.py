@@ -12,6 +12,7 @@ from jaxaccel.train import main
 SMALL = ("digits", "--model", "ConvNet(widths=(4,), hidden=0)", "--epochs", "0.1")
 
 
+DIGITS = Path(__file__).parents[1] / "fixtures" / "spoken_digits"
 CLINC = Path(__file__).parents[1] / "data" / "clinc150"
 
 
@@ -48,6 +49,10 @@ def elsewhere(tmp_path, monkeypatch):
         (
             ["--data.name", str(CLINC), "--data.label", "mood"],
             "its columns are text, label: name one with --data.label",
+        ),
+        (
+            ["--data.name", str(DIGITS), "--data.label", "mood"],
+            "its columns are file, text, label, speaker: name one with --data.label",
         ),
         (["--model", "ConvNet(classes=7)"], "gives 7 logits and the data has 10 classes"),
         (["--model", "ConvNet(channels=3)"], "does not take the data's batches of shape"),

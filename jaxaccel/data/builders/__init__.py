@@ -34,6 +34,9 @@ BUILDERS: dict[str, str] = {
     "yesno": "jaxaccel.data.builders.yesno:YesNo",
 }
 
+ALSO_OF_TFDS = frozenset({"spoken_digit", "yesno"})
+"""Of these, other versions than ours are prepared by TFDS."""
+
 
 def builder_class(name: str) -> type[OriginalBuilder]:
     """The builder class of the data set `name`, one of `BUILDERS`."""

@@ -74,8 +74,8 @@ class SpeechWords(OriginalBuilder, skip_registration=True):
         file = self.ORIGINALS["all"]
         if (path := locate(file, self.name, self.downloads)) is None:
             raise UserError(
-                f"data set {self.name!r} is prepared of {file.filename}, a part of {file.url} that has no address of its "
-                f"own: name its folder with {option('data.downloads', 'DIR')}, or take the data set speech_commands"
+                f"data set {self.name!r} is prepared of {file.filename}, a part of {file.url} that has no address "
+                f"of its own: name its folder with {option('data.downloads', 'DIR')}, or take speech_commands"
             )
         return path
 

@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from jaxaccel.data.builders.sound_archives import RecordingsBuilder, decode_member, sound_features
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-TEST_INDICES = range(5)
+TEST_NUMBERS = range(5)
 """Recordings of each digit and speaker that are the official test split; the others, 5 to 49, are for training."""
 _NAME = re.compile(r"(\d)_([a-z]+)_(\d+)\.wav")
 
@@ -22,19 +22,19 @@ class Recording(NamedTuple):
 
     digit: int
     speaker: str
-    index: int
+    number: int
 
     @property
     def is_test(self) -> bool:
         """Whether it is of the official test split."""
-        return self.index in TEST_INDICES
+        return self.number in TEST_NUMBERS
 
 
 def parse_name(name: str) -> Recording:
     """What ``7_jackson_32.wav`` says."""
     found = _NAME.fullmatch(name)
     if found is None:
-        raise ValueError(f"{name!r} is no DIGIT_SPEAKER_INDEX.wav")
+        raise ValueError(f"{name!r} is no DIGIT_SPEAKER_NUMBER.wav")
     return Recording(int(found[1]), found[2], int(found[3]))
 
 
@@ -56,8 +56,8 @@ class DigitRecordings(RecordingsBuilder, skip_registration=True):
 class SpokenDigit(DigitRecordings, skip_registration=True):
     """Spoken digits: 2,700 + 300 recordings of the ten digits by six speakers, 8 kHz.
 
-    The split is the official one: recordings 0 to 4 of each digit and speaker are the test. Version 1.0.9, TFDS's, lacks
-    the speaker lucas and has no test split.
+    The split is the official one: recordings 0 to 4 of each digit and speaker are the test. Version 1.0.9, TFDS's,
+    lacks the speaker lucas and has no test split.
     """
 
     name = "spoken_digit"

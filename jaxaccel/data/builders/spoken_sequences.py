@@ -60,9 +60,9 @@ def join_digits(takes: Takes, key: Sequence[int]) -> Joined:
 class SpokenSequences(DigitRecordings, skip_registration=True):
     """Spoken sequences: 4,000 + 500 + 500 sequences of 3 to 7 digits, each by one speaker, 8 kHz.
 
-    They are joined from the recordings of `spoken_digit` by 0.05 to 0.4 s of silence, with a little noise over all. Those
-    of ``train`` are from its training recordings, those of ``test`` from its test recordings, by the same five speakers.
-    Those of ``heldout`` are from all recordings of the sixth speaker, lucas. The text is ``three one four``.
+    They are joined from the recordings of `spoken_digit` by 0.05 to 0.4 s of silence, with a little noise over all.
+    Those of ``train`` are from its training recordings, those of ``test`` from its test recordings, by the same five
+    speakers. Those of ``heldout`` are from all recordings of the sixth speaker, lucas. The text is ``three one four``.
     """
 
     name = "spoken_sequences"
@@ -95,7 +95,7 @@ class SpokenSequences(DigitRecordings, skip_registration=True):
             yield i, {"audio": audio, "rate": np.int64(RATE), "text": text, "speaker": speaker}
 
     def _read_speakers(self) -> dict[str, dict[str, dict[int, list[np.ndarray]]]]:
-        """{split: {speaker: {digit: recordings}}}; recordings by their numbers."""
+        """{split: {speaker: {digit: its recordings, in the order of their numbers}}}."""
         path = self.find_archive()
         files = self.read_recordings(path)
         found: dict[str, dict[str, dict[int, list[np.ndarray]]]] = {split: {} for split in COUNTS}
