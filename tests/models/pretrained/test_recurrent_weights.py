@@ -36,7 +36,8 @@ def draw(gates, before="rnn.", ends=("_l0", "_l0_reverse"), seed=0):
 def run_torch(weights, end, x):
     """Outputs (T, 5) of one direction for (T, 3), as torch.nn.LSTM and GRU define them."""
     w, u, b, a = (
-        weights[f"rnn.{name}{end}"].astype(np.float64) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        weights[f"rnn.{name}{end}"].astype(np.float64)
+        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     )
     gates, outputs = len(w) // 5, np.zeros((len(x), 5))
     h, c = np.zeros(5), np.zeros(5)
