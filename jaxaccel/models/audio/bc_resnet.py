@@ -92,13 +92,14 @@ class BcResNet(nnx.Module):
     """A BC-ResNet.
 
     Norms are the paper's BatchNorms, whose statistics are those of real frames alone: in training they depend on the
-    sounds of the batch and never on padding, and in inference they are constants that `jaxaccel.fold` can fold. The mean
-    over time is that of real frames too.
+    sounds of the batch and never on padding, and in inference they are constants. The mean over time is of real frames too. They are
+    kept because the paper's results rest on statistics of each group of bands, which a norm of single frames lacks.
 
-    The paper has 40 bands, which stay divisible by its 5 groups; with other numbers there are as many groups, at most 5,
-    as divide the bands. Parameters stand at ``stem/conv``, ``stem_norm/norm``, ``blocks/<i>/{over_bands,over_time,
-    project}/conv``, ``blocks/<i>/{bands_norm,time_norm}/norm``, where a stage begins also ``blocks/<i>/expand/conv`` and
-    ``blocks/<i>/expand_norm/norm``, then ``last/conv``, ``widen/conv``, ``widen_norm/norm`` and ``head``.
+    The paper has 40 bands, which stay divisible by its 5 groups; with other numbers there are as many groups, at most
+    5, as divide the bands. Parameters stand at ``stem/conv``, ``stem_norm/norm``,
+    ``blocks/<i>/{over_bands,over_time,project}/conv``, ``blocks/<i>/{bands_norm,time_norm}/norm``, where a stage begins
+    also ``blocks/<i>/expand/conv`` and ``blocks/<i>/expand_norm/norm``, then ``last/conv``, ``widen/conv``,
+    ``widen_norm/norm`` and ``head``.
 
     Args:
       scale: of the channels: 1, 1.5, 2, 3, 6 and 8 in the paper.

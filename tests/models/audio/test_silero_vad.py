@@ -1,7 +1,7 @@
 """The network of the package silero-vad against what ONNX Runtime computes with the package's graph.
 
-`fixtures/silero_vad.json` has the probabilities of two sounds (`spoken.draw_speech`), under ``onnx`` with the weights of
-the package's ONNX file, and under ``safetensors`` with those of its safetensors file put into the same graph: the two
+`fixtures/silero_vad.json` has the probabilities of two sounds (`spoken.draw_speech`): under ``onnx`` with the weights
+of the package's ONNX file, under ``safetensors`` with those of its safetensors file put into the same graph. The two
 files are of two trainings.
 """
 
