@@ -92,8 +92,9 @@ class BcResNet(nnx.Module):
     """A BC-ResNet.
 
     Norms are the paper's BatchNorms, whose statistics are those of real frames alone: in training they depend on the
-    sounds of the batch and never on padding, and in inference they are constants. The mean over time is of real frames too. They are
-    kept because the paper's results rest on statistics of each group of bands, which a norm of single frames lacks.
+    sounds of the batch and never on padding, and in inference they are constants. They are kept because the paper's
+    results rest on statistics of each group of bands, which a norm of single frames lacks. The mean over time is of
+    real frames too.
 
     The paper has 40 bands, which stay divisible by its 5 groups; with other numbers there are as many groups, at most
     5, as divide the bands. Parameters stand at ``stem/conv``, ``stem_norm/norm``,
