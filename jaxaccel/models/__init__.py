@@ -1,4 +1,4 @@
-"""Classifiers of images and of texts in plain Flax NNX: nothing here depends on the rest of jaxaccel."""
+"""Networks for images, texts and sounds in plain Flax NNX: nothing here depends on the rest of jaxaccel."""
 
 import lazy_loader
 

@@ -75,7 +75,7 @@ def measure_errors(references: Sequence[str], hypotheses: Sequence[str]) -> dict
     there is an insertion.
 
     Raises:
-      UserError: jiwer is not installed.
+      UserError: RapidFuzz is not installed.
     """
     return {
         "wer": _rate([text.split() for text in references], [text.split() for text in hypotheses]),

@@ -3,6 +3,8 @@
 Most of a block is computed on the mean over the frequencies, and is broadcast over them again.
 """
 
+from collections.abc import Sequence
+
 import jax
 from flax import nnx
 
@@ -11,7 +13,7 @@ from jaxaccel.models.layers.frames import TimeConv, zero_padding
 from jaxaccel.models.layers.tokens import masked_mean
 
 STAGES = ((8, 2, 1, 1), (12, 2, 2, 2), (16, 4, 2, 4), (20, 4, 1, 8))
-"""Channels at scale 1, blocks, stride of the frequencies, and dilation of the frames of each stage."""
+"""Channels at scale 1, blocks, stride of the frequencies, and dilation of the frames of each stage of the paper."""
 
 
 class FrameNorm(nnx.Module):
@@ -90,16 +92,19 @@ class BcResNet(nnx.Module):
     """A BC-ResNet.
 
     Norms are the paper's BatchNorms, whose statistics are those of real frames alone: in training they depend on the
-    sounds of the batch and never on padding, and in inference they are constants that `jaxaccel.fold` can fold. The mean
-    over time is that of real frames too.
+    sounds of the batch and never on padding, and in inference they are constants. They are kept because the paper's
+    results rest on statistics of each group of bands, which a norm of single frames lacks. The mean over time is of
+    real frames too.
 
-    The paper has 40 bands, which stay divisible by its 5 groups; with other numbers there are as many groups, at most 5,
-    as divide the bands. Parameters stand at ``stem/conv``, ``stem_norm/norm``, ``blocks/<i>/{over_bands,over_time,
-    project}/conv``, ``blocks/<i>/{bands_norm,time_norm}/norm``, where a stage begins also ``blocks/<i>/expand/conv`` and
-    ``blocks/<i>/expand_norm/norm``, then ``last/conv``, ``widen/conv``, ``widen_norm/norm`` and ``head``.
+    The paper has 40 bands, which stay divisible by its 5 groups; with other numbers there are as many groups, at most
+    5, as divide the bands. Parameters stand at ``stem/conv``, ``stem_norm/norm``,
+    ``blocks/<i>/{over_bands,over_time,project}/conv``, ``blocks/<i>/{bands_norm,time_norm}/norm``, where a stage begins
+    also ``blocks/<i>/expand/conv`` and ``blocks/<i>/expand_norm/norm``, then ``last/conv``, ``widen/conv``,
+    ``widen_norm/norm`` and ``head``.
 
     Args:
       scale: of the channels: 1, 1.5, 2, 3, 6 and 8 in the paper.
+      stages: channels at scale 1, blocks, stride of the frequencies, and dilation of the frames of each.
       dropout: probability of dropout in each block.
       classes: outputs.
       channels: frequency bands of a frame.
@@ -110,7 +115,14 @@ class BcResNet(nnx.Module):
     """
 
     def __init__(
-        self, *, scale: float = 1.0, dropout: float = 0.1, classes: int, channels: int, rngs: nnx.Rngs
+        self,
+        *,
+        scale: float = 1.0,
+        stages: Sequence[tuple[int, int, int, int]] = STAGES,
+        dropout: float = 0.1,
+        classes: int,
+        channels: int,
+        rngs: nnx.Rngs,
     ) -> None:
         if scale <= 0 or not 0 <= dropout < 1:
             raise ValueError(f"BcResNet: {scale=} must be above 0 and {dropout=} in [0, 1)")
@@ -120,7 +132,7 @@ class BcResNet(nnx.Module):
         self.stem = TimeConv(1, width, 5, strides=(1, 2), rngs=rngs)
         self.stem_norm = FrameNorm(width, rngs=rngs)
         blocks = []
-        for features, count, stride, dilation in STAGES:
+        for features, count, stride, dilation in stages:
             for i in range(count):
                 step, wide = stride if i == 0 else 1, _scaled(features, scale)
                 bands = -(-bands // step)

@@ -17,8 +17,8 @@ CLIP = 20.0
 class DeepSpeech(nnx.Module):
     """Two convolutions over time and frequency and layers of bidirectional GRUs, whose directions are added.
 
-    Where the paper normalizes over the frames of a whole batch (BatchNorm and its sequence-wise form), here each frame is
-    normalized by itself (LayerNorm): no statistic sees padding or another sound, in training too. Both convolutions
+    Where the paper normalizes over the frames of a whole batch (BatchNorm and its sequence-wise form), here each frame
+    is normalized by itself (LayerNorm): no statistic sees padding or another sound, in training too. Both convolutions
     halve the frequencies.
 
     Parameters stand at ``convs/<i>/conv`` (frames, bands, in, filters), ``norms/<i>`` (of a frame's bands and

@@ -1,7 +1,7 @@
 """Recurrent networks for connectionist temporal classification (Graves et al. 2006, 2013, arXiv:1303.5778).
 
-Layers of LSTMs or GRUs over stacked frames; for each output the logits of all symbols and of the blank. With one direction
-alone the network hears a stream.
+Layers of LSTMs or GRUs over stacked frames; for each output the logits of all symbols and of the blank. With one
+direction alone the network hears a stream.
 """
 
 from typing import Literal

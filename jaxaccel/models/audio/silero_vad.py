@@ -1,7 +1,8 @@
 """The voice activity detector of Silero, version 6 for 16 kHz (https://github.com/snakers4/silero-vad, MIT).
 
-Each chunk of 512 samples (32 ms) becomes the magnitudes of four short spectra, convolutions make one vector of them, and an
-LSTM over the chunks says how probable speech is.
+Each chunk of 512 samples (32 ms) becomes the magnitudes of four short spectra, convolutions make one vector of them,
+and an LSTM over the chunks says how probable speech is. ``load_pretrained(model, "silero_vad")`` takes the weights of
+the package's safetensors file, which are of another training than those of its ONNX files.
 """
 
 import jax
@@ -111,5 +112,5 @@ def _fourier() -> np.ndarray:
 
 
 def silero_vad(*, rngs: nnx.Rngs) -> SileroVad:
-    """Silero's detector of speech: 243,073 parameters. ``load_pretrained(model, "silero_vad")`` gives it its weights."""
+    """Silero's detector of speech: 243,073 parameters. ``load_pretrained(model, "silero_vad")`` gives it weights."""
     return SileroVad(rngs=rngs)

@@ -112,6 +112,7 @@ class Gru(nnx.Module):
         steps = self.input(x.swapaxes(0, 1))  # (T, B, 3 * features)
         if carry is None:
             carry = self.start(x.shape[0], steps.dtype)
+        assert self.recurrent.bias is not None
         kernel, bias = self.recurrent.kernel[...], self.recurrent.bias[...]
 
         def step(carry: jax.Array, at: _At) -> tuple[jax.Array, jax.Array]:

@@ -63,8 +63,8 @@ def load_pretrained(
     """The weights in `file` as parameters and state of `model`.
 
     Layers are matched by what arrays they have, up to PyTorch's order of axes (OIHW kernels, transposed matrices,
-    fused queries, keys and values, heads as one axis; its LSTMs and GRUs are ours), by their names, and by their order. Nothing is guessed: where
-    two pairings are as good, that is an error.
+    fused queries, keys and values, heads as one axis) and its way of keeping LSTMs and GRUs, by their names, and by
+    their order. Nothing is guessed: where two pairings are as good, that is an error.
 
     Args:
       model: as `as_model` makes it; or an NNX module, which gets the weights; or (params, state) of arrays.

@@ -19,7 +19,7 @@ def recipe() -> Recipe:
         name="spoken_digit",
         model=models.bc_resnet_1,
         task=AudioClassification(rate=8000, bands=40, max_seconds=1.5),
-        data=Data(name="spoken_digit"),
+        data=Data(name="spoken_digit:1.0.10"),
         epochs=20,
         batch_size=64,
         optimizer=Optimizer(name="adamw", learning_rate=4e-3, weight_decay=1e-2),

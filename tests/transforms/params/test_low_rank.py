@@ -96,7 +96,9 @@ def test_heads():
     np.testing.assert_allclose(ja.transforms.compressed(f, strict=True)(params, x), dense, atol=1e-4)
 
 
-@pytest.mark.parametrize("take", [lambda table, ids: table[ids], lambda table, ids: jnp.take(table, ids, axis=0)])
+@pytest.mark.parametrize(
+    "take", [lambda table, ids: table[ids], lambda table, ids: jnp.take(table, ids, axis=0)]
+)
 def test_rows_are_looked_up_in_a_factor(take):
     table = jax.random.normal(jax.random.key(0), (50, 4)) @ jax.random.normal(jax.random.key(1), (4, 16))
     dense, thin = {"embedding": table}, ja.low_rank({"embedding": table}, rank=4, where="embedding")
