@@ -176,6 +176,7 @@ HEAVY = {
     "tasks/test_class_weights.py",
     "tasks/test_ctc.py",
     "tasks/test_tasks.py",
+    "tasks/test_sounds.py",
     "tasks/test_text_classification.py",
     "test_floors.py",
     "test_package.py",
