@@ -86,7 +86,7 @@ def shift_sound(
 def change_speed(
     key: jax.Array, batch: Batch, *, speed: tuple[float, float] = (0.9, 1.1), probability: Share = 1.0
 ) -> Batch:
-    """Plays sounds faster or slower, tempo and pitch together (Ko et al. 2015, Audio Augmentation for Speech Recognition).
+    """Plays sounds faster or slower, tempo and pitch together (as in Ko et al. 2015, Interspeech).
 
     The length changes with it. A sound that would outgrow its array is slowed only as far as it fits, so that no word
     is lost. Samples between samples are cubic (Catmull-Rom).
@@ -265,6 +265,6 @@ def _convolve(audio: jax.Array, response: jax.Array) -> jax.Array:
 
 @functools.cache
 def _pink_response() -> np.ndarray:
-    """Coefficients of (1 - z)^(-1/2), which turns white noise into 1/f (Kasdin 1995, doi:10.1109/5.381848); float32."""
+    """Coefficients of (1 - z)^(-1/2), which turns white noise into 1/f (Kasdin 1995, Proc. IEEE 83(5)); float32."""
     k = np.arange(1, PINK_TAPS)
     return np.cumprod(np.concatenate([[1.0], (k - 0.5) / k])).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Augmentations of sounds and of their features, beside NumPy's and SciPy's float64; padding and neighbors do not matter."""
+"""Augmentations of sounds and of their features, beside NumPy and SciPy in float64."""
 
 import functools
 
@@ -93,8 +93,7 @@ def test_a_sound_changes_alike_alone_elsewhere_and_filled_up_further(name):
         if len(before) > 1
     )
     for again, rows in (
-        (run(name, batch(1_310), **options), slice(None)),
-        (run(name, batch(rows=slice(2, 4)), **options), slice(2, 4)),
+        (run(name, batch(1_310, rows=slice(2, 4)), **options), slice(2, 4)),
         (run(name, batch(dtype=np.float32, rows=slice(None, None, -1)), **options), slice(None, None, -1)),
     ):
         for after, before in zip(sounds(again), heard[rows], strict=True):
@@ -105,11 +104,10 @@ def test_a_sound_changes_alike_alone_elsewhere_and_filled_up_further(name):
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_nothing_changes_where_nothing_is_asked(name):
-    for options in (NOTHING[name], {"probability": 0}):
-        after = run(name, batch(), **options)
-        for one, want in zip(sounds(after), sounds(batch()), strict=True):
-            np.testing.assert_array_equal(one, want)
-        np.testing.assert_array_equal(after["samples"], SAMPLES)
+    after = run(name, batch(), **NOTHING[name])
+    for one, want in zip(sounds(after), sounds(batch()), strict=True):
+        np.testing.assert_array_equal(one, want)
+    np.testing.assert_array_equal(after["samples"], SAMPLES)
 
 
 def test_a_share_of_the_sounds_changes():
@@ -322,7 +320,7 @@ def test_what_is_no_sound_is_said():
         augment.add_noise(KEY, features())
     with pytest.raises(UserError, match=r"int16 or floating-point sounds of shape \(B, samples\), not uint8"):
         augment.change_gain(KEY, {"audio": np.zeros((2, 3), np.uint8), "samples": np.ones(2, np.int32)})
-    with pytest.raises(UserError, match="augment_features.*audio"):
+    with pytest.raises(UserError, match=r"augment_features.*audio"):
         augment.mask_spectrogram(KEY, batch())
 
 
