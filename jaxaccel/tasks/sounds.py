@@ -18,6 +18,7 @@ from jaxaccel.data.audio import MAX_RATE, MIN_RATE
 from jaxaccel.data.buckets import choose_bounds
 from jaxaccel.data.class_folders import Kind
 from jaxaccel.data.examples import READ_EXAMPLES
+from jaxaccel.data.samples import as_float
 from jaxaccel.data.sounds import SOUNDS
 from jaxaccel.errors import UserError, option
 from jaxaccel.tasks.bring_arrays import Example, Given
@@ -28,8 +29,6 @@ from jaxaccel.tasks.task import Batch, PyTree, Task
 
 T = TypeVar("T", bound="Sounds")
 log = logging.getLogger(__name__)
-FULL_SCALE = 32768
-"""What 1.0 is in 16 bits."""
 MEASURED = 1000
 """Sounds whose features are measured for ``--task.normalize data``."""
 MIN_DEVIATION = 1e-2
@@ -231,13 +230,6 @@ class Sounds(Task):
         audio = jnp.asarray(batch["audio"])
         whole = jnp.full(audio.shape[0], audio.shape[1], jnp.int32)
         return {"samples": whole} | batch | {"audio": audio}
-
-
-def as_float(audio: jax.Array) -> jax.Array:
-    """Samples as float32 from -1 to 1; floats as they are."""
-    if jnp.issubdtype(audio.dtype, jnp.integer):
-        return audio.astype(jnp.float32) / FULL_SCALE
-    return audio.astype(jnp.float32)
 
 
 def _sum_bands(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -37,6 +37,12 @@ from .policies import rand_augment as rand_augment
 from .policies import three_augment as three_augment
 from .policies import trivial_augment as trivial_augment
 from .resize import resize as resize
+from .sound import add_noise as add_noise
+from .sound import change_gain as change_gain
+from .sound import change_speed as change_speed
+from .sound import reverberate as reverberate
+from .sound import shift_sound as shift_sound
+from .spectrogram import mask_spectrogram as mask_spectrogram
 from .text import mask_tokens as mask_tokens
 from .text import mix_embeddings as mix_embeddings
 from .text import swap_words as swap_words

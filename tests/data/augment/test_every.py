@@ -83,7 +83,9 @@ OVERSHOOT = ("rotate",)
 def test_none_is_forgotten():
     types = {"Augmentation", "Batch", "chain", "example_keys"}
     of_texts = {"mask_tokens", "mix_embeddings", "swap_words", "word_dropout"}  # test_text.py
-    assert EVERY.keys() == set(augment.__all__) - types - of_texts - {*RESHAPING}
+    of_sounds = {"add_noise", "change_gain", "change_speed", "reverberate", "shift_sound", "mask_spectrogram"}
+    # test_sound.py
+    assert EVERY.keys() == set(augment.__all__) - types - of_texts - of_sounds - {*RESHAPING}
 
 
 @functools.cache
