@@ -131,7 +131,7 @@ def take_steps(shipped, factory, facts, batch):
         shipped.optimizer.build(schedule),
         schedule,
         chain(*shipped.augment),
-        chain(*shipped.augment_features),
+        augment_features=chain(*shipped.augment_features),
         averaging=shipped.optimizer.averaging([*range(10, 101, 10)]),
     )
     before = jax.jit(training.init)()

@@ -20,7 +20,7 @@ def recipe() -> Recipe:
     """The paper's network and augmentation; our optimizer."""
     return Recipe(
         name="librispeech_clean100",
-        model=partial(models.conformer_ctc, width=256, depth=16),
+        model=partial(models.conformer_ctc, width=256, depth=16, scan=True),
         task=SpeechRecognition(subsampling=4, max_seconds=17.0, fill_to=(4.0, 8.0, 12.0, 14.0, 15.5, 17.0)),
         data=Data(name="librispeech", train_split="train_clean100", eval_split="dev_clean"),
         augment_features=(augment.mask_spectrogram,),

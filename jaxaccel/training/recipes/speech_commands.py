@@ -24,7 +24,7 @@ def recipe() -> Recipe:
         data=Data(name="speech_commands"),
         augment=(
             partial(augment.shift_sound, seconds=0.1),
-            partial(augment.add_noise, decibels=(5.0, 40.0), probability=0.8),
+            partial(augment.add_noise, snr=(5.0, 40.0), probability=0.8),
         ),
         augment_features=(augment.mask_spectrogram,),
         epochs=30,

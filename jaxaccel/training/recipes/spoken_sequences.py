@@ -7,7 +7,9 @@ Network: two layers of 128 in each direction (`jaxaccel.models.lstm_ctc`), over 
 Command: `python -m jaxaccel.train spoken_sequences`
 """
 
-from jaxaccel import models
+from functools import partial
+
+from jaxaccel import augment, models
 from jaxaccel.optim import Optimizer, Schedule
 from jaxaccel.tasks import SpeechRecognition
 from jaxaccel.training.recipe import Data, Recipe
@@ -20,6 +22,11 @@ def recipe() -> Recipe:
         model=models.lstm_ctc,
         task=SpeechRecognition(rate=8000, bands=40, subsampling=2),
         data=Data(name="spoken_sequences"),
+        augment=(
+            augment.change_speed,
+            partial(augment.add_noise, snr=(10.0, 40.0), probability=0.5),
+        ),
+        augment_features=(partial(augment.mask_spectrogram, time_masks=2, band_width=8),),
         epochs=10,
         batch_size=32,
         optimizer=Optimizer(name="adamw", learning_rate=2e-3, weight_decay=1e-3, clip_norm=1.0),
