@@ -1,12 +1,18 @@
 """What an evaluation found of each example, beside its means: transcripts and translations, for corpus metrics."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from jaxaccel.core.formats.bounds import shorten
 from jaxaccel.tasks.metrics import Mean
+
+log = logging.getLogger(__name__)
+SHOWN = 5
+"""Examples that are shown after an evaluation."""
 
 
 class Evaluated(NamedTuple):
@@ -15,6 +21,13 @@ class Evaluated(NamedTuple):
     means: dict[str, Mean]
     rows: dict[str, jax.Array]
     """(B, ...) each, with ``index`` and ``mask`` (B,); empty where the task gives none."""
+
+
+def log_first(found: Sequence[str], references: Sequence[str], count: int = SHOWN) -> None:
+    """Says what was found in the first examples, beside what it should be."""
+    for text, reference in list(zip(found, references, strict=True))[:count]:
+        what = "as it should be" if text == reference else f"for {shorten(reference)!r}"
+        log.info(f"  {shorten(text)!r} {what}")
 
 
 def split_rows(found: Mapping[str, Mean | jax.Array], batch: Mapping[str, Any]) -> Evaluated:

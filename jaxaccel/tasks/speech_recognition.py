@@ -16,6 +16,7 @@ from jaxaccel.errors import UserError, option
 from jaxaccel.tasks.ctc import BLANK, compute_ctc, count_least_outputs
 from jaxaccel.tasks.decoding import align_ctc, collapse_best_path, search_prefixes
 from jaxaccel.tasks.metrics import Mean
+from jaxaccel.tasks.rows import log_first
 from jaxaccel.tasks.sounds import Sounds
 from jaxaccel.tasks.task import Apply, Batch, PyTree
 from jaxaccel.tasks.transcripts import Transcripts, as_transcript, measure_errors
@@ -190,7 +191,9 @@ class SpeechRecognition(Sounds):
     def score(self, rows: Mapping[str, Sequence[np.ndarray]], source: Any) -> dict[str, float]:
         """``wer`` and ``cer``: errors a word and a character of the transcripts, over the whole split."""
         references = [self.transcripts.clean(text) for text in self._read_transcripts(source)]
-        return measure_errors(references, [self.transcripts.decode(row) for row in rows["symbols"]])
+        found = [self.transcripts.decode(row) for row in rows["symbols"]]
+        log_first(found, references)
+        return measure_errors(references, found)
 
     def describe(
         self, given: Any, prediction: PyTree, facts: Mapping[str, Any], *, top: int

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import QUICKLY
+from conftest import FIXTURES, QUICKLY
 from nbclient import NotebookClient
 from nbclient.exceptions import DeadKernelError
 
@@ -129,6 +129,28 @@ def test_quickstart_survives_a_disconnect(tmp_path, monkeypatch):
     assert (
         json.loads((first / "result.json").read_text()) == before
     )  # resuming a finished run changes nothing
+
+
+@pytest.mark.slow
+def test_speech_is_heard_and_streamed(tmp_path, monkeypatch):
+    data = (
+        {"DOWNLOADS": str(Path(DATA_DIR) / "spoken_digit"), "TRAIN_SPLIT": "train[:5%]"}
+        if DATA_DIR
+        else {"DATASET": str(FIXTURES / "spoken_digits")}
+    )
+    kernel(tmp_path, monkeypatch, data | {"EPOCHS": 2, "STREAM_EPOCHS": 1})
+    done = client(ROOT / "colab" / "speech.ipynb", tmp_path).execute()
+    kept(done, "speech.ipynb")
+    for cell in ("features", "train", "alignment"):
+        assert [picture.startswith(b"\x89PNG") and len(picture) > 5000 for picture in said(done, cell)[1]] == [True]
+    assert any("text/html" in o.get("data", {}) for c in done.cells if c.id == "listen" for o in c.outputs)
+    table = next(c.outputs for c in done.cells if c.id == "heard")[0].data["text/markdown"]
+    assert table.count("\n") >= 3 and any(word in table for word in ("zero", "one", "two", "three", "four", "five"))
+    streamed = said(done, "stream")[0]
+    assert re.search(r"^ +0\.25 s", streamed, re.M) and "s of computing for a second" in streamed
+    receipts = next(c.outputs for c in done.cells if c.id == "int8")[-1].data["text/markdown"]
+    packed = [float(line.split("|")[3].replace(",", "")) for line in receipts.splitlines()[2:]]
+    assert packed[-1] < packed[0] / 3
 
 
 @pytest.mark.slow
