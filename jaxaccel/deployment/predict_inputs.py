@@ -123,17 +123,22 @@ def _batches(
     task: Task, sources: Sequence[Path], literal: Sequence[Input], size: int, advance: Callable[[], Any]
 ) -> Iterator[list[Input]]:
     waiting: list[Input] = []
+    filled = 0.0
 
     def fill(inputs: Iterable[Input]) -> Iterator[list[Input]]:
+        nonlocal filled
         for one in inputs:
             waiting.append(one)
-            if len(waiting) == size:
+            filled += 0 if one.error else task.fill_of(one.given)
+            if len(waiting) == size or filled >= 1:
                 yield from flush()
 
     def flush() -> Iterator[list[Input]]:
+        nonlocal filled
         if waiting:
             yield waiting.copy()
             waiting.clear()
+            filled = 0.0
 
     for source in sources:
         if source == STDIN or not source.is_file():
