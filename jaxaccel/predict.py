@@ -2,13 +2,13 @@
 
 RUN is the directory of a run, of its best replica (runs/NAME/best), or of a compressed model (runs/NAME-compressed).
 INPUT is a file, or a folder, which is searched with all folders in it. Of a model of pictures these are image files, of
-one of sounds WAV, FLAC, Ogg, MP3 and AIFF of any rate and length. Of a model of texts each line of a text file is one,
-and so is each row of a csv, tsv or jsonl. Without INPUT, and of -, standard input is read: a line is a text, or the path
-of a file.
+one of sounds WAV, FLAC, Ogg, MP3 and AIFF of any rate. Of a model of texts each line of a text file is one, and so is
+each row of a csv, tsv or jsonl. Without INPUT, and of -, standard input is read: a line is a text, or the path of a
+file.
 
-Each input becomes one line of JSON, in order and as soon as it is computed: its class, and the most probable classes; of
-speech its text, how sure the model is, and the seconds from which and to which each word was said. An input that cannot
-be read becomes a line with its error, and the exit code is 2 at the end.
+Each input becomes one line of JSON, in order and as soon as it is computed: its class, and the most probable classes;
+of speech its text, the mean log probability of the outputs, and the seconds from which and to which each word was said.
+An input that cannot be read becomes a line with its error, and the exit code is 2 at the end.
 
 With --stream standard input is one sound that is recognized while it arrives: raw little-endian 16-bit samples of one
 channel and of the model's rate, or WAV of these. A line is written whenever the text has changed, and one at the end or

@@ -128,7 +128,7 @@ def check_task(trained: Trained) -> SpeechRecognition:
 
 
 def _compile_step(trained: Trained, task: SpeechRecognition, frames: int, span: int) -> tuple[PyTree, Any]:
-    """The carry to begin with, and (params, samples, frames that count, carry) -> (logits, carry), compiled and warm."""
+    """The carry to begin with, and (params, samples, frames that count, carry) -> (logits, carry), compiled."""
 
     def step(params: PyTree, samples: jax.Array, count: jax.Array, carry: PyTree) -> tuple[jax.Array, PyTree]:
         found = task.mel.compute_frames(as_float(samples), frames)
