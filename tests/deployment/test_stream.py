@@ -60,6 +60,12 @@ def sound():
     return np.concatenate(parts)[:8_531]
 
 
+@pytest.fixture(scope="module")
+def mild(wild):
+    """The same model with weights that leave logits the precision of their inputs."""
+    return dataclasses.replace(wild, params=jax.tree.map(lambda x: 0.4 * x, wild.params))
+
+
 def with_task(trained, **changes):
     task = dataclasses.replace(trained.task, **changes)
     return dataclasses.replace(trained, recipe=dataclasses.replace(trained.recipe, task=task))
@@ -95,25 +101,26 @@ def cut(sound, size):
         (90, 400, {"window_ms": 32.0, "hop_ms": 9.875}),
     ],
 )
-def test_chunks_give_the_logits_of_the_whole(wild, sound, chunk_ms, size, changes):
-    trained = with_task(wild, **changes)
+def test_chunks_give_the_logits_of_the_whole(mild, sound, chunk_ms, size, changes):
+    trained = with_task(mild, **changes)
     stream = LogitStream(trained, chunk_ms)
     found = np.concatenate([*(stream.feed(part) for part in cut(sound, size)), stream.finish()])
     whole = hear_whole(trained, sound)
-    assert np.ptp(whole) > 1
+    assert np.ptp(whole, axis=0).min() > 0.1
     np.testing.assert_allclose(found, whole, atol=1e-5)
     assert stream.frames % trained.task.subsampling == 0 and stream.chunk_seconds >= chunk_ms / 1000 - 1e-9
 
 
-def test_sounds_of_any_length(wild, sound):
-    stream = LogitStream(wild)
-    whole = hear_whole(wild, sound[:4000])  # of which all shorter ones begin the same, but for half a window
+def test_sounds_of_any_length(mild, sound):
+    stream = LogitStream(mild)
+    whole = hear_whole(mild, sound[:4000])  # of which all shorter ones begin the same, but for half a window
     for length in (1, 79, 80, 99, 100, 2559, 2560, 2661):
         stream.start()
         found = np.concatenate([stream.feed(sound[:length]), stream.finish()])
         assert len(found) == 1 + length // 80 // 2
-        np.testing.assert_allclose(found[:-2], whole[: len(found) - 2], atol=1e-5)
-    np.testing.assert_allclose(found, hear_whole(wild, sound[:4000], 2661), atol=1e-5)
+        sure = max(len(found) - 2, 0)
+        np.testing.assert_allclose(found[:sure], whole[:sure], atol=1e-5)
+    np.testing.assert_allclose(found, hear_whole(mild, sound[:4000], 2661), atol=1e-5)
 
 
 def test_a_chunk_waits_for_half_a_window(wild, sound):
@@ -193,7 +200,7 @@ def test_bfloat16_keeps_one_program(wild, sound):
 
 @pytest.mark.parametrize("normalize", ["utterance", "band"])
 def test_the_whole_sound_is_not_known_yet(wild, normalize):
-    with pytest.raises(UserError, match=f"({normalize}), which a stream does not know") as raised:
+    with pytest.raises(UserError, match=rf"\({normalize}\), which a stream does not know") as raised:
         Stream(with_task(wild, normalize=normalize))
     assert "--task.normalize data" in raised.value.as_flags()
 
@@ -201,7 +208,7 @@ def test_the_whole_sound_is_not_known_yet(wild, normalize):
 def test_both_directions_hear_no_stream(wild):
     inputs = (jax.ShapeDtypeStruct((1, 8, BANDS), "float32"), jax.ShapeDtypeStruct((1, 8), "bool"))
     both = partial(LISTENER, bidirectional=True, features=4)
-    for factory in (both, partial(ja.models.conformer_ctc, width=8, depth=1, heads=2, filters=2)):
+    for factory in (both, partial(ja.models.Conformer, width=8, depth=1, heads=2, filters=2)):
         model = as_model(factory, {"classes": 11, "channels": BANDS, "subsampling": 2}, inputs)
         params, state = jax.eval_shape(model.init, jax.random.key(0))
         zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), {"params": params, "model_state": state})
@@ -238,7 +245,9 @@ def wav(samples, rate=RATE, channels=1, bits=16, size=None, before=b""):
     width = channels * bits // 8
     header = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, channels, rate, rate * width, width, bits)
     size = len(data) if size is None else size
-    return b"RIFF" + struct.pack("<I", 0) + b"WAVE" + before + header + b"data" + struct.pack("<I", size) + data
+    return (
+        b"RIFF" + struct.pack("<I", 0) + b"WAVE" + before + header + b"data" + struct.pack("<I", size) + data
+    )
 
 
 @pytest.mark.parametrize("size", [1, 3, 44, 10_000])
@@ -261,7 +270,10 @@ def test_samples_of_pipes(sound, kind, size):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (wav(np.zeros(9, np.int16), rate=44_100), "16 bits, 1 channels and 44,100 Hz, and the model hears 16"),
+        (
+            wav(np.zeros(9, np.int16), rate=44_100),
+            "16 bits, 1 channels and 44,100 Hz, and the model hears 16",
+        ),
         (wav(np.zeros(9, np.int16), channels=2), "2 channels .* arecord -f S16_LE -c 1 -r 8000"),
         (wav(np.zeros(9, np.int16), bits=24), "is WAV of 24 bits"),
         (b"fLaC\0\0\0\0", "is FLAC, and a stream is raw samples or WAV"),
@@ -314,7 +326,7 @@ def test_the_command(run, sound, monkeypatch, capsysbinary):
         (("--stream",), b"", "standard input held no samples"),
         (("--stream", "a.wav"), b"", "--stream reads standard input alone"),
         (("--stream", "--text", "one"), b"", "--stream reads standard input alone"),
-        (("--stream", "--chunk-ms", "0"), b"", "--chunk-ms must be greater than 0"),
+        (("--stream", "--chunk-ms", "0"), b"", "--chunk-ms must be above 0, got 0"),
     ],
 )
 def test_mistakes_are_one_line(run, words, content, says, monkeypatch):
