@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 import json
 import struct
 import sys
@@ -150,7 +151,7 @@ def test_the_text_is_that_of_the_whole(wild, sound, size):
         key: whole[key] for key in ("text", "words")
     }
     assert last.score == pytest.approx(whole["score"], abs=2e-6)
-    assert all(later.text.startswith(now.text) for now, later in zip(heard, heard[1:], strict=False))
+    assert all(later.text.startswith(now.text) for now, later in itertools.pairwise(heard))
     assert [one.seconds for one in heard] == sorted(one.seconds for one in heard)
     assert last.seconds == round(len(sound) / RATE, 3)
 
