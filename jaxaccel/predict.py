@@ -32,7 +32,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import tyro
 from rich.console import Console
@@ -40,6 +40,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jaxaccel import cli
 from jaxaccel.core.options import Count, Options, Positive
+from jaxaccel.data.lines import Readable
 from jaxaccel.deployment.logit_stream import CHUNK_MS
 from jaxaccel.deployment.predict_inputs import (
     STDIN,
@@ -127,10 +128,11 @@ def _write_stream(run: Path | str, options: PredictOptions) -> Counts:
     trained = _load(run, options)
     if sys.stdin.isatty():
         raise UserError(
-            f"{option('stream', True)} reads samples from a pipe: arecord -f S16_LE -r 16000 | python -m ..."
+            f"{option('stream', True)} reads samples from a pipe: arecord -f S16_LE -r 16000 | python -m "
+            f"jaxaccel.predict {run} --stream"
         )
     with _opened(options.output, [STDIN]) as out:
-        for record in recognize_stream(trained, sys.stdin.buffer, chunk_ms=options.chunk_ms):
+        for record in recognize_stream(trained, cast(Readable, sys.stdin.buffer), chunk_ms=options.chunk_ms):
             _write(out, [record], options.output)
     return Counts(inputs=1)
 

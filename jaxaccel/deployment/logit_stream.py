@@ -143,6 +143,11 @@ def _compile_step(trained: Trained, task: SpeechRecognition, frames: int, span: 
         compiled = jax.jit(step).lower(trained.params, *nothing, carry).compile()
     except (ValueError, TypeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0]
+        if trained.model is None:
+            raise UserError(
+                f"the compressed model {trained.directory} hears no streams ({reason}): take a step before its layers "
+                f"were folded, {option('which', 'origin')} for one"
+            ) from error
         raise UserError(
             f"the model of {trained.directory} hears no streams ({reason}): train one that hears in one direction, "
             "such as lstm_ctc(bidirectional=False)"

@@ -190,10 +190,15 @@ def test_the_latency_is_a_chunk_half_a_window_and_the_computing(wild, sound):
     assert stats.real_time_factor == pytest.approx(spent.sum() / (len(sound) / RATE), rel=1e-3)
 
 
-def test_bfloat16_keeps_one_program(wild, sound):
-    stream = Stream(dataclasses.replace(wild, run=ja.bfloat16(wild.run)))
-    stream.feed(sound)
-    assert stream.finish().text
+@pytest.mark.parametrize("kind", ["bfloat16", "int8"])
+def test_other_precisions(wild, sound, kind):
+    params = wild.params if kind == "bfloat16" else ja.quantize(wild.params)
+    other = dataclasses.replace(wild, params=params, run=getattr(ja, kind)(wild.run))
+    stream = LogitStream(other)
+    found = np.concatenate([stream.feed(sound), stream.finish()])
+    exact, whole = hear_whole(wild, sound), hear_whole(other, sound)
+    assert 0 < abs(found - exact).mean() < 0.3
+    assert abs(found - whole).mean() < 0.5 * abs(found - exact).mean() or kind == "int8"
 
 
 # ---- what streams not -------------------------------------------------------------------------------------------
@@ -215,6 +220,14 @@ def test_both_directions_hear_no_stream(wild):
         zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), {"params": params, "model_state": state})
         with pytest.raises(UserError, match=r"hears no streams .* such as lstm_ctc\(bidirectional=False\)"):
             Stream(dataclasses.replace(wild, params=zeros, run=inference(model)))
+
+
+def test_a_folded_model_has_no_methods(wild):
+    def folded(params, *inputs):
+        raise AssertionError
+
+    with pytest.raises(UserError, match="compressed model .* a step before its layers were"):
+        Stream(dataclasses.replace(wild, model=None, run=folded))
 
 
 def test_classes_are_not_streamed(wild):
