@@ -41,8 +41,8 @@ def predict(
 
     Args:
       run: directory of a run or of a pipeline, as `load` takes it.
-      inputs: files and folders of pictures or of texts; ``-`` reads standard input line by line. What is no regular
-        file, such as a named pipe, is read as that is.
+      inputs: files and folders of pictures, sounds or texts; ``-`` reads standard input line by line. What is no
+        regular file, such as a named pipe, is read as that is.
       texts: texts to predict after these.
       top: how many classes to name.
       which: the checkpoint, as `load` takes it.
