@@ -1,12 +1,19 @@
 """Predicts files, folders, standard input and texts with a trained model: ``python -m jaxaccel.predict RUN INPUT...``.
 
 RUN is the directory of a run, of its best replica (runs/NAME/best), or of a compressed model (runs/NAME-compressed).
-INPUT is a file, or a folder, which is searched with all folders in it. Of a model of pictures these are image files. Of
-a model of texts each line of a text file is one, and so is each row of a csv, tsv or jsonl. Without INPUT, and of -,
-standard input is read: a line is a text, or the path of an image file.
+INPUT is a file, or a folder, which is searched with all folders in it. Of a model of pictures these are image files, of
+one of sounds WAV, FLAC, Ogg, MP3 and AIFF of any rate. Of a model of texts each line of a text file is one, and so is
+each row of a csv, tsv or jsonl. Without INPUT, and of -, standard input is read: a line is a text, or the path of a
+file.
 
-Each input becomes one line of JSON, in order and as soon as it is computed: its class, and the most probable classes.
+Each input becomes one line of JSON, in order and as soon as it is computed: its class, and the most probable classes;
+of speech its text, the mean log probability of the outputs, and the seconds from which and to which each word was said.
 An input that cannot be read becomes a line with its error, and the exit code is 2 at the end.
+
+With --stream standard input is one sound that is recognized while it arrives: raw little-endian 16-bit samples of one
+channel and of the model's rate, or WAV of these. A line is written whenever the text has changed, and one at the end or
+at Ctrl-C, with words, real-time factor and latency. The model must hear in one direction, and be trained with
+--task.normalize data or none.
 
 For instance:
 
@@ -14,6 +21,8 @@ For instance:
   python -m jaxaccel.predict runs/intents questions.txt --output answers.jsonl
   python -m jaxaccel.predict runs/intents --text "wake me at seven" --text "what is the weather"
   tail -f log | python -m jaxaccel.predict runs/intents -
+  python -m jaxaccel.predict runs/dictation meeting.flac recordings
+  arecord -f S16_LE -r 16000 | python -m jaxaccel.predict runs/dictation --stream
 """
 
 import contextlib
@@ -23,14 +32,16 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from jaxaccel import cli
-from jaxaccel.core.options import Count, Options
+from jaxaccel.core.options import Count, Options, Positive
+from jaxaccel.data.lines import Readable
+from jaxaccel.deployment.logit_stream import CHUNK_MS
 from jaxaccel.deployment.predict_inputs import (
     STDIN,
     check_places,
@@ -38,7 +49,8 @@ from jaxaccel.deployment.predict_inputs import (
     predict_sources,
     read_literals,
 )
-from jaxaccel.deployment.trained import load
+from jaxaccel.deployment.stream_input import recognize_stream
+from jaxaccel.deployment.trained import Trained, load
 from jaxaccel.errors import UserError, option
 from jaxaccel.tasks.prediction import BATCH
 
@@ -58,12 +70,21 @@ class PredictOptions(Options):
     by default the last."""
     batch: Count = BATCH
     """Compute so many inputs at a time at most."""
+    stream: bool = False
+    """Recognize the samples that arrive on standard input, as one utterance."""
+    chunk_ms: Positive = CHUNK_MS
+    """With --stream, compute so many milliseconds of sound at a time."""
     output: Path | None = None
     """Write to this file [default: standard output]."""
     trust: bool = False
     """Execute code that the run brings along, also where somebody else wrote it."""
     traceback: bool = False
     """Show Python's traceback when something goes wrong."""
+
+    def check_values(self) -> None:
+        """Checks that a stream comes alone."""
+        if self.stream and (self.text or any(place != STDIN for place in self.inputs)):
+            raise UserError(f"{option('stream', True)} reads standard input alone: name no other inputs")
 
 
 @dataclasses.dataclass
@@ -80,9 +101,10 @@ def write_predictions(run: Path | str, options: PredictOptions) -> Counts:
     Raises:
       UserError: there is no such run, checkpoint or input, or the file cannot be written.
     """
+    if options.stream:
+        return _write_stream(run, options)
     places = check_places(options.inputs or (() if options.text else (STDIN,)))
-    which = int(options.which) if options.which.isdecimal() else options.which
-    trained = load(run, which=which, trust=options.trust)
+    trained = _load(run, options)
     sources, literal = find_sources(trained.task, places), read_literals(trained.task, options.text)
     if STDIN in sources and sys.stdin.isatty():
         print("reading from the terminal, one input a line; Ctrl-D ends", file=sys.stderr)
@@ -99,6 +121,25 @@ def write_predictions(run: Path | str, options: PredictOptions) -> Counts:
             counts.errors += sum("error" in record for record in records)
             progress.update(bar, told=f"{counts.inputs:,} predicted")
     return counts
+
+
+def _write_stream(run: Path | str, options: PredictOptions) -> Counts:
+    """Writes what is recognized of the samples on standard input."""
+    trained = _load(run, options)
+    if sys.stdin.isatty():
+        raise UserError(
+            f"{option('stream', True)} reads samples from a pipe: arecord -f S16_LE -r 16000 | python -m "
+            f"jaxaccel.predict {run} --stream"
+        )
+    with _opened(options.output, [STDIN]) as out:
+        for record in recognize_stream(trained, cast(Readable, sys.stdin.buffer), chunk_ms=options.chunk_ms):
+            _write(out, [record], options.output)
+    return Counts(inputs=1)
+
+
+def _load(run: Path | str, options: PredictOptions) -> Trained:
+    which = int(options.which) if options.which.isdecimal() else options.which
+    return load(run, which=which, trust=options.trust)
 
 
 def _write(out: IO[bytes], records: Sequence[dict[str, Any]], place: Path | None) -> None:

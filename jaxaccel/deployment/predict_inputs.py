@@ -41,8 +41,8 @@ def predict(
 
     Args:
       run: directory of a run or of a pipeline, as `load` takes it.
-      inputs: files and folders of pictures or of texts; ``-`` reads standard input line by line. What is no regular
-        file, such as a named pipe, is read as that is.
+      inputs: files and folders of pictures, sounds or texts; ``-`` reads standard input line by line. What is no
+        regular file, such as a named pipe, is read as that is.
       texts: texts to predict after these.
       top: how many classes to name.
       which: the checkpoint, as `load` takes it.
@@ -123,17 +123,22 @@ def _batches(
     task: Task, sources: Sequence[Path], literal: Sequence[Input], size: int, advance: Callable[[], Any]
 ) -> Iterator[list[Input]]:
     waiting: list[Input] = []
+    filled = 0.0
 
     def fill(inputs: Iterable[Input]) -> Iterator[list[Input]]:
+        nonlocal filled
         for one in inputs:
             waiting.append(one)
-            if len(waiting) == size:
+            filled += 0 if one.error else task.fill_of(one.given)
+            if len(waiting) == size or filled >= 1:
                 yield from flush()
 
     def flush() -> Iterator[list[Input]]:
+        nonlocal filled
         if waiting:
             yield waiting.copy()
             waiting.clear()
+            filled = 0.0
 
     for source in sources:
         if source == STDIN or not source.is_file():

@@ -80,8 +80,10 @@ class Trained:
         """The task's predictions, NumPy arrays: logits (B, classes) for images and texts, (classes,) for a single one.
 
         Images may be arrays of any dtype with levels from 0 to 255 (`white` says otherwise), Pillow images, paths of
-        files, or lists of these; `ImageClassification.bring` has the rules. Texts are ``str``, one or many. Of other
-        tasks examples are arrays, by name. `jaxaccel.predict` reads whole folders and files of texts.
+        files, or lists of these; `ImageClassification.bring` has the rules. Texts are ``str``, one or many.
+        Sounds are paths of files, samples at the model's rate, or `ja.tasks.Recording`s; of speech there are
+        ``symbols``, ``starts`` and ``ends`` (B, outputs), filled up with -1, and ``score`` (B,). Of other tasks
+        examples are arrays, by name. `jaxaccel.predict` reads whole folders and files, and gives texts for symbols.
 
         Args:
           given: one example or many.

@@ -1,6 +1,5 @@
 """Sounds that a person has at hand, as batches."""
 
-import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,8 @@ from jaxaccel.tasks.batches import fit_length, stack_examples
 from jaxaccel.tasks.bring_arrays import Given
 
 Element = dict[str, np.ndarray]
+MAX_BATCH_FRAMES = 60_000
+"""Frames of one batch, padding included, unless a single sound has more: ten minutes at 10 ms."""
 
 
 class Recording(NamedTuple):
@@ -35,7 +36,8 @@ def bring_sounds(
 ) -> Given:
     """Sounds as batches of up to `size`, each filled up to the least of `bounds` that its longest sound needs.
 
-    What is longer than the last of them is filled up to a multiple of it: nothing is cut off.
+    What is longer than the last of them is filled up to a multiple of it: nothing is cut off. Batches are smaller
+    where more than `MAX_BATCH_FRAMES` would be computed at a time.
 
     Args:
       given: a sound or an iterable of sounds: the path of a file, its bytes, samples (n,) of the model's rate, or
@@ -58,15 +60,35 @@ def bring_sounds(
         raise UserError(f"give a sound or several, not {given!r:.60}")
 
     def batches() -> Iterator[dict[str, Any]]:
-        numbered = iter(enumerate([given] if single else given))
-        while some := list(itertools.islice(numbered, size)):
-            rows = [to_element(as_recording(sound, rate, i), rate) for i, sound in some]
-            longest = max(map(length, rows))
-            multiple = -(-longest // bounds[-1]) * bounds[-1]
-            whole = multiple if longest > bounds[-1] else fit_length(bounds, longest)
+        rows: list[Element] = []
+        whole = 0
+        for i, sound in enumerate([given] if single else given):
+            row = to_element(as_recording(sound, rate, i), rate)
+            needed = _fit(bounds, length(row))
+            if rows and (
+                len(rows) == size or _count_computed(len(rows) + 1, max(whole, needed)) > MAX_BATCH_FRAMES
+            ):
+                yield stack_examples([pad(row, whole) for row in rows])
+                rows, whole = [], 0
+            rows, whole = [*rows, row], max(whole, needed)
+        if rows:
             yield stack_examples([pad(row, whole) for row in rows])
 
     return Given(batches(), single)
+
+
+def _fit(bounds: Sequence[int], length: int) -> int:
+    """A length that holds so many frames; of those beyond the last bound there are few, each at most 1/4 longer."""
+    if length <= bounds[-1]:
+        return fit_length(bounds, length)
+    times = -(-length // bounds[-1])
+    coarse = 1 << max(times.bit_length() - 3, 0)
+    return -(-times // coarse) * coarse * bounds[-1]
+
+
+def _count_computed(sounds: int, length: int) -> int:
+    """Frames that are computed for so many sounds, of which there is a power of two."""
+    return (1 << (sounds - 1).bit_length()) * length
 
 
 def as_recording(sound: Any, rate: int, number: int = 0) -> Recording:

@@ -36,6 +36,11 @@ class LogMel:
         """Samples of the Fourier transform: the power of two that the window fits in."""
         return 1 << (self.window - 1).bit_length()
 
+    @property
+    def margin(self) -> int:
+        """Samples of a frame's Fourier transform before its middle."""
+        return self.size // 2
+
     def count_frames(self, samples: T) -> T:
         """How many frames that many samples give."""
         return 1 + samples // self.hop
@@ -57,17 +62,24 @@ class LogMel:
           (B, count_frames(N), bands) float32, 0 behind the last frame; and the number of frames of each sound, (B,).
         """
         there = jnp.arange(audio.shape[1]) < samples[:, None]
-        margin = self.size // 2
-        padded = jnp.pad(jnp.where(there, audio, 0), ((0, 0), (margin, margin)))
-        starts = self.hop * np.arange(self.count_frames(audio.shape[1]))
-        frames = padded[:, starts[:, None] + np.arange(self.size)] * _hann(self.window, self.size)
-        spectrum = jnp.fft.rfft(frames)
+        padded = jnp.pad(jnp.where(there, audio, 0), ((0, 0), (self.margin, self.margin)))
+        found = self.compute_frames(padded, self.count_frames(audio.shape[1]))
+        counts = self.count_frames(samples)
+        return jnp.where(mask_frames(counts, found.shape[1])[..., None], found, 0), counts
+
+    def compute_frames(self, audio: jax.Array, frames: int) -> jax.Array:
+        """Computes frames (B, frames, bands) of samples (B, `count_span` of them); frame t begins at ``t * hop``."""
+        starts = self.hop * np.arange(frames)
+        windows = audio[:, starts[:, None] + np.arange(self.size)] * _hann(self.window, self.size)
+        spectrum = jnp.fft.rfft(windows)
         energy = (jnp.square(spectrum.real) + jnp.square(spectrum.imag)) @ make_mel_bands(
             self.rate, self.size, self.bands
         )
-        counts = self.count_frames(samples)
-        found = jnp.log(jnp.maximum(energy, FLOOR))
-        return jnp.where(mask_frames(counts, found.shape[1])[..., None], found, 0), counts
+        return jnp.log(jnp.maximum(energy, FLOOR))
+
+    def count_span(self, frames: int) -> int:
+        """How many samples the Fourier transforms of so many frames take."""
+        return (frames - 1) * self.hop + self.size
 
 
 def normalize(features: jax.Array, frames: jax.Array, over: Literal["utterance", "band"]) -> jax.Array:

@@ -37,6 +37,9 @@ def predict(
     Batches hold `size` examples; the last one is filled up to a power of two with copies of its last example, so that
     any number of examples compiles few programs.
 
+    Where examples vary in length, so do the predictions of batches. They are filled up behind to the widest: whole
+    numbers with -1, floats with 0 and booleans with False.
+
     Args:
       task: brings what is given to batches.
       example: shape and dtype of each array of one example.
@@ -59,7 +62,7 @@ def predict(
     if not parts:
         one = jax.eval_shape(compute, batch_shapes(example, 1))
         parts = [_cut(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), one), 0, axis)]
-    joined = jax.tree.map(lambda *x: np.concatenate(x, axis), *parts)
+    joined = jax.tree.map(lambda *x: _join(x, axis), *parts)
     return jax.tree.map(lambda x: x.take(0, axis), joined) if brought.single else joined
 
 
@@ -116,6 +119,18 @@ def _filled(batch: Mapping[str, Any], size: int) -> dict[str, Any]:
 def _cut(predictions: PyTree, count: int, axis: int) -> PyTree:
     first = (*[slice(None)] * axis, slice(count))
     return jax.tree.map(lambda x: np.asarray(x)[first], predictions)
+
+
+def _join(parts: Sequence[np.ndarray], axis: int) -> np.ndarray:
+    """Predictions one after another along `axis`, filled up to the widest along all others."""
+    widest = np.max([x.shape for x in parts], axis=0)
+    fill = -1 if np.issubdtype(parts[0].dtype, np.signedinteger) else 0
+
+    def widen(x: np.ndarray) -> np.ndarray:
+        wanted = [(0, 0 if i == axis else int(widest[i] - n)) for i, n in enumerate(x.shape)]
+        return np.pad(x, wanted, constant_values=fill) if any(map(any, wanted)) else x
+
+    return np.concatenate([widen(x) for x in parts], axis)
 
 
 def _any(batch: Mapping[str, Any]) -> Any:

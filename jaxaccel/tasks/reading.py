@@ -59,6 +59,10 @@ class Reading:
         """
         yield from self.read(Path(os.fsdecode(line)))
 
+    def fill_of(self, given: Any) -> float:
+        """The share of a batch that an input fills alone, where a number of inputs says too little; by default 0."""
+        return 0.0
+
     def read_text(self, text: str, name: str) -> Input:
         """A text that was given in words; by default a task reads none.
 

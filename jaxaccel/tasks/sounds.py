@@ -22,7 +22,7 @@ from jaxaccel.data.samples import as_float
 from jaxaccel.data.sounds import SOUNDS
 from jaxaccel.errors import UserError, option
 from jaxaccel.tasks.bring_arrays import Example, Given
-from jaxaccel.tasks.bring_sounds import Recording, as_recording, bring_sounds, to_element
+from jaxaccel.tasks.bring_sounds import MAX_BATCH_FRAMES, Recording, as_recording, bring_sounds, to_element
 from jaxaccel.tasks.log_mel import LogMel, mask_frames, normalize
 from jaxaccel.tasks.reading import Input
 from jaxaccel.tasks.task import Batch, PyTree, Task
@@ -188,17 +188,21 @@ class Sounds(Task):
         """The batch with ``feature`` and ``frames`` in the place of its samples."""
         audio = as_float(batch["audio"])
         found, frames = self.mel.compute(audio, batch["samples"])
-        if self.normalize == "data":
-            if not self.fitted_mean:
-                raise UserError("the training sounds are measured first: task.fit(source) does that")
-            scaled = (found - jnp.asarray(self.fitted_mean, jnp.float32)) / jnp.asarray(
-                self.fitted_deviation, jnp.float32
-            )
-            found = jnp.where(mask_frames(frames, found.shape[1])[..., None], scaled, 0)
-        elif self.normalize != "none":
-            found = normalize(found, frames, self.normalize)
+        found = self.scale(found, frames)
         others = {name: x for name, x in batch.items() if name not in ("audio", "samples")}
         return {**others, "feature": found, "frames": frames}
+
+    def scale(self, features: jax.Array, frames: jax.Array) -> jax.Array:
+        """Normalizes features (B, T, bands), of which `frames` (B,) count."""
+        if self.normalize == "none":
+            return features
+        if self.normalize != "data":
+            return normalize(features, frames, self.normalize)
+        if not self.fitted_mean:
+            raise UserError("the training sounds are measured first: task.fit(source) does that")
+        mean, deviation = (jnp.asarray(x, jnp.float32) for x in (self.fitted_mean, self.fitted_deviation))
+        there = mask_frames(frames, features.shape[1])[..., None]
+        return jnp.where(there, (features - mean) / deviation, 0)
 
     def inputs(self, batch: Batch) -> tuple[PyTree, ...]:
         """Features and mask."""
@@ -210,6 +214,10 @@ class Sounds(Task):
             yield Input(str(path), as_recording(path, self.rate))
         except UserError as error:
             yield Input(str(path), error=error.message)
+
+    def fill_of(self, given: Any) -> float:
+        """Of `MAX_BATCH_FRAMES`: so few files are in memory at a time."""
+        return len(given.audio) / given.rate * 1000 / self.hop_ms / MAX_BATCH_FRAMES
 
     def bring(self, given: Any, example: Example, size: int) -> Given:
         """Sounds, as batches of up to `size`, each as long as its longest sound needs.

@@ -14,7 +14,7 @@ from tyro.conf import Suppress
 from jaxaccel.data.examples import read_column
 from jaxaccel.errors import UserError, option
 from jaxaccel.tasks.ctc import BLANK, compute_ctc, count_least_outputs
-from jaxaccel.tasks.decoding import align_ctc, collapse_best_path, search_prefixes
+from jaxaccel.tasks.decoding import align_ctc, collapse_best_path, follow_best_path, search_prefixes
 from jaxaccel.tasks.metrics import Mean
 from jaxaccel.tasks.rows import log_first
 from jaxaccel.tasks.sounds import Sounds
@@ -172,9 +172,10 @@ class SpeechRecognition(Sounds):
     def decode(self, logits: jax.Array, outputs: jax.Array) -> dict[str, jax.Array]:
         """As `predict`, of the model's outputs, of which `outputs` (B,) count."""
         if self.beam == 1:
-            symbols = collapse_best_path(logits, outputs, BLANK).symbols
-        else:
-            symbols = search_prefixes(logits, outputs, self.beam, BLANK).symbols[:, 0]
+            path = follow_best_path(logits, outputs, BLANK)
+            score = path.scores / jnp.maximum(outputs, 1)
+            return {"symbols": path.symbols, "starts": path.starts, "ends": path.ends, "score": score}
+        symbols = search_prefixes(logits, outputs, self.beam, BLANK).symbols[:, 0]
         spans = align_ctc(logits, outputs, symbols, (symbols >= 0).sum(1), BLANK)
         score = spans.scores / jnp.maximum(outputs, 1)
         return {"symbols": symbols, "starts": spans.starts, "ends": spans.ends, "score": score}
@@ -203,17 +204,26 @@ class SpeechRecognition(Sounds):
             raise UserError("the model's outputs are NaN or infinite")
         symbols = prediction["symbols"]
         count = int((symbols >= 0).sum())
+        starts, ends = prediction["starts"][:count], prediction["ends"][:count]
+        return {
+            "text": self.transcripts.decode(symbols),
+            "score": round(float(prediction["score"]), 6),
+            "words": self.time_words(symbols[:count], starts, ends),
+        }
+
+    def time_words(
+        self, symbols: Sequence[int] | np.ndarray, starts: Sequence[int], ends: Sequence[int]
+    ) -> list[dict[str, Any]]:
+        """The words of symbols that were said in outputs `starts` to `ends`, with the seconds of these."""
         seconds = self.subsampling * self.mel.hop / self.rate
-        times = [
-            (float(seconds * start), float(seconds * end))
-            for start, end in zip(prediction["starts"][:count], prediction["ends"][:count], strict=True)
+        return [
+            {
+                "word": word,
+                "from": round(seconds * int(starts[first]), 3),
+                "to": round(seconds * int(ends[last]), 3),
+            }
+            for word, first, last in self.transcripts.split_words(symbols)
         ]
-        words = [
-            {"word": word, "from": round(times[first][0], 3), "to": round(times[last][1], 3)}
-            for word, first, last in self.transcripts.split_words(symbols[:count])
-        ]
-        text = self.transcripts.decode(symbols)
-        return {"text": text, "score": round(float(prediction["score"]), 6), "words": words}
 
     def show(self, example: Mapping[str, Any]) -> str:
         """The transcript."""

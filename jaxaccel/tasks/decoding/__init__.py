@@ -2,6 +2,14 @@
 
 from jaxaccel.tasks.decoding.ctc_align import Spans, align_ctc
 from jaxaccel.tasks.decoding.ctc_beam import search_prefixes
-from jaxaccel.tasks.decoding.ctc_greedy import Decoded, collapse_best_path
+from jaxaccel.tasks.decoding.ctc_greedy import BestPath, Decoded, collapse_best_path, follow_best_path
 
-__all__ = ["Decoded", "Spans", "align_ctc", "collapse_best_path", "search_prefixes"]
+__all__ = [
+    "BestPath",
+    "Decoded",
+    "Spans",
+    "align_ctc",
+    "collapse_best_path",
+    "follow_best_path",
+    "search_prefixes",
+]

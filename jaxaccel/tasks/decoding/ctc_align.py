@@ -56,7 +56,8 @@ def _align(
         came = jnp.stack([scores, one, two])
         moved = came.max(0) + now[classes]
         inside = number < outputs
-        return jnp.where(inside, moved, scores), jnp.where(inside, came.argmax(0), 0)
+        back = jnp.where(inside, came.argmax(0), 0)
+        return jnp.where(inside, moved, scores), back.astype(jnp.uint8)  # of all steps: the most memory
 
     rest = (jnp.arange(1, steps), probabilities[1:])
     scores, steps_back = jax.lax.scan(forward, start, rest)

@@ -18,6 +18,19 @@ class Decoded(NamedTuple):
     """(B,) or (B, K) float32: logarithms of probabilities."""
 
 
+class BestPath(NamedTuple):
+    """The symbols on the best path, and where they are."""
+
+    symbols: jax.Array
+    """(B, L) int32, filled up with -1."""
+    starts: jax.Array
+    """(B, L) int32, the first output of each symbol; -1 where there is none."""
+    ends: jax.Array
+    """(B, L) int32, the output behind its last one."""
+    scores: jax.Array
+    """(B,) float32: log probability of the path."""
+
+
 def collapse_best_path(logits: jax.Array, outputs: jax.Array, blank: int = 0) -> Decoded:
     """Takes the best class of each output, joins equal neighbors and leaves out blanks.
 
@@ -28,12 +41,35 @@ def collapse_best_path(logits: jax.Array, outputs: jax.Array, blank: int = 0) ->
       outputs: (B,) int, how many of T count.
       blank: the class of no symbol.
     """
+    path = follow_best_path(logits, outputs, blank)
+    return Decoded(path.symbols, path.scores)
+
+
+def follow_best_path(logits: jax.Array, outputs: jax.Array, blank: int = 0) -> BestPath:
+    """Does the same as `collapse_best_path`, and says which outputs each symbol joins.
+
+    It needs memory that grows with the outputs, where an alignment of all symbols to them needs that of their square.
+
+    Args:
+      logits: (B, T, classes) of any float.
+      outputs: (B,) int, how many of T count.
+      blank: the class of no symbol.
+    """
     probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
-    there = jnp.arange(logits.shape[1]) < outputs[:, None]
+    length = logits.shape[1]
+    there = jnp.arange(length) < outputs[:, None]
     best = jnp.where(there, probabilities.argmax(-1), blank).astype(jnp.int32)
     before = jnp.pad(best[:, :-1], ((0, 0), (1, 0)), constant_values=blank)
+    after = jnp.pad(best[:, 1:], ((0, 0), (0, 1)), constant_values=blank)
     begins = (best != blank) & (best != before)
-    place = jnp.where(begins, begins.cumsum(1) - 1, best.shape[1])
-    rows = jnp.arange(len(best))[:, None]
-    symbols = jnp.full_like(best, FILL).at[rows, place].set(best, mode="drop")
-    return Decoded(symbols, jnp.where(there, probabilities.max(-1), 0).sum(1))
+    ends = (best != blank) & (best != after)
+    # The k-th symbol begins at the k-th beginning and ends at the k-th end.
+    rows, number = jnp.arange(len(best))[:, None], begins.cumsum(1) - 1
+    first, last = jnp.where(begins, number, length), jnp.where(ends, number, length)
+    none, at = jnp.full_like(best, FILL), jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), best.shape)
+    return BestPath(
+        none.at[rows, first].set(best, mode="drop"),
+        none.at[rows, first].set(at, mode="drop"),
+        none.at[rows, last].set(at + 1, mode="drop"),
+        jnp.where(there, probabilities.max(-1), 0).sum(1),
+    )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxaccel.tasks.decoding import align_ctc, collapse_best_path, search_prefixes
+from jaxaccel.tasks.decoding import align_ctc, collapse_best_path, follow_best_path, search_prefixes
 
 CLASSES, STEPS = 3, 5
 
@@ -52,6 +52,19 @@ def test_the_best_path_is_collapsed(seed):
         score = log_softmax(logits[row, :count]).max(-1).sum()
         np.testing.assert_allclose(found.scores[row], score, rtol=1e-5)
     assert found.symbols.shape == (4, STEPS) and found.symbols.dtype == jnp.int32
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_best_path_is_the_best_alignment_of_its_symbols(seed):
+    logits = np.random.default_rng(seed).normal(size=(4, 40, CLASSES)).astype(np.float32)
+    counts = np.array([40, 17, 1, 0])
+    path = jax.jit(follow_best_path)(logits, counts)
+    symbols = np.asarray(path.symbols)
+    assert (symbols[0] >= 0).sum() > 10 and (symbols[3] == -1).all()
+    spans = ALIGN(logits[:3], counts[:3], symbols[:3], (symbols[:3] >= 0).sum(1))
+    np.testing.assert_array_equal(path.starts[:3], spans.starts)
+    np.testing.assert_array_equal(path.ends[:3], spans.ends)
+    np.testing.assert_allclose(path.scores[:3], spans.scores, rtol=1e-5)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
