@@ -49,7 +49,7 @@ def retarget(
     def retargeted(*args: Any, **kwargs: Any) -> Any:
         product = Retargeted(get_platform(backend), tune)
         # A GPU starts a kernel for each product at each step; only TPUs are left alone.
-        inner = f if product.platform == "tpu" else _move_out_of_loops(f, argnums)
+        inner = f if product.platform == "tpu" else _move_out_of_loops(f, argnums, product.platform)
         rules = dict.fromkeys(LOWERINGS, functools.partial(_lower, product))
         return transform(inner, Transformation("retarget", rules, argnums=argnums))(*args, **kwargs)
 
@@ -69,14 +69,16 @@ def _lower(product: "Retargeted", site: Site, *operands: Any) -> Any:
     return compute(site.primitive, site.params, operands, form)
 
 
-def _move_out_of_loops(f: Callable[..., Any], argnums: int | Sequence[int]) -> Callable[..., Any]:
+def _move_out_of_loops(
+    f: Callable[..., Any], argnums: int | Sequence[int], platform: str
+) -> Callable[..., Any]:
     """Computes products of each scan outside of it, where that pays."""
 
     def inside(f: Callable[..., Any]) -> Callable[..., Any]:
         return transform(f, Transformation("retarget loops", {"scan": loop}, argnums=argnums))
 
     def loop(site: Site, *operands: Any) -> Any:
-        found = hoist(site.params, operands, should_hoist, inside)
+        found = hoist(site.params, operands, functools.partial(should_hoist, platform), inside)
         if found is None:
             return NotImplemented
         counts = {"before the loop": found.before, "after it": found.after, "merged in it": found.merged}

@@ -142,10 +142,14 @@ def test_speech_is_heard_and_streamed(tmp_path, monkeypatch):
     done = client(ROOT / "colab" / "speech.ipynb", tmp_path).execute()
     kept(done, "speech.ipynb")
     for cell in ("features", "train", "alignment"):
-        assert [picture.startswith(b"\x89PNG") and len(picture) > 5000 for picture in said(done, cell)[1]] == [True]
+        assert [
+            picture.startswith(b"\x89PNG") and len(picture) > 5000 for picture in said(done, cell)[1]
+        ] == [True]
     assert any("text/html" in o.get("data", {}) for c in done.cells if c.id == "listen" for o in c.outputs)
     table = next(c.outputs for c in done.cells if c.id == "heard")[0].data["text/markdown"]
-    assert table.count("\n") >= 3 and any(word in table for word in ("zero", "one", "two", "three", "four", "five"))
+    assert table.count("\n") >= 3 and any(
+        word in table for word in ("zero", "one", "two", "three", "four", "five")
+    )
     streamed = said(done, "stream")[0]
     assert re.search(r"^ +0\.25 s", streamed, re.M) and "s of computing for a second" in streamed
     receipts = next(c.outputs for c in done.cells if c.id == "int8")[-1].data["text/markdown"]

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from jax.extend import core as jcore
@@ -11,9 +11,12 @@ from jax.extend import core as jcore
 from jaxaccel.core.interpret.jaxprs import LAYOUT, has_primitive, read, read_meaning, scan_parts, split_consts
 from jaxaccel.core.interpret.merge_products import Merged, count_rows, is_product, merge
 
-Worth = Callable[[int, int], bool]
-"""``worth(rows, kept)``: whether a product of so many rows at each step is to leave the loop, or to be one with others,
-if all steps together keep so many bytes for it."""
+Move = Literal["before", "after", "merge"]
+"""What is to be done with products of a loop: compute that of an input ``before`` it, sum one up ``after`` it, or
+``merge`` several within it."""
+Worth = Callable[[Move, int, int], bool]
+"""``worth(move, rows, kept)``: whether it is to be done with a product of so many rows at each step, if all steps
+together keep so many bytes for it."""
 LINEAR = frozenset({"transpose", "reshape", "squeeze", "expand_dims", "copy", "copy_p"})
 """What may lie between a product and its sum: it can as well follow the sum."""
 
@@ -77,7 +80,7 @@ class Step:
             for i, eqn in enumerate(self.jaxpr.eqns)
             if is_product(eqn)
             and sorted(map(self._kind, eqn.invars)) == ["constant", "row"]
-            and self._fits(count_rows(eqn, self.is_constant), eqn.outvars, worth)
+            and self._fits("before", count_rows(eqn, self.is_constant), eqn.outvars, worth)
         ]
 
     def after(self, worth: Worth) -> list[Sum]:
@@ -90,7 +93,7 @@ class Step:
         few = [
             (i, eqn)
             for i, eqn in eqns
-            if not is_product(eqn) or worth(max(1, count_rows(eqn, self.is_constant)), 0)
+            if not is_product(eqn) or worth("merge", max(1, count_rows(eqn, self.is_constant)), 0)
         ]
         return merge(few, self.is_constant, self.uses)
 
@@ -102,10 +105,10 @@ class Step:
         """``constant``, ``row`` (an input of the step, in whatever layout) or ``computed``."""
         return "constant" if isinstance(atom, jcore.Literal) else self.kinds.get(atom, "computed")
 
-    def _fits(self, rows: int, variables: Iterable[Any], worth: Worth) -> bool:
+    def _fits(self, move: Move, rows: int, variables: Iterable[Any], worth: Worth) -> bool:
         """Whether a product is worth it that keeps these of all steps, beside what is kept already."""
         more = {v: self.length * v.aval.size * v.aval.dtype.itemsize for v in variables}
-        if not worth(rows, sum((self.kept | more).values())):
+        if not worth(move, rows, sum((self.kept | more).values())):
             return False
         self.kept |= more
         return True
@@ -132,7 +135,8 @@ class Step:
         lhs, _ = (atom.aval for atom in eqns[i].invars)
         rows = math.prod(lhs.shape[axis] for axis in read_meaning(eqns[i])[1]["dimension_numbers"][0][0])
         stacked = [v for v in eqns[i].invars if v not in set(self.xs)]
-        return Sum(k, i, tuple(reversed(layout)), total) if self._fits(rows, stacked, worth) else None
+        fits = self._fits("after", rows, stacked, worth)
+        return Sum(k, i, tuple(reversed(layout)), total) if fits else None
 
     def ancestors(self, atoms: Iterable[Any]) -> list[int]:
         """Numbers of all equations that make these, in their order."""

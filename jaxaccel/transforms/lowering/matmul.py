@@ -7,10 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxaccel.core.interpret.scan_step import Move
 from jaxaccel.transforms.lowering.base import XLA, Choice, Lowering, Params
 
 MAX_HOISTED_ROWS = 128
-"""Rows of a product at each step of a loop up to which one product of all steps is faster."""
+"""Rows of a product at each step of a loop up to which one product of all steps, or of several at a step, is faster."""
+MAX_SUMMED_ROWS = 16
+"""The same of a gradient that is summed over the steps, on a CPU: its larger products are as fast at each step."""
 MAX_HOISTED_BYTES = 2**26
 """Bytes that a loop may keep for products outside it."""
 
@@ -55,15 +58,24 @@ MATMUL = Lowering(
 )
 
 
-def should_hoist(rows: int, kept: int) -> bool:
-    """Decides whether a matrix product of a scan is better run once for all steps, outside.
+def should_hoist(platform: str, move: Move, rows: int, kept: int) -> bool:
+    """Decides whether a matrix product of a scan is better run once for all steps, outside, or as one with others.
+
+    XLA:CPU adds the product of a step's input into that of its state, so that a product before the loop only writes and
+    reads more memory (`python -m benchmarks recurrent`). A GPU starts a kernel for each.
 
     Args:
+      platform: that computes it.
+      move: what is to be done with it.
       rows: of its operand at one step.
       kept: bytes that all steps together keep for it. A loop over micro-batches is there to save them.
     """
-    known = isinstance(rows, int) and isinstance(kept, int)  # not where a shape is symbolic
-    return known and rows <= MAX_HOISTED_ROWS and kept <= MAX_HOISTED_BYTES
+    if not (isinstance(rows, int) and isinstance(kept, int)):  # a shape is symbolic
+        return False
+    if platform == "cpu" and move == "before":
+        return False
+    most = MAX_SUMMED_ROWS if platform == "cpu" and move == "after" else MAX_HOISTED_ROWS
+    return rows <= most and kept <= MAX_HOISTED_BYTES
 
 
 def is_vector(params: Params, lhs: Sequence[int], rhs: Sequence[int]) -> bool:
