@@ -4,10 +4,12 @@ The command line shows their options as ``--NAME.OPTION``.
 """
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import jax
+import numpy as np
 from annotated_types import Interval
 
 from jaxaccel.compression.stage import Setting, Stage
@@ -16,6 +18,7 @@ from jaxaccel.compression.training_steps import compute_mean_gradient
 from jaxaccel.core.arrays import CodebookArray
 from jaxaccel.core.interpret import is_compressed
 from jaxaccel.core.options import Count, CountOrZero, ShareBelowOne
+from jaxaccel.core.paths import flatten_by_path
 from jaxaccel.errors import UserError
 from jaxaccel.optim import Sparse
 from jaxaccel.transforms import Calibration, calibrate, fold, input_covariances, input_norms, int8
@@ -31,6 +34,7 @@ from jaxaccel.transforms.params import (
 from jaxaccel.transforms.params.prune import Pattern
 
 PyTree = Any
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,8 +186,11 @@ class Fold(Step):
     same_function: ClassVar[bool] = False
 
     def apply(self, stage: Stage, setting: Setting, name: str) -> Stage:
-        """The stage of the folded function."""
+        """The stage of the folded function; as it is, with the methods of its model, where nothing can be folded."""
         call, variables = fold(stage.call, stage.variables, *setting.inputs(1))
+        if _same_values(stage.variables, variables):
+            log.info(f"{name}: the model has nothing to fold")
+            return stage
         return dataclasses.replace(stage, call=call, variables=variables, file=None)
 
 
@@ -239,6 +246,14 @@ class Quantize(Step):
                 file
             )
         return Calibration.load(file)
+
+
+def _same_values(before: PyTree, after: PyTree) -> bool:
+    """Whether all weights are the same, in whatever shape."""
+    old, new = (flatten_by_path(tree) for tree in (before, after))
+    return old.keys() == new.keys() and all(
+        np.array_equal(np.ravel(old[path]), np.ravel(new[path])) for path in old
+    )
 
 
 def _shared(variables: PyTree) -> bool:
