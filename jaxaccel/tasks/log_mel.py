@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxaccel.core.platform import count_devices
+
 T = TypeVar("T", bound=Any)
 FLOOR = 1e-8
 """The least energy of a band, below what 16 bits resolve: silence has a logarithm."""
@@ -71,15 +73,24 @@ class LogMel:
         """Computes frames (B, frames, bands) of samples (B, `count_span` of them); frame t begins at ``t * hop``."""
         starts = self.hop * np.arange(frames)
         windows = audio[:, starts[:, None] + np.arange(self.size)] * _hann(self.window, self.size)
-        spectrum = jnp.fft.rfft(windows)
-        energy = (jnp.square(spectrum.real) + jnp.square(spectrum.imag)) @ make_mel_bands(
-            self.rate, self.size, self.bands
-        )
+        energy = compute_power(windows) @ make_mel_bands(self.rate, self.size, self.bands)
         return jnp.log(jnp.maximum(energy, FLOOR))
 
     def count_span(self, frames: int) -> int:
         """How many samples the Fourier transforms of so many frames take."""
         return (frames - 1) * self.hop + self.size
+
+
+def compute_power(frames: jax.Array) -> jax.Array:
+    """Computes the squared magnitudes of the Fourier transform of frames: (..., size) -> (..., size // 2 + 1) float32.
+
+    XLA gathers a batch that is split over devices for its fast transform. There it is a product with cosines and sines.
+    """
+    if count_devices() == 1:
+        spectrum = jnp.fft.rfft(frames)
+        return jnp.square(spectrum.real) + jnp.square(spectrum.imag)
+    cosines, sines = (jnp.matmul(frames, wave, precision="highest") for wave in make_waves(frames.shape[-1]))
+    return jnp.square(cosines) + jnp.square(sines)
 
 
 def normalize(features: jax.Array, frames: jax.Array, over: Literal["utterance", "band"]) -> jax.Array:
@@ -116,6 +127,13 @@ def make_mel_bands(rate: int, size: int, bands: int) -> np.ndarray:
     falling = (edges[2:] - frequencies) / np.diff(edges)[1:]
     triangles = np.maximum(0.0, np.minimum(rising, falling))
     return (triangles * 2.0 / (edges[2:] - edges[:-2])).astype(np.float32)
+
+
+@functools.cache
+def make_waves(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The cosines and the sines of a Fourier transform of so many samples, (size, size // 2 + 1) float32 each."""
+    angles = 2 * np.pi / size * (np.arange(size)[:, None] * np.arange(size // 2 + 1) % size)
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
 
 @functools.cache

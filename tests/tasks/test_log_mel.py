@@ -1,5 +1,7 @@
 """Log-mel spectrograms against librosa's numbers and a float64 reference."""
 
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -60,6 +62,11 @@ def test_a_sound_is_the_same_whatever_it_is_filled_up_with():
 def test_as_many_samples_as_frames_hold(frames):
     samples = MEL.count_samples(frames)
     assert MEL.count_frames(samples) == frames and MEL.count_frames(samples + 1) == frames + 1
+
+
+def test_over_several_devices_it_is_a_product_of_each_one_with_its_own_sounds(told):
+    found = told(Path(__file__).parent / "log_mel_program.py")
+    assert found["error"] < 2e-3 and found["collectives"] == []
 
 
 @pytest.mark.parametrize("over", ["utterance", "band"])
