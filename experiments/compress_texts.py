@@ -57,7 +57,7 @@ def pipelines(options: Options) -> dict[str, tuple[str, dict[str, Step]]]:
         "low rank": ("TextCNN", {"low_rank": LowRank(flops=0.5), "fine_tune": tune, **int8}),
         "low rank, embeddings": (
             "TextCNN",
-            {"low_rank": LowRank(rank=32, where=EVERYTHING), "fine_tune": tune, **int8},
+            {"low_rank": LowRank(rank=32, where=(EVERYTHING,)), "fine_tune": tune, **int8},
         ),
         "fine-tuned alone": ("TextCNN", {"fine_tune": tune}),
         "taught by MiniLM": (
