@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxaccel.core import files, numerics
+from jaxaccel.core.arrays import LowRankArray
 from jaxaccel.core.call_text import suggest_nearest
 from jaxaccel.core.formats.bounds import check, explain_errors, read_json
 from jaxaccel.core.interpret import Observation, Transformation, is_compressed, transform
@@ -123,6 +124,8 @@ def _observing(
     """f -> (result, measures by site) of the other operand of every product with a parameter."""
 
     def rule(site: Site, lhs: Any, rhs: Any) -> Any:
+        if any(isinstance(x, LowRankArray) for x in (lhs, rhs)):
+            return NotImplemented  # two products, each with a range of its own
         dense = [x.materialize() if is_compressed(x) else x for x in (lhs, rhs)]
         if site.weight is not None and jnp.issubdtype(dense[1 - site.weight].dtype, jnp.floating):
             site.observe(measure(site, dense[1 - site.weight]))

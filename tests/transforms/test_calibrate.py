@@ -36,6 +36,25 @@ def one(x, **options):
     return float(ja.calibrate(lambda p, x: x @ p["kernel"], identity, [x], **options).ranges["kernel"])
 
 
+@pytest.mark.parametrize("loop", [False, True])
+def test_each_factor_of_a_low_rank_weight_has_a_range(loop):
+    def g(params, x):
+        if not loop:
+            return f(params, x)
+        return jax.lax.scan(lambda c, row: (c + 1, f(params, row[None])), 0, x)[1]
+
+    thin = ja.low_rank(PARAMS, rank=4, where="a/kernel")
+    ranges = ja.calibrate(g, thin, BATCHES[:1], method="absmax").ranges
+    assert set(ranges) == {"a/kernel/left", "a/kernel/right", "b/kernel"}
+    x, left = BATCHES[0], thin["a"]["kernel"].left
+    np.testing.assert_allclose(ranges["a/kernel/left"], abs(x).max(), rtol=1e-6)
+    np.testing.assert_allclose(ranges["a/kernel/right"], abs(x @ left).max(), rtol=1e-5)
+    static = ja.int8(g, calibration=ja.calibrate(g, thin, BATCHES[:1]), lowering="int8")
+    want, found = g(PARAMS, x), static(ja.quantize(thin), x)
+    dense = g({**PARAMS, "a": {"kernel": thin["a"]["kernel"].materialize()}}, x)
+    assert found.shape == want.shape and abs(found - dense).max() < 0.05 * abs(dense).max()
+
+
 def test_percentile_is_that_of_numpy():
     x = jax.random.normal(jax.random.key(0), (4000, 16))
     for share in (99.0, 99.9):
