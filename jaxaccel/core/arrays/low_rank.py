@@ -11,9 +11,6 @@ from jaxaccel.core.arrays.base import StandIn
 from jaxaccel.core.interpret import array_rule, is_compressed, register
 from jaxaccel.core.sites import Site
 
-HWIO = (3, 2, 0, 1)
-"""The order of axes that Flax gives kernels, as JAX writes it down: where outputs, inputs, height and width are."""
-
 
 @register
 @jax.tree_util.register_dataclass
@@ -25,7 +22,8 @@ class LowRankArray(StandIn):
 
     - `left` is (..., rank) and `right` (rank, ...).
     - A matrix (in, out) has factors (in, rank) and (rank, out). A kernel (H, W, in, out) has (H, W, in, rank) and
-      (rank, out), a convolution to `rank` channels and one of 1x1 (Zhang et al. 2015, arXiv:1505.06798); or
+      (rank, out), a convolution to `rank` channels and one of 1x1 (Zhang et al. 2015, arXiv:1505.06798), and so have
+      kernels of one and of three dimensions; or
       (H, in, rank) and (rank, W, out), a vertical convolution and a horizontal one (Jaderberg et al. 2014,
       arXiv:1405.3866), which `axes` puts in order.
     - Of a stack of layers both factors have one more axis in front, and each layer is a product of its own.
@@ -176,14 +174,18 @@ def _lookup(site: Site, w: LowRankArray, indices: Any) -> Any:
 @array_rule(LowRankArray, "conv_general_dilated")
 def _convolution(site: Site, x: Any, w: Any) -> Any:
     p = site.params
-    numbers = p["dimension_numbers"]
-    plain = p["feature_group_count"] == p["batch_group_count"] == 1 and tuple(numbers.rhs_spec) == HWIO
+    numbers, n = p["dimension_numbers"], len(p["window_strides"])
+    # As Flax has kernels: the axes of the window first, then inputs, then outputs.
+    in_order = tuple(numbers.rhs_spec) == (n + 1, n, *range(n))
+    plain = p["feature_group_count"] == p["batch_group_count"] == 1 and in_order
     if not isinstance(w, LowRankArray) or w.stacked or not plain:
         return NotImplemented
-    if w.axes is None and w.left.ndim == 4:  # (H, W, in, rank) and (rank, out)
-        shapes: Sequence[Any] = (w.left.shape, (1, 1, *w.right.shape))
+    if (
+        w.axes is None and w.left.ndim == n + 2
+    ):  # (H, W, in, rank) and (rank, out), of any number of dimensions
+        shapes: Sequence[Any] = (w.left.shape, (*[1] * n, *w.right.shape))
         cut: Sequence[Any] = (slice(None), slice(0, 0))
-    elif w.axes == (0, 2, 1, 3) and w.left.ndim == 3:  # (H, in, rank) and (rank, W, out)
+    elif n == 2 and w.axes == (0, 2, 1, 3) and w.left.ndim == 3:  # (H, in, rank) and (rank, W, out)
         rank, width, out = w.right.shape
         shapes = ((w.left.shape[0], 1, *w.left.shape[1:]), (1, width, rank, out))
         cut = (slice(0, 1), slice(1, 2))
@@ -192,7 +194,7 @@ def _convolution(site: Site, x: Any, w: Any) -> Any:
 
     def part(x: jax.Array, kernel: jax.Array, here: slice) -> jax.Array:
         def of_axes(values: Sequence[Any], other: Any) -> tuple[Any, ...]:
-            return tuple(v if i in range(2)[here] else other for i, v in enumerate(values))
+            return tuple(v if i in range(n)[here] else other for i, v in enumerate(values))
 
         return jax.lax.conv_general_dilated(
             x, kernel, of_axes(p["window_strides"], 1), of_axes(p["padding"], (0, 0)),

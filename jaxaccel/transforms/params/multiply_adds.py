@@ -8,6 +8,7 @@ import jax
 
 from jaxaccel.core.arrays import LowRankArray
 from jaxaccel.core.interpret import Transformation, transform
+from jaxaccel.core.interpret.compressed import ARRAY_RULES
 from jaxaccel.core.sites import BILINEAR, SITES, Site, record_runs
 
 PyTree = Any
@@ -18,7 +19,8 @@ def count_multiply_adds(f: Callable[..., Any], params: PyTree, *args: Any) -> di
     path.
 
     Of one call, from shapes alone: nothing is computed. Loops count as often as they run; one whose length is only
-    known as it runs counts once. Low-rank weights count as the two products that they are, together.
+    known as it runs counts once. Low-rank weights count as the two products that they are, together, or, where
+    they have to be materialized, as the dense one.
 
     Args:
       f: any JAX function.
@@ -27,8 +29,11 @@ def count_multiply_adds(f: Callable[..., Any], params: PyTree, *args: Any) -> di
     """
 
     def rule(site: Site, *operands: Any) -> Any:
-        if not any(isinstance(x, LowRankArray) for x in operands):  # else its two products are counted
-            site.record("-", str(site.inputs[0].dtype))
+        if any(isinstance(x, LowRankArray) for x in operands):
+            two = ARRAY_RULES[LowRankArray].get(site.primitive)
+            if two is not None and (out := two(site, *operands)) is not NotImplemented:
+                return out  # its two products are counted
+        site.record("-", str(site.inputs[0].dtype))
         return NotImplemented
 
     counted = transform(f, Transformation("count", dict.fromkeys(SITES, rule), arrays=True))

@@ -54,6 +54,41 @@ def test_two_convolutions_compute_the_dense_one(form, strides, padding):
     )
 
 
+@pytest.mark.parametrize(("window", "strides"), [((5,), (2,)), ((2, 3, 2), (1, 2, 1))])
+def test_convolutions_of_one_and_of_three_dimensions(window, strides):
+    n = len(window)
+    w, x = random(*window, 8, 12), random(2, *[7] * n, 8, seed=1)
+    numbers = jax.lax.conv_dimension_numbers(
+        x.shape, w.shape, ("N" + "DHW"[-n:] + "C", "DHW"[-n:] + "IO", "N" + "DHW"[-n:] + "C")
+    )
+
+    def f(p, x):
+        return jax.lax.conv_general_dilated(x, p["kernel"], strides, "SAME", dimension_numbers=numbers)
+
+    params = ja.low_rank({"kernel": w}, rank=4)
+    dense = f({"kernel": params["kernel"].materialize()}, x)
+    found = jax.jit(ja.transforms.compressed(f, strict=True))(params, x)
+    np.testing.assert_allclose(found, dense, atol=1e-4)
+    outputs = dense.size // 12
+    work = ja.params.count_multiply_adds(f, params, x)["kernel"]
+    assert work == outputs * 4 * (8 * np.prod(window) + 12)
+
+
+def test_what_is_materialized_counts_as_the_dense_product():
+    w, x = random(5, 1, 24), random(2, 9, 24, seed=1)
+
+    def f(p, x):
+        numbers = ("NWC", "WIO", "NWC")
+        return jax.lax.conv_general_dilated(
+            x, p["kernel"], (1,), "SAME", dimension_numbers=numbers, feature_group_count=24
+        )
+
+    params = ja.low_rank({"kernel": w}, rank=2)
+    assert isinstance(params["kernel"], ja.arrays.LowRankArray)
+    want = ja.params.count_multiply_adds(f, {"kernel": w}, x)
+    assert ja.params.count_multiply_adds(f, params, x) == want == {"kernel": 2 * 9 * 24 * 5}
+
+
 def test_a_spatial_kernel_of_full_rank_is_itself():
     w = random(3, 5, 4, 7)
     found = ja.low_rank({"kernel": w}, rank=12, form="spatial")["kernel"]
