@@ -101,32 +101,8 @@ OTHERWISE = 32
 """The same of the heavy files that are not among them."""
 
 
-LONG = (
-    "core/interpret/test_identity.py::test_models[vit-True]",
-    "core/interpret/test_identity.py::test_random_numbers[threefry2x32]",
-    "data/augment/test_every.py::test_an_example_depends_on_its_index_and_the_key_alone[affine]",
-    "data/augment/test_every.py::test_an_example_depends_on_its_index_and_the_key_alone[color_jitter]",
-    "docs/test_readme.py::test_python_blocks[docs/guides/accelerate.md]",
-    "docs/test_readme.py::test_python_blocks[docs/guides/models.md]",
-    "models/test_scan.py::test_scanned_equals_unrolled[resnet]",
-    "docs/test_readme.py::test_commands[docs/get-started.md]",
-    "docs/test_readme.py::test_python_blocks[docs/guides/speech.md]",
-    "tasks/test_sounds.py::test_a_falling_loss[task1-model1]",
-    "docs/test_readme.py::test_commands[docs/guides/tasks.md]",
-    "docs/test_readme.py::test_python_blocks[docs/get-started.md]",
-    "docs/test_readme.py::test_python_blocks[docs/guides/compress.md]",
-    "docs/test_readme.py::test_python_blocks[docs/guides/data.md]",
-    "models/text/test_bert_weights.py::test_published_sentence_embeddings",
-    "models/text/test_bert_weights.py::test_a_file_of_another_bert",
-    "models/test_models.py::test_parameters_are_float32",
-    "models/test_scan.py::test_a_loop_gathers_weights_and_reduces_gradients_only_as_often_as_needed",
-    "tasks/test_text_classification.py::test_a_student_has_other_tokens_than_its_teacher",
-    "training/test_batch_size.py::test_the_batch_of_several_devices_is_larger_and_divides",
-    "training/test_lengths.py::test_replicas_see_buckets_of_one_shape",
-    "training/test_lengths.py::test_rows_come_back_in_the_order_of_the_split",
-    "transforms/test_hints.py::test_a_term_without_weight_adds_nothing_to_the_gradient",
-)
-"""Tests of more than ten seconds beside quicker ones of the same: they are slow."""
+LONG = frozenset((Path(__file__).parent / "slow.txt").read_text(encoding="utf-8").splitlines())
+"""Tests that take long beside quicker ones of the same: they are slow."""
 HEAVY = {
     "advisor/test_doctor.py",
     "compression/test_compress.py",
@@ -185,7 +161,7 @@ HEAVY = {
     "tasks/test_ctc.py",
     "tasks/test_tasks.py",
     "tasks/test_log_mel.py",
-    "tasks/test_sounds.py",
+    "tasks/test_sound_tasks.py",
     "tasks/test_text_classification.py",
     "test_floors.py",
     "test_package.py",

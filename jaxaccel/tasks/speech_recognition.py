@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from annotated_types import Interval
+from annotated_types import Ge, Interval
 from tyro.conf import Suppress
 
 from jaxaccel.data.examples import read_column
@@ -49,7 +49,7 @@ class SpeechRecognition(Sounds):
     """Prefixes that the search for the most probable transcript keeps; 1 takes the best path."""
     fitted_symbols: Annotated[tuple[str, ...], Suppress] = ()
     """What the training transcripts are spelled in, found by `fit`; number 1 is the first."""
-    fitted_most: Annotated[int, Suppress] = 0
+    fitted_most: Annotated[int, Ge(0), Suppress] = 0
     """Symbols of the longest training transcript, found by `fit`."""
 
     @property

@@ -6,15 +6,16 @@ from typing import Any, Literal
 
 import numpy as np
 
+from jaxaccel.core.options import Options
 from jaxaccel.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class Transcripts:
+class Transcripts(Options):
     """Texts as numbers of symbols, from 1 on."""
 
-    units: Literal["character", "word"]
-    lowercase: bool
+    units: Literal["character", "word"] = "character"
+    lowercase: bool = True
     symbols: tuple[str, ...] = ()
     """The first of them is number 1."""
 

@@ -229,7 +229,8 @@ def test_dataclasses_with_choices_are_options():
     def chooses(kind):
         return any("Literal[" in str(annotation) for annotation in annotations_of(kind).values())
 
-    assert {name for name, kind in EVERY.items() if chooses(kind)} <= OPTIONS.keys()
+    concrete = {name: kind for name, kind in EVERY.items() if not inspect.isabstract(kind)}
+    assert {name for name, kind in concrete.items() if chooses(kind)} <= OPTIONS.keys()
 
 
 @pytest.mark.parametrize("kind", OPTIONS.values(), ids=OPTIONS.keys())
