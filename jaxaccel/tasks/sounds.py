@@ -23,7 +23,7 @@ from jaxaccel.data.sounds import SOUNDS
 from jaxaccel.errors import UserError, option
 from jaxaccel.tasks.bring_arrays import Example, Given
 from jaxaccel.tasks.bring_sounds import MAX_BATCH_FRAMES, Recording, as_recording, bring_sounds, to_element
-from jaxaccel.tasks.log_mel import LogMel, mask_frames, normalize
+from jaxaccel.tasks.log_mel import MIN_DEVIATION, LogMel, mask_frames, normalize
 from jaxaccel.tasks.reading import Input
 from jaxaccel.tasks.task import Batch, PyTree, Task
 
@@ -31,8 +31,6 @@ T = TypeVar("T", bound="Sounds")
 log = logging.getLogger(__name__)
 MEASURED = 1000
 """Sounds whose features are measured for ``--task.normalize data``."""
-MIN_DEVIATION = 1e-2
-"""The least deviation that a band is divided by."""
 
 
 @dataclasses.dataclass(frozen=True)

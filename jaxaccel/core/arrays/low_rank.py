@@ -180,9 +180,7 @@ def _convolution(site: Site, x: Any, w: Any) -> Any:
     plain = p["feature_group_count"] == p["batch_group_count"] == 1 and in_order
     if not isinstance(w, LowRankArray) or w.stacked or not plain:
         return NotImplemented
-    if (
-        w.axes is None and w.left.ndim == n + 2
-    ):  # (H, W, in, rank) and (rank, out), of any number of dimensions
+    if w.axes is None and w.left.ndim == n + 2:  # (window..., in, rank) and (rank, out)
         shapes: Sequence[Any] = (w.left.shape, (*[1] * n, *w.right.shape))
         cut: Sequence[Any] = (slice(None), slice(0, 0))
     elif n == 2 and w.axes == (0, 2, 1, 3) and w.left.ndim == 3:  # (H, in, rank) and (rank, W, out)

@@ -4,6 +4,7 @@ Data: 4,000 + 500 sequences, joined from the recordings of the Free Spoken Digit
 https://doi.org/10.5281/zenodo.1342401), and 500 of a speaker who is not trained on, `--data.eval-split heldout`.
 Without a network, `--data.downloads DIR` names a directory with its archive.
 Network: two layers of 128 in each direction (`jaxaccel.models.lstm_ctc`), over log-mel features.
+Hardware: meant for two CPU cores; not trained to its end yet.
 Command: `python -m jaxaccel.train spoken_sequences`
 """
 

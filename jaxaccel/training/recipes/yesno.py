@@ -1,8 +1,9 @@
 """Eight words in a row, yes or no, of one speaker: the smallest real transcription.
 
 Data: OpenSLR 1 (https://www.openslr.org/1), 60 recordings of which every fourth is the test split. Without a network,
-`--data.downloads DIR` names a directory with waves_yesno.tar.gz or its parts.
+`--data.downloads DIR` names a directory with waves_yesno.tar.gz or .tar.xz.
 Network: LSTMs in both directions (`jaxaccel.models.lstm_ctc`), which spell in words.
+Hardware: meant for two CPU cores; not trained yet.
 Command: `python -m jaxaccel.train yesno`
 """
 

@@ -206,7 +206,6 @@ def test_on_a_cpu_only_sums_of_few_rows_leave_the_loop(batch, forward, gradient)
     w, c, xs = operands(batch=batch)
     on_cpu, grad = functools.partial(ja.retarget, backend="cpu"), jax.grad(recurrent)
     assert products_in_loops(recurrent, w, c, xs) == [2] and products_in_loops(grad, w, c, xs) == [2, 3]
-    print(products_in_loops(on_cpu(recurrent), w, c, xs), products_in_loops(on_cpu(grad), w, c, xs))
     assert products_in_loops(on_cpu(recurrent), w, c, xs) == forward
     assert products_in_loops(on_cpu(grad), w, c, xs) == gradient
     assert_near(on_cpu(grad)(w, c, xs), grad(w, c, xs))
