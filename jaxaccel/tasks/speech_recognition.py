@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +11,19 @@ import numpy as np
 from annotated_types import Ge, Interval
 from tyro.conf import Suppress
 
+from jaxaccel.core.options import NonNegative
 from jaxaccel.data.examples import read_column
 from jaxaccel.errors import UserError, option
 from jaxaccel.tasks.ctc import BLANK, compute_ctc, count_least_outputs
-from jaxaccel.tasks.decoding import align_ctc, collapse_best_path, follow_best_path, search_prefixes
+from jaxaccel.tasks.decoding import (
+    NgramScores,
+    align_ctc,
+    collapse_best_path,
+    count_ngrams,
+    estimate_ngrams,
+    follow_best_path,
+    search_prefixes,
+)
 from jaxaccel.tasks.metrics import Mean
 from jaxaccel.tasks.rows import log_first
 from jaxaccel.tasks.sounds import Sounds
@@ -47,10 +56,27 @@ class SpeechRecognition(Sounds):
     """Frames for each output of the model, which is told."""
     beam: Annotated[int, Interval(ge=1, le=256)] = 1
     """Prefixes that the search for the most probable transcript keeps; 1 takes the best path."""
+    ngram: Annotated[int, Interval(ge=0, le=6)] = 0
+    """Let the search know how likely each symbol follows so many minus one, counted in the training transcripts; 0
+    counts nothing."""
+    ngram_weight: NonNegative = 0.5
+    """Factor of the log probability by those counts."""
+    symbol_bonus: float = 0.0
+    """Added to the score of the search for each symbol: above 0 where the counts make transcripts too short."""
     fitted_symbols: Annotated[tuple[str, ...], Suppress] = ()
     """What the training transcripts are spelled in, found by `fit`; number 1 is the first."""
     fitted_most: Annotated[int, Ge(0), Suppress] = 0
     """Symbols of the longest training transcript, found by `fit`."""
+    fitted_ngrams: Annotated[tuple[tuple[int, ...], ...], Suppress] = ()
+    """How often symbols follow each other, found by `fit` (`jaxaccel.tasks.decoding.count_ngrams`)."""
+
+    def check_values(self) -> None:
+        """Checks that something searches where an n-gram model is wanted."""
+        super().check_values()
+        if self.ngram and self.beam == 1:
+            raise UserError(
+                f"{option('task.ngram')} is for the search: give {option('task.beam')} too, 16 say"
+            )
 
     @property
     def transcripts(self) -> Transcripts:
@@ -71,24 +97,13 @@ class SpeechRecognition(Sounds):
             facts |= {"classes": len(self.fitted_symbols) + 1, "symbols": self.fitted_symbols}
         return facts
 
-    def fit(self, source: Any) -> "SpeechRecognition":
+    def fit(self, source: Any) -> Self:
         """The task with its symbols, its lengths and its statistics, for which the whole split is read."""
-        task = self
-        if not self.fitted_symbols:
-            read = list(self._read_transcripts(source))
-            symbols = self.transcripts.collect(read)
-            if not symbols:
-                raise UserError(
-                    f"all transcripts of {source.name} are empty: {option('task.text')} names another part"
-                )
-            task = dataclasses.replace(task, fitted_symbols=symbols)
-            most = max(len(task.transcripts.encode(text) or ()) for text in read)
-            task = dataclasses.replace(task, fitted_most=max(most, 1))
-        return super(SpeechRecognition, task).fit(source)
+        return super(SpeechRecognition, self._fit_transcripts(source)).fit(source)
 
     def after(self, fitted: Mapping[str, Any]) -> "SpeechRecognition":
         """The task with the symbols of the run that weights are taken from."""
-        names = ("fitted_symbols", "fitted_most")
+        names = ("fitted_symbols", "fitted_most", "fitted_ngrams")
         if not fitted.get("fitted_symbols"):
             return self
         return dataclasses.replace(self, **{name: fitted[name] for name in names if name in fitted})
@@ -175,10 +190,21 @@ class SpeechRecognition(Sounds):
             path = follow_best_path(logits, outputs, BLANK)
             score = path.scores / jnp.maximum(outputs, 1)
             return {"symbols": path.symbols, "starts": path.starts, "ends": path.ends, "score": score}
-        symbols = search_prefixes(logits, outputs, self.beam, BLANK).symbols[:, 0]
+        symbols = self.search(logits, outputs)
         spans = align_ctc(logits, outputs, symbols, (symbols >= 0).sum(1), BLANK)
         score = spans.scores / jnp.maximum(outputs, 1)
         return {"symbols": symbols, "starts": spans.starts, "ends": spans.ends, "score": score}
+
+    def search(self, logits: jax.Array, outputs: jax.Array) -> jax.Array:
+        """(B, T') int32: the symbols that a search of the outputs finds to be the most probable."""
+        return search_prefixes(logits, outputs, self.beam, BLANK, self.find_ngrams()).symbols[:, 0]
+
+    def find_ngrams(self) -> NgramScores | None:
+        """What the search knows of transcripts; None where nothing was counted."""
+        if not self.ngram or not self.fitted_ngrams:
+            return None
+        table = estimate_ngrams(self.fitted_ngrams, len(self.fitted_symbols) + 1)
+        return NgramScores(table, self.ngram_weight, self.symbol_bonus)
 
     def evaluate(self, apply: Apply, batch: Batch) -> Mapping[str, Mean | jax.Array]:
         """``loss`` and ``unusable``, and the symbols, of which `score` computes error rates."""
@@ -187,7 +213,7 @@ class SpeechRecognition(Sounds):
         outputs = self.count_outputs(batch["frames"])
         if self.beam == 1:
             return means | {"symbols": collapse_best_path(logits, outputs, BLANK).symbols}
-        return means | {"symbols": search_prefixes(logits, outputs, self.beam, BLANK).symbols[:, 0]}
+        return means | {"symbols": self.search(logits, outputs)}
 
     def score(self, rows: Mapping[str, Sequence[np.ndarray]], source: Any) -> dict[str, float]:
         """``wer`` and ``cer``: errors a word and a character of the transcripts, over the whole split."""
@@ -228,6 +254,25 @@ class SpeechRecognition(Sounds):
     def show(self, example: Mapping[str, Any]) -> str:
         """The transcript."""
         return as_transcript(example[self.text])
+
+    def _fit_transcripts(self, source: Any) -> Self:
+        counted = len(self.fitted_ngrams[0]) - 1 if self.fitted_ngrams else 0
+        if self.fitted_symbols and counted == self.ngram:
+            return self
+        task, read = self, list(self._read_transcripts(source))
+        if not self.fitted_symbols:
+            symbols = self.transcripts.collect(read)
+            if not symbols:
+                raise UserError(
+                    f"all transcripts of {source.name} are empty: {option('task.text')} names another part"
+                )
+            task = dataclasses.replace(self, fitted_symbols=symbols)
+        spelled = [task.transcripts.encode(text) or () for text in read]
+        most = self.fitted_most or max(1, *map(len, spelled))
+        ngrams = count_ngrams(spelled, self.ngram) if self.ngram else ()
+        task = dataclasses.replace(task, fitted_most=most, fitted_ngrams=ngrams)
+        task.find_ngrams()  # refuses, before anything is trained, a table that would not fit
+        return task
 
     def _read_transcripts(self, source: Any) -> Iterator[str]:
         return map(as_transcript, read_column(source, self.text))

@@ -159,6 +159,22 @@ def test_words_are_found_with_their_times(beam, fitted):
         task.describe(None, found | {"score": np.float32(np.nan)}, {}, top=1)
 
 
+def test_ngrams_of_the_training_transcripts_decide_what_sounds_alike(digits):
+    task = dataclasses.replace(SPEECH, beam=8, ngram=3).fit(digits)
+    assert len(task.fitted_ngrams[0]) == 4
+    numbers = {symbol: i for i, symbol in enumerate(task.fitted_symbols, 1)}
+    heard = np.zeros((1, 6, len(numbers) + 1), np.float32)
+    for place, symbols in enumerate([("t",), ("w", "v"), ("o",)]):
+        heard[0, 2 * place, [numbers[symbol] for symbol in symbols]] = 8.0
+        heard[0, 2 * place + 1, 0] = 8.0
+    heard[0, 2, numbers["v"]] += 0.5  # "tvo" is what the sound says, and no transcript has it
+    outputs = np.array([6])
+    plain = dataclasses.replace(task, ngram_weight=0.0)
+    assert plain.transcripts.decode(plain.search(heard, outputs)[0]) == "tvo"
+    assert task.transcripts.decode(task.search(heard, outputs)[0]) == "two"
+    assert dataclasses.replace(SPEECH.fit(digits), beam=8, ngram=2).fit(digits).find_ngrams() is not None
+
+
 def test_error_rates_are_sums_over_the_split():
     assert measure_errors(["one two", "", "a b c d"], ["one too", "x", "a b d"]) == {
         "wer": pytest.approx(3 / 6), "cer": pytest.approx(4 / 14)
@@ -189,6 +205,7 @@ def test_what_has_no_loss_is_told(caplog):
         (lambda: SpeechRecognition(rate=8000, bands=300), r"bands 300 are more than the 129 frequencies"),
         (lambda: SpeechRecognition(hop_ms=0.01), r"less than samples at 16000 Hz: raise them"),
         (lambda: SpeechRecognition(beam=0), r"beam must lie in"),
+        (lambda: SpeechRecognition(ngram=3), r"ngram is for the search: give .*beam too"),
         (lambda: SPEECH.fit(source(sounds(0.5), text=np.array([" "], object))), r"all transcripts of .* are empty"),
         (lambda: SPEECH.facts({"audio": 0}), r"no 'text', it has audio: say with task.text"),
         (lambda: WORDS.facts({"wave": 0}), r"no 'audio', it has wave: say with task.audio"),
@@ -246,7 +263,7 @@ def _batch(task, held, indices):
     ("task", "model"),
     [
         (
-            SpeechRecognition(rate=8000, bands=20, fill_to=(1.0,), units="word"),
+            SpeechRecognition(rate=8000, bands=20, fill_to=(1.0,), units="word", beam=4, ngram=2),
             partial(models.lstm_ctc, width=16, features=16, depth=1, dropout=0.0),
         ),
         (

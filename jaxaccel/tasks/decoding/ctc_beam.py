@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxaccel.tasks.decoding.ctc_greedy import FILL, Decoded
+from jaxaccel.tasks.decoding.ngram import EDGE, NgramScores, follow_context
 
 NEVER = -1e30
 """The logarithm of what cannot be; finite, so that differences of two of them are no NaN."""
@@ -25,9 +26,15 @@ class _Beam(NamedTuple):
     """(K,) log probability of the prefix over alignments that end in a blank."""
     symbol: jax.Array
     """(K,) the same, of those that end in its last symbol."""
+    context: jax.Array
+    """(K,) int32: the row of the n-gram model's table for what comes next."""
+    prior: jax.Array
+    """(K,) what the n-gram model adds."""
 
 
-def search_prefixes(logits: jax.Array, outputs: jax.Array, beam: int, blank: int = 0) -> Decoded:
+def search_prefixes(
+    logits: jax.Array, outputs: jax.Array, beam: int, blank: int = 0, ngrams: NgramScores | None = None
+) -> Decoded:
     """Finds the most probable sequences of symbols (Graves & Jaitly 2014; Hannun et al. 2014, arXiv:1408.2873).
 
     A prefix is kept once, with the sum over its alignments that no step has cut off. With a beam as wide as there are
@@ -37,17 +44,23 @@ def search_prefixes(logits: jax.Array, outputs: jax.Array, beam: int, blank: int
       logits: (B, T, classes) of any float.
       outputs: (B,) int, how many of T count.
       beam: prefixes that are kept at each step, K.
-      blank: the class of no symbol.
+      blank: the class of no symbol; 0 with `ngrams`.
+      ngrams: a model of what is said, whose scores are added to those of the prefixes (Hannun et al.'s search).
 
     Returns:
-      K sequences of each, the best first; those that there are not have scores of -1e30 or less.
+      K sequences of each, the best first; those that there are not have scores of -1e30 or less. With `ngrams` scores
+      are sums of both and no probabilities.
     """
+    classes = logits.shape[-1]
+    if ngrams is None:
+        ngrams = NgramScores(jnp.zeros((1, classes)), 0.0, 0.0)
+    added = ngrams.weight * jnp.asarray(ngrams.table) + ngrams.bonus * (jnp.arange(classes) != EDGE)
     probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
-    return jax.vmap(lambda p, count: _search(p, count, beam, blank))(probabilities, outputs)
+    return jax.vmap(lambda p, count: _search(p, count, beam, blank, added))(probabilities, outputs)
 
 
-def _search(probabilities: jax.Array, count: jax.Array, width: int, blank: int) -> Decoded:
-    """One utterance: probabilities (T, classes)."""
+def _search(probabilities: jax.Array, count: jax.Array, width: int, blank: int, added: jax.Array) -> Decoded:
+    """One utterance: probabilities (T, classes), and what the n-gram model adds for each symbol in each context."""
     steps = probabilities.shape[0]
     start = _Beam(
         jnp.full((width, steps), FILL, jnp.int32),
@@ -55,19 +68,22 @@ def _search(probabilities: jax.Array, count: jax.Array, width: int, blank: int) 
         jnp.zeros((width, 2), jnp.uint32),
         jnp.full(width, NEVER).at[0].set(0.0),
         jnp.full(width, NEVER),
+        jnp.zeros(width, jnp.int32),
+        jnp.zeros(width),
     )
 
     def step(beam: _Beam, at: tuple[jax.Array, jax.Array]) -> tuple[_Beam, None]:
         number, now = at
-        moved = _advance(beam, now, blank)
+        moved = _advance(beam, now, blank, added)
         return jax.tree.map(lambda new, old: jnp.where(number < count, new, old), moved, beam), None
 
     beam, _ = jax.lax.scan(step, start, (jnp.arange(steps), probabilities))
-    scores, order = jax.lax.top_k(jnp.logaddexp(beam.blank, beam.symbol), width)
+    ended = beam.prior + added[beam.context, EDGE]
+    scores, order = jax.lax.top_k(jnp.logaddexp(beam.blank, beam.symbol) + ended, width)
     return Decoded(beam.symbols[order], scores)
 
 
-def _advance(beam: _Beam, now: jax.Array, blank: int) -> _Beam:
+def _advance(beam: _Beam, now: jax.Array, blank: int, added: jax.Array) -> _Beam:
     """The best prefixes after one more output, whose log probabilities are `now` (classes,)."""
     width, classes = len(beam.length), len(now)
     whole = jnp.logaddexp(beam.blank, beam.symbol)
@@ -90,19 +106,22 @@ def _advance(beam: _Beam, now: jax.Array, blank: int) -> _Beam:
     longer = jnp.where(taken, NEVER, longer)
     ends = whole + now[blank]
     found = jnp.concatenate([jnp.logaddexp(ends, stays), longer.reshape(-1)])
-    _, chosen = jax.lax.top_k(found, width)
+    priors = jnp.concatenate([beam.prior, (beam.prior[:, None] + added[beam.context]).reshape(-1)])
+    _, chosen = jax.lax.top_k(found + priors, width)
     grows = chosen >= width
     parent = jnp.where(grows, (chosen - width) // classes, chosen)
-    added = jnp.where(grows, (chosen - width) % classes, FILL)
+    symbol = jnp.where(grows, (chosen - width) % classes, FILL)
     length = beam.length[parent]
     symbols = beam.symbols[parent]
     place = jnp.where(grows, length, symbols.shape[1])
     return _Beam(
-        symbols.at[jnp.arange(width), place].set(added, mode="drop"),
+        symbols.at[jnp.arange(width), place].set(symbol, mode="drop"),
         length + grows,
-        jnp.where(grows[:, None], _extend(beam.name[parent], added), beam.name[parent]),
+        jnp.where(grows[:, None], _extend(beam.name[parent], symbol), beam.name[parent]),
         jnp.where(grows, NEVER, ends[parent]),
         jnp.where(grows, found[chosen], stays[parent]),
+        jnp.where(grows, follow_context(beam.context[parent], symbol, added), beam.context[parent]),
+        priors[chosen],
     )
 
 

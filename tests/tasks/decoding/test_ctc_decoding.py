@@ -7,7 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxaccel.tasks.decoding import align_ctc, collapse_best_path, follow_best_path, search_prefixes
+from jaxaccel.errors import UserError
+from jaxaccel.tasks.decoding import (
+    NgramScores,
+    align_ctc,
+    collapse_best_path,
+    count_ngrams,
+    estimate_ngrams,
+    follow_best_path,
+    search_prefixes,
+)
 
 CLASSES, STEPS = 3, 5
 
@@ -139,3 +148,66 @@ def test_what_cannot_be_aligned_has_no_score():
     logits = random_logits(0, batch=1)
     found = ALIGN(logits, np.array([3]), np.array([[1, 1, 1]]), np.array([3]))
     assert found.scores[0] < -1e29
+
+
+TEXTS = [(1, 2, 1), (1, 2), (2, 2, 1), ()]
+
+
+def follow_ngrams(texts, order, text, classes):
+    """Log probability of each symbol of a text and of its end, by the definition and dictionaries."""
+
+    def estimate(symbol, context):
+        if context is None:
+            return 1 / classes
+        behind = [
+            whole[i + len(context)]
+            for whole in ((0,) * (order - 1) + other + (0,) for other in texts)
+            for i in range(order - 1 - len(context), len(whole) - len(context))
+            if whole[i : i + len(context)] == context
+        ]
+        shorter = estimate(symbol, context[1:] if context else None)
+        if not behind:
+            return shorter
+        kinds = len(set(behind))
+        return (behind.count(symbol) + kinds * shorter) / (len(behind) + kinds)
+
+    whole = (0,) * (order - 1) + tuple(text) + (0,)
+    return [np.log(estimate(whole[i], whole[i - order + 1 : i])) for i in range(order - 1, len(whole))]
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_ngrams_are_smoothed_as_witten_and_bell_define(order):
+    table = estimate_ngrams(count_ngrams(TEXTS, order), CLASSES)
+    assert table.shape == (CLASSES ** (order - 1), CLASSES) and table.dtype == np.float32
+    np.testing.assert_allclose(np.exp(table).sum(-1), 1, rtol=1e-5)
+    for text in [(), (1,), (2, 1, 2), (2, 2, 2, 2), (1, 2, 1)]:
+        context, found = 0, []
+        for symbol in (*text, 0):
+            found.append(table[context, symbol])
+            context = (context * CLASSES + symbol) % len(table)
+        np.testing.assert_allclose(found, follow_ngrams(TEXTS, order, text, CLASSES), rtol=1e-5)
+
+
+def test_a_table_that_would_not_fit_is_refused():
+    with pytest.raises(UserError, match=r"4 of 80 symbols has 40,960,000 .*lower .*ngram"):
+        estimate_ngrams(count_ngrams([(1, 2)], 4), 80)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("order", [1, 3])
+def test_a_wide_beam_adds_the_exact_scores_of_ngrams(seed, order):
+    logits = random_logits(seed, scale=1.0)
+    ngrams = NgramScores(estimate_ngrams(count_ngrams(TEXTS, order), CLASSES), 0.7, 0.3)
+    found = SEARCH(logits, COUNTS, 64, ngrams=ngrams)
+    for row, count in enumerate(COUNTS):
+        exact = {
+            symbols: float(
+                np.logaddexp.reduce(list(paths.values()))
+                + 0.7 * sum(follow_ngrams(TEXTS, order, symbols, CLASSES))
+                + 0.3 * len(symbols)
+            )
+            for symbols, paths in enumerate_paths(log_softmax(logits[row, :count])).items()
+        }
+        ranked = sorted(exact, key=lambda symbols: -exact[symbols])[:64]
+        assert [of(x) for x in found.symbols[row, : len(ranked)]] == ranked
+        np.testing.assert_allclose(found.scores[row, : len(ranked)], [exact[x] for x in ranked], rtol=1e-4)
