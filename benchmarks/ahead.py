@@ -24,7 +24,8 @@ from jaxaccel.distributed import MeshShape, batch_sharding, placed, state_shardi
 from jaxaccel.models.adapter import as_model
 from jaxaccel.optim import Optimizer, Schedule
 from jaxaccel.tasks import ImageClassification
-from jaxaccel.training.step import Precision, Training
+from jaxaccel.training.loss import Precision
+from jaxaccel.training.step import Training
 from jaxaccel.transforms.calibrate import Calibration
 
 PyTree = Any

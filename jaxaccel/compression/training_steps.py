@@ -28,8 +28,8 @@ from jaxaccel.optim import Schedule, Sparse
 from jaxaccel.tasks.metrics import value_of
 from jaxaccel.training.function_names import Call
 from jaxaccel.training.loop import train
+from jaxaccel.training.loss import Precision
 from jaxaccel.training.recipe import Recipe
-from jaxaccel.training.step import Precision
 from jaxaccel.training.teacher import Distill
 from jaxaccel.training.warm_start import load_start
 from jaxaccel.transforms import compressed

@@ -30,12 +30,12 @@ from jaxaccel.training.evaluation import (
     evaluate_with_report,
 )
 from jaxaccel.training.facts import Facts, find_fitted_options, read_facts
+from jaxaccel.training.loss import TRANSFORMATIONS
 from jaxaccel.training.messages import scores_text
 from jaxaccel.training.problem import Problem
 from jaxaccel.training.recipe import Recipe
 from jaxaccel.training.recipe_file import load_recipe
 from jaxaccel.training.saved_checkpoints import CHECKPOINTS, read_scores, read_weights
-from jaxaccel.training.step import TRANSFORMATIONS
 from jaxaccel.transforms import retarget
 
 PyTree = Any

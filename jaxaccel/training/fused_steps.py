@@ -7,8 +7,8 @@ import jax
 
 from jaxaccel.tasks.rows import Evaluated, split_rows
 from jaxaccel.tasks.task import Batch
+from jaxaccel.training.loss import scan
 from jaxaccel.training.state import StepMetrics, TrainState
-from jaxaccel.training.step import scan
 from jaxaccel.training.trainer import Trainer
 
 PyTree = Any

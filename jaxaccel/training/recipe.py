@@ -12,7 +12,7 @@ from jaxaccel.errors import UserError, option
 from jaxaccel.optim import Optimizer, Schedule, Sparse
 from jaxaccel.tasks import ImageClassification, Task
 from jaxaccel.training.function_names import Call, Values
-from jaxaccel.training.step import Precision, Remat
+from jaxaccel.training.loss import Precision, Remat
 from jaxaccel.training.teacher import Distill
 
 MAY_DIFFER = "may differ when a run goes on"

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -11,37 +10,24 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from jaxaccel.core import numerics
 from jaxaccel.core.options import Options
 from jaxaccel.core.paths import with_leaves
-from jaxaccel.core.platform import count_devices, get_platform
+from jaxaccel.core.platform import count_devices
 from jaxaccel.data.order import Order
 from jaxaccel.distributed import replicated, state_sharding
 from jaxaccel.models.adapter import Model
 from jaxaccel.models.bound import Bound
 from jaxaccel.optim.averaging import Averaging, weights_to_evaluate
 from jaxaccel.optim.float32_updates import apply_updates
-from jaxaccel.tasks.metrics import Mean, Scores, check_names, value_of
+from jaxaccel.tasks.metrics import Mean, Scores
 from jaxaccel.tasks.task import Batch, Task, summarize_split
-from jaxaccel.training.state import Gradients, StepMetrics, TrainState
+from jaxaccel.training.loss import LOSS_SCALE, TRANSFORMATIONS, BatchLoss, Precision, Remat
+from jaxaccel.training.state import StepMetrics, TrainState
 from jaxaccel.training.teacher import Teacher
-from jaxaccel.transforms import LossScale, LossScaleState, bfloat16, fake_int8, float16, retarget
+from jaxaccel.transforms import retarget
 
 PyTree = Any
 Augment = Callable[[jax.Array, Batch], Batch]
-Precision = Literal["float32", "bfloat16", "float16", "int8-qat"]
-Remat = Literal["none", "nothing_saveable", "dots_saveable", "dots_with_no_batch_dims_saveable"]
-
-TRANSFORMATIONS: dict[Precision, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
-    "float32": lambda f: f,
-    "bfloat16": partial(bfloat16, lowering="bfloat16"),
-    "float16": partial(float16, lowering="float16"),
-    "int8-qat": fake_int8,
-}
-"""What each precision makes of a function whose first argument is the parameters. Rounding is the same on every device,
-also where it does not make a device faster: what is learned on one holds on the others."""
-LOSS_SCALE = LossScale()
-"""Of training in float16."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +57,11 @@ class Training(Options):
         """How many models train."""
         return 1
 
+    @property
+    def loss(self) -> BatchLoss:
+        """What a step minimizes."""
+        return BatchLoss(self.model, self.task, self.precision, self.remat, self.accumulate, self.teacher)
+
     def init(self, weights: Mapping[str, jax.Array] | None = None) -> TrainState:
         """The state before the first step, a function of the seed and of `weights`, by path, where there are any."""
         params, model_state = self.model.init(jax.random.key(self.seed))
@@ -89,9 +80,14 @@ class Training(Options):
         key = jax.random.fold_in(jax.random.key(self.seed), state.step)
         batch = self._prepare(batch, key)
         key = jax.random.fold_in(key, 1)
-        loss, grads, means, model_state = self._gradients(state, batch, key)
+        loss, grads, means, model_state = self.loss.compute_gradients(state, batch, key)
         updates, opt_state = optax.with_extra_args_support(self.tx).update(
-            grads, state.opt_state, state.params, value=loss, grad=grads, **self._elsewhere(state, batch, key)
+            grads,
+            state.opt_state,
+            state.params,
+            value=loss,
+            grad=grads,
+            **self.loss.evaluate_elsewhere(state, batch, key),
         )
         params = apply_updates(state.params, updates)
         norm = optax.global_norm(grads)
@@ -194,105 +190,6 @@ class Training(Options):
         batch = self.task.features(self.augment(jax.random.fold_in(key, 0), batch))
         return self.augment_features(jax.random.fold_in(key, 2), batch)
 
-    def _gradients(self, state: TrainState, batch: Batch, key: jax.Array) -> Gradients:
-        grad_fn = jax.value_and_grad(self._loss_fn(state.loss_scale, state.teacher), has_aux=True)
-
-        def part(carry: tuple[PyTree, PyTree], item: tuple[jax.Array, Batch]) -> tuple[Any, Any]:
-            total, model_state = carry
-            key, batch = item
-            (loss, (means, model_state, weight)), grads = grad_fn(state.params, model_state, batch, key)
-            return (jax.tree.map(jnp.add, total, _wide(grads)), model_state), (loss, weight, means)
-
-        if self.accumulate == 1:
-            (loss, (means, model_state, _)), grads = grad_fn(state.params, state.model_state, batch, key)
-            grads = _wide(grads)
-        else:
-            # In float32: a sum in bfloat16 would lose its last terms, one in float16 overflow.
-            zeros = jax.tree.map(jnp.zeros_like, _wide(state.params))
-            (total, model_state), (losses, weights, means) = scan(
-                part, (zeros, state.model_state), self._parts(batch, key)
-            )
-            weight = at_least_a_little(weights.sum())
-            loss, grads = losses.sum() / weight, jax.tree.map(lambda g: g / weight, total)
-            means = jax.tree.map(lambda x: x.sum(0), means)
-        if state.loss_scale is not None:
-            grads, _ = LOSS_SCALE.unscale(grads, state.loss_scale)
-            loss = loss / state.loss_scale.scale
-        return Gradients(loss, grads, means, model_state)
-
-    def _elsewhere(self, state: TrainState, batch: Batch, key: jax.Array) -> dict[str, Callable[..., Any]]:
-        """This step's loss and gradient at other parameters, by the names that optimizers ask for them.
-
-        They are for line searches and L-BFGS (``value_fn``), Sophia (``obj_fn``), sharpness-aware minimization
-        (``grad_fn``). What is not called costs nothing.
-        """
-
-        def value_fn(params: PyTree, **_: Any) -> jax.Array:
-            loss_fn = self._loss_fn(None, state.teacher)
-            if self.accumulate == 1:
-                return loss_fn(params, state.model_state, batch, key)[0]
-            wide = _wide(params)  # of which a gradient sums its parts in float32
-
-            def part(model_state: PyTree, item: tuple[jax.Array, Batch]) -> tuple[PyTree, Any]:
-                here = jax.tree.map(lambda w, p: w.astype(p.dtype), wide, params)
-                loss, (_, model_state, weight) = loss_fn(here, model_state, item[1], item[0])
-                return model_state, (loss, weight)
-
-            _, (losses, weights) = scan(part, state.model_state, self._parts(batch, key))
-            return losses.sum() / at_least_a_little(weights.sum())
-
-        def grad_fn(params: PyTree, _: int = 0) -> PyTree:
-            return self._gradients(dataclasses.replace(state, params=params), batch, key).grads
-
-        return {"value_fn": value_fn, "obj_fn": value_fn, "grad_fn": grad_fn}
-
-    def _loss_fn(
-        self, loss_scale: LossScaleState | None, teacher: PyTree
-    ) -> Callable[..., tuple[jax.Array, Any]]:
-        """(params, model_state, batch, key) -> (loss, (metrics, new model state, weight)).
-
-        The loss of a whole batch is its mean, weight 1. That of a part is a sum, divided with its weight by the number
-        of the part's examples, so that it stays as small as float16 holds: parts are divided by all their weights.
-        """
-        apply = partial(self.model.apply, train=True)
-        if self.remat != "none":
-            policy = getattr(jax.checkpoint_policies, self.remat)
-            apply = jax.checkpoint(apply, policy=policy)
-
-        def loss_fn(
-            params: PyTree, model_state: PyTree, batch: Batch, key: jax.Array
-        ) -> tuple[jax.Array, Any]:
-            def model(params: PyTree, batch: Batch) -> tuple[PyTree, PyTree]:
-                return apply(params, model_state, *self.task.inputs(batch), key=key)
-
-            if self.teacher is None:
-                outputs, new_state = model(params, batch)
-                loss, means = self._task_loss(outputs, batch)
-            else:
-                (outputs, new_state), lesson = self.teacher.teach(model, teacher, self.task)(params, batch)
-                loss, means = self._task_loss(outputs, batch)
-                loss, means = self.teacher.weighed(loss, lesson), means | {"distill": lesson}
-            if self.accumulate == 1 or not isinstance(loss, Mean):
-                value, weight = value_of(loss), jnp.float32(1)
-            else:
-                value, weight = loss.total / len(batch["mask"]), loss.count / len(batch["mask"])
-            if loss_scale is not None:
-                value = LOSS_SCALE.scale(value, loss_scale)
-            return value, (means, new_state, weight)
-
-        return TRANSFORMATIONS[self.precision](loss_fn)
-
-    def _task_loss(self, outputs: PyTree, batch: Batch) -> tuple[jax.Array | Mean, dict[str, Mean]]:
-        """The task's loss and what it reports of it: the loss itself in any case."""
-        loss, means = self.task.loss(outputs, batch)
-        check_names(type(self.task).__name__, means)
-        reported = loss if isinstance(loss, Mean) else Mean(loss.astype(jnp.float32), jnp.float32(1))
-        return loss, {"loss": reported, **means}
-
-    def _parts(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, Batch]:
-        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(self.accumulate))
-        return keys, jax.tree.map(lambda x: _dealt(x, self.accumulate), dict(batch))
-
     def _first_average(self, params: PyTree, opt_state: PyTree) -> PyTree | None:
         return (
             weights_to_evaluate(opt_state, params) if self.averaging is None else self.averaging.init(params)
@@ -307,34 +204,3 @@ class Training(Options):
 def len_of(call: Mapping[str, np.ndarray]) -> int:
     """How many batches the rows of a call are of."""
     return len(next(iter(call.values()))) if call else 0
-
-
-def at_least_a_little(weight: jax.Array) -> jax.Array:
-    """`weight`, and no zero to divide by where nothing counts."""
-    return jnp.maximum(weight, 1e-9)
-
-
-def scan(body: Callable, carry: PyTree, items: PyTree) -> tuple[PyTree, PyTree]:
-    """`jax.lax.scan`, unrolled where it is compiled for the CPU.
-
-    XLA:CPU runs convolutions inside a while loop without its threaded kernels: a small ConvNet's step took
-    15 to 20 times longer in a rolled scan than outside it (`python -m benchmarks rolled` shows it).
-    """
-    length = jax.tree.leaves(items)[0].shape[0]
-    if get_platform() != "cpu" and length > 1:
-        return jax.lax.scan(body, carry, items)
-    rows = []
-    for i in range(length):  # scan(unroll=True) keeps the loop where the length is 1
-        carry, row = body(carry, jax.tree.map(lambda x, i=i: x[i], items))
-        rows.append(row)
-    return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
-
-
-def _wide(tree: PyTree) -> PyTree:
-    """The arrays of `tree` in float32 at least."""
-    return jax.tree.map(numerics.widen, tree)
-
-
-def _dealt(x: jax.Array, parts: int) -> jax.Array:
-    """(B, ...) -> (parts, B / parts, ...), dealt like cards so that a split batch axis stays where it is."""
-    return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)

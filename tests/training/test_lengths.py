@@ -330,7 +330,7 @@ def test_padding_changes_neither_loss_nor_gradient_nor_lesson(recipe, tmp_path):
     training = dataclasses.replace(setup.trainer, teacher=teacher)
     params, state = setup.model.init(jax.random.key(0))
     theirs = dict(zip(("params", "model_state"), setup.model.init(jax.random.key(1)), strict=True))
-    loss_fn = jax.value_and_grad(training._loss_fn(None, theirs), has_aux=True)
+    loss_fn = jax.value_and_grad(training.loss.make(None, theirs), has_aux=True)
 
     def of(indices, length):
         rows = [task.example(source[i], length) for i in indices]

@@ -97,10 +97,10 @@ def test_gradients_of_narrow_weights_are_summed_in_float32(dtype):
     t = training(accumulate=16)
     t = dataclasses.replace(t, model=model, averaging=Averaging(decay=0.5))
     state = t.init()
-    found = jax.jit(lambda s, b: t._gradients(s, b, jax.random.key(0)).grads)(state, batch())
+    found = jax.jit(lambda s, b: t.loss.compute_gradients(s, b, jax.random.key(0)).grads)(state, batch())
     single = dataclasses.replace(t, accumulate=1)
     each = [
-        jax.jit(lambda s, b: single._gradients(s, b, jax.random.key(0)).grads)(
+        jax.jit(lambda s, b: single.loss.compute_gradients(s, b, jax.random.key(0)).grads)(
             state, {k: v[i : i + 1] for k, v in batch().items()}
         )
         for i in range(B)

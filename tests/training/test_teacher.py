@@ -144,7 +144,7 @@ def test_a_step_is_that_by_hand_and_leaves_the_teacher_alone(temperature, soft):
 def test_the_value_that_line_searches_see_is_the_whole_loss():
     t = training(options={"temperature": 2.0, "soft": 0.5})
     state = started(t)
-    value_fn = t._elsewhere(state, batch(), jax.random.key(0))["value_fn"]
+    value_fn = t.loss.evaluate_elsewhere(state, batch(), jax.random.key(0))["value_fn"]
     value = jax.jit(value_fn, compiler_options=QUICKLY)(state.params)
     np.testing.assert_allclose(value, by_hand(state.params, 2.0, 0.5)[0], rtol=1e-5)
 
@@ -161,7 +161,7 @@ def lesson(t, state, params):
     """What the teacher adds to the loss of these parameters."""
 
     def added(state, params):
-        loss_fn = t._loss_fn(None, state.teacher)
+        loss_fn = t.loss.make(None, state.teacher)
         return loss_fn(params, state.model_state, batch(), jax.random.key(5))[1][0]["distill"].value()
 
     return float(jax.jit(added, compiler_options=QUICKLY)(state, params))
