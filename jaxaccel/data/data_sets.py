@@ -16,6 +16,7 @@ from jaxaccel.data.examples import read_column
 from jaxaccel.data.folder import FolderSet
 from jaxaccel.data.image_files import IMAGES
 from jaxaccel.data.librispeech import holds_librispeech, load_librispeech
+from jaxaccel.data.line_files import find_line_files, load_line_files
 from jaxaccel.data.order import permutation
 from jaxaccel.data.prepare import prepare
 from jaxaccel.data.prepared import PreparedSet
@@ -63,7 +64,7 @@ def open_source(
         name: a TFDS data set as TFDS writes it (``mnist``, ``cmaterdb/bangla``, ``mnist:3.0.1``), the
             path of a prepared one, a folder of images, sounds or texts (``folder:PATH``, or a path with a separator), a
             file ``PATH.npz``, ``PATH.csv``, ``PATH.tsv`` or ``PATH.jsonl`` (the last three also as ``.gz``), a folder
-            of these called ``train``, ``test``, ... or ``transcripts``, or what `jaxaccel.data.from_arrays` returned.
+            of these called ``train``, ``test``, ... or ``transcripts``, a folder of ``train.en``, ``train.de``, ..., or what `jaxaccel.data.from_arrays` returned.
         split: a split with TFDS's slicing, such as ``test``, ``train[:90%]`` or ``train+test``.
         directory: where prepared data sets lie; by default ``$TFDS_DATA_DIR``, else
             ``~/tensorflow_datasets``.
@@ -109,6 +110,8 @@ def _open_path(name: str, path: Path, label: str) -> DataSet:
     if not holds_any(path, IMAGES):  # beside pictures, tables and texts may say something about them
         if files := find_tables(path):
             return _open_tables(name, files, label)
+        if lines := find_line_files(path):
+            return load_line_files(name, lines)
         if holds_librispeech(path):
             return load_librispeech(name, path)
         if holds_any(path, SOUNDS):
