@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -166,6 +167,7 @@ def open_splits(
     directory: str | os.PathLike[str] | None = None,
     downloads: str | os.PathLike[str] | None = None,
     label: str = "label",
+    eval_name: str = "",
 ) -> Splits:
     """Opens the splits that a run trains on, evaluates on and is tested on.
 
@@ -182,20 +184,25 @@ def open_splits(
       directory: see `open_source`.
       downloads: see `open_source`.
       label: see `open_source`.
+      eval_name: of the data set that is evaluated and tested on, where it is another one.
 
     Raises:
       UserError: as of `open_source`, or the share leaves nothing on one side.
     """
     data = open_set(name, directory=directory, downloads=downloads, label=label)
-    there = data.splits
-    own = evaluation == "test" and there.get("validation") and "validation" not in train  # for validation
+    held = open_set(eval_name, directory=directory, downloads=downloads, label=label) if eval_name else data
+    there, digest = held.splits, data.digest()
+    if eval_name:
+        digest = hashlib.sha256(f"{digest} {held.digest()}".encode()).hexdigest()
+    clear = bool(eval_name) or "validation" not in train
+    own = evaluation == "test" and there.get("validation") and clear  # for validation
     whole = data.open(train)
     if not (own or validation):
-        return Splits(whole, data.open(evaluation), data.digest(), None)
-    test = None if evaluation == "test" and not there.get("test") else data.open(evaluation)
+        return Splits(whole, held.open(evaluation), digest, None)
+    test = None if evaluation == "test" and not there.get("test") else held.open(evaluation)
     if validation:
-        return Splits(*set_aside(whole, validation), data.digest(), test)
-    return Splits(whole, data.open("validation"), data.digest(), test)
+        return Splits(*set_aside(whole, validation), digest, test)
+    return Splits(whole, held.open("validation"), digest, test)
 
 
 def set_aside(source: Source, share: float) -> tuple[Source, Source]:
