@@ -103,11 +103,12 @@ def search_beams(
         at_limit = count >= most
         penalty = _penalty(count, alpha)
         cut = jnp.where(at_limit[:, None], onward_scores, NEVER)
+        ended_tokens, lengths = _pick(state.live.tokens, parents[:, :beam]), jnp.full((rows, beam), number)
         merged = _merge(
             finished,
-            Beams(_pick(state.live.tokens, parents[:, :beam]), jnp.full((rows, beam), number), _normalize(ended, penalty)),
-            Beams(live.tokens, jnp.full((rows, beam), count), _normalize(cut, penalty)),
-        )  # fmt: skip
+            Beams(ended_tokens, lengths, _normalize(ended, penalty)),
+            Beams(live.tokens, lengths + 1, _normalize(cut, penalty)),
+        )
         merged = merged._replace(scores=jnp.where(broken[:, None], jnp.nan, merged.scores))
         finished = jax.tree.map(lambda new, old: jnp.where(_like(done, new), old, new), merged, finished)
         # Log probabilities only fall: no live hypothesis can be better than the best one, divided by the most.

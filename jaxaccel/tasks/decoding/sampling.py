@@ -7,7 +7,13 @@ import jax.numpy as jnp
 from annotated_types import Gt, Interval
 
 from jaxaccel.core.options import Count, NonNegative, checked
-from jaxaccel.tasks.decoding.token_by_token import Decoded, PyTree, StepFunction, decode_greedily, write_tokens
+from jaxaccel.tasks.decoding.token_by_token import (
+    Decoded,
+    PyTree,
+    StepFunction,
+    decode_greedily,
+    write_tokens,
+)
 
 ShareAboveZero = Annotated[float, Gt(0), Interval(le=1)]
 

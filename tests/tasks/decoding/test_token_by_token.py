@@ -21,13 +21,17 @@ def begins(rows):
 
 def run_greedy(model, rows, length, limit=None):
     count = len(model.first[rows])
-    return fast_jit(lambda: decode_greedily(model.step, model.cache(rows), begins(count), END, length, PAD, limit))()
+    return fast_jit(
+        lambda: decode_greedily(model.step, model.cache(rows), begins(count), END, length, PAD, limit)
+    )()
 
 
 def run_beams(model, rows, length, beam, alpha=0.0, limit=None):
     count = len(model.first[rows])
     call = partial(search_beams, beam=beam, alpha=alpha)
-    return fast_jit(lambda: call(model.step, model.cache(rows), begins(count), END, length, PAD, limit=limit))()
+    return fast_jit(
+        lambda: call(model.step, model.cache(rows), begins(count), END, length, PAD, limit=limit)
+    )()
 
 
 ALL = slice(None)
@@ -275,7 +279,9 @@ def test_bad_options_of_sampling(options, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("options", "message"), [({"beam": 0}, "beam"), ({"beam": 2, "alpha": -0.1}, "alpha")])
+@pytest.mark.parametrize(
+    ("options", "message"), [({"beam": 0}, "beam"), ({"beam": 2, "alpha": -0.1}, "alpha")]
+)
 def test_bad_options_of_beam_search(options, message):
     with pytest.raises(UserError, match=message):
         run_beams(Written(5, rows=1), ALL, 3, **options)

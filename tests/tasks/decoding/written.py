@@ -86,7 +86,9 @@ def beams(model, row, begin, end, limit, beam, alpha):
         longer.sort(key=lambda x: -x[0])
         at = penalty(number + 1, alpha)
         finished += [(score / at, tokens) for score, tokens, token in longer[:beam] if token == end]
-        live = [(score, [*tokens, token]) for score, tokens, token in longer[: 2 * beam] if token != end][:beam]
+        live = [(score, [*tokens, token]) for score, tokens, token in longer[: 2 * beam] if token != end][
+            :beam
+        ]
         if number + 1 == limit:
             finished += [(score / at, tokens) for score, tokens in live]
         finished = sorted(finished, key=lambda x: -x[0])[:beam]
