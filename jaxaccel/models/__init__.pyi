@@ -22,11 +22,17 @@ from .text.bilstm import BiLstm as BiLstm
 from .text.bilstm import bilstm as bilstm
 from .text.fast_text import FastText as FastText
 from .text.fast_text import fast_text as fast_text
+from .text.language_model import LanguageModel as LanguageModel
+from .text.language_model import language_model_s as language_model_s
+from .text.language_model import language_model_tiny as language_model_tiny
 from .text.text_cnn import TextCnn as TextCnn
 from .text.text_cnn import text_cnn as text_cnn
 from .text.text_encoder import TextEncoder as TextEncoder
 from .text.text_encoder import text_encoder_s as text_encoder_s
 from .text.text_encoder import text_encoder_ti as text_encoder_ti
+from .text.translator import Translator as Translator
+from .text.translator import translator_base as translator_base
+from .text.translator import translator_tiny as translator_tiny
 from .vision.cifar_fast import CifarFast as CifarFast
 from .vision.cifar_fast import cifar_fast as cifar_fast
 from .vision.convnet import ConvNet as ConvNet

@@ -5,10 +5,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxaccel.tasks.decoding.ctc_greedy import FILL, Decoded
+from jaxaccel.tasks.decoding.ctc_greedy import FILL, Symbols
+from jaxaccel.tasks.decoding.log_probabilities import NEVER, find_log_probabilities
 
-NEVER = -1e30
-"""The logarithm of what cannot be; finite, so that differences of two of them are no NaN."""
 _MULTIPLIERS = (1_000_003, 2_654_435_761)  # odd: prefixes are told apart by two sums of 32 bits
 
 
@@ -27,7 +26,7 @@ class _Beam(NamedTuple):
     """(K,) the same, of those that end in its last symbol."""
 
 
-def search_prefixes(logits: jax.Array, outputs: jax.Array, beam: int, blank: int = 0) -> Decoded:
+def search_prefixes(logits: jax.Array, outputs: jax.Array, beam: int, blank: int = 0) -> Symbols:
     """Finds the most probable sequences of symbols (Graves & Jaitly 2014; Hannun et al. 2014, arXiv:1408.2873).
 
     A prefix is kept once, with the sum over its alignments that no step has cut off. With a beam as wide as there are
@@ -42,11 +41,11 @@ def search_prefixes(logits: jax.Array, outputs: jax.Array, beam: int, blank: int
     Returns:
       K sequences of each, the best first; those that there are not have scores of -1e30 or less.
     """
-    probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
+    probabilities = find_log_probabilities(logits)
     return jax.vmap(lambda p, count: _search(p, count, beam, blank))(probabilities, outputs)
 
 
-def _search(probabilities: jax.Array, count: jax.Array, width: int, blank: int) -> Decoded:
+def _search(probabilities: jax.Array, count: jax.Array, width: int, blank: int) -> Symbols:
     """One utterance: probabilities (T, classes)."""
     steps = probabilities.shape[0]
     start = _Beam(
@@ -64,7 +63,7 @@ def _search(probabilities: jax.Array, count: jax.Array, width: int, blank: int) 
 
     beam, _ = jax.lax.scan(step, start, (jnp.arange(steps), probabilities))
     scores, order = jax.lax.top_k(jnp.logaddexp(beam.blank, beam.symbol), width)
-    return Decoded(beam.symbols[order], scores)
+    return Symbols(beam.symbols[order], scores)
 
 
 def _advance(beam: _Beam, now: jax.Array, blank: int) -> _Beam:
