@@ -16,6 +16,8 @@ from .audio.silero_vad import silero_vad as silero_vad
 from .linear_probe import linear_probe as linear_probe
 from .pretrained import cifar_resnet as cifar_resnet
 from .pretrained import load_pretrained as load_pretrained
+from .text.attention_gru import AttentionGru as AttentionGru
+from .text.attention_gru import attention_gru as attention_gru
 from .text.bert import Bert as Bert
 from .text.bert import minilm_l6 as minilm_l6
 from .text.bilstm import BiLstm as BiLstm

@@ -10,9 +10,12 @@ from jax.nn.initializers import Initializer
 from jaxaccel.models.layers.blocks import truncated_normal
 from jaxaccel.models.layers.rotary import rotate
 
+HIDDEN = -1e30
+"""The score of a position that is not seen; finite, so that a row which sees nothing is no NaN."""
+
 
 class KeyValue(NamedTuple):
-    """What positions show of themselves to those that look: (B, S, N, H), N heads of H features."""
+    """What S positions show of themselves to those that look, N heads of H features: (B, S, N, H), or (B, N, S, H)."""
 
     key: jax.Array
     value: jax.Array
@@ -52,6 +55,30 @@ def _jaxaccel_causal_attention(
 
 # Their names are what transformations know a call by (`jaxaccel.transforms.lowering.attention`).
 _whole, _causal = jax.jit(_jaxaccel_attention), jax.jit(_jaxaccel_causal_attention)
+
+
+def attend_once(query: jax.Array, seen: KeyValue, mask: jax.Array) -> jax.Array:
+    """Computes attention of a single position.
+
+    Heads come first in what it sees, so that each product reads rows that lie together: with four heads of 32, 40
+    positions and 160 rows a step on two CPU cores took 12 ms, and 70 ms by `attend`.
+
+    Args:
+      query: (B, N, H).
+      seen: (B, N, S, H).
+      mask: (B, S) bool, at least one True in each row.
+
+    Returns:
+      (B, N, H).
+    """
+    scores = (query[:, :, None] @ seen.key.swapaxes(-1, -2)).astype(jnp.float32) * query.shape[-1] ** -0.5
+    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, HIDDEN), axis=-1)
+    return (weights.astype(seen.value.dtype) @ seen.value)[:, :, 0]
+
+
+def put_heads_first(x: jax.Array) -> jax.Array:
+    """(B, S, N, H) -> (B, N, S, H)."""
+    return x.swapaxes(1, 2)
 
 
 class Attention(nnx.Module):
@@ -96,8 +123,9 @@ class Attention(nnx.Module):
         return self.out(attend(query, key, value, pairs, causal=self.causal))
 
     def start(self, batch: int, length: int) -> KeyValue:
-        """The cache of `step` before the first of `length` positions: zeros."""
-        zeros = jnp.zeros((batch, length, *self.key.kernel.shape[1:]), self.key.kernel.dtype)
+        """The cache of `step` before the first of `length` positions, (B, N, length, H): zeros."""
+        heads, features = self.key.kernel.shape[1:]
+        zeros = jnp.zeros((batch, heads, length, features), self.key.kernel.dtype)
         return KeyValue(zeros, zeros)
 
     def step(self, x: jax.Array, cache: KeyValue, position: jax.Array) -> tuple[jax.Array, KeyValue]:
@@ -111,15 +139,13 @@ class Attention(nnx.Module):
         query, key, value = self.query(x)[:, None], self.key(x)[:, None], self.value(x)[:, None]
         if self.rotary:
             query, key = rotate(query, position[:, None]), rotate(key, position[:, None])
-        places = jnp.arange(cache.key.shape[1])
-        here = (places == position[:, None])[..., None, None]
+        places = jnp.arange(cache.key.shape[2])
+        here = (places == position[:, None])[:, None, :, None]
         # A select and no scatter, which XLA's CPU backend does row by row.
         cache = KeyValue(
-            jnp.where(here, key.astype(cache.key.dtype), cache.key),
-            jnp.where(here, value.astype(cache.value.dtype), cache.value),
+            *(jnp.where(here, put_heads_first(x), y) for x, y in zip((key, value), cache, strict=True))
         )
-        seen = (places <= position[:, None])[:, None, None, :]
-        return self.out(attend(query, *cache, seen)[:, 0]), cache
+        return self.out(attend_once(query[:, 0], cache, places <= position[:, None])), cache
 
 
 class CrossAttention(nnx.Module):
@@ -148,3 +174,11 @@ class CrossAttention(nnx.Module):
     def __call__(self, x: jax.Array, memory: KeyValue, mask: jax.Array) -> jax.Array:
         """(B, T, width) -> (B, T, width), by what was `read` where `mask` (B, S) is True."""
         return self.out(attend(self.query(x), *memory, mask[:, None, None, :]))
+
+    def start(self, memory: jax.Array) -> KeyValue:
+        """What `step` takes of the other sequence (B, S, width): (B, N, S, H)."""
+        return KeyValue(*map(put_heads_first, self.read(memory)))
+
+    def step(self, x: jax.Array, memory: KeyValue, mask: jax.Array) -> jax.Array:
+        """(B, width) -> (B, width), by what `start` gave where `mask` (B, S) is True."""
+        return self.out(attend_once(self.query(x), memory, mask))

@@ -18,9 +18,9 @@ class Cache(NamedTuple):
     position: jax.Array
     """(B,) int32: that of the next token."""
     before: tuple[KeyValue, ...]
-    """Keys and values of the tokens before, (B, length, N, H), of each block."""
+    """Keys and values of the tokens before, (B, N, length, H), of each block."""
     memory: tuple[KeyValue, ...] = ()
-    """Keys and values of the other sequence, (B, S, N, H), of each block."""
+    """Keys and values of the other sequence, (B, N, S, H), of each block."""
     memory_mask: jax.Array | None = None
     """(B, S) bool: where the other sequence has tokens."""
 
@@ -62,16 +62,20 @@ class DecoderBlock(nnx.Module):
         self.dropout = optional_dropout(dropout, rngs=rngs)
 
     def __call__(
-        self, x: jax.Array, memory: KeyValue | None = None, mask: jax.Array | None = None
+        self, x: jax.Array, memory: jax.Array | None = None, mask: jax.Array | None = None
     ) -> jax.Array:
-        """(B, T, width) -> (B, T, width), with what `read` gives of the other sequence and its mask (B, S)."""
+        """(B, T, width) -> (B, T, width), with the other sequence (B, S, width) and its mask (B, S)."""
         x = x + self.dropout(self.attention(self.norm1(x)))
-        return self._finish(x, memory, mask)
+        if self.cross_attention is not None:
+            assert self.norm2 is not None and memory is not None and mask is not None
+            seen = self.cross_attention.read(memory)
+            x = x + self.dropout(self.cross_attention(self.norm2(x), seen, mask))
+        return x + self.dropout(self.mlp(self.norm3(x)))
 
-    def read(self, memory: jax.Array) -> KeyValue:
-        """Keys and values (B, S, N, H) of the other sequence (B, S, width)."""
+    def start(self, memory: jax.Array) -> KeyValue:
+        """What `step` takes of the other sequence (B, S, width)."""
         assert self.cross_attention is not None
-        return self.cross_attention.read(memory)
+        return self.cross_attention.start(memory)
 
     def step(
         self,
@@ -81,16 +85,16 @@ class DecoderBlock(nnx.Module):
         memory: KeyValue | None = None,
         mask: jax.Array | None = None,
     ) -> tuple[jax.Array, KeyValue]:
-        """As the call, of one position: `x` (B, width), and `before` as `Attention.step` has it."""
-        new, before = self.attention.step(self.norm1(x), before, position)
-        return self._finish((x + self.dropout(new))[:, None], memory, mask)[:, 0], before
+        """As the call, of one position: `x` (B, width).
 
-    def _finish(self, x: jax.Array, memory: KeyValue | None, mask: jax.Array | None) -> jax.Array:
-        """What stands behind the causal attention."""
+        `before` is as `Attention.step` has it, `memory` as `CrossAttention.step` has.
+        """
+        new, before = self.attention.step(self.norm1(x), before, position)
+        x = x + new
         if self.cross_attention is not None:
             assert self.norm2 is not None and memory is not None and mask is not None
-            x = x + self.dropout(self.cross_attention(self.norm2(x), memory, mask))
-        return x + self.dropout(self.mlp(self.norm3(x)))
+            x = x + self.cross_attention.step(self.norm2(x), memory, mask)
+        return x + self.mlp(self.norm3(x)), before
 
 
 def look_up(embed: nnx.Embed, tokens: jax.Array) -> jax.Array:

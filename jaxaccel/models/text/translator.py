@@ -4,7 +4,7 @@ One table serves the source, the target and the logits (Press & Wolf 2017, https
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +16,6 @@ from jaxaccel.models.layers.tokens import embed_tokens
 from jaxaccel.models.layers.transformer import Block
 
 xavier = nnx.initializers.xavier_uniform()
-
-
-class Memory(NamedTuple):
-    """What the encoder makes of the source, once for all steps."""
-
-    encoded: jax.Array
-    """(B, S, width)."""
 
 
 class Translator(nnx.Module):
@@ -99,24 +92,24 @@ class Translator(nnx.Module):
         memory = self.encode(source, source_mask)
         x = self.dropout(self._place(look_up(self.embed, previous), jnp.arange(previous.shape[1])))
         for block in self.decoder:
-            x = block(x, block.read(memory.encoded), source_mask)
+            x = block(x, memory, source_mask)
         return self.embed.attend(self.decoder_norm(x)).astype(jnp.float32)
 
-    def encode(self, source: jax.Array, source_mask: jax.Array) -> Memory:
-        """What the decoder reads of `source` (B, S) where `source_mask` (B, S) is True."""
+    def encode(self, source: jax.Array, source_mask: jax.Array) -> jax.Array:
+        """What the decoder reads, (B, S, width), of `source` (B, S) where `source_mask` (B, S) is True."""
         x, _ = embed_tokens(self.embed, source, source_mask)
         x = self.dropout(self._place(x, jnp.arange(source.shape[1])))
         for block in self.encoder:
             x = block(x, source_mask)
-        return Memory(self.encoder_norm(x))
+        return self.encoder_norm(x)
 
-    def start(self, memory: Memory, source_mask: jax.Array, length: int) -> Cache:
+    def start(self, memory: jax.Array, source_mask: jax.Array, length: int) -> Cache:
         """What `step` takes first, for `length` tokens at most."""
         batch = len(source_mask)
         return Cache(
             jnp.zeros(batch, jnp.int32),
             tuple(block.attention.start(batch, length) for block in self.decoder),
-            tuple(block.read(memory.encoded) for block in self.decoder),
+            tuple(block.start(memory) for block in self.decoder),
             source_mask,
         )
 
