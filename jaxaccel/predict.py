@@ -7,8 +7,9 @@ each row of a csv, tsv or jsonl. Without INPUT, and of -, standard input is read
 file.
 
 Each input becomes one line of JSON, in order and as soon as it is computed: its class, and the most probable classes;
-of a text to translate its translation and score; of speech its text, the mean log probability of the outputs, and the seconds from which and to which each word was said.
-An input that cannot be read becomes a line with its error, and the exit code is 2 at the end.
+of a text to translate its translation and score; of speech its text, the mean log probability of the outputs, and the
+seconds from which and to which each word was said. An input that cannot be read becomes a line with its error, and the
+exit code is 2 at the end.
 
 With --stream standard input is one sound that is recognized while it arrives: raw little-endian 16-bit samples of one
 channel and of the model's rate, or WAV of these. A line is written whenever the text has changed, and one at the end or
@@ -166,7 +167,10 @@ def _write_split(run: Path | str, options: PredictOptions) -> Counts:
             counts.left_out += left_out
             progress.update(bar, completed=counts.inputs + counts.left_out)
     if counts.left_out:
-        print(f"{counts.left_out:,} of {len(source):,} examples cannot be predicted and are left out", file=sys.stderr)
+        print(
+            f"{counts.left_out:,} of {len(source):,} examples cannot be predicted and are left out",
+            file=sys.stderr,
+        )
     return counts
 
 
@@ -174,7 +178,11 @@ def _load(run: Path | str, options: PredictOptions) -> Trained:
     which = int(options.which) if options.which.isdecimal() else options.which
     trained = load(run, which=which, trust=options.trust)
     beam = max(options.beam, options.nbest) if options.beam or options.nbest else 0
-    return trained.with_task(**{"beam": beam} | ({"nbest": options.nbest} if options.nbest else {})) if beam else trained
+    return (
+        trained.with_task(**{"beam": beam} | ({"nbest": options.nbest} if options.nbest else {}))
+        if beam
+        else trained
+    )
 
 
 def _write(out: IO[bytes], records: Sequence[dict[str, Any]], place: Path | None) -> None:

@@ -65,7 +65,8 @@ def open_source(
         name: a TFDS data set as TFDS writes it (``mnist``, ``cmaterdb/bangla``, ``mnist:3.0.1``), the
             path of a prepared one, a folder of images, sounds or texts (``folder:PATH``, or a path with a separator), a
             file ``PATH.npz``, ``PATH.csv``, ``PATH.tsv`` or ``PATH.jsonl`` (the last three also as ``.gz``), a folder
-            of these called ``train``, ``test``, ... or ``transcripts``, a folder of ``train.en``, ``train.de``, ..., or what `jaxaccel.data.from_arrays` returned.
+            of these called ``train``, ``test``, ... or ``transcripts``, a folder of ``train.en``,
+            ``train.de``, ..., or what `jaxaccel.data.from_arrays` returned.
         split: a split with TFDS's slicing, such as ``test``, ``train[:90%]`` or ``train+test``.
         directory: where prepared data sets lie; by default ``$TFDS_DATA_DIR``, else
             ``~/tensorflow_datasets``.

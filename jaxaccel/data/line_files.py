@@ -89,8 +89,8 @@ def load_line_files(name: str, files: Mapping[str, Mapping[str, Path]]) -> Array
         (first, lines), *others = texts.items()
         if odd := next((language for language, x in others if len(x) != len(lines)), ""):
             raise UserError(
-                f"{files[split][first]} has {len(lines):,} lines and {files[split][odd]} has {len(texts[odd]):,}: lines "
-                "of the same number belong together, so make them equally many"
+                f"{files[split][first]} has {len(lines):,} lines and {files[split][odd]} has {len(texts[odd]):,}: "
+                "lines of the same number belong together, so make them equally many"
             )
     columns = {
         split: {language: as_objects(lines) for language, lines in texts.items()}

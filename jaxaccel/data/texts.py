@@ -60,9 +60,10 @@ def read_tables(files: Mapping[str, Path]) -> dict[str, Table]:
 def load_tables(name: str, tables: Mapping[str, Table], label: str) -> ArraySet:
     """The data set in one table, or in one for each split; its classes are those of the training table.
 
-    The column of the class becomes ``label``; a table without one, such as one of two languages, may do without. Whole numbers from 0 are the numbers of classes, other labels their
-    names. The other columns keep their names: they are numbers where all their values are, else texts; ``text`` is
-    text. Without a file for another split, a fifth of each class becomes the split ``test``.
+    The column of the class becomes ``label``; a table without one, such as one of two languages, does without. Whole
+    numbers from 0 are the numbers of classes, other labels their names. The other columns keep their names: they are
+    numbers where all their values are, else texts; ``text`` is text. Without a file for another split, a fifth of each
+    class becomes the split ``test``.
 
     Args:
       name: of the data set.

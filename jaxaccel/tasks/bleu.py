@@ -18,9 +18,7 @@ def import_sacrebleu() -> Any:
     try:
         import sacrebleu.metrics
     except ImportError as error:
-        raise UserError(
-            "BLEU needs the package sacrebleu: pip install 'jaxaccel[translation]'"
-        ) from error
+        raise UserError("BLEU needs the package sacrebleu: pip install 'jaxaccel[translation]'") from error
     return sacrebleu.metrics
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from annotated_types import Interval
 
-from jaxaccel.core.options import Count, NonNegative, ShareBelowOne
+from jaxaccel.core.options import NonNegative, ShareBelowOne
 from jaxaccel.data.examples import read_column
 from jaxaccel.errors import UserError, option
 from jaxaccel.tasks.batches import fit_length, stack_examples

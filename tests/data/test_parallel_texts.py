@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from typing import ClassVar
 
 import pytest
 import tensorflow_datasets as tfds
@@ -96,7 +97,7 @@ def test_a_translation_that_tfds_prepared_is_read_without_tensorflow(tmp_path):
         """As wmt14_translate has it."""
 
         VERSION = tfds.core.Version("1.0.0")
-        BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="de-en", version=VERSION)]
+        BUILDER_CONFIGS: ClassVar = [tfds.core.BuilderConfig(name="de-en", version=VERSION)]
 
         def _info(self):
             features = tfds.features.Translation(languages=("de", "en"))

@@ -20,6 +20,7 @@ from jaxaccel.tasks.batches import make_elements, stack_examples
 from jaxaccel.tasks.bleu import score_translations
 from jaxaccel.tasks.token_loss import measure_tokens
 from jaxaccel.training import Data
+from jaxaccel.training import fit as fit_module
 
 PAIRS = str(Path(__file__).parents[1] / "fixtures" / "translation")
 TASK = Translation(vocabulary=330, fill_to=(28, 44))
@@ -91,7 +92,9 @@ def test_the_loss_is_that_of_smoothed_targets_in_float64(smoothing):
     wanted = (1 - smoothing) * np.eye(7)[target] + smoothing / 7
     expected = -(wanted * logs).sum(-1)
     logits[2] = np.nan  # of padding alone
-    found = measure_tokens(jnp.asarray(logits, jnp.float32), jnp.asarray(target), jnp.asarray(weights), smoothing)
+    found = measure_tokens(
+        jnp.asarray(logits, jnp.float32), jnp.asarray(target), jnp.asarray(weights), smoothing
+    )
     assert float(found.smoothed.value()) == pytest.approx((expected * weights).sum() / 4, rel=1e-5)
     assert float(found.smoothed.count) == 4
     plain = -np.take_along_axis(logs, target[..., None], -1)[..., 0]
@@ -101,7 +104,9 @@ def test_the_loss_is_that_of_smoothed_targets_in_float64(smoothing):
 def test_what_stands_in_padding_changes_neither_loss_nor_gradient(task, source):
     rows = make_elements(task, source, range(4))
     batch = {k: jnp.asarray(v) for k, v in stack_examples(rows).items()}
-    wide = {k: jnp.pad(v, ((0, 0), (0, 5)), constant_values=7) if v.ndim == 2 else v for k, v in batch.items()}
+    wide = {
+        k: jnp.pad(v, ((0, 0), (0, 5)), constant_values=7) if v.ndim == 2 else v for k, v in batch.items()
+    }
     logits = jax.random.normal(jax.random.key(0), (*batch["target"].shape, 330))
     more = jnp.pad(logits, ((0, 0), (0, 5), (0, 0)), constant_values=50.0)
     (loss, _), grads = jax.value_and_grad(_total, has_aux=True)(logits, task, batch)
@@ -123,12 +128,16 @@ def test_long_and_empty_pairs_have_no_loss_and_are_counted(task, caplog):
     assert task.element(pair("a dog", " "))["target_length"] == 0
     assert task.pad(task.element(long), 8)["source"][-1] == task.end
 
-    name = ja.data.from_arrays({"en": ["a dog " * 200, "a", "", "b"], "de": ["x", "y", "z", "w"]}, test={"en": ["a"], "de": ["x"]})
+    name = ja.data.from_arrays(
+        {"en": ["a dog " * 200, "a", "", "b"], "de": ["x", "y", "z", "w"]}, test={"en": ["a"], "de": ["x"]}
+    )
     with caplog.at_level(logging.WARNING):
         task.lengths(ja.data.open(name, "train"))
     said = [record.getMessage() for record in caplog.records]
     assert said[0] == "1 of 4 pairs of split train have an empty text: they have no loss"
-    assert said[1].startswith(f"1 of 4 pairs of split train have more than {task.bounds[-1]} tokens: they have no loss")
+    assert said[1].startswith(
+        f"1 of 4 pairs of split train have more than {task.bounds[-1]} tokens: they have no loss"
+    )
 
 
 def test_bleu_is_that_of_sacrebleu(caplog):
@@ -139,7 +148,9 @@ def test_bleu_is_that_of_sacrebleu(caplog):
     with caplog.at_level(logging.INFO):
         scores = score_translations(found, references)
     assert scores["bleu"] == pytest.approx(sacrebleu.corpus_bleu(found, [references]).score)
-    assert scores["bleu_lc"] == pytest.approx(sacrebleu.corpus_bleu(found, [references], lowercase=True).score)
+    assert scores["bleu_lc"] == pytest.approx(
+        sacrebleu.corpus_bleu(found, [references], lowercase=True).score
+    )
     assert scores["bleu_lc"] > scores["bleu"] > 0
     assert scores["chrf"] == pytest.approx(sacrebleu.corpus_chrf(found, [references]).score)
     assert "|tok:13a|" in caplog.text and "|case:mixed|" in caplog.text
@@ -173,7 +184,9 @@ def test_beams_give_several_translations_with_scores(trained):
     assert found["score"].shape == (1, 3) and (np.diff(found["score"][0]) <= 0).all()
     assert found["score"][0, 0] >= greedy["score"][0, 0] - 1e-5
     told = wide.task.describe("The dog runs.", jax.tree.map(lambda x: x[0], found), {}, top=5)
-    assert [row["score"] for row in told["nbest"]] == sorted((row["score"] for row in told["nbest"]), reverse=True)
+    assert [row["score"] for row in told["nbest"]] == sorted(
+        (row["score"] for row in told["nbest"]), reverse=True
+    )
     assert told["translation"] == told["nbest"][0]["translation"]
 
 
@@ -183,7 +196,9 @@ def test_an_empty_line_and_a_long_one_are_errors_of_these_lines_alone(trained, t
     lines = ["The dog runs.", "", "word " * 10_000, "A doctor sings."]
     (tmp_path / "in.txt").write_text("\n".join(lines) + "\n")
     out = tmp_path / "out.jsonl"
-    counts = write_predictions(trained.directory, PredictOptions((tmp_path / "in.txt",), which="last", output=out))
+    counts = write_predictions(
+        trained.directory, PredictOptions((tmp_path / "in.txt",), which="last", output=out)
+    )
     assert (counts.inputs, counts.errors) == (4, 2)
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [sorted(row) for row in (rows[0], rows[3])] == [["input", "score", "text", "translation"]] * 2
@@ -205,7 +220,10 @@ def test_a_student_trains_on_the_translations_of_its_teacher(trained, tmp_path):
     assert [row["en"] for row in rows] == [source[i]["en"].item().decode() for i in range(40)]
     assert any(row["de"] != source[i]["de"].item().decode() for i, row in enumerate(rows))
     student = make_recipe(
-        name="student", model=functools.partial(OneLook, width=16), data=Data(name=str(out), eval_name=PAIRS), epochs=1
+        name="student",
+        model=functools.partial(OneLook, width=16),
+        data=Data(name=str(out), eval_name=PAIRS),
+        epochs=1,
     )
     done = ja.train(student, run=tmp_path / "student")
     assert {"bleu", "bleu_lc", "chrf", "perplexity"} <= set(done.summary["eval"])
@@ -221,23 +239,22 @@ def test_a_student_learns_from_the_soft_targets_of_its_teacher(trained, tmp_path
     assert done.task.fitted_tokenizer == trained.task.fitted_tokenizer
 
 
-def test_batches_are_the_same_each_time_and_a_run_goes_on(trained, tmp_path, source):
-    short = make_recipe(epochs=2, eval_every=1)
+def test_a_run_that_was_killed_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+    short = make_recipe(epochs=2, eval_every=1, task=dataclasses.replace(TASK, fill_to=(44,)))
     whole = ja.train(short, run=tmp_path / "whole")
-    with pytest.MonkeyPatch.context() as patch:
-        from jaxaccel.training import fit as fit_module
+    ran = fit_module.evaluate_and_save
 
-        evaluate = fit_module.summarize_replicas
+    def stop(*args):
+        ran(*args)
+        raise KeyboardInterrupt
 
-        def stop(*arguments):
-            patch.setattr(fit_module, "summarize_replicas", evaluate)
-            raise KeyboardInterrupt
-
-        patch.setattr(fit_module, "summarize_replicas", stop)
-        with pytest.raises(KeyboardInterrupt):
-            ja.train(short, run=tmp_path / "killed")
-    again = ja.train(short, run=tmp_path / "killed")
+    monkeypatch.setattr(fit_module, "evaluate_and_save", stop)
+    with pytest.raises(KeyboardInterrupt):
+        ja.train(short, run=tmp_path / "killed")
+    monkeypatch.setattr(fit_module, "evaluate_and_save", ran)
+    again = ja.train(short, run=tmp_path / "killed", resume=True)
     assert again.summary["state_sha256"] == whole.summary["state_sha256"]
+    assert again.summary["eval"] == whole.summary["eval"]
 
 
 def test_a_language_that_the_data_lack_is_refused():
@@ -261,7 +278,9 @@ def test_options_that_do_not_fit_each_other(options, said):
 
 def test_a_missing_package_is_named_before_a_run_trains(source, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "sacrebleu.metrics", None)
-    with pytest.raises(UserError, match=r"BLEU needs the package sacrebleu: pip install 'jaxaccel\[translation\]'"):
+    with pytest.raises(
+        UserError, match=r"BLEU needs the package sacrebleu: pip install 'jaxaccel\[translation\]'"
+    ):
         TASK.fit(source)
 
 

@@ -2,8 +2,8 @@
 
 TFDS's own builders of the same names need TensorFlow to extract archives and to encode images; these yield
 the same features, splits, record keys and versions from the same original files, so the prepared sets hold
-the same examples in the same order and either reader accepts them. `digits`, `multi30k`, those of `pang_lee` and those of
-sounds are ours alone; of `spoken_digit` and `yesno`, TFDS has other versions, which have one split.
+the same examples in the same order and either reader accepts them. `digits`, `multi30k`, those of `pang_lee` and
+those of sounds are ours alone; of `spoken_digit` and `yesno`, TFDS has other versions, which have one split.
 """
 
 from __future__ import annotations
