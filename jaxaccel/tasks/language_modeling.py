@@ -112,7 +112,7 @@ class LanguageModeling(TokenSequences):
         scores = super().summarize(means)
         return scores | {"perplexity": find_perplexity(scores)}
 
-    def predict(self, apply: Apply, batch: Batch) -> dict[str, jax.Array]:
+    def predict(self, apply: Any, batch: Batch) -> dict[str, jax.Array]:
         """``tokens`` (B, length) int32: the prompt and what is written behind it, filled up with -1; ``score`` (B,).
 
         The score is the log probability of what is written. Batches of texts go on behind the whole text.

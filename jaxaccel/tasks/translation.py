@@ -139,7 +139,7 @@ class Translation(TokenSequences):
         found = measure_tokens(outputs, batch["target"], self.weights(batch), self.label_smoothing)
         return found.smoothed, {"loss": found.smoothed, "accuracy": found.accuracy}
 
-    def predict(self, apply: Apply, batch: Batch) -> dict[str, jax.Array]:
+    def predict(self, apply: Any, batch: Batch) -> dict[str, jax.Array]:
         """``tokens`` (B, nbest, length) int32, filled up with -1, and ``score`` (B, nbest), the best first.
 
         A translation has at most 10 tokens more than twice those of its source.
