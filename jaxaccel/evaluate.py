@@ -69,6 +69,9 @@ class EvaluateOptions(Options):
     """Write to this directory [default: RUN/evaluation/SPLIT]."""
     mistakes: CountOrZero = 36
     """Number of the surest mistakes to write down and to draw; 0 writes none."""
+    beam: CountOrZero = 0
+    """Of a model that translates, search for the best translation among so many hypotheses [default: the run's
+    --task.beam]."""
     trust: bool = False
     """Execute code that the run brings along, also where somebody else wrote it."""
     traceback: bool = False
@@ -84,6 +87,8 @@ def evaluate(run: Path | str, options: EvaluateOptions = EvaluateOptions()) -> E
     trained = load(
         run, which=int(options.which) if options.which.isdecimal() else options.which, trust=options.trust
     )
+    if options.beam:
+        trained = trained.with_task(beam=options.beam)
     source = _source(trained, options)
     out = options.out or trained.directory / "evaluation" / _folder(source.split)
     found = _evaluated(trained, source)

@@ -7,8 +7,9 @@ each row of a csv, tsv or jsonl. Without INPUT, and of -, standard input is read
 file.
 
 Each input becomes one line of JSON, in order and as soon as it is computed: its class, and the most probable classes;
-of speech its text, the mean log probability of the outputs, and the seconds from which and to which each word was said.
-An input that cannot be read becomes a line with its error, and the exit code is 2 at the end.
+of a text to translate its translation and score; of speech its text, the mean log probability of the outputs, and the
+seconds from which and to which each word was said. An input that cannot be read becomes a line with its error, and the
+exit code is 2 at the end.
 
 With --stream standard input is one sound that is recognized while it arrives: raw little-endian 16-bit samples of one
 channel and of the model's rate, or WAV of these. A line is written whenever the text has changed, and one at the end or
@@ -20,6 +21,8 @@ For instance:
   python -m jaxaccel.predict runs/flowers rose.jpg new_photos --top 3
   python -m jaxaccel.predict runs/intents questions.txt --output answers.jsonl
   python -m jaxaccel.predict runs/intents --text "wake me at seven" --text "what is the weather"
+  python -m jaxaccel.predict runs/multi30k_en_de sentences.txt --beam 5 --nbest 3
+  python -m jaxaccel.predict runs/multi30k_en_de --split train --beam 5 --output taught.jsonl
   tail -f log | python -m jaxaccel.predict runs/intents -
   python -m jaxaccel.predict runs/dictation meeting.flac recordings
   arecord -f S16_LE -r 16000 | python -m jaxaccel.predict runs/dictation --stream
@@ -39,7 +42,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from jaxaccel import cli
-from jaxaccel.core.options import Count, Options, Positive
+from jaxaccel.core.options import Count, CountOrZero, Options, Positive
 from jaxaccel.data.lines import Readable
 from jaxaccel.deployment.logit_stream import CHUNK_MS
 from jaxaccel.deployment.predict_inputs import (
@@ -47,6 +50,7 @@ from jaxaccel.deployment.predict_inputs import (
     check_places,
     find_sources,
     predict_sources,
+    predict_split,
     read_literals,
 )
 from jaxaccel.deployment.stream_input import recognize_stream
@@ -63,8 +67,16 @@ class PredictOptions(Options):
     """Files and folders to predict; - is standard input [default: -, where there is no --text]."""
     text: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Predict this text, after the files; may be given several times."""
+    split: str = ""
+    """Predict this split of the run's data set, and write its examples with what the model says in the place of
+    what they say: a data set for another model to train on. What cannot be predicted is left out, and counted."""
     top: Count = 5
     """Number of the most probable classes to write."""
+    beam: CountOrZero = 0
+    """Of a model that translates, search for the best translation among so many hypotheses [default: the run's
+    --task.beam]."""
+    nbest: CountOrZero = 0
+    """Of a model that translates, write so many translations with their scores, the best first."""
     which: str = "best"
     """Take this checkpoint: best, last or the number of a step; of a compressed model the name of a step,
     by default the last."""
@@ -82,7 +94,9 @@ class PredictOptions(Options):
     """Show Python's traceback when something goes wrong."""
 
     def check_values(self) -> None:
-        """Checks that a stream comes alone."""
+        """Checks that a stream, and a split, come alone."""
+        if self.split and (self.inputs or self.text or self.stream):
+            raise UserError(f"{option('split', self.split)} is all that is predicted: name no other inputs")
         if self.stream and (self.text or any(place != STDIN for place in self.inputs)):
             raise UserError(f"{option('stream', True)} reads standard input alone: name no other inputs")
 
@@ -93,6 +107,7 @@ class Counts:
 
     inputs: int = 0
     errors: int = 0
+    left_out: int = 0
 
 
 def write_predictions(run: Path | str, options: PredictOptions) -> Counts:
@@ -103,6 +118,8 @@ def write_predictions(run: Path | str, options: PredictOptions) -> Counts:
     """
     if options.stream:
         return _write_stream(run, options)
+    if options.split:
+        return _write_split(run, options)
     places = check_places(options.inputs or (() if options.text else (STDIN,)))
     trained = _load(run, options)
     sources, literal = find_sources(trained.task, places), read_literals(trained.task, options.text)
@@ -137,9 +154,35 @@ def _write_stream(run: Path | str, options: PredictOptions) -> Counts:
     return Counts(inputs=1)
 
 
+def _write_split(run: Path | str, options: PredictOptions) -> Counts:
+    """Writes the examples of a split as the model sees them."""
+    trained = _load(run, options)
+    source = trained.source(options.split)
+    counts = Counts()
+    with _opened(options.output, []) as out, _progress(options.output, []) as progress:
+        bar = progress.add_task("", total=len(source), told="")
+        for records, left_out in predict_split(trained, source, batch=options.batch, top=options.top):
+            _write(out, records, options.output)
+            counts.inputs += len(records)
+            counts.left_out += left_out
+            progress.update(bar, completed=counts.inputs + counts.left_out)
+    if counts.left_out:
+        print(
+            f"{counts.left_out:,} of {len(source):,} examples cannot be predicted and are left out",
+            file=sys.stderr,
+        )
+    return counts
+
+
 def _load(run: Path | str, options: PredictOptions) -> Trained:
     which = int(options.which) if options.which.isdecimal() else options.which
-    return load(run, which=which, trust=options.trust)
+    trained = load(run, which=which, trust=options.trust)
+    beam = max(options.beam, options.nbest) if options.beam or options.nbest else 0
+    return (
+        trained.with_task(**{"beam": beam} | ({"nbest": options.nbest} if options.nbest else {}))
+        if beam
+        else trained
+    )
 
 
 def _write(out: IO[bytes], records: Sequence[dict[str, Any]], place: Path | None) -> None:

@@ -20,6 +20,7 @@ from jaxaccel.core.interpret import is_compressed
 from jaxaccel.core.options import Count, CountOrZero, ShareBelowOne
 from jaxaccel.core.paths import flatten_by_path
 from jaxaccel.errors import UserError
+from jaxaccel.models.bound import Bound, find_methods
 from jaxaccel.optim import Sparse
 from jaxaccel.transforms import Calibration, calibrate, fold, input_covariances, input_norms, int8
 from jaxaccel.transforms.params import (
@@ -186,7 +187,16 @@ class Fold(Step):
     same_function: ClassVar[bool] = False
 
     def apply(self, stage: Stage, setting: Setting, name: str) -> Stage:
-        """The stage of the folded function; as it is, with the methods of its model, where nothing can be folded."""
+        """The stage of the folded function.
+
+        It is left as it is where nothing can be folded, and where the task calls methods of the model: what is folded
+        is the call alone, and each method would need weights of its own.
+        """
+        if methods := _find_methods(stage, setting):
+            log.info(
+                f"{name}: the model is left as it is, since the task decodes with its {' and '.join(methods)}"
+            )
+            return stage
         call, variables = fold(stage.call, stage.variables, *setting.inputs(1))
         if _same_values(stage.variables, variables):
             log.info(f"{name}: the model has nothing to fold")
@@ -246,6 +256,18 @@ class Quantize(Step):
                 file
             )
         return Calibration.load(file)
+
+
+def _find_methods(stage: Stage, setting: Setting) -> tuple[str, ...]:
+    """Those of the model that the task evaluates or predicts with."""
+    task = setting.task
+
+    def use(apply: Bound, batch: PyTree) -> PyTree:
+        batch = task.features(batch)
+        return task.evaluate(apply, batch), task.predict(apply, batch)
+
+    batch = setting.problem.batch_shape(1)
+    return find_methods(use, stage.accelerated(stage.call), stage.variables, batch)
 
 
 def _same_values(before: PyTree, after: PyTree) -> bool:

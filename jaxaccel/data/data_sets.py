@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from jaxaccel.data.examples import read_column
 from jaxaccel.data.folder import FolderSet
 from jaxaccel.data.image_files import IMAGES
 from jaxaccel.data.librispeech import holds_librispeech, load_librispeech
+from jaxaccel.data.line_files import find_line_files, load_line_files
 from jaxaccel.data.order import permutation
 from jaxaccel.data.prepare import prepare
 from jaxaccel.data.prepared import PreparedSet
@@ -63,7 +65,8 @@ def open_source(
         name: a TFDS data set as TFDS writes it (``mnist``, ``cmaterdb/bangla``, ``mnist:3.0.1``), the
             path of a prepared one, a folder of images, sounds or texts (``folder:PATH``, or a path with a separator), a
             file ``PATH.npz``, ``PATH.csv``, ``PATH.tsv`` or ``PATH.jsonl`` (the last three also as ``.gz``), a folder
-            of these called ``train``, ``test``, ... or ``transcripts``, or what `jaxaccel.data.from_arrays` returned.
+            of these called ``train``, ``test``, ... or ``transcripts``, a folder of ``train.en``,
+            ``train.de``, ..., or what `jaxaccel.data.from_arrays` returned.
         split: a split with TFDS's slicing, such as ``test``, ``train[:90%]`` or ``train+test``.
         directory: where prepared data sets lie; by default ``$TFDS_DATA_DIR``, else
             ``~/tensorflow_datasets``.
@@ -109,6 +112,8 @@ def _open_path(name: str, path: Path, label: str) -> DataSet:
     if not holds_any(path, IMAGES):  # beside pictures, tables and texts may say something about them
         if files := find_tables(path):
             return _open_tables(name, files, label)
+        if lines := find_line_files(path):
+            return load_line_files(name, lines)
         if holds_librispeech(path):
             return load_librispeech(name, path)
         if holds_any(path, SOUNDS):
@@ -163,6 +168,7 @@ def open_splits(
     directory: str | os.PathLike[str] | None = None,
     downloads: str | os.PathLike[str] | None = None,
     label: str = "label",
+    eval_name: str = "",
 ) -> Splits:
     """Opens the splits that a run trains on, evaluates on and is tested on.
 
@@ -179,20 +185,25 @@ def open_splits(
       directory: see `open_source`.
       downloads: see `open_source`.
       label: see `open_source`.
+      eval_name: of the data set that is evaluated and tested on, where it is another one.
 
     Raises:
       UserError: as of `open_source`, or the share leaves nothing on one side.
     """
     data = open_set(name, directory=directory, downloads=downloads, label=label)
-    there = data.splits
-    own = evaluation == "test" and there.get("validation") and "validation" not in train  # for validation
+    held = open_set(eval_name, directory=directory, downloads=downloads, label=label) if eval_name else data
+    there, digest = held.splits, data.digest()
+    if eval_name:
+        digest = hashlib.sha256(f"{digest} {held.digest()}".encode()).hexdigest()
+    clear = bool(eval_name) or "validation" not in train
+    own = evaluation == "test" and there.get("validation") and clear  # for validation
     whole = data.open(train)
     if not (own or validation):
-        return Splits(whole, data.open(evaluation), data.digest(), None)
-    test = None if evaluation == "test" and not there.get("test") else data.open(evaluation)
+        return Splits(whole, held.open(evaluation), digest, None)
+    test = None if evaluation == "test" and not there.get("test") else held.open(evaluation)
     if validation:
-        return Splits(*set_aside(whole, validation), data.digest(), test)
-    return Splits(whole, data.open("validation"), data.digest(), test)
+        return Splits(*set_aside(whole, validation), digest, test)
+    return Splits(whole, held.open("validation"), digest, test)
 
 
 def set_aside(source: Source, share: float) -> tuple[Source, Source]:

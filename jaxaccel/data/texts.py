@@ -60,9 +60,10 @@ def read_tables(files: Mapping[str, Path]) -> dict[str, Table]:
 def load_tables(name: str, tables: Mapping[str, Table], label: str) -> ArraySet:
     """The data set in one table, or in one for each split; its classes are those of the training table.
 
-    The column of the class becomes ``label``. Whole numbers from 0 are the numbers of classes, other labels their
-    names. The other columns keep their names: they are numbers where all their values are, else texts; ``text`` is
-    text. Without a file for another split, a fifth of each class becomes the split ``test``.
+    The column of the class becomes ``label``; a table without one, such as one of two languages, does without. Whole
+    numbers from 0 are the numbers of classes, other labels their names. The other columns keep their names: they are
+    numbers where all their values are, else texts; ``text`` is text. Without a file for another split, a fifth of each
+    class becomes the split ``test``.
 
     Args:
       name: of the data set.
@@ -72,13 +73,16 @@ def load_tables(name: str, tables: Mapping[str, Table], label: str) -> ArraySet:
     Raises:
       UserError: a table holds no examples of classes.
     """
-    classes, class_names = label_columns(tables, label)
     others = other_columns(tables, label)
-    splits = {
-        split: {"label": classes[split]} | {key: columns[split] for key, columns in others.items()}
-        for split in tables
-    }
-    return ArraySet.of(name, splits, class_names)
+    splits = {split: {key: columns[split] for key, columns in others.items()} for split in tables}
+    if (
+        label == "label" and label not in tables["train"].columns
+    ):  # parallel texts; the task says what it lacks
+        return ArraySet.of(name, splits, None)
+    classes, class_names = label_columns(tables, label)
+    return ArraySet.of(
+        name, {s: {"label": classes[s]} | columns for s, columns in splits.items()}, class_names
+    )
 
 
 def label_columns(tables: Mapping[str, Table], label: str) -> tuple[dict[str, np.ndarray], list[str]]:

@@ -12,8 +12,9 @@ import jax
 
 from jaxaccel.core.options import Count, checked
 from jaxaccel.data.lines import Readable, read_lines
+from jaxaccel.data.source import Source
 from jaxaccel.deployment.trained import Trained, Which, load
-from jaxaccel.errors import UserError
+from jaxaccel.errors import UserError, option
 from jaxaccel.tasks import Task
 from jaxaccel.tasks.prediction import BATCH, find_refused
 from jaxaccel.tasks.reading import Input
@@ -117,6 +118,39 @@ def predict_sources(
     """
     for some in _batches(trained.task, sources, literal, batch, advance):
         yield _predict_batch(trained, some, top, batch)
+
+
+def predict_split(
+    trained: Trained, source: Source, *, batch: int = BATCH, top: int = 5
+) -> Iterator[tuple[list[Record], int]]:
+    """The examples of a split with what the model says of them, a data set for another model to train on.
+
+    Args:
+      trained: the model, whose task reads texts.
+      source: the split.
+      batch: examples that are computed at a time at most.
+      top: how many classes to name.
+
+    Yields:
+      The records of some examples, in order, and how many others of these could not be predicted.
+
+    Raises:
+      UserError: the task reads no texts.
+    """
+    task = trained.task
+    for start in range(0, len(source), batch):
+        examples = source.__getitems__(range(start, min(start + batch, len(source))))
+        inputs = [task.read_text(_text_of(task, x), f"text:{i}") for i, x in enumerate(examples, start)]
+        described = _predict_batch(trained, inputs, top, batch)
+        kept = [pair for pair in zip(examples, described, strict=True) if "error" not in pair[1]]
+        yield [task.relabel(example, told) for example, told in kept], len(examples) - len(kept)
+
+
+def _text_of(task: Task, example: Any) -> str:
+    shown = task.show(example)
+    if not isinstance(shown, str):
+        raise UserError(f"{option('split')} is for tasks that read texts, and {type(task).__name__} does not")
+    return shown
 
 
 def _batches(

@@ -18,7 +18,7 @@ from jaxaccel.core.platform import count_devices
 from jaxaccel.data import Source
 from jaxaccel.data.data_sets import open_source, set_aside
 from jaxaccel.data.examples import read_elements
-from jaxaccel.errors import UserError
+from jaxaccel.errors import UserError, option
 from jaxaccel.models.adapter import Model, abstract_variables, inference, takes_argument
 from jaxaccel.tasks import Task, prediction
 from jaxaccel.tasks.prediction import BATCH, Guess
@@ -159,7 +159,21 @@ class Trained:
         if split == "validation" and data.validation:
             whole = open_source(data.name, data.train_split, **where)
             return self.accept(set_aside(whole, data.validation)[1])
-        return self.accept(open_source(data.name, split or data.eval_split, **where))
+        name = data.name if split and split.startswith(data.train_split) else data.eval_name or data.name
+        return self.accept(open_source(name, split or data.eval_split, **where))
+
+    def with_task(self, **options: Any) -> "Trained":
+        """The same model with other options of its task, such as a beam; what it was trained with stays.
+
+        Raises:
+          UserError: the task has no such options.
+        """
+        task: Any = self.task
+        names = {field.name for field in dataclasses.fields(task)}
+        if odd := sorted(options.keys() - names):
+            raise UserError(f"{option(odd[0])} is nothing that {type(task).__name__} knows: leave it out")
+        recipe = dataclasses.replace(self.recipe, task=dataclasses.replace(task, **options))
+        return dataclasses.replace(self, recipe=recipe)
 
     @functools.cached_property
     def function(self) -> Callable[[PyTree, Any], PyTree]:

@@ -30,10 +30,12 @@ class Rule(NamedTuple):
 # The first that matches wins. Biases follow their kernel's output axis. Optimizer moments carry their parameter's path
 # as a suffix, so they match too.
 TENSOR_PARALLEL: tuple[Rule, ...] = (
-    Rule("**/attention/out/kernel", -3, "heads"),  # (heads, head_dim, width)
-    Rule("**/attention/out/bias", 0),
-    Rule("**/attention/*/kernel", -2, "heads"),  # query, key, value: (width, heads, head_dim)
-    Rule("**/attention/*/bias", -2, "heads"),
+    Rule("**/{attention,cross_attention}/out/kernel", -3, "heads"),  # (heads, head_dim, width)
+    Rule("**/{attention,cross_attention}/out/bias", 0),
+    Rule(
+        "**/{attention,cross_attention}/*/kernel", -2, "heads"
+    ),  # query, key, value: (width, heads, head_dim)
+    Rule("**/{attention,cross_attention}/*/bias", -2, "heads"),
     Rule("**/mlp/down/kernel", -2, "inputs"),
     Rule("**/mlp/down/bias", 0),
     Rule("**/mlp/*/kernel", -1, "outputs"),

@@ -1,8 +1,10 @@
-"""A model in inference with its variables bound: what a task decodes with."""
+"""A model in inference with its variables bound: what a task decodes with, and which methods it needs for that."""
 
 import functools
 from collections.abc import Callable
 from typing import Any
+
+import jax
 
 PyTree = Any
 
@@ -27,3 +29,24 @@ class Bound:
         if name.startswith("_"):
             raise AttributeError(name)
         return functools.partial(self._run, method=name)
+
+
+def find_methods(
+    use: Callable[[Bound, PyTree], PyTree], run: Callable[..., PyTree], variables: PyTree, batch: PyTree
+) -> tuple[str, ...]:
+    """Names of the methods of a model that ``use(apply, batch)`` calls, which is traced and not computed.
+
+    Args:
+      use: for instance what a task predicts.
+      run: as `Bound` takes it.
+      variables: its first argument, or their shapes and dtypes.
+      batch: shapes and dtypes.
+    """
+    found: set[str] = set()
+
+    def recorded(*arguments: PyTree, **method: str) -> PyTree:
+        found.update(method.values())
+        return run(*arguments, **method)
+
+    jax.eval_shape(lambda variables, batch: use(Bound(recorded, variables), batch), variables, batch)
+    return tuple(sorted(found))

@@ -15,17 +15,18 @@ from jaxaccel.tasks.reading import Input
 TEXTS = Kind("texts", "text", frozenset({".txt", ".csv", ".tsv", ".jsonl"}))
 
 
-def read_texts(path: Path, columns: Sequence[str]) -> Iterator[Input]:
+def read_texts(path: Path, columns: Sequence[str], name: str = "task.text") -> Iterator[Input]:
     """The texts of a file as inputs ``PATH:LINE``; one that is not UTF-8 is an error of that line alone.
 
     Args:
       path: a csv, tsv or jsonl, whose rows are texts, or any other file, whose lines are; also with ``.gz``.
       columns: of a table, to be joined by a space.
+      name: the option that named them.
 
     Raises:
       UserError: the file cannot be read, or the table has no such columns.
     """
-    return _read_rows(path, columns) if table_suffix(path) else _read_lines(path)
+    return _read_rows(path, columns, name) if table_suffix(path) else _read_lines(path)
 
 
 def decode_text(line: bytes, name: str) -> Input:
@@ -46,12 +47,12 @@ def _read_lines(path: Path) -> Iterator[Input]:
                 yield decode_text(line, f"{path}:{number}")
 
 
-def _read_rows(path: Path, columns: Sequence[str]) -> Iterator[Input]:
+def _read_rows(path: Path, columns: Sequence[str], named: str) -> Iterator[Input]:
     table = read_table(path)
     if missing := [name for name in columns if name not in table.columns]:
         raise UserError(
             f"{path} has no column {missing[0]!r}; its columns are {', '.join(map(shorten, table.columns))}: the "
-            f"model was trained with {option('task.text')} {' '.join(columns)}"
+            f"model was trained with {option(named)} {' '.join(columns)}"
         )
     for line, *parts in zip(table.lines, *(table.columns[name] for name in columns), strict=True):
         text, name = " ".join(str(part) for part in parts), f"{path}:{line}"

@@ -228,6 +228,17 @@ class Task(Reading, Options, abc.ABC):
         """
         return {"prediction": jax.tree.map(lambda x: np.asarray(x).tolist(), prediction)}
 
+    def relabel(self, example: Mapping[str, Any], described: Mapping[str, Any]) -> dict[str, Any]:
+        """An example of the data that says what the model says of it, for another model to train on.
+
+        By default all that `describe` says.
+
+        Args:
+          example: of the data set.
+          described: what `describe` says of its prediction.
+        """
+        return dict(described)
+
     def judge(self, predictions: PyTree, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """What `report` needs of each example, from one batch of predictions and of the data; by default nothing."""
         return {}

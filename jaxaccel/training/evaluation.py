@@ -70,20 +70,24 @@ def evaluate_with_report(
 ) -> Evaluation:
     """As `evaluate_metrics`, with the task's report."""
 
+    judges = type(task).judge is not Task.judge
+
     @jax.jit
     def both(params: PyTree, batch: Any) -> tuple[Evaluated, PyTree]:
         apply, batch = Bound(run, params), task.features(batch)
-        # XLA computes what both need once
-        return split_rows(task.evaluate(apply, batch), batch), task.predict(apply, batch)
+        # XLA computes what both need once, but no loop that decodes
+        predictions = task.predict(apply, batch) if judges else None
+        return split_rows(task.evaluate(apply, batch), batch), predictions
 
     found, rows = [], []
     for batch in iterate_batches(source, task, size):
         evaluated, predictions = jax.device_get(both(params, batch))
         found.append(evaluated)
-        there = batch["mask"] > 0
-        rows.append({name: x[there] for name, x in task.judge(predictions, batch).items()})
+        if judges:
+            there = batch["mask"] > 0
+            rows.append({name: x[there] for name, x in task.judge(predictions, batch).items()})
         advance()
-    judged = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    judged = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]} if rows else {}
     return Evaluation(_summarize(task, found, source), task.report(judged, facts), judged, len(source))
 
 

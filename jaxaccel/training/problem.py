@@ -43,6 +43,7 @@ class Problem:
         return open_splits(
             data.name, train=data.train_split, evaluation=data.eval_split, validation=data.validation,
             directory=data.dir, downloads=data.downloads, label=data.label,
+            eval_name=data.eval_name,
         )  # fmt: skip
 
     @functools.cached_property

@@ -46,6 +46,9 @@ class Data(Options):
     """Number of processes that read and decode for stream; 0 reads in threads of the trainer."""
     label: str = "label"
     """Column of a csv or jsonl file that holds the class."""
+    eval_name: str = ""
+    """Evaluate on this data set [default: the one trained on]: the original, where a teacher wrote what is trained
+    on."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,15 +36,23 @@ class Calibration:
     def range_of(self, site: str) -> Any:
         """The range of `site`.
 
+        A method of a model uses a parameter less often than a call does, so that its uses (``kernel``, ``kernel#2``)
+        count otherwise. One that was not seen has the largest range of those that were: it clips nothing.
+
         Raises:
-          UserError: there is none.
+          UserError: the parameter has none.
         """
-        if site not in self.ranges:
+        if site in self.ranges:
+            return self.ranges[site]
+        uses = [x for name, x in self.ranges.items() if _parameter_of(name) == _parameter_of(site)]
+        if not uses:
             raise UserError(
                 f"the calibration has no range for {site}{suggest_nearest(site, dict(self.ranges))}; "
                 "calibrate this function"
             )
-        return self.ranges[site]
+        # NumPy's maximum of NumPy's numbers, because jax.numpy's would be traced, and no longer known.
+        known = all(isinstance(x, (float, np.generic, np.ndarray)) for x in uses)
+        return reduce(np.maximum if known else jnp.maximum, uses)
 
     def save(self, path: Path | str) -> None:
         """Writes it as JSON."""
@@ -116,6 +124,11 @@ def calibrate(
             counts[name] += np.asarray(more)
     choose = {"percentile": lambda c: _percentile(c, percentile), "mse": _mse, "entropy": _entropy}[method]
     return Calibration({name: np.float32(tops[name] * choose(counts[name]) / BINS) for name in tops})
+
+
+def _parameter_of(site: str) -> str:
+    """The name of a site without the number of the use."""
+    return site.partition("#")[0]
 
 
 def _observing(

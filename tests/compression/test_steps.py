@@ -1,12 +1,14 @@
 """Steps by themselves: which zeros stay, what options mean, and mistakes that are told before anything runs."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from jaxaccel.compression import (
     FineTune,
@@ -21,7 +23,11 @@ from jaxaccel.compression import (
 )
 from jaxaccel.compression.stage import Stage, stage_of_trained
 from jaxaccel.errors import UserError
+from jaxaccel.models.adapter import as_model
+from jaxaccel.models.bound import Bound
 from jaxaccel.optim import Sparse, sparse
+from jaxaccel.tasks import Task
+from jaxaccel.tasks.metrics import Mean
 
 
 def normal(*shape):
@@ -174,3 +180,50 @@ def test_an_origin_that_shares_values_is_not_quantized():
     shared = Share(2).apply(fresh(), None, "share")
     with pytest.raises(UserError, match=r"int8: .* codebook"):
         Quantize().apply(shared, None, "int8")
+
+
+class Scaled(nnx.Module):
+    """A product with a factor that can be folded, and a method that does the same."""
+
+    def __init__(self, *, rngs):
+        self.layer = nnx.Linear(4, 4, rngs=rngs)
+        self.scale = nnx.Param(jnp.full(4, 3.0))
+
+    def __call__(self, x):
+        return self.layer(x) * self.scale[...]
+
+    def encode(self, x):
+        return self(x)
+
+
+class ByMethod(Task):
+    method: str = ""
+
+    def inputs(self, batch):
+        return (batch["x"],)
+
+    def loss(self, outputs, batch):
+        value = Mean.of(jnp.square(outputs).mean(1), batch["mask"])
+        return value, {"accuracy": value}
+
+    def predict(self, apply, batch):
+        return apply.encode(batch["x"]) if self.method else apply(batch["x"])
+
+
+@pytest.mark.parametrize("method", ["encode", ""])
+def test_fold_leaves_a_model_alone_whose_methods_the_task_needs(method, caplog):
+    shapes = {"x": jax.ShapeDtypeStruct((1, 4), jnp.float32), "mask": jax.ShapeDtypeStruct((1,), jnp.float32)}
+    model = as_model(Scaled, {}, (shapes["x"],))
+    params, state = model.init(jax.random.key(0))
+    stage = stage_of_trained(Scaled, {"params": params, "model_state": state}, model)
+    task = ByMethod()
+    object.__setattr__(task, "method", method)
+    problem = types.SimpleNamespace(batch_shape=lambda size: shapes)
+    setting = types.SimpleNamespace(task=task, problem=problem, inputs=lambda size: (shapes["x"],))
+    with caplog.at_level("INFO", logger="jaxaccel"):
+        folded = Fold().apply(stage, setting, "fold")
+    assert (folded is stage) == bool(method)
+    assert ("the task decodes with its encode" in caplog.text) == bool(method)
+    x = jnp.ones((2, 4))
+    want = stage.run(stage.variables, x)
+    np.testing.assert_allclose(task.predict(Bound(folded.run, folded.variables), {"x": x}), want, rtol=1e-5)

@@ -213,7 +213,6 @@ def test_pictures_go_before_texts_beside_them(tmp_path):
 BAD = [
     ("a.csv", b"", r"a.csv holds no examples: it is empty"),
     ("a.csv", b"text,label\n", r"a.csv holds no examples"),
-    ("a.csv", b"text,mood\nx,y\n", r"no column 'label' for the class; its columns are text, mood: .*data.label=NAME"),
     ("a.csv", b"text,label\nx,y\n\nx\n", r"a.csv, line 4 has 1 columns, and line 1 has 2: .*quotes"),
     ("a.csv", b"text,label\nx,y\nx,y,z\n", r"a.csv, line 3 has 3 columns, and line 1 has 2"),
     ("a.csv", b'text,label\n"x\ny",z\n"x,y\nz,w\n', r"a.csv, line 4: unexpected end of data: .*ends with one"),

@@ -176,7 +176,9 @@ def test_python_blocks(name, tmp_path):
     assert not failure, failure
 
 
-LONG = [f"docs/guides/{name}.md" for name in ("accelerate", "compress", "models", "text", "train")]
+LONG = [
+    f"docs/guides/{name}.md" for name in ("accelerate", "compress", "models", "text", "train", "translation")
+]
 """Their commands train in every way there is; those of README.md in the main ones."""
 
 

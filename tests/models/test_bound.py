@@ -13,7 +13,7 @@ import jaxaccel as ja
 from jaxaccel import augment
 from jaxaccel.errors import UserError
 from jaxaccel.models.adapter import as_model, inference
-from jaxaccel.models.bound import Bound
+from jaxaccel.models.bound import Bound, find_methods
 from jaxaccel.models.packed import packed
 from jaxaccel.tasks import Task
 from jaxaccel.tasks.metrics import Mean
@@ -172,3 +172,15 @@ def test_a_model_without_the_method_is_told(kind):
     model, variables = initialized(kind)
     with pytest.raises(UserError, match=r"a model with a method 'decode', and \w*Recurrent has none"):
         Bound(inference(model), variables).decode(BATCH["x"])
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_methods_that_a_task_needs_are_found(kind):
+    model, variables = initialized(kind)
+    batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in BATCH.items()}
+
+    def traced(use):
+        return find_methods(use, inference(model), variables, batch)
+
+    assert traced(Decoding().predict) == ("encode", "step")
+    assert traced(lambda apply, batch: apply(batch["x"])) == (), "the call alone is no method"

@@ -14,6 +14,7 @@ from grids import slow_but
 import jaxaccel as ja
 from jaxaccel import augment, models
 from jaxaccel.data.augment import chain
+from jaxaccel.data.tokenizers import train_tokenizer
 from jaxaccel.errors import UserError
 from jaxaccel.models.adapter import as_model, output_shape
 from jaxaccel.training import recipe_file as recipe
@@ -54,8 +55,17 @@ SOUNDS = {
 }
 
 
+# The shipped model with less of it.
+WRITERS = {
+    "multi30k_en_de": partial(models.translator_tiny, width=16, depth=1, heads=2, hidden=16),
+    "wmt": partial(models.translator_base, width=16, depth=1, heads=2, hidden=16),
+    "lm": partial(models.language_model_tiny, width=16, depth=1, heads=2),
+    "lm1b": partial(models.language_model_s, width=16, depth=1, heads=2),
+}
+
+
 def test_each_recipe_is_tried():
-    assert set(recipe.list_recipes()) == {*SHRUNKEN, *TEXTS, *SOUNDS}
+    assert set(recipe.list_recipes()) == {*SHRUNKEN, *TEXTS, *SOUNDS, *WRITERS}
 
 
 @pytest.mark.parametrize("name", slow_but([n for n in SHRUNKEN if not n.startswith("imagenet")], SHRUNKEN))
@@ -118,6 +128,29 @@ def test_a_recipe_of_sounds_takes_a_step(name):
     shapes = jax.eval_shape(lambda batch: task.inputs(task.features(batch)), batch)
     want = (BATCH, task.count_outputs(24), 4) if "labels" in batch else (BATCH, 10)
     assert output_shape(as_model(shipped.model, facts, shapes), shapes).shape == want
+
+
+@pytest.mark.parametrize("name", slow_but(["multi30k_en_de", "lm"], WRITERS))
+def test_a_recipe_that_writes_takes_a_step(name):
+    shipped = recipe.load_recipe(name)
+    rng = np.random.default_rng(0)
+    token = rng.integers(5, 50, (BATCH, 12), dtype=np.int32)
+    length = rng.integers(1, 13, BATCH, dtype=np.int32)
+    batch = {
+        "index": np.arange(BATCH, dtype=np.int32),
+        "epoch": np.zeros(BATCH, np.int32),
+        "mask": np.ones(BATCH, np.float32),
+    }
+    if isinstance(shipped.task, ja.tasks.Translation):
+        batch |= {"source": token, "source_length": length, "target": token[::-1], "target_length": length}
+    else:
+        batch |= {"token": token, "length": length, "bytes": length}
+    tokenizer = train_tokenizer(["a b"] * 3, "bpe", 260, False).json
+    shipped = dataclasses.replace(shipped, task=dataclasses.replace(shipped.task, fitted_tokenizer=tokenizer))
+    facts = {"vocabulary": 260, "max_length": 12, "pad": 0, "begin": 1, "end": 2}
+    take_steps(shipped, WRITERS[name], facts | {"classes": 260}, batch)
+    shapes = jax.eval_shape(shipped.task.inputs, batch)
+    shipped.task.check(output_shape(as_model(shipped.model, facts, shapes), shapes), facts)
 
 
 def take_steps(shipped, factory, facts, batch):

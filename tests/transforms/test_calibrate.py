@@ -159,3 +159,27 @@ def test_it_is_saved_and_read(tmp_path):
 def test_mistakes_get_one_line(call, says):
     with pytest.raises(ja.UserError, match=says):
         call()
+
+
+def test_a_method_that_uses_a_parameter_less_often_has_the_largest_range():
+    """Tied embeddings: their product is the third use in a call that looks up twice, and the second one in a step."""
+    table = {"embedding": jnp.asarray(np.random.default_rng(0).normal(size=(6, 8)), jnp.float32)}
+
+    def call(params, one, other):
+        e = params["embedding"]
+        return (e[one] + e[other]) @ e.T
+
+    def step(params, one):
+        return params["embedding"][one] @ params["embedding"].T
+
+    ids = jnp.asarray([1, 5, 0])
+    ranges = ja.calibrate(call, table, [(ids, ids)])
+    assert list(ranges.ranges) == ["embedding#3"]
+    for scale in (np.float32, jnp.float32):
+        found = ja.transforms.Calibration({"w": scale(3), "w#2": scale(7), "wide": scale(9)})
+        assert found.range_of("w#3") == 7 and found.range_of("w") == 3
+    want = step(table, ids)
+    found = jax.jit(ja.int8(step, calibration=ranges))(ja.quantize(table), ids)
+    assert 1e-4 < np.abs(found - want).max() < 0.1 * np.abs(want).max()
+    with pytest.raises(ja.UserError, match=r"no range for other; calibrate"):
+        ranges.range_of("other")

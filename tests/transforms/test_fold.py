@@ -326,3 +326,18 @@ def test_mistakes_get_one_line():
     g, folded = ja.fold(f, params, jnp.ones((1, 4)))
     with pytest.raises(ja.UserError, match="fold it with examples"):
         g(folded, jnp.ones((2, 4)))
+
+
+def test_a_table_that_is_looked_up_and_multiplied_by_is_kept_once():
+    """Tied embeddings: the transposed table is made again, since it costs nothing beside a second table."""
+
+    def f(params, tokens):
+        x = params["embedding"][tokens] @ params["kernel"] * 2
+        return x @ params["embedding"].T
+
+    params = {"embedding": drawn(7, 4), "kernel": drawn(4, 4, seed=1)}
+    tokens = jnp.asarray([[1, 6, 0]])
+    g, folded = ja.fold(f, params, tokens)
+    assert {name: x.shape for name, x in folded.items()} == {"embedding": (7, 4), "kernel": (4, 4)}
+    np.testing.assert_allclose(folded["kernel"], 2 * params["kernel"], rtol=1e-6)
+    np.testing.assert_allclose(g(folded, tokens), f(params, tokens), rtol=1e-5, atol=1e-5)

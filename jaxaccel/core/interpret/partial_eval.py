@@ -57,6 +57,11 @@ def split_program(closed: Any, paths: Sequence[str]) -> Split:
         else:
             second.append(eqn)
     second, wanted = _needed(second, jaxpr.outvars)
+    # A table that is looked up, and transposed for a product: kept once.
+    held = {x for x in origin if x in wanted and x not in grown}
+    again = [eqn for eqn in first if _repeats(eqn, held)]
+    grown.update(out for eqn in again for out in eqn.outvars)
+    second = again + second
     # In the order in which they are made, which does not depend on the batch size; that of their use may.
     residuals = [x for x in origin if x in wanted and x not in grown]
 
@@ -75,6 +80,12 @@ def split_program(closed: Any, paths: Sequence[str]) -> Split:
 
     shapes = tuple(jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in residuals)
     return Split(known, rest, _unique([origin[var] for var in residuals]), shapes)
+
+
+def _repeats(eqn: Any, held: set[Any]) -> bool:
+    """Whether an equation only makes another layout of a parameter, and both are needed."""
+    moves = eqn.primitive.name in ("transpose", "reshape", "squeeze", "expand_dims")
+    return moves and all(not isinstance(x, jcore.Literal) and x in held for x in [*eqn.invars, *eqn.outvars])
 
 
 def _needed(eqns: Sequence[Any], outs: Sequence[Any]) -> tuple[list[Any], set[Any]]:

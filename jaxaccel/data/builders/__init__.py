@@ -2,8 +2,8 @@
 
 TFDS's own builders of the same names need TensorFlow to extract archives and to encode images; these yield
 the same features, splits, record keys and versions from the same original files, so the prepared sets hold
-the same examples in the same order and either reader accepts them. `digits`, those of `pang_lee` and those of sounds
-are ours alone; of `spoken_digit` and `yesno`, TFDS has other versions, which have one split.
+the same examples in the same order and either reader accepts them. `digits`, `multi30k`, those of `pang_lee` and
+those of sounds are ours alone; of `spoken_digit` and `yesno`, TFDS has other versions, which have one split.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ BUILDERS: dict[str, str] = {
     "mr": "jaxaccel.data.builders.pang_lee:Mr",
     "subj": "jaxaccel.data.builders.pang_lee:Subj",
     "movie_reviews": "jaxaccel.data.builders.pang_lee:MovieReviews",
+    "multi30k": "jaxaccel.data.builders.multi30k:Multi30k",
     "spoken_digit": "jaxaccel.data.builders.spoken_digit:SpokenDigit",
     "spoken_sequences": "jaxaccel.data.builders.spoken_sequences:SpokenSequences",
     "speech_words": "jaxaccel.data.builders.speech_words:SpeechWords",

@@ -22,6 +22,8 @@ _MAX_IDS = 1 << 24
 _MAX_GROWTH = 1 << 10  # times the characters of a text that its normalization may make; a few in use
 PAD, UNKNOWN, START, END, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 _PADS, _MASKS = (PAD, "<pad>", "<|pad|>"), (MASK, "<mask>")
+_BEGINS = (START, "<s>", "<bos>", "<|startoftext|>")
+_ENDS = (END, "</s>", "<eos>", "<|endoftext|>")
 WHAT = "is no tokenizer"
 """What a damaged file may be besides."""
 
@@ -62,18 +64,29 @@ class Tokenizer:
         """The id that stands for a hidden piece, None where there is none."""
         return open_text(self.json).mask
 
+    @property
+    def begin(self) -> int | None:
+        """The id before the first piece of a text, None where there is none."""
+        return open_text(self.json).begin
+
+    @property
+    def end(self) -> int | None:
+        """The id that ends a text, None where there is none."""
+        return open_text(self.json).end
+
     @functools.cached_property
     def digest(self) -> str:
         """SHA-256 of the text."""
         return hashlib.sha256(self.json.encode()).hexdigest()
 
-    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+    def encode(self, texts: Sequence[str], *, template: bool = True) -> list[np.ndarray]:
         """The ids of each text, int32 (length,), with what the template adds; other threads run meanwhile.
 
         Nothing is cut off or filled up. An empty text has what the template adds, which may be nothing.
 
         Args:
           texts: any number of them.
+          template: whether to add what the template adds, such as the begin and the end.
 
         Raises:
           UserError: `texts` is one text.
@@ -83,7 +96,7 @@ class Tokenizer:
         rust = open_text(self.json).rust
         valid = [_to_valid(text) for text in texts]
         try:
-            encodings = rust.encode_batch_fast(valid)
+            encodings = rust.encode_batch_fast(valid, add_special_tokens=template)
         except Exception as error:  # the package raises no other kind
             raise UserError(f"the tokenizer cannot read these texts ({shorten(str(error))})") from error
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
@@ -108,6 +121,8 @@ class _Opened(NamedTuple):
     pad: int
     unknown: int | None
     mask: int | None
+    begin: int | None
+    end: int | None
 
 
 def import_tokenizers() -> ModuleType:
@@ -168,7 +183,7 @@ def _check(tokenizers: Any, value: dict[str, Any], text: str) -> _Opened:
     check(growth <= _MAX_GROWTH, f"a normalization that makes {growth:.3g} characters of one")
     # What its parts disagree on is found here, not in the midst of training.
     check(max(rust.encode("a").ids, default=0) < vocabulary, "a template of ids that are none")
-    return _Opened(rust, vocabulary, pad, unknown, _first_id(rust, _MASKS))
+    return _Opened(rust, vocabulary, pad, unknown, *(_first_id(rust, x) for x in (_MASKS, _BEGINS, _ENDS)))
 
 
 def _growths(normalizer: Any) -> Iterator[int]:

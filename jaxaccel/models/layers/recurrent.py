@@ -125,6 +125,10 @@ class Gru(nnx.Module):
         carry, outputs = jax.lax.scan(step, carry, (steps, _by_position(mask)), reverse=self.reverse)
         return outputs.swapaxes(0, 1), carry
 
+    def step(self, x: jax.Array, carry: jax.Array) -> jax.Array:
+        """The output, which is the carry too, (B, features), of one position (B, inputs)."""
+        return renew(self.input(x), self.recurrent(carry), carry)
+
     def start(self, batch: int, dtype: DTypeLike = jnp.float32) -> jax.Array:
         """The carry before the first position: zeros."""
         return jnp.zeros((batch, self.features), dtype)

@@ -2,9 +2,10 @@
 
 import jax
 from flax import nnx
+from jax.nn.initializers import Initializer
 
 from jaxaccel.models.layers.attention import Attention
-from jaxaccel.models.layers.blocks import optional_dropout
+from jaxaccel.models.layers.blocks import Activation, optional_dropout, truncated_normal
 from jaxaccel.models.layers.mlp import Mlp
 
 
@@ -19,6 +20,9 @@ class Block(nnx.Module):
       exact_gelu: not the tanh approximation.
       rotary: queries and keys are rotated by their positions.
       causal: a position sees only itself and those before it.
+      inner_dropout: probability of dropout between the layers of the MLP; `dropout` where it is left out.
+      activation: between the layers of the MLP; GELU where it is left out.
+      init: what kernels start from.
       rngs: streams ``params``, and ``dropout`` if `dropout` > 0.
     """
 
@@ -32,12 +36,18 @@ class Block(nnx.Module):
         exact_gelu: bool = False,
         rotary: bool = False,
         causal: bool = False,
+        inner_dropout: float | None = None,
+        activation: Activation | None = None,
+        init: Initializer = truncated_normal,
         rngs: nnx.Rngs,
     ) -> None:
+        inner = dropout if inner_dropout is None else inner_dropout
         self.norm1 = nnx.LayerNorm(width, epsilon=1e-6, rngs=rngs)
-        self.attention = Attention(width, heads, rotary=rotary, causal=causal, rngs=rngs)
+        self.attention = Attention(width, heads, rotary=rotary, causal=causal, init=init, rngs=rngs)
         self.norm2 = nnx.LayerNorm(width, epsilon=1e-6, rngs=rngs)
-        self.mlp = Mlp(width, hidden, dropout=dropout, exact_gelu=exact_gelu, rngs=rngs)
+        self.mlp = Mlp(
+            width, hidden, dropout=inner, exact_gelu=exact_gelu, activation=activation, init=init, rngs=rngs
+        )
         self.dropout = optional_dropout(dropout, rngs=rngs)
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:

@@ -1,1 +1,1 @@
-"""Classifiers of texts, which are rows of token ids and a mask: one file for each family."""
+"""Networks for texts, which are rows of token ids and a mask: one file for each family."""

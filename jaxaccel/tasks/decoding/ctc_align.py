@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxaccel.tasks.decoding.ctc_beam import NEVER
+from jaxaccel.tasks.decoding.log_probabilities import NEVER, find_log_probabilities
 
 
 class Spans(NamedTuple):
@@ -31,7 +31,7 @@ def align_ctc(
       counts: (B,) int.
       blank: the class of no symbol.
     """
-    probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
+    probabilities = find_log_probabilities(logits)
     there = jnp.arange(symbols.shape[1]) < counts[:, None]
     kept = jnp.where(there, symbols, blank).astype(jnp.int32)
     align = jax.vmap(_align, in_axes=(0, 0, 0, 0, None))

@@ -5,11 +5,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxaccel.tasks.decoding.ctc_greedy import FILL, Decoded
+from jaxaccel.tasks.decoding.ctc_greedy import FILL, Symbols
+from jaxaccel.tasks.decoding.log_probabilities import NEVER, find_log_probabilities
 from jaxaccel.tasks.decoding.ngram import EDGE, NgramScores, follow_context
 
-NEVER = -1e30
-"""The logarithm of what cannot be; finite, so that differences of two of them are no NaN."""
 _MULTIPLIERS = (1_000_003, 2_654_435_761)  # odd: prefixes are told apart by two sums of 32 bits
 
 
@@ -34,7 +33,7 @@ class _Beam(NamedTuple):
 
 def search_prefixes(
     logits: jax.Array, outputs: jax.Array, beam: int, blank: int = 0, ngrams: NgramScores | None = None
-) -> Decoded:
+) -> Symbols:
     """Finds the most probable sequences of symbols (Graves & Jaitly 2014; Hannun et al. 2014, arXiv:1408.2873).
 
     A prefix is kept once, with the sum over its alignments that no step has cut off. With a beam as wide as there are
@@ -55,11 +54,11 @@ def search_prefixes(
     if ngrams is None:
         ngrams = NgramScores(jnp.zeros((1, classes)), 0.0, 0.0)
     added = ngrams.weight * jnp.asarray(ngrams.table) + ngrams.bonus * (jnp.arange(classes) != EDGE)
-    probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
+    probabilities = find_log_probabilities(logits)
     return jax.vmap(lambda p, count: _search(p, count, beam, blank, added))(probabilities, outputs)
 
 
-def _search(probabilities: jax.Array, count: jax.Array, width: int, blank: int, added: jax.Array) -> Decoded:
+def _search(probabilities: jax.Array, count: jax.Array, width: int, blank: int, added: jax.Array) -> Symbols:
     """One utterance: probabilities (T, classes), and what the n-gram model adds for each symbol in each context."""
     steps = probabilities.shape[0]
     start = _Beam(
@@ -80,7 +79,7 @@ def _search(probabilities: jax.Array, count: jax.Array, width: int, blank: int, 
     beam, _ = jax.lax.scan(step, start, (jnp.arange(steps), probabilities))
     ended = beam.prior + added[beam.context, EDGE]
     scores, order = jax.lax.top_k(jnp.logaddexp(beam.blank, beam.symbol) + ended, width)
-    return Decoded(beam.symbols[order], scores)
+    return Symbols(beam.symbols[order], scores)
 
 
 def _advance(beam: _Beam, now: jax.Array, blank: int, added: jax.Array) -> _Beam:

@@ -5,11 +5,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxaccel.tasks.decoding.log_probabilities import find_log_probabilities
+
 FILL = -1
 """What stands in an array of symbols behind the last one."""
 
 
-class Decoded(NamedTuple):
+class Symbols(NamedTuple):
     """Sequences of symbols, the best first where there are several."""
 
     symbols: jax.Array
@@ -31,7 +33,7 @@ class BestPath(NamedTuple):
     """(B,) float32: log probability of the path."""
 
 
-def collapse_best_path(logits: jax.Array, outputs: jax.Array, blank: int = 0) -> Decoded:
+def collapse_best_path(logits: jax.Array, outputs: jax.Array, blank: int = 0) -> Symbols:
     """Takes the best class of each output, joins equal neighbors and leaves out blanks.
 
     The score is that of the path, which is at most that of the symbols over all their alignments.
@@ -42,7 +44,7 @@ def collapse_best_path(logits: jax.Array, outputs: jax.Array, blank: int = 0) ->
       blank: the class of no symbol.
     """
     path = follow_best_path(logits, outputs, blank)
-    return Decoded(path.symbols, path.scores)
+    return Symbols(path.symbols, path.scores)
 
 
 def follow_best_path(logits: jax.Array, outputs: jax.Array, blank: int = 0) -> BestPath:
@@ -55,7 +57,7 @@ def follow_best_path(logits: jax.Array, outputs: jax.Array, blank: int = 0) -> B
       outputs: (B,) int, how many of T count.
       blank: the class of no symbol.
     """
-    probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
+    probabilities = find_log_probabilities(logits)
     length = logits.shape[1]
     there = jnp.arange(length) < outputs[:, None]
     best = jnp.where(there, probabilities.argmax(-1), blank).astype(jnp.int32)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from small_texts import CLASSES, SMALL, VOCABULARY, draw_texts, fast_jit, pad_texts, small, split
+from small_writers import WRITERS
 
 import jaxaccel as ja
 from jaxaccel import models
@@ -33,7 +34,7 @@ MIX = (*INPUTS, jax.ShapeDtypeStruct((2,), jnp.float32))
 
 def test_every_preset_is_counted():
     of_text = {name for name in models.__all__ if ".models.text." in getattr(models, name).__module__}
-    assert {name for name in of_text if name[0].islower()} == PRESETS.keys()
+    assert {name for name in of_text if name[0].islower()} == PRESETS.keys() | WRITERS.keys()
 
 
 @pytest.mark.parametrize("name", PRESETS)
