@@ -83,10 +83,13 @@ def test_a_mistake_is_one_line(words, says, monkeypatch):
         (["--task.nbest", "3"], "--task.nbest 3 needs as many hypotheses: --task.beam 3"),
         (
             ["--data.name", "unequal"],
-            "train.en has 2 lines and unequal/train.de has 1: lines of the same number",
+            "train.de has 1 lines and unequal/train.en has 2: lines of the same number",
         ),
         (["--task.max-length", "2"], "all 320 examples of"),
-        (["--task.vocabulary", "100"], "--task.vocabulary must be at least 260 for bpe, one for each byte, got 100"),
+        (
+            ["--task.vocabulary", "100"],
+            "--task.vocabulary must be at least 260 for bpe, one for each byte, got 100",
+        ),
     ],
 )
 def test_a_mistake_in_a_translation_is_one_line(words, says):

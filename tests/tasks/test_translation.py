@@ -190,6 +190,16 @@ def test_beams_give_several_translations_with_scores(trained):
     assert told["translation"] == told["nbest"][0]["translation"]
 
 
+def test_an_evaluation_takes_a_beam(trained, tmp_path):
+    from jaxaccel.evaluate import EvaluateOptions, evaluate
+
+    found = evaluate(trained.directory, EvaluateOptions(which="last", beam=2, out=tmp_path))
+    greedy = trained.summary["eval"]
+    assert found.metrics["perplexity"] == pytest.approx(greedy["perplexity"], rel=1e-4)
+    assert found.metrics["bleu"] > 0.8 * greedy["bleu"]
+    assert json.loads((tmp_path / "evaluation.json").read_text())
+
+
 def test_an_empty_line_and_a_long_one_are_errors_of_these_lines_alone(trained, tmp_path):
     from jaxaccel.predict import PredictOptions, main, write_predictions
 
