@@ -42,6 +42,11 @@ def prepare(dataset: DatasetName, directory: Path, downloads: Path | None = None
     if dataset.name not in names:
         near = difflib.get_close_matches(dataset.name, names, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "see tensorflow.org/datasets/catalog"
+        if importlib.util.find_spec("tensorflow") is None:
+            hint += (
+                "; TFDS knows some data sets with TensorFlow alone, which prepares them once: pip install "
+                "'jaxaccel[tfds-prepare]'"
+            )
         raise UserError(f"unknown data set {dataset.name!r}: {hint}")
     if downloads is not None and not downloads.is_dir():
         raise UserError(f"{option('data.downloads', downloads)} is not a folder")

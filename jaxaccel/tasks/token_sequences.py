@@ -19,6 +19,8 @@ from jaxaccel.tasks.task import PyTree, Task
 from jaxaccel.tasks.text_tokens import LEARNED, find_tokenizer
 
 T = TypeVar("T", bound="TokenSequences")
+LEAST_BPE = 260
+"""Bytes and special tokens."""
 MOST_LEARNED = 500_000
 """Examples that a tokenizer is learned of at most, taken evenly from the whole split."""
 
@@ -55,6 +57,10 @@ class TokenSequences(Task):
             raise UserError(
                 f"{option('fill_to')} goes up to {self.fill_to[-1]} and examples up to {self.max_length}: raise "
                 f"{option('max_length')}"
+            )
+        if self.tokenizer == "bpe" and self.vocabulary < LEAST_BPE:
+            raise UserError(
+                f"{option('vocabulary')} must be at least {LEAST_BPE} for bpe, one for each byte, got {self.vocabulary}"
             )
 
     @property

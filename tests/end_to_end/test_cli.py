@@ -72,6 +72,36 @@ def test_a_mistake_is_one_line(words, says, monkeypatch):
     assert not list(Path().glob("runs/*/checkpoints/*"))
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (
+            ["--task.target", "fr"],
+            "the data set has no 'fr', it has de, en: say with --task.target what to take",
+        ),
+        (["--task.target", "en"], "--task.source and --task.target are both 'en'"),
+        (["--task.nbest", "3"], "--task.nbest 3 needs as many hypotheses: --task.beam 3"),
+        (
+            ["--data.name", "unequal"],
+            "train.de has 1 lines and unequal/train.en has 2: lines of the same number",
+        ),
+        (["--task.max-length", "2"], "all 320 examples of"),
+        (
+            ["--task.vocabulary", "100"],
+            "--task.vocabulary must be at least 260 for bpe, one for each byte, got 100",
+        ),
+    ],
+)
+def test_a_mistake_in_a_translation_is_one_line(words, says):
+    Path("unequal").mkdir()
+    Path("unequal/train.en").write_text("a\nb\n")
+    Path("unequal/train.de").write_text("c\n")
+    with pytest.raises(UserError) as error:
+        main(["multi30k_en_de", "--data.name", str(FIXTURES / "translation"), *words])
+    assert says in error.value.as_flags()
+    assert "\n" not in str(error.value).strip()
+
+
 def without_tensorflow(name, *rest):
     import importlib.machinery
 

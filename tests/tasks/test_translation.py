@@ -23,12 +23,12 @@ from jaxaccel.training import Data
 from jaxaccel.training import fit as fit_module
 
 PAIRS = str(Path(__file__).parents[1] / "fixtures" / "translation")
-TASK = Translation(vocabulary=330, fill_to=(28, 44))
+TASK = Translation(vocabulary=330, fill_to=(44,))
 
 
 def make_recipe(**changes):
     recipe = ja.Recipe(
-        name="pairs", model=OneLook, task=TASK, data=Data(name=PAIRS), epochs=24, eval_every=12, batch_tokens=512,
+        name="pairs", model=OneLook, task=TASK, data=Data(name=PAIRS), epochs=24, eval_every=12, batch_tokens=704,
         optimizer=ja.Optimizer("adamw", learning_rate=1e-2),
     )  # fmt: skip
     return dataclasses.replace(recipe, **changes)
@@ -190,6 +190,16 @@ def test_beams_give_several_translations_with_scores(trained):
     assert told["translation"] == told["nbest"][0]["translation"]
 
 
+def test_an_evaluation_takes_a_beam(trained, tmp_path):
+    from jaxaccel.evaluate import EvaluateOptions, evaluate
+
+    found = evaluate(trained.directory, EvaluateOptions(which="last", beam=2, out=tmp_path))
+    greedy = trained.summary["eval"]
+    assert found.metrics["perplexity"] == pytest.approx(greedy["perplexity"], rel=1e-4)
+    assert found.metrics["bleu"] > 0.8 * greedy["bleu"]
+    assert json.loads((tmp_path / "evaluation.json").read_text())
+
+
 def test_an_empty_line_and_a_long_one_are_errors_of_these_lines_alone(trained, tmp_path):
     from jaxaccel.predict import PredictOptions, main, write_predictions
 
@@ -240,7 +250,7 @@ def test_a_student_learns_from_the_soft_targets_of_its_teacher(trained, tmp_path
 
 
 def test_a_run_that_was_killed_goes_on_to_the_same_weights(tmp_path, monkeypatch):
-    short = make_recipe(epochs=2, eval_every=1, task=dataclasses.replace(TASK, fill_to=(44,)))
+    short = make_recipe(epochs=2, eval_every=1, task=dataclasses.replace(TASK, fill_to=(28, 44)))
     whole = ja.train(short, run=tmp_path / "whole")
     ran = fit_module.evaluate_and_save
 
