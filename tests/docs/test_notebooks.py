@@ -158,6 +158,27 @@ def test_speech_is_heard_and_streamed(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_texts_are_translated_and_attention_is_drawn(tmp_path, monkeypatch):
+    settings = {
+        "DATASET": str(FIXTURES / "translation"),
+        "EPOCHS": 4,
+        "SIZE": {"depth": 1, "width": 32, "hidden": 64, "dropout": 0.0},
+    }
+    kernel(tmp_path, monkeypatch, settings)
+    done = client(ROOT / "colab" / "translation.ipynb", tmp_path).execute()
+    kept(done, "translation.ipynb")
+    for cell in ("train", "attention"):
+        assert [
+            picture.startswith(b"\x89PNG") and len(picture) > 5000 for picture in said(done, cell)[1]
+        ] == [True]
+    (table,) = (c.outputs[0].data["text/markdown"] for c in done.cells if c.id == "translate")
+    assert table.count("<br>") == 5 * 2 * 2  # three translations of each of five sentences, and their scores
+    receipts = next(c.outputs for c in done.cells if c.id == "int8")[-1].data["text/markdown"]
+    packed = [float(line.split("|")[3].replace(",", "")) for line in receipts.splitlines()[2:]]
+    assert packed[-1] < packed[0] / 2
+
+
+@pytest.mark.slow
 def test_compress_goes_from_a_run_to_an_int8_model(tmp_path, monkeypatch):
     kernel(tmp_path, monkeypatch, {"EPOCHS": 5, "TUNING": 1.0})
     done = client(ROOT / "colab" / "compress.ipynb", tmp_path).execute()

@@ -8,7 +8,9 @@ Hardware: meant for two CPU cores; not trained to its end yet.
 Command: `python -m jaxaccel.train spoken_digit`
 """
 
-from jaxaccel import models
+from functools import partial
+
+from jaxaccel import augment, models
 from jaxaccel.optim import Optimizer, Schedule
 from jaxaccel.tasks import AudioClassification
 from jaxaccel.training.recipe import Data, Recipe
@@ -21,7 +23,13 @@ def recipe() -> Recipe:
         model=models.bc_resnet_1,
         task=AudioClassification(rate=8000, bands=40, max_seconds=1.5),
         data=Data(name="spoken_digit:1.0.10"),
-        epochs=20,
+        augment=(
+            augment.change_speed,
+            partial(augment.shift_sound, seconds=0.1, rate=8000),
+            partial(augment.add_noise, snr=(10.0, 40.0), probability=0.5),
+        ),
+        augment_features=(partial(augment.mask_spectrogram, time_masks=2, band_width=8),),
+        epochs=30,
         batch_size=64,
         optimizer=Optimizer(name="adamw", learning_rate=4e-3, weight_decay=1e-2),
         schedule=Schedule(name="cosine", warmup=0.1),
