@@ -43,6 +43,7 @@ TOPICS = (
     Topic("compression", "Smaller networks", ("channels", "sparse_step")),
     Topic("freezing", "Frozen parameters", ("freezing",)),
     Topic("text", "Classifiers of texts", ("text",)),
+    Topic("speech", "Recognizers of speech", ("speech",)),
 )
 Kept = tuple[Path, dict[str, Any]]
 """A file and the record that it holds."""

@@ -13,22 +13,28 @@ as long as the questions of TREC, all filled up to the longest one or put into t
 what it counts are texts, not padding.
 """
 
-import dataclasses
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 
+from benchmarks.beside_torch import (
+    RIVALS,
+    WHAT,
+    choose_ways,
+    make_turns,
+    open_session,
+    tabulate_steps,
+    time_ways,
+)
 from benchmarks.harness import Benchmark, set_up_trainer
-from benchmarks.options import Mistake, Option, Options, choose_names, read_count, time_by
+from benchmarks.options import Option, Options, choose_names, read_count, time_by
 from benchmarks.peers.process import Peer, Process, open_process
 from benchmarks.records import Cell, summarize_times
-from benchmarks.tables import Table, compare_with, format_ratio, format_short, format_span
-from benchmarks.text_programs import TextModel
-from benchmarks.texts import Sizes, Texts, draw_batch, draw_epoch, draw_lengths
-from jaxaccel.core.timing import Turn, run_repeatedly, time_in_turns
+from benchmarks.tables import Table, format_ratio, format_short
+from benchmarks.text_programs import as_batch, make_text_model
+from benchmarks.texts import Sizes, draw_batch, draw_epoch, draw_lengths
+from jaxaccel.core.timing import Turn, time_in_turns
 from jaxaccel.data.buckets import MAX_BUCKETS, choose_bounds
 
 MODELS = {"text_cnn": "text_cnn", "text_encoder_ti": "text_encoder", "bilstm": "bilstm"}
@@ -36,10 +42,6 @@ QUICK = {"width": 16, "heads": 2, "features": 8, "filters": 4}
 """Sizes under ``--quick``."""
 DEPTHS_AT = 32
 """Tokens of the texts that encoders of several depths read."""
-RIVALS = {"xla": "XLA's forms", "eager": "PyTorch", "compiled": "torch.compile"}
-WHAT = ("train", "infer")
-AGREES = 1e-4
-"""Largest relative difference of the losses, and of the norms of their gradients."""
 
 
 def measure(options: Options) -> Iterator[Cell]:
@@ -67,11 +69,9 @@ def measure_length(
 ) -> Cell:
     """Measures training steps and inference of one model at one length."""
     batch = draw_batch(length, options.batch)
-    ours = TextModel(sizes, batch)
-    turns = make_turns(
-        ours, {"batch": [batch]}, WHAT, ("jaxaccel",) if options.quick else ("jaxaccel", "xla")
-    )
-    theirs = open_session(ours, sizes, torch, options, length=length)
+    ours = make_text_model(sizes, batch)
+    turns = make_turns(ours, {"batch": [ours.batch]}, WHAT, choose_ways(options))
+    theirs = open_session(ours, sizes, torch, options, length=length, batch_size=options.batch)
     cell = {
         "table": table,
         "model": model,
@@ -89,9 +89,11 @@ def measure_epoch(model: str, sizes: Sizes, torch: Process | None, options: Opti
     buckets = [int(bound) for bound in choose_bounds(lengths, 2 if options.quick else MAX_BUCKETS)]
     bounds = {"buckets": buckets, "longest": buckets[-1:]}
     epochs = {name: draw_epoch(options.examples, options.batch, some) for name, some in bounds.items()}
-    ours = TextModel(sizes, next(iter(epochs.values()))[0])
-    theirs = open_session(ours, sizes, torch, options, bounds=bounds, examples=options.examples)
-    turns = make_turns(ours, epochs, ("train",), ("jaxaccel",))
+    ours = make_text_model(sizes, next(iter(epochs.values()))[0])
+    drawn = {"bounds": bounds, "examples": options.examples, "batch_size": options.batch}
+    theirs = open_session(ours, sizes, torch, options, **drawn)
+    batches = {name: [as_batch(texts) for texts in epoch] for name, epoch in epochs.items()}
+    turns = make_turns(ours, batches, ("train",), ("jaxaccel",))
     contenders: dict[str, Turn] = {f"jaxaccel, {name}": turns["jaxaccel", "train", name] for name in epochs}
     for way in theirs.get("ways", ()):
         assert torch
@@ -99,12 +101,12 @@ def measure_epoch(model: str, sizes: Sizes, torch: Process | None, options: Opti
     times = time_in_turns(contenders, rounds=options.rounds, budget=options.budget)
     rows = {}
     for name, found in times.rounds.items():
-        batches = epochs[name.split(", ")[1]]
-        texts, places = len(batches) * options.batch, sum(batch.token.size for batch in batches)
+        epoch = epochs[name.split(", ")[1]]
+        texts, places = len(epoch) * options.batch, sum(batch.token.size for batch in epoch)
         row = summarize_times(found)
         rows[name] = row | {
-            "texts_per_second": 1e3 * texts / row["median_ms"], "batches": len(batches),
-            "padding": 1 - sum(int(batch.length.sum()) for batch in batches) / places,
+            "texts_per_second": 1e3 * texts / row["median_ms"], "batches": len(epoch),
+            "padding": 1 - sum(int(batch.length.sum()) for batch in epoch) / places,
         }  # fmt: skip
     return {
         "table": "epochs", "model": model, "length": bounds["longest"][0], "depth": sizes.depth,
@@ -112,87 +114,12 @@ def measure_epoch(model: str, sizes: Sizes, torch: Process | None, options: Opti
     }  # fmt: skip
 
 
-def make_turns(
-    ours: TextModel, epochs: Mapping[str, Sequence[Texts]], what: Sequence[str], ways: Sequence[str]
-) -> dict[tuple[str, str, str], Turn]:
-    """Makes {(way, what, epoch): turn} of jaxaccel."""
-    make: Mapping[str, Callable[..., Callable[[], Any]]] = {
-        "train": ours.make_training,
-        "infer": ours.make_inference,
-    }
-    return {
-        (way, kind, name): run_repeatedly(make[kind](epoch, way == "jaxaccel"))
-        for kind in what
-        for name, epoch in epochs.items()
-        for way in ways
-    }
-
-
-def open_session(
-    ours: TextModel, sizes: Sizes, torch: Process | None, options: Options, **what: Any
-) -> dict[str, Any]:
-    """Gives the other process the weights, and checks that both compute the same."""
-    if torch is None:
-        return {}
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "weights.npz"
-        ours.save(file)
-        made = torch.ask(
-            sizes=dataclasses.asdict(sizes), weights=str(file), batch_size=options.batch,
-            compile=options.compile, **what,
-        )  # fmt: skip
-    for name, value in ours.check().items():
-        if not abs(made[name] - value) <= AGREES * abs(value):
-            raise Mistake(f"{sizes.model}: PyTorch's {name} is {made[name]:.7g}, jaxaccel's {value:.7g}")
-    return made
-
-
-def time_ways(
-    what: str, epoch: str, turns: Mapping[tuple[str, str, str], Turn], theirs: Mapping[str, Any],
-    torch: Process | None, options: Options,
-) -> Cell:  # fmt: skip
-    """Times all ways to train, or to infer."""
-    contenders = {way: turn for (way, kind, _), turn in turns.items() if kind == what}
-    for way in theirs.get("ways", ()):
-        assert torch
-        contenders[way] = torch.turn(f"{way}, {what}, {epoch}")
-    times = time_in_turns(contenders, rounds=options.rounds, seconds=options.seconds, budget=options.budget)
-    rows = {way: summarize_times(found) for way, found in times.rounds.items()}
-    ratios = {way: times.gain("jaxaccel", way).ratio for way in rows if way != "jaxaccel"}
-    return {"times": rows, "times_as_fast_as": ratios, "rounds": len(times.rounds["jaxaccel"])}
-
-
 def tabulate(cells: Sequence[Cell]) -> list[Table]:
     """Makes a table of lengths, one of depths and one of epochs, where there are such cells."""
-    tables = []
-    for table, title in (("lengths", "by length"), ("depths", f"by depth, {DEPTHS_AT} tokens")):
-        found = [cell for cell in cells if cell["table"] == table]
-        for what, name in zip(
-            WHAT, ("Milliseconds of a training step", "Milliseconds of inference"), strict=True
-        ):
-            if found:
-                tables.append(tabulate_times(f"{name}, {title}", table, what, found))
+    titles = {"lengths": ("length", "by length"), "depths": ("depth", f"by depth, {DEPTHS_AT} tokens")}
+    tables = tabulate_steps(cells, titles)
     epochs = [cell for cell in cells if cell["table"] == "epochs"]
     return [*tables, tabulate_epochs(epochs)] if epochs else tables
-
-
-def tabulate_times(title: str, table: str, what: str, cells: Sequence[Cell]) -> Table:
-    """Makes one line a cell; a ratio above 1 says that jaxaccel is that many times as fast."""
-    column = {"lengths": "length", "depths": "depth"}[table]
-    headings = ["model", column, "batch", "jaxaccel ms", *(f"{name} ms" for name in RIVALS.values()),
-                *(f"× {name}" for name in RIVALS.values())]  # fmt: skip
-    rows, compared = [], {way: {} for way in RIVALS}
-    for cell in cells:
-        found = cell["programs"][what]
-        times, ratios = found["times"], found["times_as_fast_as"]
-        shown = [format_span(times[way]) if way in times else "" for way in ("jaxaccel", *RIVALS)]
-        rows.append([cell["model"], str(cell[column]), str(cell["batch_size"]), *shown,
-                     *(format_ratio(ratios.get(way)) for way in RIVALS)])  # fmt: skip
-        for way in RIVALS:
-            if way in ratios:
-                compared[way][f"{cell['model']}, {column} {cell[column]}"] = ratios[way]
-    notes = [compare_with(RIVALS[way], found) for way, found in compared.items() if found]
-    return Table(title, headings, rows, notes=notes)
 
 
 def tabulate_epochs(cells: Sequence[Cell]) -> Table:

@@ -414,3 +414,67 @@ def test_text_computes_what_pytorch_does(model, tmp_path):
         ratio = found["times"]["eager"]["median_ms"] / found["times"]["jaxaccel"]["median_ms"]
         assert found["times_as_fast_as"]["eager"] == pytest.approx(ratio)
     assert "× PyTorch" in printed
+
+
+def test_sounds_have_room_for_their_transcripts():
+    from benchmarks.sounds import RATE, SUBSAMPLING, draw_sounds
+    from jaxaccel.tasks.ctc import count_least_outputs
+
+    sounds = draw_sounds(4, 16)
+    assert sounds.audio.shape == (16, 4 * RATE) and sounds.samples[0] == 4 * RATE
+    assert (sounds.samples > 2 * RATE).all() and (sounds.samples <= 4 * RATE).all()
+    assert ((sounds.label > 0).sum(1) == sounds.labels).all() and sounds.labels[0] == 4 * 12
+    for samples, label, labels in zip(sounds.samples, sounds.label, sounds.labels, strict=True):
+        outputs = samples / RATE * 100 / max(SUBSAMPLING.values())
+        assert count_least_outputs(label[:labels].tolist()) <= outputs
+
+
+def test_chunks_are_whole_outputs(capsys):
+    assert main(["speech", "--chunks", "150"]) == 2
+    assert "--chunks: '150' is no multiple of the 20 ms of an output" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("theirs", "says"), [(1.0001, None), (1.001, "the loss: .* differ by 0.001")])
+def test_what_pytorch_computes_differs_by_little(theirs, says):
+    import numpy as np
+
+    from benchmarks.beside_torch import check_equal
+    from benchmarks.options import Mistake
+
+    if says is None:
+        check_equal("the loss", np.float64(theirs), np.float64(1.00005))
+        return
+    with pytest.raises(Mistake, match=says):
+        check_equal("the loss", np.float64(theirs), np.float64(1.0))
+    check_equal("the loss", np.float64(theirs), np.float64(1.0), most=2e-3)
+
+
+@pytest.mark.slow
+def test_speech(tmp_path):
+    printed = run("speech", "--quick", "--without", "torch", "--models", "lstm_ctc", "--output", tmp_path)
+    cells = [json.loads(file.read_text())["cells"] for file in sorted(tmp_path.glob("speech-*.json"))]
+    (depth,), (length,), (stream,) = cells
+    assert [cell["table"] for cell in (depth, length, stream)] == ["depths", "lengths", "streams"]
+    for cell in (depth, length):
+        for what in ("train", "infer"):
+            check_times(cell["programs"][what]["times"]["jaxaccel"])
+    found = stream["programs"]["stream"]
+    check_times(found["times"]["jaxaccel"])
+    factor = found["times"]["jaxaccel"]["median_ms"] / 160
+    assert found["real_time_factors"] == {"jaxaccel": pytest.approx(factor)}
+    assert "by depth, 1 s" in printed and "jaxaccel real-time factor" in printed
+    assert "× PyTorch" not in printed and "PyTorch real-time factor" not in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words", [("lengths", "lstm_ctc"), ("lengths", "conformer_ctc"), ("streams", "lstm_ctc")]
+)
+def test_speech_computes_what_pytorch_does(words, tmp_path):
+    pytest.importorskip("torch")
+    record, printed = run_quick("speech", tmp_path, "--tables", words[0], "--models", words[1])
+    (cell,) = record["cells"]  # the benchmark ends where losses, gradients or logits differ
+    for found in cell["programs"].values():
+        ratio = found["times"]["eager"]["median_ms"] / found["times"]["jaxaccel"]["median_ms"]
+        assert found["times_as_fast_as"]["eager"] == pytest.approx(ratio)
+    assert "× PyTorch" in printed
