@@ -9,13 +9,12 @@ weights are in the LSTMs, two fifths of them inside a loop over time.
 
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
-from receipts_table import check_names, follow_pipeline, print_table, read_rows, write_rows
+from receipts_table import Plan, follow_plans, print_table
 
 from jaxaccel import cli, models
 from jaxaccel.compression import FineTune, LowRank, Quantize, Step, Student
@@ -41,13 +40,13 @@ class Options:
     """Also write the rows here, as JSON."""
 
 
-def pipelines(options: Options) -> dict[str, dict[str, Step]]:
-    """The steps of each pipeline by its name."""
+def plan_pipelines(options: Options) -> dict[str, Plan]:
+    """The pipelines by their names."""
     tune, int8 = FineTune(epochs=options.epochs, rate=0.3), {"int8": Quantize()}
     pruned = dataclasses.replace(tune, sparse=Sparse(method="gradual", sparsity=0.8, every=5, end=0.5))
     small = partial(models.lstm_ctc, width=64, features=64)
     taught = FineTune(epochs=options.student_epochs, rate=1.0, warmup=0.1, teacher="origin")
-    return {
+    steps: dict[str, dict[str, Step]] = {
         "int8": int8,
         "int8, dynamic": {"int8": Quantize(activations="dynamic")},
         "int8 aware": {"fine_tune": dataclasses.replace(tune, precision="int8-qat"), **int8},
@@ -61,6 +60,7 @@ def pipelines(options: Options) -> dict[str, dict[str, Step]]:
             **int8,
         },
     }
+    return {name: Plan("LSTMs", options.origin, some) for name, some in steps.items()}
 
 
 SCORES = {
@@ -73,16 +73,10 @@ def main(argv: Sequence[str]) -> int:
     """Runs the experiment."""
     options = cli.parse_options("python experiments/compress_speech.py", __doc__ or "", Options, argv)
     runtime.setup()
-    known: dict[str, Mapping[str, Any]] = read_rows(options.out)
-    plans = pipelines(options)
-    check_names(options.only, list(plans))
-    for name, steps in plans.items():
-        if options.only and name not in options.only:
-            continue
-        receipts = follow_pipeline(name, steps, options.origin, None, options.run)
-        known[name] = {"of": "LSTMs", "epochs": options.epochs, "receipts": receipts}
-        write_rows(options.out, known)
-    print_table(known, f"spoken_sequences, test; {jax.devices()[0].device_kind}", SCORES)
+    rows = follow_plans(
+        plan_pipelines(options), options.only, options.run, options.out, epochs=options.epochs
+    )
+    print_table(rows, f"spoken_sequences, test; {jax.devices()[0].device_kind}", SCORES)
     return 0
 
 

@@ -11,15 +11,14 @@ is its table of embeddings, which computes nothing; so pipelines say whether the
 
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
-from receipts_table import check_names, follow_pipeline, print_table, read_rows, write_rows
+from receipts_table import Plan, follow_plans, print_table
 
 from jaxaccel import cli
-from jaxaccel.compression import FineTune, LowRank, Prune, Quantize, Step
+from jaxaccel.compression import FineTune, LowRank, Prune, Quantize
 from jaxaccel.core import runtime
 from jaxaccel.optim import Sparse
 
@@ -45,28 +44,34 @@ class Options:
     """Also write the rows here, as JSON."""
 
 
-def pipelines(options: Options) -> dict[str, tuple[str, dict[str, Step]]]:
-    """By name: the model, and the steps."""
+def plan_pipelines(options: Options) -> dict[str, Plan]:
+    """The pipelines by their names."""
     tune, int8 = FineTune(epochs=options.epochs, rate=0.3), {"int8": Quantize()}
     pruned = dataclasses.replace(
         tune, sparse=Sparse(method="gradual", sparsity=0.8, every=10, end=0.5, where=EVERYTHING)
     )
-    return {
-        "int8": ("TextCNN", int8),
-        "80% sparse": ("TextCNN", {"prune": pruned, **int8}),
-        "low rank": ("TextCNN", {"low_rank": LowRank(flops=0.5), "fine_tune": tune, **int8}),
-        "low rank, embeddings": (
-            "TextCNN",
-            {"low_rank": LowRank(rank=32, where=(EVERYTHING,)), "fine_tune": tune, **int8},
-        ),
-        "fine-tuned alone": ("TextCNN", {"fine_tune": tune}),
-        "taught by MiniLM": (
-            "TextCNN",
-            {"fine_tune": dataclasses.replace(tune, rate=1.0, teacher=str(options.minilm)), **int8},
-        ),
-        "MiniLM, int8": ("MiniLM", int8),
-        "MiniLM, half pruned": ("MiniLM", {"prune": Prune(0.5, criterion="wanda"), **int8}),
-        "MiniLM, low rank": ("MiniLM", {"low_rank": LowRank(flops=0.7, examples=512), **int8}),
+    of_text_cnn = {
+        "int8": int8,
+        "80% sparse": {"prune": pruned, **int8},
+        "low rank": {"low_rank": LowRank(flops=0.5), "fine_tune": tune, **int8},
+        "low rank, embeddings": {
+            "low_rank": LowRank(rank=32, where=(EVERYTHING,)),
+            "fine_tune": tune,
+            **int8,
+        },
+        "fine-tuned alone": {"fine_tune": tune},
+        "taught by MiniLM": {
+            "fine_tune": dataclasses.replace(tune, rate=1.0, teacher=str(options.minilm)),
+            **int8,
+        },
+    }
+    of_minilm = {
+        "MiniLM, int8": int8,
+        "MiniLM, half pruned": {"prune": Prune(0.5, criterion="wanda"), **int8},
+        "MiniLM, low rank": {"low_rank": LowRank(flops=0.7, examples=512), **int8},
+    }
+    return {name: Plan("TextCNN", options.text_cnn, steps) for name, steps in of_text_cnn.items()} | {
+        name: Plan("MiniLM", options.minilm, steps) for name, steps in of_minilm.items()
     }
 
 
@@ -81,17 +86,10 @@ def main(argv: Sequence[str]) -> int:
     """Runs the experiment."""
     options = cli.parse_options("python experiments/compress_texts.py", __doc__ or "", Options, argv)
     runtime.setup()
-    known: dict[str, Mapping[str, Any]] = read_rows(options.out)
-    plans = pipelines(options)
-    check_names(options.only, list(plans))
-    for name, (model, steps) in plans.items():
-        if options.only and name not in options.only:
-            continue
-        origin = options.text_cnn if model == "TextCNN" else options.minilm
-        receipts = follow_pipeline(name, steps, origin, None, options.run)
-        known[name] = {"of": model, "epochs": options.epochs, "receipts": receipts}
-        write_rows(options.out, known)
-    print_table(known, f"CLINC150 test; {jax.devices()[0].device_kind}", SCORES)
+    rows = follow_plans(
+        plan_pipelines(options), options.only, options.run, options.out, epochs=options.epochs
+    )
+    print_table(rows, f"CLINC150 test; {jax.devices()[0].device_kind}", SCORES)
     return 0
 
 

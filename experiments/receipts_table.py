@@ -22,10 +22,59 @@ def follow_pipeline(
     name: str, steps: dict[str, Step], origin: Path, training: ja.Recipe | None, directory: Path
 ) -> list[dict[str, Any]]:
     """The receipts of one pipeline, which goes on where it was stopped."""
-    place = directory / "".join("_" if letter in " '" else letter for letter in name if letter not in "%:")
+    place = find_place(directory, name)
     resume = (place / "pipeline.json").exists()
     done = ja.compress(Pipeline(steps), origin, training, run=place, resume=resume)
     return [dataclasses.asdict(row) for row in done.receipts]
+
+
+def find_place(directory: Path, name: str) -> Path:
+    """Where the pipeline of that name lies."""
+    return directory / "".join("_" if letter in " '" else letter for letter in name if letter not in "%:")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A pipeline of an experiment."""
+
+    of: str
+    """What the model is called in the table."""
+    origin: Path
+    """Run that is compressed."""
+    steps: dict[str, Step]
+
+
+def follow_plans(
+    plans: Mapping[str, Plan],
+    only: Sequence[str],
+    directory: Path,
+    out: Path | None,
+    tell: Callable[[str, Mapping[str, Any]], None] = lambda name, row: None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Follows pipelines, and writes their receipts to `out` after each one.
+
+    Args:
+      plans: by name.
+      only: names of those that are wanted; all where there are none.
+      directory: of all pipelines.
+      out: a file, which may hold other pipelines of an earlier call.
+      tell: called with the name and the row of each pipeline that was followed.
+      options: what else to write of each.
+
+    Returns:
+      The rows of `print_table`, those of earlier calls among them.
+    """
+    check_names(only, list(plans))
+    rows = read_rows(out)
+    for name, plan in plans.items():
+        if only and name not in only:
+            continue
+        receipts = follow_pipeline(name, plan.steps, plan.origin, None, directory)
+        rows[name] = {"of": plan.of, **options, "receipts": receipts}
+        tell(name, rows[name])
+        write_rows(out, rows)
+    return rows
 
 
 def check_names(only: Sequence[str], names: Sequence[str]) -> None:
