@@ -39,8 +39,10 @@ class BatchLoss:
 
     model: Model
     task: Task
-    precision: Precision
-    remat: Remat
+    transform: Callable[[Callable[..., Any]], Callable[..., Any]]
+    """What the precision makes of a function, of `TRANSFORMATIONS`."""
+    policy: Callable[..., Any] | None
+    """What `jax.checkpoint` keeps of the forward pass for the backward one; None keeps all that this needs."""
     accumulate: int
     """Parts that a batch is computed in, one after another."""
     teacher: Teacher | None
@@ -54,9 +56,8 @@ class BatchLoss:
         of the part's examples, so that it stays as small as float16 holds: parts are divided by all their weights.
         """
         apply = partial(self.model.apply, train=True)
-        if self.remat != "none":
-            policy = getattr(jax.checkpoint_policies, self.remat)
-            apply = jax.checkpoint(apply, policy=policy)
+        if self.policy is not None:
+            apply = jax.checkpoint(apply, policy=self.policy)
 
         def loss_fn(
             params: PyTree, model_state: PyTree, batch: Batch, key: jax.Array
@@ -79,7 +80,7 @@ class BatchLoss:
                 value = LOSS_SCALE.scale(value, loss_scale)
             return value, (means, new_state, weight)
 
-        return TRANSFORMATIONS[self.precision](loss_fn)
+        return self.transform(loss_fn)
 
     def compute_gradients(self, state: TrainState, batch: Batch, key: jax.Array) -> Gradients:
         """The loss of a batch and its gradient, in float32 at least."""

@@ -60,7 +60,9 @@ class Training(Options):
     @property
     def loss(self) -> BatchLoss:
         """What a step minimizes."""
-        return BatchLoss(self.model, self.task, self.precision, self.remat, self.accumulate, self.teacher)
+        policy = None if self.remat == "none" else getattr(jax.checkpoint_policies, self.remat)
+        transform = TRANSFORMATIONS[self.precision]
+        return BatchLoss(self.model, self.task, transform, policy, self.accumulate, self.teacher)
 
     def init(self, weights: Mapping[str, jax.Array] | None = None) -> TrainState:
         """The state before the first step, a function of the seed and of `weights`, by path, where there are any."""
