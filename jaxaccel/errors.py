@@ -20,6 +20,11 @@ def option(path: str, value: object = None) -> str:
     return f"{_MARK}{path}{'' if value is None else f'={value}'}{_MARK}"
 
 
+def spell_options(message: str) -> str:
+    """A message that is no error, with the options in it as Python writes them: ``task.fill_to``."""
+    return _NAMED.sub(_as_keyword, message)
+
+
 class UserError(ValueError):
     """Something the user asked for cannot be done; the message is one line that says what to do instead.
 
@@ -46,7 +51,7 @@ class UserError(ValueError):
         return tuple(path for path, _ in _NAMED.findall(self.message))
 
     def __str__(self) -> str:
-        text = _NAMED.sub(_as_keyword, self.message)
+        text = spell_options(self.message)
         return f"{self.owner}: {text}" if self.owner else text
 
     def as_flags(self) -> str:

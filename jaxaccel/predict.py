@@ -176,13 +176,19 @@ def _write_split(run: Path | str, options: PredictOptions) -> Counts:
 
 def _load(run: Path | str, options: PredictOptions) -> Trained:
     which = int(options.which) if options.which.isdecimal() else options.which
-    trained = load(run, which=which, trust=options.trust)
-    beam = max(options.beam, options.nbest) if options.beam or options.nbest else 0
-    return (
-        trained.with_task(**{"beam": beam} | ({"nbest": options.nbest} if options.nbest else {}))
-        if beam
-        else trained
-    )
+    return search_wider(load(run, which=which, trust=options.trust), options)
+
+
+def search_wider(trained: Trained, options: PredictOptions) -> Trained:
+    """The model with the hypotheses that are asked for, and at least as many as the translations.
+
+    Raises:
+      UserError: it searches nothing.
+    """
+    if not (options.beam or options.nbest):
+        return trained
+    beam = max(options.beam or getattr(trained.task, "beam", 1), options.nbest)
+    return trained.with_task(beam=beam, **({"nbest": options.nbest} if options.nbest else {}))
 
 
 def _write(out: IO[bytes], records: Sequence[dict[str, Any]], place: Path | None) -> None:

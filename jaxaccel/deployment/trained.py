@@ -207,20 +207,7 @@ class Trained:
         Raises:
           UserError: they are not.
         """
-        names = self.task.facts(source.features).get("class_names")
-        if self.class_names and names and tuple(names) != tuple(self.class_names):
-            odd = sorted({*names} ^ {*self.class_names})
-            raise UserError(
-                f"{source.name} has other classes than {self.directory} was trained on: "
-                + (f"{odd[0]} is only in one of them" if odd else "their order differs")
-            )
-        here = Facts.of({}, read_elements(source, self.task.example, range(1))[0]).example
-        for name, expected in self.facts.example.items():
-            if name in here and here[name].shape != expected.shape:
-                raise UserError(
-                    f"the model takes {name} of shape {expected.shape}, {source.name} has {here[name].shape}"
-                )
-        return source
+        return self.facts.accept(source, self.task, self.directory)
 
     def __repr__(self) -> str:
         name = getattr(self.recipe.model, "func", self.recipe.model)

@@ -115,9 +115,12 @@ class LanguageModeling(TokenSequences):
     def predict(self, apply: Any, batch: Batch) -> dict[str, jax.Array]:
         """``tokens`` (B, length) int32: the prompt and what is written behind it, filled up with -1; ``score`` (B,).
 
-        The score is the log probability of what is written. Batches of texts go on behind the whole text.
+        The score is the log probability of what is written. Texts of the data go on behind their last word: their end
+        is left out.
         """
         token, count = batch["token"], batch["length"]
+        last = jnp.take_along_axis(token, jnp.maximum(count - 1, 0)[:, None], 1)[:, 0]
+        count = count - ((count > 0) & (last == self.end))
         rows, length = len(token), self.bounds[-1]
         number = batch["number"] if "number" in batch else batch["index"]
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(self.draw), number)
@@ -149,6 +152,10 @@ class LanguageModeling(TokenSequences):
         prompt = given.text if isinstance(given, Prompt) else given
         score = round(float(prediction["score"]), 6)
         return {"prompt": prompt, "text": self.decode(prediction["tokens"]), "score": score}
+
+    def relabel(self, example: Mapping[str, Any], described: Mapping[str, Any]) -> dict[str, Any]:
+        """The text with what the model writes behind it."""
+        return {self.text: described["text"]}
 
     def read(self, path: Path) -> Iterator[Input]:
         """Each line of a file of text, or each row of a csv, tsv or jsonl that has the column `text`, as a prompt."""

@@ -20,7 +20,7 @@ from jaxaccel.data.class_folders import Kind
 from jaxaccel.data.examples import READ_EXAMPLES
 from jaxaccel.data.samples import as_float
 from jaxaccel.data.sounds import SOUNDS
-from jaxaccel.errors import UserError, option
+from jaxaccel.errors import UserError, option, spell_options
 from jaxaccel.tasks.bring_arrays import Example, Given
 from jaxaccel.tasks.bring_sounds import MAX_BATCH_FRAMES, Recording, as_recording, bring_sounds, to_element
 from jaxaccel.tasks.log_mel import MIN_DEVIATION, LogMel, mask_frames, normalize
@@ -176,10 +176,11 @@ class Sounds(Task):
         cut = sum(frames > self.bounds[-1] for frames in found) if self.fitted_bounds else 0
         if cut:
             seconds = self.bounds[-1] * self.mel.hop / self.rate
-            log.warning(
+            message = (
                 f"{cut:,} of {len(found):,} sounds are longer than the {seconds:.1f} s that training has seen, and are "
                 f"cut: {option('task.fill_to')} says how long sounds may be"
             )
+            log.warning(spell_options(message))
         return np.array(found, np.int64)
 
     def features(self, batch: Batch) -> Batch:

@@ -13,7 +13,7 @@ from tyro.conf import Suppress
 
 from jaxaccel.core.options import NonNegative
 from jaxaccel.data.examples import read_column
-from jaxaccel.errors import UserError, option
+from jaxaccel.errors import UserError, option, spell_options
 from jaxaccel.tasks.ctc import BLANK, compute_ctc, count_least_outputs
 from jaxaccel.tasks.decoding import (
     NgramScores,
@@ -58,7 +58,7 @@ class SpeechRecognition(Sounds):
     """Prefixes that the search for the most probable transcript keeps; 1 takes the best path."""
     ngram: Annotated[int, Interval(ge=0, le=6)] = 0
     """Let the search know how likely each symbol follows so many minus one, counted in the training transcripts; 0
-    counts nothing."""
+    counts nothing, and a beam of 1 uses nothing."""
     ngram_weight: NonNegative = 0.5
     """Factor of the log probability by those counts."""
     symbol_bonus: float = 0.0
@@ -71,11 +71,11 @@ class SpeechRecognition(Sounds):
     """How often symbols follow each other, found by `fit` (`jaxaccel.tasks.decoding.count_ngrams`)."""
 
     def check_values(self) -> None:
-        """Checks that something searches where an n-gram model is wanted."""
+        """Checks that what is added to the score of an n-gram model is not given without one."""
         super().check_values()
-        if self.ngram and self.beam == 1:
+        if self.symbol_bonus and not self.ngram:
             raise UserError(
-                f"{option('task.ngram')} is for the search: give {option('task.beam')} too, 16 say"
+                f"{option('task.symbol_bonus')} is added by the n-gram model: give {option('task.ngram')} too, 4 say"
             )
 
     @property
@@ -103,10 +103,7 @@ class SpeechRecognition(Sounds):
 
     def after(self, fitted: Mapping[str, Any]) -> "SpeechRecognition":
         """The task with the symbols of the run that weights are taken from."""
-        names = ("fitted_symbols", "fitted_most", "fitted_ngrams")
-        if not fitted.get("fitted_symbols"):
-            return self
-        return dataclasses.replace(self, **{name: fitted[name] for name in names if name in fitted})
+        return dataclasses.replace(self, fitted_symbols=fitted.get("fitted_symbols", ()))
 
     def element(self, example: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """``audio`` and ``samples`` as of `Sounds`, ``label`` (n,) int32 and ``labels`` () int32.
@@ -200,9 +197,18 @@ class SpeechRecognition(Sounds):
         return search_prefixes(logits, outputs, self.beam, BLANK, self.find_ngrams()).symbols[:, 0]
 
     def find_ngrams(self) -> NgramScores | None:
-        """What the search knows of transcripts; None where nothing was counted."""
-        if not self.ngram or not self.fitted_ngrams:
+        """What the search knows of transcripts; None where no n-gram model is wanted.
+
+        Raises:
+          UserError: others were counted in training.
+        """
+        if not self.ngram:
             return None
+        if self.ngram != self._counted:
+            raise UserError(
+                f"{option('task.ngram', self.ngram)} was not counted in the training transcripts: give "
+                f"{option('task.ngram', self._counted)}, or train with it"
+            )
         table = estimate_ngrams(self.fitted_ngrams, len(self.fitted_symbols) + 1)
         return NgramScores(table, self.ngram_weight, self.symbol_bonus)
 
@@ -255,9 +261,13 @@ class SpeechRecognition(Sounds):
         """The transcript."""
         return as_transcript(example[self.text])
 
+    @property
+    def _counted(self) -> int:
+        """Of what order the n-grams are that were counted; 0 where none were."""
+        return len(self.fitted_ngrams[0]) - 1 if self.fitted_ngrams else 0
+
     def _fit_transcripts(self, source: Any) -> Self:
-        counted = len(self.fitted_ngrams[0]) - 1 if self.fitted_ngrams else 0
-        if self.fitted_symbols and counted == self.ngram:
+        if self.fitted_symbols and self.fitted_most and self._counted == self.ngram:
             return self
         task, read = self, list(self._read_transcripts(source))
         if not self.fitted_symbols:
@@ -267,8 +277,17 @@ class SpeechRecognition(Sounds):
                     f"all transcripts of {source.name} are empty: {option('task.text')} names another part"
                 )
             task = dataclasses.replace(self, fitted_symbols=symbols)
-        spelled = [task.transcripts.encode(text) or () for text in read]
-        most = self.fitted_most or max(1, *map(len, spelled))
+        spelled = [found for text in read if (found := task.transcripts.encode(text)) is not None]
+        if not spelled:
+            odd = self.transcripts.find_unknown(read[0])
+            raise UserError(
+                f"no transcript of {source.name} is spelled in the symbols of the run that weights are taken from: "
+                f"{odd!r} of {read[0]!r:.60} is none of them"
+            )
+        if self.ngram and self.beam == 1:
+            counted, wider = option("task.ngram", self.ngram), option("task.beam", 16)
+            log.warning(spell_options(f"{counted} is counted, and a beam of 1 does not use it: {wider} does"))
+        most = max(1, max(map(len, spelled)))
         ngrams = count_ngrams(spelled, self.ngram) if self.ngram else ()
         task = dataclasses.replace(task, fitted_most=most, fitted_ngrams=ngrams)
         task.find_ngrams()  # refuses, before anything is trained, a table that would not fit
@@ -293,8 +312,9 @@ class SpeechRecognition(Sounds):
                 f"{odd!r} in {unknown[0]!r:.60}: they count as errors, and not in the loss"
             )
         if long:
-            log.warning(
+            message = (
                 f"{len(long):,} of {len(lengths):,} transcripts have more symbols than their sound has outputs, such "
                 f"as {long[0]!r:.60}: they have no loss; {option('task.subsampling')} "
                 f"{max(self.subsampling // 2, 1)} or a smaller {option('task.hop_ms')} gives more outputs"
             )
+            log.warning(spell_options(message))

@@ -254,6 +254,10 @@ class TextClassification(Classification):
             found["label"] = found["label"] if found["known"] else self.unknown
         return found
 
+    def relabel(self, example: Mapping[str, Any], described: Mapping[str, Any]) -> dict[str, Any]:
+        """The text with its class by the model."""
+        return {**self._texts_of(example), self.label: described["label"]}
+
     def read(self, path: Path) -> Iterator[Input]:
         """Each line of a file of text, or each row of a csv, tsv or jsonl that has the columns `text`."""
         yield from read_texts(path, self.text)
@@ -292,11 +296,15 @@ class TextClassification(Classification):
             batch["length"] = jnp.maximum((places * (token != self.tokens.pad)).max(1), 1)
         return batch | {"token": token}
 
+    def _texts_of(self, example: Mapping[str, Any]) -> dict[str, str]:
+        parts = {name: example[name].item() for name in self.text}
+        return {
+            name: part.decode(errors="replace") if isinstance(part, bytes) else str(part)
+            for name, part in parts.items()
+        }
+
     def _text_of(self, example: Mapping[str, Any]) -> str:
-        parts = (example[name].item() for name in self.text)
-        return " ".join(
-            part.decode(errors="replace") if isinstance(part, bytes) else str(part) for part in parts
-        )
+        return " ".join(self._texts_of(example).values())
 
     def _fit_classes(self, source: Any) -> "TextClassification":
         names = getattr(dict(source.features.items())[self.label], "names", None)

@@ -48,8 +48,8 @@ def measure_tokens(
 
 
 def find_perplexity(scores: Mapping[str, float]) -> float:
-    """exp of the loss in nats a token; infinite where no float holds it."""
-    return math.exp(scores["loss"]) if scores["loss"] < MAX_NATS else math.inf
+    """exp of the loss in nats a token; infinite where no float holds it, and NaN where the loss is."""
+    return math.inf if scores["loss"] >= MAX_NATS else math.exp(scores["loss"])
 
 
 def shift_tokens(target: jax.Array, begin: int) -> jax.Array:

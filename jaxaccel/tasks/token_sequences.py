@@ -40,7 +40,8 @@ class TokenSequences(Task):
     lowercase: bool = False
     """Learn, read and write texts without capitals, where the tokenizer is learned."""
     max_length: Count = 256
-    """Leave longer examples out, in tokens."""
+    """Number of tokens that examples have at most: of longer ones the first are read, and training leaves out what can
+    then not be learned, such as the other half of a pair."""
     fill_to: tuple[Count, ...] = ()
     """Fill examples up to these lengths, in tokens, each of which is a program [default: six at most, by which least of
     the training batches is padding]."""
@@ -139,9 +140,22 @@ class TokenSequences(Task):
         return dataclasses.replace(self, fitted_tokenizer=tokenizer) if self.tokenizer in LEARNED else self
 
     def beside(self: T, teacher: Task) -> T:
-        """The task with the tokens of the teacher: its soft targets are over these."""
+        """The task with the tokens of the teacher: its soft targets are over these.
+
+        Raises:
+          UserError: the task has others already.
+        """
         if not isinstance(teacher, TokenSequences) or not teacher.fitted_tokenizer:
             return self
+        own = self.fitted_tokenizer
+        if self.tokenizer not in LEARNED:
+            own = find_tokenizer(self.tokenizer, (), self.vocabulary, self.lowercase).json
+        if own and own != teacher.fitted_tokenizer:
+            whose = "the run that weights are taken from" if self.tokenizer in LEARNED else self.tokenizer
+            raise UserError(
+                f"the teacher's tokens are others than those of {whose}, and its probabilities are over its own: train "
+                f"without {option('init_from')}, with {option('task.tokenizer', 'bpe')}, or teach by another model"
+            )
         return dataclasses.replace(self, fitted_tokenizer=teacher.fitted_tokenizer)
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:

@@ -11,6 +11,8 @@ import jax
 import numpy as np
 
 from jaxaccel.core.files import write_text
+from jaxaccel.data import Source
+from jaxaccel.data.examples import read_elements
 from jaxaccel.errors import UserError
 from jaxaccel.tasks.bring_arrays import BOOKKEEPING, Example
 from jaxaccel.tasks.task import Task
@@ -45,6 +47,32 @@ class Facts:
     def class_names(self) -> tuple[str, ...] | None:
         """Names of the classes in the order of their numbers, where there are classes."""
         return self.values.get("class_names")
+
+    def accept(self, source: Source, task: Task, known: Any) -> Source:
+        """`source`, whose classes and shapes must be these.
+
+        Args:
+          source: the split of another data set.
+          task: reads it.
+          known: what was trained on these facts, for the message.
+
+        Raises:
+          UserError: they are others.
+        """
+        names = task.facts(source.features).get("class_names")
+        if self.class_names and names and tuple(names) != tuple(self.class_names):
+            odd = sorted({*names} ^ {*self.class_names})
+            raise UserError(
+                f"{source.name} has other classes than {known} was trained on: "
+                + (f"{odd[0]} is only in one of them" if odd else "their order differs")
+            )
+        here = Facts.of({}, read_elements(source, task.example, range(1))[0]).example
+        for name, expected in self.example.items():
+            if name in here and here[name].shape != expected.shape:
+                raise UserError(
+                    f"the model takes {name} of shape {expected.shape}, {source.name} has {here[name].shape}"
+                )
+        return source
 
     def write(self, directory: Path) -> None:
         """Writes ``facts.json`` into the directory of a run."""

@@ -71,7 +71,11 @@ class Problem:
         task, train = self.task, self.splits.train
         values = task.facts(train.features)
         example = read_elements(train, task.example, range(1))[0]
-        return Facts.of(values, example, find_fitted_options(self.recipe.task, task))
+        found = Facts.of(values, example, find_fitted_options(self.recipe.task, task))
+        if self.recipe.data.eval_name:
+            for held in self.splits.held_out:
+                found.accept(held, task, train.name)
+        return found
 
     @functools.cached_property
     def lengths(self) -> tuple[np.ndarray, ...]:

@@ -14,7 +14,9 @@ import jaxaccel as ja
 from jaxaccel.errors import UserError
 from jaxaccel.tasks import LanguageModeling
 from jaxaccel.tasks.batches import make_elements, stack_examples
+from jaxaccel.tasks.token_loss import find_perplexity
 from jaxaccel.training import Data
+from jaxaccel.training.evaluation import compile_predict
 
 PAIRS = str(Path(__file__).parents[1] / "fixtures" / "translation")
 TASK = LanguageModeling(text="de", vocabulary=330, fill_to=(44,), write=12)
@@ -79,6 +81,35 @@ def test_texts_go_on_behind_their_prompts_the_same_alone_and_together(trained):
         len(t) for t in run.task.tokens.encode(prompts, template=False)
     ]
     assert (counts <= 12).all() and (together["score"] < 0).all()
+
+
+def test_texts_of_the_data_go_on_behind_their_last_word(trained, source):
+    run = ja.load(trained.directory, which="last").with_task(temperature=0.0)
+    element = run.task.element(source[0])
+    batch = stack_examples([run.task.pad(element, 44)]) | {"index": np.zeros(1, np.int32)}
+    found = compile_predict(run.task, run.call)(run.params, batch)
+    text = source[0]["de"].item().decode()
+    alone = run.predict([text])
+    np.testing.assert_array_equal(found["tokens"][0], alone["tokens"][0])
+    np.testing.assert_allclose(found["score"][0], alone["score"][0], rtol=1e-4)
+    assert found["score"][0] < 0  # an end that was given, and not written, would have cost nothing
+
+
+def test_a_split_is_written_with_what_the_model_adds(trained, tmp_path):
+    from jaxaccel.predict import PredictOptions, write_predictions
+
+    out = tmp_path / "more.jsonl"
+    write_predictions(trained.directory, PredictOptions(which="last", split="train[:4]", output=out))
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    texts = [ja.data.open(PAIRS, "train")[i]["de"].item().decode() for i in range(4)]
+    assert all(
+        list(row) == ["de"] and row["de"].startswith(text) for row, text in zip(rows, texts, strict=True)
+    )
+
+
+def test_perplexity_says_what_the_loss_says():
+    assert find_perplexity({"loss": math.log(7.0)}) == pytest.approx(7.0)
+    assert find_perplexity({"loss": 1e4}) == math.inf and math.isnan(find_perplexity({"loss": math.nan}))
 
 
 def test_what_is_drawn_depends_on_the_line_and_the_seed(trained):

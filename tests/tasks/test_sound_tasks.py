@@ -175,6 +175,50 @@ def test_ngrams_of_the_training_transcripts_decide_what_sounds_alike(digits):
     assert dataclasses.replace(SPEECH.fit(digits), beam=8, ngram=2).fit(digits).find_ngrams() is not None
 
 
+def test_a_search_uses_the_ngrams_that_were_counted_and_no_others(digits, caplog):
+    task = dataclasses.replace(SPEECH, beam=8, ngram=3, symbol_bonus=0.5).fit(digits)
+    heard = np.random.default_rng(0).normal(size=(2, 9, 16)).astype(np.float32)
+    outputs = np.array([9, 5])
+    one = dataclasses.replace(task, beam=1)  # as `--beam 1` makes it
+    plain = dataclasses.replace(SPEECH.fit(digits), beam=1)
+    np.testing.assert_array_equal(
+        one.decode(heard, outputs)["symbols"], plain.decode(heard, outputs)["symbols"]
+    )
+    with pytest.raises(
+        UserError, match=r"ngram=2 was not counted in the training transcripts: give task.ngram=3,"
+    ):
+        dataclasses.replace(task, ngram=2).decode(heard, outputs)
+    with pytest.raises(UserError, match=r"ngram=3 was not counted .*: give task.ngram=0, or train with it"):
+        dataclasses.replace(plain, beam=8, ngram=3).decode(heard, outputs)
+    assert "does not use it" not in caplog.text
+    dataclasses.replace(SPEECH, ngram=2).fit(digits)
+    assert "task.ngram=2 is counted, and a beam of 1 does not use it: task.beam=16 does" in caplog.text
+
+
+def test_weights_of_another_run_keep_their_symbols_and_not_their_counts():
+    first = source(sounds(0.5, 0.5), text=np.array(["one", "ten"], object))
+    task = dataclasses.replace(SPEECH, beam=4, ngram=2)
+    earlier = task.fit(first)
+    kept = {
+        name: getattr(earlier, name)
+        for name in ("fitted_symbols", "fitted_most", "fitted_ngrams", "fitted_bounds")
+    }
+    other = source(sounds(0.5, 0.5, 0.5), text=np.array(["none", "tenten", "öne"], object))
+    tuned = task.after(kept).fit(other)
+    assert tuned.fitted_symbols == earlier.fitted_symbols == tuple("enot")
+    assert tuned.fitted_most == 6  # "tenten"; what cannot be spelled counts nowhere
+    e, n, o, t = 1, 2, 3, 4
+    assert {row[:2]: row[2] for row in tuned.fitted_ngrams} == {
+        (0, n): 1, (n, o): 1, (o, n): 1, (n, e): 1, (e, 0): 1,
+        (0, t): 1, (t, e): 2, (e, n): 2, (n, t): 1, (n, 0): 1,
+    }  # fmt: skip
+    strange = source(sounds(0.5), text=np.array(["äö"], object))
+    with pytest.raises(
+        UserError, match=r"no transcript of .* is spelled in the symbols of the run .*: 'ä' of 'äö'"
+    ):
+        task.after(kept).fit(strange)
+
+
 def test_error_rates_are_sums_over_the_split():
     assert measure_errors(["one two", "", "a b c d"], ["one too", "x", "a b d"]) == {
         "wer": pytest.approx(3 / 6), "cer": pytest.approx(4 / 14)
@@ -190,6 +234,7 @@ def test_what_has_no_loss_is_told(caplog):
     task = dataclasses.replace(SPEECH, fitted_symbols=tuple("enosvtw"), fitted_most=5).fit(held)
     task.lengths(held)
     assert "1 of 3 transcripts have more symbols than their sound has outputs, such as 'seven'" in caplog.text
+    assert "task.subsampling 1 or a smaller task.hop_ms gives more" in caplog.text
     other = source(sounds(0.5, 0.9), text=np.array(["one", "öne"], object))
     task.lengths(other)
     assert "1 of 2 transcripts hold what the training transcripts lack, such as 'ö'" in caplog.text
@@ -205,7 +250,7 @@ def test_what_has_no_loss_is_told(caplog):
         (lambda: SpeechRecognition(rate=8000, bands=300), r"bands 300 are more than the 129 frequencies"),
         (lambda: SpeechRecognition(hop_ms=0.01), r"less than samples at 16000 Hz: raise them"),
         (lambda: SpeechRecognition(beam=0), r"beam must lie in"),
-        (lambda: SpeechRecognition(ngram=3), r"ngram is for the search: give .*beam too"),
+        (lambda: SpeechRecognition(beam=8, symbol_bonus=0.5), r"symbol_bonus is added by the n-gram model: give ngram"),
         (lambda: SPEECH.fit(source(sounds(0.5), text=np.array([" "], object))), r"all transcripts of .* are empty"),
         (lambda: SPEECH.facts({"audio": 0}), r"no 'text', it has audio: say with task.text"),
         (lambda: WORDS.facts({"wave": 0}), r"no 'audio', it has wave: say with task.audio"),

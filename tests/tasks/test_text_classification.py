@@ -84,6 +84,38 @@ def test_a_run_predicts_texts_alone_and_together(trained):
     np.testing.assert_allclose(run.function(run.params, token)[0], together[1], rtol=1e-4, atol=1e-5)
 
 
+def test_a_split_is_written_with_the_classes_that_the_model_says(trained, source, tmp_path):
+    from jaxaccel.predict import PredictOptions, write_predictions
+
+    out = tmp_path / "taught.jsonl"
+    counts = write_predictions(
+        trained.directory, PredictOptions(which="last", split="train[:40]", output=out)
+    )
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert counts.inputs == len(rows) == 40
+    texts = [source[i]["text"].item().decode() for i in range(40)]
+    said = ja.load(trained.directory, which="last").classify(texts, top=1)
+    assert rows == [{"text": text, "label": one[0].name} for text, one in zip(texts, said, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("label", "says"),
+    [("gardening", "[a-z]+ is only in one of them"), ("", "their order differs")],
+)
+def test_a_held_out_set_of_other_classes_is_refused_before_training(source, tmp_path, label, says):
+    names = tuple(source.features["label"].names)
+    other = (label, *names[1:]) if label else (names[1], names[0], *names[2:])
+    held = ja.data.from_arrays(
+        {"text": np.array(["play a song", "my balance"], object), "label": np.arange(2)}, class_names=other
+    )
+    recipe = ja.Recipe(
+        name="other", model=SMALL, task=TextClassification(vocabulary=800), epochs=1, batch_size=16,
+        data=Data(name=str(CLINC), eval_name=held, eval_split="train"),
+    )  # fmt: skip
+    with pytest.raises(UserError, match=f"has other classes than .* was trained on: {says}"):
+        ja.train(recipe, run=tmp_path / "run")
+
+
 def test_each_step_of_an_evaluation_is_one_of_few_programs(trained, source):
     report = ja.load(trained.directory, which="last").report()
     assert report.examples == 100

@@ -190,6 +190,23 @@ def test_beams_give_several_translations_with_scores(trained):
     assert told["translation"] == told["nbest"][0]["translation"]
 
 
+@pytest.mark.parametrize(
+    ("own", "asked", "beam"),
+    [
+        (5, {"nbest": 2}, 5),
+        (5, {"nbest": 7}, 7),
+        (5, {"beam": 3, "nbest": 2}, 3),
+        (5, {}, 5),
+        (1, {"nbest": 2}, 2),
+    ],
+)
+def test_more_translations_never_make_the_search_narrower(trained, own, asked, beam):
+    from jaxaccel.predict import PredictOptions, search_wider
+
+    task = search_wider(ja.load(trained.directory).with_task(beam=own), PredictOptions(**asked)).task
+    assert (task.beam, task.nbest) == (beam, asked.get("nbest", 1))
+
+
 def test_an_evaluation_takes_a_beam(trained, tmp_path):
     from jaxaccel.evaluate import EvaluateOptions, evaluate
 
@@ -247,6 +264,27 @@ def test_a_student_learns_from_the_soft_targets_of_its_teacher(trained, tmp_path
     )
     done = ja.train(recipe, run=tmp_path / "soft")
     assert done.task.fitted_tokenizer == trained.task.fitted_tokenizer
+
+
+def test_a_teacher_of_other_tokens_is_refused(trained, tmp_path):
+    from jaxaccel.data.tokenizers import train_tokenizer
+    from jaxaccel.training import Distill
+
+    other = ja.train(
+        make_recipe(task=dataclasses.replace(TASK, vocabulary=300), epochs=1), run=tmp_path / "other"
+    )
+    soft = make_recipe(name="soft", epochs=1, distill=Distill(trained.directory))
+    with pytest.raises(
+        UserError, match="are others than those of the run that weights are taken from, and its"
+    ):
+        ja.train(soft, run=tmp_path / "soft", init_from=other.directory)
+    file = tmp_path / "tokenizer.json"
+    file.write_text(train_tokenizer(["a b c"] * 3, "bpe", 280, False).json)
+    given = dataclasses.replace(soft, task=dataclasses.replace(TASK, tokenizer=str(file)))
+    with pytest.raises(UserError, match=r"are others than those of .*tokenizer\.json, and its"):
+        ja.train(given, run=tmp_path / "given")
+    file.write_text(trained.task.fitted_tokenizer)
+    assert ja.train(given, run=tmp_path / "given").task.fitted_tokenizer == trained.task.fitted_tokenizer
 
 
 def test_a_run_that_was_killed_goes_on_to_the_same_weights(tmp_path, monkeypatch):

@@ -55,13 +55,13 @@ def search_beams(
 ) -> Beams:
     """Finds probable sequences, the best first.
 
-    Each step makes every live hypothesis longer by every token. Of those the `beam` best that end are finished, and the
-    `beam` best of the others live on. A score is the log probability divided by ((5 + n) / 6) ** alpha (Wu et al. 2016,
-    arXiv:1609.08144), where n counts the tokens and the end. Hypotheses that reach the limit are finished without an
-    end. A row is done once no live hypothesis can have a better score than its `beam` finished ones, however long it
-    becomes; so the search finds the same as one that goes on to the limit. With a beam of 1 and an alpha of 0 it is
-    `decode_greedily`. Of equal scores the shorter hypothesis is first, then that of the better prefix, then the first
-    token.
+    Each step makes every live hypothesis longer by every token. Of the `beam` best of all, those that end are finished,
+    and the `beam` best of those that do not end live on. A score is the log probability divided by ((5 + n) / 6) **
+    alpha (Wu et al. 2016, arXiv:1609.08144), where n counts the tokens and the end. Hypotheses that reach the limit are
+    finished without an end. A row is done once no live hypothesis can have a better score than its `beam` finished
+    ones, however long it becomes; so the search finds the same as one that goes on to the limit. With a beam of 1 and
+    an alpha of 0 it is `decode_greedily`. Of equal scores the shorter hypothesis is first, then that of the better
+    prefix, then the first token.
 
     Args:
       step: the model, as of `decode_greedily`. It is called with `beam` hypotheses of each row side by side.
