@@ -1,7 +1,9 @@
 """The picture of a run: its loss, its metrics, learning rate and throughput over the epochs."""
 
 import math
+import re
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ INK, MUTED = "#1f2430", "#8a90a0"
 BLUE, ORANGE = "#2f6fde", "#d9711c"
 PANELS = 6
 """Metrics that are drawn at most, the loss among them; metrics.jsonl has all."""
+LETTERS = 92
+"""Of the title in one line, which is as wide as the picture then."""
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -32,7 +36,7 @@ def draw(directory: Path, title: str, headline: Headline) -> Path:
     shown = choose_panels(train, evaluation, headline)
     lines = math.ceil((len(shown) + 2) / 2)
     figure = Figure(figsize=(10, 3.2 * lines), layout="constrained", dpi=120)
-    figure.suptitle(title, color=INK, fontsize=12, fontweight="bold", x=0.01, ha="left")
+    figure.suptitle(wrap_title(title), color=INK, fontsize=12, fontweight="bold", x=0.01, ha="left")
     axes = figure.subplots(lines, 2, sharex=True).ravel()
     for axis, name in zip(axes, shown, strict=False):
         _draw_metric(axis, name, train, evaluation, headline)
@@ -52,6 +56,11 @@ def draw(directory: Path, title: str, headline: Headline) -> Path:
         axes[0].legend(kinds.values(), kinds, frameon=False, fontsize=9)
     figure.savefig(directory / "curves.png")
     return directory / "curves.png"
+
+
+def wrap_title(title: str) -> str:
+    """The title in lines of at most `LETTERS`, no metric parted from its value: two spaces are between metrics."""
+    return textwrap.fill(re.sub(r"(?<! ) (?! )", "\N{NO-BREAK SPACE}", title), LETTERS)
 
 
 def choose_panels(train: Rows, evaluation: Rows, headline: Headline) -> list[str]:

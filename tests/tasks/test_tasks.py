@@ -342,6 +342,13 @@ def test_panels_are_of_metrics_that_have_numbers():
     assert plot.choose_panels([], [], ERROR) == []
 
 
+def test_a_title_of_many_metrics_fits_the_picture():
+    names = ("accuracy", "loss", "perplexity", "bleu", "bleu_lc", "chrf", "word error rate")
+    lines = plot.wrap_title("multi30k: " + "  ".join(f"{name} 0.6695" for name in names)).split("\n")
+    assert len(lines) == 2 and all(len(line) <= plot.LETTERS for line in lines)
+    assert all(line.endswith("0.6695") for line in lines)
+
+
 @pytest.mark.parametrize("kind", ["train", "eval", "nothing"])
 def test_a_picture_of_whatever_there_is(tmp_path, kind):
     row = {"kind": kind, "step": 1, "epoch": 1.0, "loss": None, "mae": -0.5, "learning_rate": 0.1}
