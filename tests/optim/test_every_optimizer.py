@@ -122,8 +122,9 @@ def test_stacked_replicas_go_as_each_alone(name):
         state = jit(tx.init)(params)
         for _ in range(3):
             params, state = step(params, state)
+        # A twentieth of one update: roots of nearly singular statistics amplify rounding, which differs between CPUs.
         jax.tree.map(
-            lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-3, atol=1e-4), both, params
+            lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-3, atol=1e-3), both, params
         )
 
 
