@@ -4,7 +4,7 @@ Data: 2,700 + 300 recordings of the ten digits by six speakers, the Free Spoken 
 split (Z. Jackson and others, 2018, https://doi.org/10.5281/zenodo.1342401). Without a network, `--data.downloads DIR`
 names a directory with its archive.
 Network: broadcasted residual learning (Kim et al. 2021, arXiv:2106.04140), `jaxaccel.models.bc_resnet_1`.
-Hardware: meant for two CPU cores; not trained to its end yet. 20 epochs without augmentation reached 96.7%.
+Hardware: two CPU cores. One run: 96.3% of the 300; 20 epochs without augmentation reached 96.7%.
 Command: `python -m jaxaccel.train spoken_digit`
 """
 
