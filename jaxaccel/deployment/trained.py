@@ -207,7 +207,7 @@ class Trained:
         Raises:
           UserError: they are not.
         """
-        return self.facts.accept(source, self.task, self.directory)
+        return self.facts.accept(source, self.task, f"{self.directory} was trained on")
 
     def __repr__(self) -> str:
         name = getattr(self.recipe.model, "func", self.recipe.model)

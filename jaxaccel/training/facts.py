@@ -48,13 +48,13 @@ class Facts:
         """Names of the classes in the order of their numbers, where there are classes."""
         return self.values.get("class_names")
 
-    def accept(self, source: Source, task: Task, known: Any) -> Source:
+    def accept(self, source: Source, task: Task, whose: str) -> Source:
         """`source`, whose classes and shapes must be these.
 
         Args:
           source: the split of another data set.
           task: reads it.
-          known: what was trained on these facts, for the message.
+          whose: these facts are, for the message: "runs/digits was trained on".
 
         Raises:
           UserError: they are others.
@@ -63,7 +63,7 @@ class Facts:
         if self.class_names and names and tuple(names) != tuple(self.class_names):
             odd = sorted({*names} ^ {*self.class_names})
             raise UserError(
-                f"{source.name} has other classes than {known} was trained on: "
+                f"{source.name} has other classes than {whose}: "
                 + (f"{odd[0]} is only in one of them" if odd else "their order differs")
             )
         here = Facts.of({}, read_elements(source, task.example, range(1))[0]).example

@@ -74,7 +74,7 @@ class Problem:
         found = Facts.of(values, example, find_fitted_options(self.recipe.task, task))
         if self.recipe.data.eval_name:
             for held in self.splits.held_out:
-                found.accept(held, task, train.name)
+                found.accept(held, task, f"{train.name}, which is trained on")
         return found
 
     @functools.cached_property

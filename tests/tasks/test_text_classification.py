@@ -112,7 +112,7 @@ def test_a_held_out_set_of_other_classes_is_refused_before_training(source, tmp_
         name="other", model=SMALL, task=TextClassification(vocabulary=800), epochs=1, batch_size=16,
         data=Data(name=str(CLINC), eval_name=held, eval_split="train"),
     )  # fmt: skip
-    with pytest.raises(UserError, match=f"has other classes than .* was trained on: {says}"):
+    with pytest.raises(UserError, match=f"has other classes than .*, which is trained on: {says}"):
         ja.train(recipe, run=tmp_path / "run")
 
 
