@@ -49,9 +49,8 @@ def split_program(closed: Any, paths: Sequence[str]) -> Split:
         elif not eqn.effects and all(x in origin or x in free for x in inputs):
             origin |= {out: _descent(eqn, inputs, origin) for out in eqn.outvars}
             first.append(eqn)
-            sources = [x for x in inputs if x in origin]
-            largest = max(_size(x) for x in sources)
-            if grown.issuperset(sources) or any(_size(out) > largest for out in eqn.outvars):
+            largest = max((_size(x) for x in inputs if x in origin and x not in grown), default=0)
+            if any(_size(out) > largest for out in eqn.outvars):
                 grown.update(eqn.outvars)
                 second.append(eqn)
         else:
@@ -109,8 +108,10 @@ def _descent(eqn: Any, inputs: Sequence[Any], origin: dict[Any, str]) -> str:
     return origin[max(reversed(inputs), key=lambda x: (x.aval.shape == shape, _size(x)))]
 
 
-def _size(x: Any) -> int:
-    return math.prod(x.aval.shape)
+def _size(x: Any) -> float:
+    """Numbers in `x`; infinite where its shape is symbolic, as that of the batch is."""
+    size = math.prod(x.aval.shape)
+    return size if isinstance(size, int) else math.inf
 
 
 def _unique(names: Sequence[str]) -> tuple[str, ...]:

@@ -46,6 +46,8 @@ def list_forms(params: Params, lhs: Sequence[int], rhs: Sequence[int], integers:
     - ``space to depth``: of a strided one, XLA's own of stride 1, each block of pixels as one with more channels; of
       `integers` alone, because the zeros that fill its weights up turn an infinity into a NaN.
     """
+    if not are_known(params, lhs, rhs):
+        return [XLA]
     c = Canonical.of(params, lhs, rhs)
     if 0 in (*lhs, *rhs, *c.sizes):
         return [XLA]
@@ -70,6 +72,14 @@ def list_forms(params: Params, lhs: Sequence[int], rhs: Sequence[int], integers:
     if integers and c.taps > 1 and max(c.strides) > 1 and set(c.dilation) == {1}:
         found.append("space to depth")
     return found
+
+
+def are_known(params: Params, lhs: Sequence[Any], rhs: Sequence[Any]) -> bool:
+    """Tells whether all sizes but the number of examples are numbers: no form is for symbolic ones."""
+    batch = params["dimension_numbers"].lhs_spec[0]
+    return all(isinstance(n, int) for axis, n in enumerate(lhs) if axis != batch) and all(
+        isinstance(n, int) for n in rhs
+    )
 
 
 def convolve(params: Params, operands: Sequence[jax.Array], form: str) -> jax.Array:

@@ -54,7 +54,7 @@ class IntegerProduct:
         if self.platform == "gpu":
             return multiply_flat(primitive, params, lhs, rhs, self.written)
         rows, columns = get_free_sizes(params, lhs.shape, rhs.shape)
-        vector = rows != columns and min(rows, columns) == 1
+        vector = rows != columns and 1 in (rows, columns)
         if self.platform != "cpu" or not vector or params.get("out_sharding") is not None:
             return primitive.bind(lhs, rhs, **params)
         pair, few = [lhs, rhs], 0 if rows == 1 else 1
@@ -139,6 +139,8 @@ def _choose_on_gpu(params: Params, lhs: Any, rhs: Any) -> Choice:
         return FLOAT32, "grouped int8 convolutions give wrong values on GPUs (openxla/xla#49123)"
     if any(d > 1 for d in params["lhs_dilation"]):
         return FLOAT32, "cuDNN has no transposed int8 convolutions"
+    if not convolution.are_known(params, lhs.shape, rhs.shape):
+        return FLOAT32, "what cuDNN computes depends on the sizes, which are symbolic"
     c = Canonical.of(params, lhs.shape, rhs.shape)
     if c.taps == 1:
         return "matmul", ""

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxaccel.core.interpret.scan_step import Move
+from jaxaccel.core.sizes import exceeds
 from jaxaccel.transforms.lowering.base import XLA, Choice, Lowering, Params
 
 MAX_HOISTED_ROWS = 128
@@ -29,8 +30,8 @@ def list_forms(params: Params, shapes: Sequence[Any]) -> list[str]:
     if not leading or batch[0] or params.get("out_sharding") is not None:
         return [XLA]
     rows, columns = get_free_sizes(params, shapes[0].shape, shapes[1].shape)
-    known = isinstance(rows, int) and isinstance(columns, int)  # not where a shape is symbolic
-    return [XLA, "swapped"] if known and rows > columns > 1 else [XLA]
+    wide = exceeds(rows, columns, unknown=False) and exceeds(columns, 1, unknown=False)
+    return [XLA, "swapped"] if wide else [XLA]
 
 
 def multiply(params: Params, operands: Sequence[jax.Array], form: str) -> jax.Array:
@@ -70,17 +71,15 @@ def should_hoist(platform: str, move: Move, rows: int, kept: int) -> bool:
       rows: of its operand at one step.
       kept: bytes that all steps together keep for it. A loop over micro-batches is there to save them.
     """
-    if not (isinstance(rows, int) and isinstance(kept, int)):  # a shape is symbolic
-        return False
     if platform == "cpu" and move == "before":
         return False
     most = MAX_SUMMED_ROWS if platform == "cpu" and move == "after" else MAX_HOISTED_ROWS
-    return rows <= most and kept <= MAX_HOISTED_BYTES
+    return not (exceeds(rows, most, unknown=True) or exceeds(kept, MAX_HOISTED_BYTES, unknown=True))
 
 
 def is_vector(params: Params, lhs: Sequence[int], rhs: Sequence[int]) -> bool:
-    """Tells whether a matrix product of operands of these shapes multiplies by a single row or column."""
-    return min(get_free_sizes(params, lhs, rhs)) == 1
+    """Tells whether a matrix product of operands of these shapes may multiply by a single row or column."""
+    return not all(exceeds(n, 1, unknown=False) for n in get_free_sizes(params, lhs, rhs))
 
 
 def get_free_sizes(params: Params, lhs: Sequence[int], rhs: Sequence[int]) -> tuple[int, int]:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxaccel.core.sizes import exceeds
 from jaxaccel.transforms.lowering.base import XLA, Choice, Lowering, Params
 
 MAX_UNROLLED_TAPS = 9
@@ -24,8 +25,10 @@ MAX_UNROLLED_BYTES = 2**26
 
 def list_forms(params: Params, shape: Sequence[int]) -> list[str]:
     """Lists the forms in which the pooling of an array of this shape can be computed, `XLA` first."""
+    widths = params["window_dimensions"]
     if (
-        any(d != 1 for d in params.get("base_dilation", ()))
+        any(not isinstance(n, int) for n, w in zip(shape, widths, strict=True) if w > 1)
+        or any(d != 1 for d in params.get("base_dilation", ()))
         or 0 in shape
         or 0 in count_windows(params, shape)
     ):
@@ -65,7 +68,8 @@ def _list_gradient_forms(params: Params, shapes: Sequence[Any]) -> list[str]:
 def _choose_pooling(params: Params, shapes: Sequence[Any]) -> Choice:
     if _are_apart(params):
         return "blocks", "windows that do not overlap"
-    small = math.prod(shapes[0].shape) * shapes[0].dtype.itemsize <= MAX_UNROLLED_BYTES
+    nbytes = math.prod(shapes[0].shape) * shapes[0].dtype.itemsize
+    small = not exceeds(nbytes, MAX_UNROLLED_BYTES, unknown=True)
     if math.prod(params["window_dimensions"]) <= MAX_UNROLLED_TAPS and small:
         return "taps", "a window of few elements"
     return XLA, ""
@@ -94,7 +98,7 @@ def _are_apart(params: Params) -> bool:
 def _overlap(params: Params, shape: Sequence[int]) -> bool:
     """Tells whether there is more than one window along an axis on which windows are larger than 1."""
     counts = count_windows(params, shape)
-    return any(n > 1 and w > 1 for n, w in zip(counts, params["window_dimensions"], strict=True))
+    return any(w > 1 and n > 1 for n, w in zip(counts, params["window_dimensions"], strict=True))
 
 
 EVIDENCE = "python -m benchmarks lowerings --sites pool"

@@ -19,8 +19,8 @@ MIN_PIECE_NUMBERS = 2**16
 
 
 def count_pieces(features: int, size: int) -> int:
-    """Counts the pieces of an array of `size` numbers: 1 where its features cannot be divided."""
-    if features % MIN_PIECE_FEATURES:
+    """Counts the pieces of an array of `size` numbers: 1 where its features cannot be divided, or are not known."""
+    if not (isinstance(features, int) and isinstance(size, int)) or features % MIN_PIECE_FEATURES:
         return 1
     piece = MIN_PIECE_FEATURES
     while features % (2 * piece) == 0 and (
