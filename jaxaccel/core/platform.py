@@ -1,7 +1,9 @@
 """Which devices a program is compiled for: those of the mesh in context, which need not be attached to this process."""
 
+import contextlib
+
 import jax
-from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh
 
 from jaxaccel.core.unattached import GPUS
 
@@ -23,6 +25,13 @@ def platform_of(mesh: Mesh | AbstractMesh) -> str:
     device = mesh.abstract_mesh.abstract_device
     found = device.platform if device is not None else jax.default_backend()
     return "gpu" if found in ("cuda", "rocm") else found
+
+
+def trace_for(platform: str) -> contextlib.AbstractContextManager[object]:
+    """Lets programs be traced for one device of a platform that need not be there: ``cpu``, ``cuda``, ``tpu``."""
+    device = AbstractDevice(device_kind=platform, num_cores=None, platform=platform)
+    mesh = AbstractMesh((1,), ("device",), (AxisType.Auto,), abstract_device=device)
+    return jax.sharding.use_abstract_mesh(mesh)
 
 
 def count_devices() -> int:

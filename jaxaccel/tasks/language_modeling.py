@@ -121,7 +121,7 @@ class LanguageModeling(TokenSequences):
         token, count = batch["token"], batch["length"]
         last = jnp.take_along_axis(token, jnp.maximum(count - 1, 0)[:, None], 1)[:, 0]
         count = count - ((count > 0) & (last == self.end))
-        rows, length = len(token), self.bounds[-1]
+        rows, length = token.shape[0], self.bounds[-1]
         number = batch["number"] if "number" in batch else batch["index"]
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(self.draw), number)
         start = (apply.start(length, rows), token, count, jnp.zeros(rows, jnp.int32))

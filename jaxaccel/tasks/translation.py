@@ -149,7 +149,7 @@ class Translation(TokenSequences):
         length = min(2 * batch["source"].shape[1] + MORE, most)
         limit = jnp.minimum(2 * batch["source_length"] + MORE, most)
         cache = apply.start(apply.encode(batch["source"], mask), mask, length)
-        begin = jnp.full(len(mask), self.begin, jnp.int32)
+        begin = jnp.full(mask.shape[0], self.begin, jnp.int32)
         places = (begin, self.end, length, self.tokens.pad)
         if self.beam == 1:
             found = decode_greedily(apply.step, cache, *places, limit=limit)

@@ -6,7 +6,7 @@ from jaxaccel.core.interpret.bilinear import bilinear
 from jaxaccel.core.interpret.compressed import ARRAY_RULES, Compressed, array_rule, is_compressed, register
 from jaxaccel.core.interpret.evaluate import transform
 from jaxaccel.core.interpret.hoist_products import hoist
-from jaxaccel.core.interpret.jaxprs import first_uses
+from jaxaccel.core.interpret.jaxprs import find_used, first_uses
 from jaxaccel.core.interpret.transformation import Observation, Rule, Transformation
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Transformation",
     "array_rule",
     "bilinear",
+    "find_used",
     "first_uses",
     "hoist",
     "is_compressed",

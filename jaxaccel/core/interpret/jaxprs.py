@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 from jax.extend import core as jcore
+from jax.interpreters import partial_eval
 
 from jaxaccel.core.interpret.bilinear import bilinear_p
 from jaxaccel.core.sites import CALL
@@ -47,6 +48,13 @@ def name_rule(eqn: Any) -> str:
 def split_consts(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
     """A jaxpr and its constants, whether JAX keeps them in one object (0.11) or, when closed, in two (0.10)."""
     return (jaxpr.jaxpr, jaxpr.consts) if hasattr(jaxpr, "jaxpr") else (jaxpr, ())
+
+
+def find_used(f: Callable[..., Any], *args: Any) -> Any:
+    """Tells of each array among the arguments whether the results of `f` depend on it: ``args`` with booleans."""
+    jaxpr, _ = split_consts(jax.make_jaxpr(f)(*args))
+    _, used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return jax.tree.unflatten(jax.tree.structure(args), used)
 
 
 def sub_jaxprs(params: Mapping[str, Any]) -> list[Any]:

@@ -116,7 +116,7 @@ class AttentionGru(nnx.Module):
 
     def start(self, memory: Memory, source_mask: jax.Array, length: int) -> RecurrentCache:
         """What `step` takes first; it needs the same memory for any `length`."""
-        position = jnp.zeros(len(source_mask), jnp.int32)
+        position = jnp.zeros(source_mask.shape[0], jnp.int32)
         keys = self.key(memory.outputs)
         return RecurrentCache(position, self._begin(memory), keys, memory.outputs, source_mask)
 

@@ -105,7 +105,7 @@ class Translator(nnx.Module):
 
     def start(self, memory: jax.Array, source_mask: jax.Array, length: int) -> Cache:
         """What `step` takes first, for `length` tokens at most."""
-        batch = len(source_mask)
+        batch = source_mask.shape[0]
         return Cache(
             jnp.zeros(batch, jnp.int32),
             tuple(block.attention.start(batch, length) for block in self.decoder),

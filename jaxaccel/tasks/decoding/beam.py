@@ -78,7 +78,7 @@ def search_beams(
     Raises:
       UserError: `beam` is below 1, or `alpha` below 0.
     """
-    rows, most = len(begin), row_limits(begin, length, limit)
+    rows, most = begin.shape[0], row_limits(begin, length, limit)
     penalty_at_limit = _penalty(most, alpha)[:, None]
     first = jnp.arange(beam) == 0
 

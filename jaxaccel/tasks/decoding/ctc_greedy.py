@@ -66,7 +66,7 @@ def follow_best_path(logits: jax.Array, outputs: jax.Array, blank: int = 0) -> B
     begins = (best != blank) & (best != before)
     ends = (best != blank) & (best != after)
     # The k-th symbol begins at the k-th beginning and ends at the k-th end.
-    rows, number = jnp.arange(len(best))[:, None], begins.cumsum(1) - 1
+    rows, number = jnp.arange(best.shape[0])[:, None], begins.cumsum(1) - 1
     first, last = jnp.where(begins, number, length), jnp.where(ends, number, length)
     none, at = jnp.full_like(best, FILL), jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), best.shape)
     return BestPath(

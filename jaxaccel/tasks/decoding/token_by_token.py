@@ -76,9 +76,9 @@ def write_tokens(
     """As `decode_greedily`, with the tokens that `choose` chooses of the logits of each step."""
     most = row_limits(begin, length, limit)
     nothing = Decoded(
-        jnp.full((len(begin), length), pad, jnp.int32),
+        jnp.full((begin.shape[0], length), pad, jnp.int32),
         jnp.zeros_like(most),
-        jnp.zeros(len(begin), jnp.float32),
+        jnp.zeros(begin.shape[0], jnp.float32),
     )
 
     def write(state: _State) -> _State:
