@@ -14,8 +14,9 @@ from . import transforms as transforms
 from .compression.loop import compress as compress
 from .core import arrays as arrays
 from .data import augment as augment
+from .deployment.exporting import export as export
+from .deployment.load import load as load
 from .deployment.predict_inputs import predict as predict
-from .deployment.trained import load as load
 from .errors import UserError as UserError
 from .optim import Optimizer as Optimizer
 from .training.loop import train as train

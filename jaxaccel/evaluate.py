@@ -36,7 +36,7 @@ from jaxaccel.core.files import write_text
 from jaxaccel.core.options import CountOrZero, Options
 from jaxaccel.data import Source
 from jaxaccel.data.data_sets import open_source
-from jaxaccel.deployment.trained import Trained, load
+from jaxaccel.deployment.trained import Trained, load_run
 from jaxaccel.errors import UserError, option
 from jaxaccel.tasks.class_report import ClassReport
 from jaxaccel.training import plot_mistakes, run_directory
@@ -84,7 +84,7 @@ def evaluate(run: Path | str, options: EvaluateOptions = EvaluateOptions()) -> E
     Raises:
       UserError: there is no such run, checkpoint, split or data set, or the directory cannot be written.
     """
-    trained = load(
+    trained = load_run(
         run, which=int(options.which) if options.which.isdecimal() else options.which, trust=options.trust
     )
     if options.beam:

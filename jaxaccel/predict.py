@@ -1,6 +1,7 @@
 """Predicts files, folders, standard input and texts with a trained model: ``python -m jaxaccel.predict RUN INPUT...``.
 
-RUN is the directory of a run, of its best replica (runs/NAME/best), or of a compressed model (runs/NAME-compressed).
+RUN is the directory of a run, of its best replica (runs/NAME/best), or of a compressed model (runs/NAME-compressed), or
+a bundle that jaxaccel.export wrote.
 INPUT is a file, or a folder, which is searched with all folders in it. Of a model of pictures these are image files, of
 one of sounds WAV, FLAC, Ogg, MP3 and AIFF of any rate. Of a model of texts each line of a text file is one, and so is
 each row of a csv, tsv or jsonl. Without INPUT, and of -, standard input is read: a line is a text, or the path of a
@@ -44,6 +45,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from jaxaccel import cli
 from jaxaccel.core.options import Count, CountOrZero, Options, Positive
 from jaxaccel.data.lines import Readable
+from jaxaccel.deployment.bundle import EngineName
+from jaxaccel.deployment.deployed import Deployed
+from jaxaccel.deployment.load import load
 from jaxaccel.deployment.logit_stream import CHUNK_MS
 from jaxaccel.deployment.predict_inputs import (
     STDIN,
@@ -54,7 +58,7 @@ from jaxaccel.deployment.predict_inputs import (
     read_literals,
 )
 from jaxaccel.deployment.stream_input import recognize_stream
-from jaxaccel.deployment.trained import Trained, load
+from jaxaccel.deployment.trained import Trained
 from jaxaccel.errors import UserError, option
 from jaxaccel.tasks.prediction import BATCH
 
@@ -82,6 +86,8 @@ class PredictOptions(Options):
     by default the last."""
     batch: Count = BATCH
     """Compute so many inputs at a time at most."""
+    engine: EngineName = "auto"
+    """Compute a bundle with this; auto is the one that was fastest when it was exported."""
     stream: bool = False
     """Recognize the samples that arrive on standard input, as one utterance."""
     chunk_ms: Positive = CHUNK_MS
@@ -142,7 +148,7 @@ def write_predictions(run: Path | str, options: PredictOptions) -> Counts:
 
 def _write_stream(run: Path | str, options: PredictOptions) -> Counts:
     """Writes what is recognized of the samples on standard input."""
-    trained = _load(run, options)
+    trained = _load_run(run, options, "stream")
     if sys.stdin.isatty():
         raise UserError(
             f"{option('stream', True)} reads samples from a pipe: arecord -f S16_LE -r 16000 | python -m "
@@ -156,7 +162,7 @@ def _write_stream(run: Path | str, options: PredictOptions) -> Counts:
 
 def _write_split(run: Path | str, options: PredictOptions) -> Counts:
     """Writes the examples of a split as the model sees them."""
-    trained = _load(run, options)
+    trained = _load_run(run, options, "split")
     source = trained.source(options.split)
     counts = Counts()
     with _opened(options.output, []) as out, _progress(options.output, []) as progress:
@@ -174,9 +180,23 @@ def _write_split(run: Path | str, options: PredictOptions) -> Counts:
     return counts
 
 
-def _load(run: Path | str, options: PredictOptions) -> Trained:
+def _load(run: Path | str, options: PredictOptions) -> Trained | Deployed:
     which = int(options.which) if options.which.isdecimal() else options.which
-    return search_wider(load(run, which=which, trust=options.trust), options)
+    found = load(run, which=which, trust=options.trust, engine=options.engine)
+    if isinstance(found, Trained):
+        return search_wider(found, options)
+    if options.beam or options.nbest:
+        name = "beam" if options.beam else "nbest"
+        raise UserError(f"{run} is a bundle, which searches as it was exported: leave out {option(name)}")
+    return found
+
+
+def _load_run(run: Path | str, options: PredictOptions, name: str) -> Trained:
+    """Loads what must be a run, because of the option of that name."""
+    found = _load(run, options)
+    if not isinstance(found, Trained):
+        raise UserError(f"{option(name)} needs a run, and {run} is a bundle: name the run")
+    return found
 
 
 def search_wider(trained: Trained, options: PredictOptions) -> Trained:

@@ -151,6 +151,15 @@ def versions() -> dict[str, str]:
     return found
 
 
+def find_processor() -> str:
+    """The name of this machine's processor; empty where the system does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
 def git_commit(directory: Path) -> str | None:
     """The commit checked out in `directory`, with ``+changes`` where files differ from it; None outside git."""
 

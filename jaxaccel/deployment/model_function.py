@@ -18,8 +18,6 @@ from jaxaccel.tasks.bring_arrays import BOOKKEEPING, Example
 
 PyTree = Any
 Named = Mapping[str, Any]
-SOLE_OUTPUT = "output"
-"""Name of predictions that are one array."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +26,12 @@ class ModelFunction:
 
     call: Callable[[Named, Named], dict[str, jax.Array]]
     weights: Mapping[str, np.ndarray]
-    """The arrays of the parameters that it needs; those of compressed ones one by one: ``params/head/kernel/values``."""
+    """The arrays of the parameters that it needs; of compressed ones each part, as ``params/head/kernel/qvalue``."""
     examples: Mapping[int, Mapping[str, jax.ShapeDtypeStruct]]
     """The inputs of one example, without a batch axis, by the length that they are filled up to. Where examples have
     one shape, 0 is the only length."""
+    sole_output: bool
+    """Whether the task predicts one array, which is called ``logits`` or ``output`` then, and no arrays by name."""
 
     def batch_shapes(self, count: Any, length: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of the inputs of `count` examples, which may be a symbolic dimension."""
@@ -56,9 +56,7 @@ class ModelFunction:
         return {name: _make_array(x, rng) for name, x in self.batch_shapes(count, length).items()}
 
 
-def make_function(
-    task: Task, example: Example, run: Callable[..., PyTree], params: PyTree
-) -> ModelFunction:
+def make_function(task: Task, example: Example, run: Callable[..., PyTree], params: PyTree) -> ModelFunction:
     """Makes the function of a task's predictions.
 
     Args:
@@ -76,15 +74,22 @@ def make_function(
     def call(weights: Named, inputs: Named) -> dict[str, jax.Array]:
         params = jax.tree.unflatten(treedef, [weights.get(name, x) for name, x in arrays.items()])
         batch = task.features(dict(inputs) | _count_examples(inputs))
-        return _name_outputs(task.predict(Bound(run, params), batch))
+        found = task.predict(Bound(run, params), batch)
+        sole.append(not isinstance(found, Mapping))
+        return _name_outputs(found, "logits" if task.logits else "output")
 
+    sole: list[bool] = []
     examples = {length: _shape_example(task, example, length) for length in task.bounds or (0,)}
-    whole = ModelFunction(call, {}, examples)
+    whole = ModelFunction(call, {}, examples, sole_output=False)
     used, needed = find_used(call, arrays, whole.batch_shapes(1, max(examples)))
     return ModelFunction(
         call,
         {name: np.asarray(x) for name, x in arrays.items() if used[name]},
-        {length: {name: x for name, x in shapes.items() if needed[name]} for length, shapes in examples.items()},
+        {
+            length: {name: x for name, x in shapes.items() if needed[name]}
+            for length, shapes in examples.items()
+        },
+        sole[0],
     )
 
 
@@ -94,7 +99,9 @@ def _shape_example(task: Task, example: Example, length: int) -> dict[str, jax.S
         return dict(example)
     padded = task.pad({name: np.zeros(x.shape, x.dtype) for name, x in example.items()}, length)
     arrays = {name: np.asarray(x) for name, x in padded.items()}
-    return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in arrays.items() if name not in BOOKKEEPING}
+    return {
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in arrays.items() if name not in BOOKKEEPING
+    }
 
 
 def _count_examples(inputs: Named) -> dict[str, jax.Array]:
@@ -103,9 +110,9 @@ def _count_examples(inputs: Named) -> dict[str, jax.Array]:
     return {name: jnp.full((count,), name == "mask", dtype) for name, dtype in BOOKKEEPING.items()}
 
 
-def _name_outputs(predictions: PyTree) -> dict[str, jax.Array]:
+def _name_outputs(predictions: PyTree, name: str) -> dict[str, jax.Array]:
     if isinstance(predictions, (jax.Array, np.ndarray)):
-        return {SOLE_OUTPUT: jnp.asarray(predictions)}
+        return {name: jnp.asarray(predictions)}
     if isinstance(predictions, Mapping) and all(hasattr(x, "shape") for x in predictions.values()):
         return dict(predictions)
     raise UserError("only predictions that are an array, or arrays by name, can be exported")

@@ -13,7 +13,9 @@ import jax
 from jaxaccel.core.options import Count, checked
 from jaxaccel.data.lines import Readable, read_lines
 from jaxaccel.data.source import Source
-from jaxaccel.deployment.trained import Trained, Which, load
+from jaxaccel.deployment.bundle import EngineName
+from jaxaccel.deployment.load import Predictor, load
+from jaxaccel.deployment.trained import Trained, Which
 from jaxaccel.errors import UserError, option
 from jaxaccel.tasks import Task
 from jaxaccel.tasks.prediction import BATCH, find_refused
@@ -34,6 +36,7 @@ def predict(
     which: Which = "best",
     batch: Count = BATCH,
     trust: bool = False,
+    engine: EngineName = "auto",
 ) -> Iterator[Record]:
     """Predicts what is in files, one record an input, in order and as they come.
 
@@ -41,7 +44,7 @@ def predict(
     or ``{"input": "dog.png", "error": "..."}`` of an input that cannot be read. ``ja.load(run).predict`` takes arrays.
 
     Args:
-      run: directory of a run or of a pipeline, as `load` takes it.
+      run: directory of a run or of a pipeline, or a bundle, as `load` takes it.
       inputs: files and folders of pictures, sounds or texts; ``-`` reads standard input line by line. What is no
         regular file, such as a named pipe, is read as that is.
       texts: texts to predict after these.
@@ -49,13 +52,14 @@ def predict(
       which: the checkpoint, as `load` takes it.
       batch: inputs that are computed at a time at most.
       trust: execute code that the run brings along, also where somebody else wrote it.
+      engine: what computes a bundle, as `load` takes it.
 
     Raises:
       UserError: there is no such run or input, or the task does not read it.
     """
     several = [inputs] if isinstance(inputs, (str, os.PathLike)) else inputs
     places = check_places([Path(place) for place in several])
-    trained = load(run, which=which, trust=trust)
+    trained = load(run, which=which, trust=trust, engine=engine)
     sources = find_sources(trained.task, places)
     literal = read_literals(trained.task, texts)
     return itertools.chain.from_iterable(predict_sources(trained, sources, literal, top=top, batch=batch))
@@ -96,7 +100,7 @@ def read_literals(task: Task, texts: Sequence[str]) -> list[Input]:
 
 
 def predict_sources(
-    trained: Trained,
+    trained: Predictor,
     sources: Sequence[Path],
     literal: Sequence[Input] = (),
     *,
@@ -212,7 +216,7 @@ def _catch(name: str, read: Callable[..., Iterable[Input]], *args: Any) -> Itera
         yield Input(name, error=_reason(error))
 
 
-def _predict_batch(trained: Trained, inputs: Sequence[Input], top: int, size: int) -> list[Record]:
+def _predict_batch(trained: Predictor, inputs: Sequence[Input], top: int, size: int) -> list[Record]:
     errors = {i: one.error for i, one in enumerate(inputs) if one.error}
     good = [i for i in range(len(inputs)) if i not in errors]
     try:
@@ -229,7 +233,7 @@ def _predict_batch(trained: Trained, inputs: Sequence[Input], top: int, size: in
     return [{"input": one.name} | told[i] for i, one in enumerate(inputs)]
 
 
-def _predict(trained: Trained, given: Sequence[Any], size: int) -> list[Any]:
+def _predict(trained: Predictor, given: Sequence[Any], size: int) -> list[Any]:
     """The prediction of each."""
     if not given:
         return []
@@ -237,7 +241,7 @@ def _predict(trained: Trained, given: Sequence[Any], size: int) -> list[Any]:
     return [jax.tree.map(lambda x, i=i: x[i], joined) for i in range(len(given))]
 
 
-def _describe(trained: Trained, one: Input, prediction: Any, top: int) -> Record:
+def _describe(trained: Predictor, one: Input, prediction: Any, top: int) -> Record:
     try:
         return trained.task.describe(one.given, prediction, trained.facts.values, top=top)
     except UserError as error:

@@ -133,7 +133,10 @@ def _difference(found: np.ndarray, expected: np.ndarray) -> float:
         return float(np.mean(found != expected)) if expected.size else 0.0
     found, expected = found.astype(np.float64), expected.astype(np.float64)
     finite = np.isfinite(expected)
-    if not np.array_equal(found[~finite], expected[~finite], equal_nan=True) or not np.isfinite(found[finite]).all():
+    if (
+        not np.array_equal(found[~finite], expected[~finite], equal_nan=True)
+        or not np.isfinite(found[finite]).all()
+    ):
         return np.inf
     largest = np.abs(expected[finite]).max(initial=0)
     return float(np.abs(found[finite] - expected[finite]).max(initial=0) / (largest or 1))

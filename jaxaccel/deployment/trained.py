@@ -44,7 +44,7 @@ Which = Literal["best", "last"] | int | str
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A trained model as a run left it. `load` makes one; the data set is only needed by `evaluate` and `report`."""
+    """A trained model as a run left it, made by `load_run`; only `evaluate` and `report` need the data set."""
 
     directory: Path
     """Of the run."""
@@ -219,7 +219,7 @@ class Trained:
 
 
 @checked
-def load(run: Path | str, *, which: Which = "best", trust: bool = False) -> Trained:
+def load_run(run: Path | str, *, which: Which = "best", trust: bool = False) -> Trained:
     """The model of a run, ready to predict; nothing in its directory is changed.
 
     Args:

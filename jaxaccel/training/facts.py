@@ -74,20 +74,46 @@ class Facts:
                 )
         return source
 
-    def write(self, directory: Path) -> None:
-        """Writes ``facts.json`` into the directory of a run."""
+    def as_json(self) -> dict[str, Any]:
+        """As files hold them; `from_json` reads it."""
         plain, fitted = (
             {name: _plain(value) for name, value in values.items()} for values in (self.values, self.fitted)
         )
         named = plain | {f"task.{name}": value for name, value in fitted.items()}
-        content = {
+        return {
             "format": FORMAT,
             "facts": {name: value for name, value in plain.items() if value is not _NOT_PLAIN},
             "fitted": {name: value for name, value in fitted.items() if value is not _NOT_PLAIN},
             "missing": sorted(name for name, value in named.items() if value is _NOT_PLAIN),
             "example": {n: {"shape": list(x.shape), "dtype": str(x.dtype)} for n, x in self.example.items()},
         }
-        write_text(directory / FILE, json.dumps(content, indent=2) + "\n")
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any], where: str | Path) -> "Facts":
+        """The facts that `as_json` wrote.
+
+        Args:
+          content: plain values.
+          where: they lie, for the message.
+
+        Raises:
+          UserError: they are of a newer format.
+          ValueError, KeyError, TypeError, AttributeError: they are damaged.
+        """
+        if content["format"] > FORMAT:
+            raise UserError(f"{where} is of format {content['format']}, this jaxaccel reads up to {FORMAT}")
+        example = {
+            name: jax.ShapeDtypeStruct(tuple(map(int, x["shape"])), np.dtype(str(x["dtype"])))
+            for name, x in content["example"].items()
+        }
+        values, fitted = (
+            {name: _restored(value) for name, value in content[part].items()} for part in ("facts", "fitted")
+        )
+        return cls(values, example, fitted, tuple(content["missing"]))
+
+    def write(self, directory: Path) -> None:
+        """Writes ``facts.json`` into the directory of a run."""
+        write_text(directory / FILE, json.dumps(self.as_json(), indent=2) + "\n")
 
 
 def read_facts(directory: Path) -> Facts | None:
@@ -100,17 +126,7 @@ def read_facts(directory: Path) -> Facts | None:
     if not file.exists():
         return None
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if content["format"] > FORMAT:
-            raise UserError(f"{file} is of format {content['format']}, this jaxaccel reads up to {FORMAT}")
-        example = {
-            name: jax.ShapeDtypeStruct(tuple(map(int, x["shape"])), np.dtype(str(x["dtype"])))
-            for name, x in content["example"].items()
-        }
-        values, fitted = (
-            {name: _restored(value) for name, value in content[part].items()} for part in ("facts", "fitted")
-        )
-        return Facts(values, example, fitted, tuple(content["missing"]))
+        return Facts.from_json(json.loads(file.read_text(encoding="utf-8")), file)
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

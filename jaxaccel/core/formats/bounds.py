@@ -103,8 +103,11 @@ def open_file(path: Path) -> IO[bytes]:
 
 
 def size_of(file: IO[bytes]) -> int:
-    """How many bytes an open file has."""
-    return os.fstat(file.fileno()).st_size
+    """How many bytes an open file has, on a disk or in memory."""
+    here = file.tell()
+    size = file.seek(0, os.SEEK_END)
+    file.seek(here)
+    return size
 
 
 def read_bytes(path: Path, most: int) -> bytes:

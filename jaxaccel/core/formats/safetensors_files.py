@@ -3,6 +3,7 @@
 The format is that of https://github.com/huggingface/safetensors; what its own parser refuses is refused here too.
 """
 
+import io
 import json
 import math
 from pathlib import Path
@@ -48,6 +49,16 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     """
     path = Path(path)
     with explain_errors(path, "is no whole safetensors file"), open_file(path) as file:
+        return {name: read_array(file, entry) for name, entry in read_header(file).entries.items()}
+
+
+def read_content(content: bytes, path: str | Path) -> dict[str, np.ndarray]:
+    """As `read`, of what a file at `path` holds.
+
+    Raises:
+      UserError: as of `read`.
+    """
+    with explain_errors(Path(path), "is no whole safetensors file"), io.BytesIO(content) as file:
         return {name: read_array(file, entry) for name, entry in read_header(file).entries.items()}
 
 

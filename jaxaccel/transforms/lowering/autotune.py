@@ -47,17 +47,9 @@ def get_file(device: Any) -> Path | None:
         return None
     base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxaccel"
     found = runtime.versions()
-    where = [device.device_kind, platform.machine(), _find_processor(), str(os.cpu_count())]
+    where = [device.device_kind, platform.machine(), runtime.find_processor(), str(os.cpu_count())]
     digest = hashlib.sha256(json.dumps([*where, found["jax"], found["jaxlib"]]).encode()).hexdigest()
     return (Path(wanted) if wanted else base) / f"lowerings-{digest[:16]}.json"
-
-
-def _find_processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 @functools.cache

@@ -1,0 +1,123 @@
+"""Writes a trained model as a bundle, which runs without its source and without training code.
+
+RUN is the directory of a run, of its best replica (runs/NAME/best), or of a compressed model (runs/NAME-compressed). A
+bundle is a directory, or one zip where --output ends with .zip. It holds the weights as they are (int8 stays int8), a
+program for each platform and batch size, and manifest.json, which says what the model takes and gives, what was
+measured, and the digest of every file. Each program is compared with the model before it is written. For instance:
+
+  python -m jaxaccel.export runs/digits
+  python -m jaxaccel.predict bundles/digits four.png
+  python -m jaxaccel.export runs/digits-compressed --batch 1,8,64 --backend cpu,cuda --output digits.zip
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+from rich.table import Table
+
+from jaxaccel import cli
+from jaxaccel.deployment.bundle import Bundle
+from jaxaccel.deployment.exporting import ExportSettings, export
+from jaxaccel.errors import UserError
+
+LISTS = ("--to", "--batch", "--backend")
+"""Flags whose values may be joined by commas."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportOptions(ExportSettings):
+    """What to export, and where to."""
+
+    output: Path | None = None
+    """Write to this directory, or to this file where it ends with .zip [default: bundles/NAME]."""
+    name: str = ""
+    """Call the model this [default: as its directory is called]."""
+    overwrite: bool = False
+    """Replace a bundle that is there."""
+    which: str = "best"
+    """Take this checkpoint: best, last or the number of a step; of a compressed model the name of a step,
+    by default the last."""
+    trust: bool = False
+    """Execute code that the run brings along, also where somebody else wrote it."""
+    traceback: bool = False
+    """Show Python's traceback when something goes wrong."""
+
+
+def write_bundle(run: Path, options: ExportOptions) -> Bundle:
+    """Exports a run as the command does, and says what came of it.
+
+    Raises:
+      UserError: as of `ja.export`.
+    """
+    place = run.resolve()
+    name = options.name or (place.parent if place.name == "best" else place).stem
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        bar = progress.add_task("exporting", total=None)
+        return export(
+            run, options.output or Path("bundles") / name, to=options.to, batch=options.batch,
+            backend=options.backend, name=name, overwrite=options.overwrite,
+            which=int(options.which) if options.which.isdecimal() else options.which, trust=options.trust,
+            advance=lambda number, of: progress.update(bar, completed=number, total=of),
+        )  # fmt: skip
+
+
+def tabulate_programs(bundle: Bundle) -> Table:
+    """The programs of a bundle, for a terminal."""
+    table = Table("platform", "examples", "length", "bytes", "difference from the model")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for entry in bundle.manifest.programs:
+        examples = str(entry.batch) if entry.batch else f"{entry.least} or more"
+        difference = "not run here" if entry.difference is None else f"{entry.difference:.1e}"
+        table.add_row(
+            entry.backend, examples, str(entry.length or "-"),
+            f"{bundle.manifest.files[entry.file]['bytes']:,}", "none" if entry.difference == 0 else difference,
+        )  # fmt: skip
+    return table
+
+
+def split_commas(words: Sequence[str]) -> list[str]:
+    """Splits the values of `LISTS` at their commas: ``--batch 1,16`` is ``--batch 1 16``."""
+    found: list[str] = []
+    inside = False
+    for word in words:
+        if word.startswith("--"):
+            flag, equals, value = word.partition("=")
+            inside = flag in LISTS
+            found += [flag, *filter(None, value.split(","))] if inside and equals else [word]
+        else:
+            found += filter(None, word.split(",")) if inside else [word]
+    return found
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line; returns the exit code.
+
+    Raises:
+      UserError: something is wrong with the words, the run or the place to write to.
+    """
+    words = list(argv)
+    run = words.pop(0) if words and not words[0].startswith("-") else None
+    if run is None and not {"-h", "--help"} & set(words):
+        raise UserError("name a run: python -m jaxaccel.export runs/digits (--help shows all)")
+    options = cli.parse_options(
+        "python -m jaxaccel.export RUN", __doc__ or "", ExportOptions(), split_commas(words)
+    )
+    assert run is not None
+    bundle = write_bundle(Path(run), options)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(tabulate_programs(bundle))
+    size = sum(int(fact["bytes"]) for fact in bundle.manifest.files.values())
+    console.print(escape(f"{bundle.place}: {len(bundle.manifest.files)} files, {size:,} bytes"))
+    return 0
+
+
+cli.make_callable(__name__, "jaxaccel.deployment.exporting", "export")
+
+if __name__ == "__main__":
+    cli.run(main, sys.argv[1:])
