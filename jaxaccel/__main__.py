@@ -13,6 +13,7 @@ COMMANDS = {
     "predict": "predicts pictures or texts with a trained model, one line of JSON each",
     "compress": "makes a trained model smaller and faster, with a receipt for each step",
     "export": "writes a trained model as a bundle, which runs without its source",
+    "verify": "checks that a bundle is as it was signed",
     "doctor": "shows devices, versions and rates, and what is wrong if something is",
 }
 """Each is a module of that name, with the same arguments."""

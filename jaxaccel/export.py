@@ -23,7 +23,8 @@ from rich.table import Table
 from jaxaccel import cli
 from jaxaccel.deployment.bundle import Bundle
 from jaxaccel.deployment.exporting import ExportSettings, export
-from jaxaccel.errors import UserError
+from jaxaccel.deployment.signing import sign_bundle
+from jaxaccel.errors import UserError, option
 
 LISTS = ("--to", "--batch", "--backend")
 """Flags whose values may be joined by commas."""
@@ -37,6 +38,12 @@ class ExportOptions(ExportSettings):
     """Write to this directory, or to this file where it ends with .zip [default: bundles/NAME]."""
     name: str = ""
     """Call the model this [default: as its directory is called]."""
+    sign: Path | None = None
+    """Sign it with this private key, in PEM; JAXACCEL_KEY_PASSWORD has its password, where it is encrypted."""
+    certificate: Path | None = None
+    """Sign it with this certificate of the key, in PEM, so that whoever trusts its issuer can verify it."""
+    chain: tuple[Path, ...] = ()
+    """Certificates, in PEM, that lead from that one to a root."""
     overwrite: bool = False
     """Replace a bundle that is there."""
     which: str = "best"
@@ -46,6 +53,12 @@ class ExportOptions(ExportSettings):
     """Execute code that the run brings along, also where somebody else wrote it."""
     traceback: bool = False
     """Show Python's traceback when something goes wrong."""
+
+    def check_values(self) -> None:
+        """Checks that certificates come with a key."""
+        super().check_values()
+        if self.sign is None and (self.certificate or self.chain):
+            raise UserError(f"{option('certificate')} signs together with its key: {option('sign', 'KEY')}")
 
 
 def write_bundle(run: Path, options: ExportOptions) -> Bundle:
@@ -110,10 +123,13 @@ def main(argv: Sequence[str]) -> int:
     )
     assert run is not None
     bundle = write_bundle(Path(run), options)
+    if options.sign is not None:
+        sign_bundle(bundle.place, options.sign, certificate=options.certificate, chain=options.chain)
     console = Console(highlight=False, soft_wrap=True)
     console.print(tabulate_programs(bundle))
     size = sum(int(fact["bytes"]) for fact in bundle.manifest.files.values())
-    console.print(escape(f"{bundle.place}: {len(bundle.manifest.files)} files, {size:,} bytes"))
+    signed = f", signed with {options.sign}" if options.sign else ""
+    console.print(escape(f"{bundle.place}: {len(bundle.manifest.files)} files, {size:,} bytes{signed}"))
     return 0
 
 

@@ -57,6 +57,7 @@ from jaxaccel.deployment.predict_inputs import (
     predict_split,
     read_literals,
 )
+from jaxaccel.deployment.signing import verify_bundle
 from jaxaccel.deployment.stream_input import recognize_stream
 from jaxaccel.deployment.trained import Trained
 from jaxaccel.errors import UserError, option
@@ -88,6 +89,10 @@ class PredictOptions(Options):
     """Compute so many inputs at a time at most."""
     engine: EngineName = "auto"
     """Compute a bundle with this; auto is the one that was fastest when it was exported."""
+    key: Path | None = None
+    """Verify the signature of a bundle with this public key, in PEM, before anything of it is read."""
+    require_signature: bool = False
+    """Refuse what is not verified."""
     stream: bool = False
     """Recognize the samples that arrive on standard input, as one utterance."""
     chunk_ms: Positive = CHUNK_MS
@@ -100,7 +105,11 @@ class PredictOptions(Options):
     """Show Python's traceback when something goes wrong."""
 
     def check_values(self) -> None:
-        """Checks that a stream, and a split, come alone."""
+        """Checks that a stream, and a split, come alone, and that there is a key where there must be."""
+        if self.require_signature and self.key is None:
+            raise UserError(
+                f"{option('require_signature', True)} needs the public key: {option('key', 'FILE')}"
+            )
         if self.split and (self.inputs or self.text or self.stream):
             raise UserError(f"{option('split', self.split)} is all that is predicted: name no other inputs")
         if self.stream and (self.text or any(place != STDIN for place in self.inputs)):
@@ -181,6 +190,8 @@ def _write_split(run: Path | str, options: PredictOptions) -> Counts:
 
 
 def _load(run: Path | str, options: PredictOptions) -> Trained | Deployed:
+    if options.key is not None:
+        verify_bundle(run, options.key)
     which = int(options.which) if options.which.isdecimal() else options.which
     found = load(run, which=which, trust=options.trust, engine=options.engine)
     if isinstance(found, Trained):

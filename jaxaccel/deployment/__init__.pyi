@@ -9,6 +9,8 @@ from .predict_inputs import predict as predict
 from .signature import Engine as Engine
 from .signature import Signature as Signature
 from .signature import TensorSpec as TensorSpec
+from .signing import sign_bundle as sign_bundle
+from .signing import verify_bundle as verify_bundle
 from .stream import Heard as Heard
 from .stream import Stream as Stream
 from .stream import StreamStats as StreamStats
