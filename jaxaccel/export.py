@@ -23,6 +23,7 @@ from rich.table import Table
 from jaxaccel import cli
 from jaxaccel.deployment.bundle import Bundle
 from jaxaccel.deployment.exporting import ExportSettings, export
+from jaxaccel.deployment.fastest_engine import XLA, EngineTime, choose_engines
 from jaxaccel.deployment.signing import sign_bundle
 from jaxaccel.errors import UserError, option
 
@@ -46,6 +47,8 @@ class ExportOptions(ExportSettings):
     """Certificates, in PEM, that lead from that one to a root."""
     overwrite: bool = False
     """Replace a bundle that is there."""
+    untimed: bool = False
+    """Leave out timing the engines; then XLA computes it."""
     which: str = "best"
     """Take this checkpoint: best, last or the number of a step; of a compressed model the name of a step,
     by default the last."""
@@ -75,7 +78,7 @@ def write_bundle(run: Path, options: ExportOptions) -> Bundle:
             run, options.output or Path("bundles") / name, to=options.to, batch=options.batch,
             backend=options.backend, name=name, overwrite=options.overwrite,
             which=int(options.which) if options.which.isdecimal() else options.which, trust=options.trust,
-            advance=lambda number, of: progress.update(bar, completed=number, total=of),
+            timed=not options.untimed, advance=lambda number, of: progress.update(bar, completed=number, total=of),
         )  # fmt: skip
 
 
@@ -92,6 +95,30 @@ def tabulate_programs(bundle: Bundle) -> Table:
             f"{bundle.manifest.files[entry.file]['bytes']:,}", "none" if entry.difference == 0 else difference,
         )  # fmt: skip
     return table
+
+
+def tabulate_engines(bundle: Bundle) -> Table:
+    """What each engine takes, for a terminal; the fastest of each case is marked."""
+    rows = [EngineTime.from_json(values) for values in bundle.manifest.receipts.get("engines", ())]
+    cases = list(dict.fromkeys((row.cores, row.length, row.batch) for row in rows))
+    names = list(dict.fromkeys(row.engine for row in rows))
+    table = Table("cores", "examples", "length", *names)
+    for column in table.columns:
+        column.justify = "right"
+    for cores, length, batch in cases:
+        own = {
+            row.engine: row for row in rows if (row.cores, row.length, row.batch) == (cores, length, batch)
+        }
+        chosen = choose_engines(list(own.values()), [batch], cores)[batch]
+        cells = [_write_time(own[name], name == chosen) if name in own else "-" for name in names]
+        table.add_row(str(cores), str(batch), str(length or "-"), *cells)
+    return table
+
+
+def _write_time(row: EngineTime, chosen: bool) -> str:
+    gain = "" if row.engine == XLA else f", {row.gain:.2f}x"
+    text = f"{row.milliseconds:.3g} ms{gain}"
+    return f"[bold]{text}[/]" if chosen else text
 
 
 def split_commas(words: Sequence[str]) -> list[str]:
@@ -127,6 +154,8 @@ def main(argv: Sequence[str]) -> int:
         sign_bundle(bundle.place, options.sign, certificate=options.certificate, chain=options.chain)
     console = Console(highlight=False, soft_wrap=True)
     console.print(tabulate_programs(bundle))
+    if "engines" in bundle.manifest.receipts:
+        console.print(tabulate_engines(bundle))
     size = sum(int(fact["bytes"]) for fact in bundle.manifest.files.values())
     signed = f", signed with {options.sign}" if options.sign else ""
     console.print(escape(f"{bundle.place}: {len(bundle.manifest.files)} files, {size:,} bytes{signed}"))

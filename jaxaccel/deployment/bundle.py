@@ -5,14 +5,18 @@ import functools
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 
+from jaxaccel.core import runtime
 from jaxaccel.core.formats.safetensors_files import read_content
 from jaxaccel.deployment.bundle_files import Files, open_files
+from jaxaccel.deployment.fastest_engine import EngineTime, FastestEngine, choose_engines
 from jaxaccel.deployment.manifest import MANIFEST, WEIGHTS, Manifest, read_manifest
+from jaxaccel.deployment.onnx_engines import count_cores, open_onnxruntime, open_openvino
 from jaxaccel.deployment.signature import Engine, Signature
+from jaxaccel.deployment.xla_engine import XlaEngine
 from jaxaccel.errors import UserError
 
 EngineName = Literal["auto", "xla", "onnxruntime", "openvino"]
@@ -50,17 +54,41 @@ class Bundle:
         """What computes the model.
 
         Args:
-          name: ``auto`` is the one that was fastest when it was exported, where it can run here; else ``xla``.
+          name: ``auto`` takes the one that was the fastest for each size when it was exported, on a processor like
+            this one; else ``xla``.
           batches: numbers of examples to be ready for, by default those that were exported.
 
         Raises:
           UserError: the bundle has nothing for that engine or this platform, or the engine is not installed.
         """
-        from jaxaccel.deployment.xla_engine import XlaEngine
+        if name == "auto":
+            return self._choose_engine(batches)
+        if name == "xla":
+            return XlaEngine(self.manifest, self.read, self.weights, batches)
+        if "onnx" not in self.manifest.models:
+            again = f"python -m jaxaccel.export {self.manifest.origin.get('run', 'RUN')} --to bundle,onnx"
+            raise UserError(f"{self.place} holds no ONNX model, which {name} needs: {again}")
+        opened = open_onnxruntime if name == "onnxruntime" else open_openvino
+        content = self.read(self.manifest.models["onnx"])
+        return opened(content, self.signature, sorted({*batches}) or self.manifest.list_batches())
 
-        if name not in ("auto", "xla"):
-            raise UserError(f"{self.place} has nothing for {name}")
-        return XlaEngine(self.manifest, self.read, self.weights, batches)
+    def _choose_engine(self, batches: Sequence[int]) -> Engine:
+        """The engine that was the fastest for each size of batch, on this processor; else XLA."""
+        sizes = sorted({*batches}) or self.manifest.list_batches()
+        same = self.manifest.receipts.get("processor") == runtime.find_processor()
+        times = (
+            [EngineTime.from_json(row) for row in self.manifest.receipts.get("engines", ())] if same else []
+        )
+        names = choose_engines(times, sizes, count_cores())
+        engines: dict[str, Engine] = {"xla": self.engine("xla", batches)}
+        for other in {*names.values()} - {"xla"}:
+            try:
+                engines[other] = self.engine(cast(EngineName, other), batches)
+            except UserError:  # it is not installed here
+                continue
+        if [*engines] == ["xla"]:
+            return engines["xla"]
+        return FastestEngine({size: engines.get(name, engines["xla"]) for size, name in names.items()})
 
     def read(self, name: str) -> bytes:
         """Reads a file that the manifest lists, and compares its digest.

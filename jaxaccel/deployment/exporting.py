@@ -16,6 +16,7 @@ from jaxaccel.core.options import Count, Options, checked
 from jaxaccel.deployment.bundle import Bundle, is_bundle, open_bundle
 from jaxaccel.deployment.bundle_files import Directory, digest_files, write_archive
 from jaxaccel.deployment.card import write_card
+from jaxaccel.deployment.engine_times import time_engines
 from jaxaccel.deployment.manifest import CARD, MANIFEST, WEIGHTS, Manifest, ProgramEntry
 from jaxaccel.deployment.model_function import ModelFunction, make_function
 from jaxaccel.deployment.programs import Program, ProgramSpec, list_specs, make_program
@@ -56,6 +57,7 @@ def export(
     overwrite: bool = False,
     which: int | str = "best",
     trust: bool = False,
+    timed: bool = True,
     advance: Callable[[int, int], Any] = lambda made, of: None,
 ) -> Bundle:
     """Writes a trained model as a bundle, which runs without its source and without training code.
@@ -72,6 +74,7 @@ def export(
       overwrite: replace a bundle that is there.
       which: as of `ja.load`.
       trust: as of `ja.load`.
+      timed: time the engines beside each other on this machine, so that ``auto`` takes the fastest.
       advance: ``advance(made, of)`` is called before each program and at the end.
 
     Raises:
@@ -91,6 +94,9 @@ def export(
         _write_weights(draft, function)
         manifest = _describe(trained, function, programs, name or place.stem)
         _finish(draft, manifest)
+        if timed and jax.default_backend().replace("gpu", "cuda") in settings.backend:
+            engines = [dataclasses.asdict(row) for row in time_engines(draft)]
+            _finish(draft, dataclasses.replace(manifest, receipts={**manifest.receipts, "engines": engines}))
         _put(draft, place)
     return open_bundle(place)
 
@@ -174,7 +180,7 @@ def _finish(draft: Path, manifest: Manifest) -> None:
     """Writes the card and, last of all, the manifest with the digests of all other files."""
     (draft / CARD).write_text(write_card(manifest), encoding="utf-8")
     files = Directory(draft)
-    digests = digest_files({name: files.read(name) for name in files.list_names()})
+    digests = digest_files({name: files.read(name) for name in files.list_names() if name != MANIFEST})
     whole = dataclasses.replace(manifest, files=digests)
     (draft / MANIFEST).write_text(whole.as_text(), encoding="utf-8")
 

@@ -63,6 +63,10 @@ class Manifest:
     files: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     """Size in bytes and SHA-256 of every other file."""
 
+    def list_batches(self) -> list[int]:
+        """Batch sizes that were exported, ascending; one example where there are none."""
+        return sorted({entry.batch for entry in self.programs if entry.batch}) or [1]
+
     def as_text(self) -> str:
         """The content of the file; `read_manifest` reads it."""
         values = dataclasses.asdict(self) | {"format": FORMAT, "signature": self.signature.as_json()}

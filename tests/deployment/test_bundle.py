@@ -30,7 +30,7 @@ from jaxaccel.tasks import TextClassification
 def bundle(digits_run, tmp_path_factory):
     """The digits run as a bundle: do not write into it."""
     place = tmp_path_factory.mktemp("bundles") / "digits"
-    return ja.export(digits_run.directory, place, batch=(1, 4), to=("bundle", "stablehlo"))
+    return ja.export(digits_run.directory, place, batch=(1, 4), to=("bundle", "stablehlo"), timed=False)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_counts_are_split_into_few_sizes():
 
 def test_a_zip_is_the_same_bundle(bundle, digits_run, images, tmp_path):
     place = tmp_path / "digits.zip"
-    ja.export(digits_run.directory, place, batch=(1,))
+    ja.export(digits_run.directory, place, batch=(1,), timed=False)
     assert place.is_file() and [path.name for path in tmp_path.iterdir()] == ["digits.zip"]
     np.testing.assert_allclose(
         ja.load(place).predict(images), ja.load(bundle.place).predict(images), atol=1e-5
@@ -108,7 +108,7 @@ def test_weights_of_16_bits_survive(digits_run, tmp_path, images):
     run = ja.load(digits_run.directory)
     params = jax.tree.map(lambda x: x.astype("bfloat16"), run.params)
     narrow = dataclasses.replace(run, params=params)
-    made = ja.export(narrow, tmp_path / "narrow", batch=())
+    made = ja.export(narrow, tmp_path / "narrow", batch=(), timed=False)
     assert {str(x.dtype) for x in made.weights.values()} == {"bfloat16"}
     np.testing.assert_allclose(ja.load(made.place).predict(images), narrow.predict(images), atol=1e-2)
 
@@ -132,7 +132,7 @@ def texts_run(tmp_path_factory):
 
 def test_each_length_has_programs(texts_run, tmp_path):
     texts = ["wake", "play a song now", "rain", "a text that goes on and on"]
-    made = ja.export(texts_run, tmp_path / "intents", batch=(1,))
+    made = ja.export(texts_run, tmp_path / "intents", batch=(1,), timed=False)
     assert {(entry.batch, entry.length) for entry in made.manifest.programs} == {
         (1, 8), (None, 8), (1, 32), (None, 32)
     }  # fmt: skip
@@ -211,7 +211,7 @@ def test_a_platform_is_traced_for_inside_alone():
 
 
 def test_a_bundle_for_another_platform_says_so(digits_run, tmp_path):
-    made = ja.export(digits_run.directory, tmp_path / "far", backend=("cuda",), batch=())
+    made = ja.export(digits_run.directory, tmp_path / "far", backend=("cuda",), batch=(), timed=False)
     with pytest.raises(
         UserError, match=r"has programs for cuda, and this process runs on cpu: .*--backend cpu"
     ):
@@ -239,7 +239,7 @@ def test_a_program_that_computes_something_else_is_not_written(digits_run, tmp_p
 
     monkeypatch.setattr(programs, "_export", wrong)
     with pytest.raises(UserError, match=r"cpu-batch1 differs from the model by .* it is not written"):
-        ja.export(digits_run.directory, tmp_path / "wrong")
+        ja.export(digits_run.directory, tmp_path / "wrong", timed=False)
     assert not [*tmp_path.iterdir()]
 
 
@@ -367,9 +367,9 @@ def test_nothing_of_somebody_elses_is_replaced(digits_run, bundle, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("ten years")
     with pytest.raises(UserError, match="is there already and is no bundle"):
-        ja.export(digits_run.directory, tmp_path / "mine", overwrite=True)
+        ja.export(digits_run.directory, tmp_path / "mine", overwrite=True, timed=False)
     with pytest.raises(UserError, match="is a bundle already: replace it with overwrite=True"):
-        ja.export(digits_run.directory, bundle.place)
+        ja.export(digits_run.directory, bundle.place, timed=False)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "ten years"
 
 

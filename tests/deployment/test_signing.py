@@ -142,7 +142,7 @@ def test_an_unsigned_bundle_says_how_to_sign(signed, keys):
 
 def test_a_zip_is_signed_beside_it(digits_run, keys, tmp_path):
     place = tmp_path / "digits.zip"
-    ja.export(digits_run.directory, place, batch=())
+    ja.export(digits_run.directory, place, batch=(), timed=False)
     assert sign_bundle(place, keys / "ours.key") == tmp_path / "digits.zip.sig"
     verify_bundle(place, keys / "ours.pub")
     content = place.read_bytes()
