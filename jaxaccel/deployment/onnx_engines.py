@@ -61,7 +61,11 @@ def open_onnxruntime(content: bytes, signature: Signature, batches: Sequence[int
     except Exception as error:
         raise UserError(f"ONNX Runtime refuses the model: {_shorten(error)}") from error
     names = [spec.name for spec in signature.outputs]
-    return OnnxEngine("onnxruntime", signature, lambda arrays: session.run(names, dict(arrays)), batches)
+
+    def infer(arrays: Arrays) -> Sequence[np.ndarray]:
+        return [np.asarray(x) for x in session.run(names, dict(arrays))]
+
+    return OnnxEngine("onnxruntime", signature, infer, batches)
 
 
 def open_openvino(content: bytes, signature: Signature, batches: Sequence[int]) -> OnnxEngine:
