@@ -121,7 +121,7 @@ def predict_sources(
       advance: called whenever a source has been read.
     """
     for some in _batches(trained.task, sources, literal, batch, advance):
-        yield _predict_batch(trained, some, top, batch)
+        yield describe_inputs(trained, some, top=top, size=batch)
 
 
 def predict_split(
@@ -145,7 +145,7 @@ def predict_split(
     for start in range(0, len(source), batch):
         examples = source.__getitems__(range(start, min(start + batch, len(source))))
         inputs = [task.read_text(_text_of(task, x), f"text:{i}") for i, x in enumerate(examples, start)]
-        described = _predict_batch(trained, inputs, top, batch)
+        described = describe_inputs(trained, inputs, top=top, size=batch)
         kept = [pair for pair in zip(examples, described, strict=True) if "error" not in pair[1]]
         yield [task.relabel(example, told) for example, told in kept], len(examples) - len(kept)
 
@@ -216,7 +216,15 @@ def _catch(name: str, read: Callable[..., Iterable[Input]], *args: Any) -> Itera
         yield Input(name, error=_reason(error))
 
 
-def _predict_batch(trained: Predictor, inputs: Sequence[Input], top: int, size: int) -> list[Record]:
+def describe_inputs(trained: Predictor, inputs: Sequence[Input], *, top: int, size: int) -> list[Record]:
+    """The record of each input, ``error`` where it cannot be predicted.
+
+    Args:
+      trained: the model.
+      inputs: as its task reads them.
+      top: how many classes to name.
+      size: inputs that are computed at a time at most.
+    """
     errors = {i: one.error for i, one in enumerate(inputs) if one.error}
     good = [i for i in range(len(inputs)) if i not in errors]
     try:
