@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -17,11 +17,25 @@ from jaxaccel.tasks.batches import iterate_batches
 from jaxaccel.training.facts import Facts
 from jaxaccel.training.problem import Problem
 from jaxaccel.training.recipe import Recipe
-from jaxaccel.transforms import compressed, retarget
+from jaxaccel.transforms import compressed, int8, retarget
+from jaxaccel.transforms.calibrate import Calibration
 from jaxaccel.transforms.params import trainable
 from jaxaccel.transforms.params.select import selects_parameter
 
 PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Int8:
+    """`ja.int8` with its options, which an export to another format reads."""
+
+    activations: Literal["static", "dynamic", "none"]
+    calibration: Calibration | None
+    lowering: Literal["auto", "int8"] = "auto"
+
+    def __call__(self, f: Callable[..., PyTree]) -> Callable[..., PyTree]:
+        """`f` on quantized parameters."""
+        return int8(f, activations=self.activations, calibration=self.calibration, lowering=self.lowering)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +50,7 @@ class Stage:
     call: Callable[..., PyTree]
     """(dense variables, *inputs) -> outputs, in inference."""
     accelerated: Callable[[Callable[..., PyTree]], Callable[..., PyTree]] = compressed
-    """What makes `call` one of `variables`: `ja.transforms.compressed`, or `ja.int8` with its calibration."""
+    """What makes `call` one of `variables`: `ja.transforms.compressed`, or `Int8`."""
     pruned: tuple[str, ...] = ()
     """Which weights were pruned on the way, as patterns of paths: their zeros stay."""
     file: Path | None = None

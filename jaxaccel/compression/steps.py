@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from annotated_types import Interval
 
-from jaxaccel.compression.stage import Setting, Stage
+from jaxaccel.compression.stage import Int8, Setting, Stage
 from jaxaccel.compression.step import Part, Step, pick_one
 from jaxaccel.compression.training_steps import compute_mean_gradient
 from jaxaccel.core.arrays import CodebookArray
@@ -22,7 +22,7 @@ from jaxaccel.core.paths import flatten_by_path
 from jaxaccel.errors import UserError
 from jaxaccel.models.bound import Bound, find_methods
 from jaxaccel.optim import Sparse
-from jaxaccel.transforms import Calibration, calibrate, fold, input_covariances, input_norms, int8
+from jaxaccel.transforms import Calibration, calibrate, fold, input_covariances, input_norms
 from jaxaccel.transforms.params import (
     count_multiply_adds,
     low_rank,
@@ -233,10 +233,7 @@ class Quantize(Step):
         variables = quantize(stage.variables, self.where, bits=self.bits)
         ranges = self._ranges(stage, setting, name) if self.ranged else None
 
-        def accelerated(f: Any) -> Any:
-            activations = self.activations if self.bits == 8 else "none"
-            return int8(f, activations=activations, calibration=ranges, lowering=self.lowering)
-
+        accelerated = Int8(self.activations if self.bits == 8 else "none", ranges, self.lowering)
         return dataclasses.replace(stage, variables=variables, accelerated=accelerated, file=None)
 
     @property

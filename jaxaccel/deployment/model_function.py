@@ -25,6 +25,8 @@ class ModelFunction:
     """What a task predicts, as ``call(weights, inputs) -> outputs``, each by name; batches may be of any size."""
 
     call: Callable[[Named, Named], dict[str, jax.Array]]
+    of_params: Callable[[PyTree, Named], dict[str, jax.Array]]
+    """The same of the parameters as they were given, with compressed arrays, whose paths are those of the model."""
     weights: Mapping[str, np.ndarray]
     """The arrays of the parameters that it needs; of compressed ones each part, as ``params/head/kernel/qvalue``."""
     examples: Mapping[int, Mapping[str, jax.ShapeDtypeStruct]]
@@ -72,7 +74,11 @@ def make_function(task: Task, example: Example, run: Callable[..., PyTree], para
     arrays = {path_text(path): x for path, x in leaves}
 
     def call(weights: Named, inputs: Named) -> dict[str, jax.Array]:
-        params = jax.tree.unflatten(treedef, [weights.get(name, x) for name, x in arrays.items()])
+        return of_params(
+            jax.tree.unflatten(treedef, [weights.get(name, x) for name, x in arrays.items()]), inputs
+        )
+
+    def of_params(params: PyTree, inputs: Named) -> dict[str, jax.Array]:
         batch = task.features(dict(inputs) | _count_examples(inputs))
         found = task.predict(Bound(run, params), batch)
         sole.append(not isinstance(found, Mapping))
@@ -80,10 +86,11 @@ def make_function(task: Task, example: Example, run: Callable[..., PyTree], para
 
     sole: list[bool] = []
     examples = {length: _shape_example(task, example, length) for length in task.bounds or (0,)}
-    whole = ModelFunction(call, {}, examples, sole_output=False)
+    whole = ModelFunction(call, of_params, {}, examples, sole_output=False)
     used, needed = find_used(call, arrays, whole.batch_shapes(1, max(examples)))
     return ModelFunction(
         call,
+        of_params,
         {name: np.asarray(x) for name, x in arrays.items() if used[name]},
         {
             length: {name: x for name, x in shapes.items() if needed[name]}

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxaccel.compression.pipeline_directory import find_record
 from jaxaccel.compression.reopen import open_stage
+from jaxaccel.compression.stage import Int8
 from jaxaccel.core import runtime
 from jaxaccel.core.options import Count, checked
 from jaxaccel.core.paths import with_leaves
@@ -62,6 +63,10 @@ class Trained:
     """(params, *inputs of the model) -> outputs, in inference: the model itself."""
     run: Callable[..., PyTree]
     """The same as evaluations compute it: in the precision of the recipe, in forms that this device runs fast."""
+    plain: Callable[..., PyTree] | None = None
+    """`call` as it is without compressed arrays, where that is something else."""
+    integers: Int8 | None = None
+    """What made `call` of `plain`, where products are of integers."""
     model: Model | None = None
     """``init`` and ``apply``, with which training could go on; None for the last stages of a pipeline, which cannot."""
 
@@ -250,7 +255,7 @@ def load_run(run: Path | str, *, which: Which = "best", trust: bool = False) -> 
     measured = read_scores(place / CHECKPOINTS / str(step))
     params = _filled(place, model, weights)
     return Trained(
-        place, recipe, facts, step, measured, params, inference(model), _evaluated(recipe, model), model
+        place, recipe, facts, step, measured, params, inference(model), _evaluated(recipe, model), model=model
     )
 
 
@@ -262,9 +267,11 @@ def _of_pipeline(place: Path, which: Which, trust: bool) -> Trained:
     stage, setting, receipt = open_stage(directory, name, trust)
     call = stage.accelerated(stage.call)
     recipe = dataclasses.replace(setting.training, batch_size=setting.batch, task=setting.task)
+    integers = stage.accelerated if isinstance(stage.accelerated, Int8) else None
     return Trained(
-        directory, recipe, setting.known, receipt.step, receipt.scores, stage.variables, call, stage.run
-    )
+        directory, recipe, setting.known, receipt.step, receipt.scores, stage.variables, call, stage.run,
+        stage.call, integers,
+    )  # fmt: skip
 
 
 def _facts(run: Path, recipe: Recipe) -> Facts:
