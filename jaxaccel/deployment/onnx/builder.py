@@ -38,6 +38,10 @@ class Builder:
         self.constants: dict[str, np.ndarray] = {}
         self.sizes: dict[str, str] = {}
         """By variable of a shape: the name of the int64 value (1,) that holds it."""
+        self.producers: dict[str, Node] = {}
+        """By name of a value: the node that computes it, in whichever graph."""
+        self.summed: dict[str, int] = {}
+        """By name of a sum: of how many numbers each of its elements is, where that is known."""
         self._names: dict[str, int] = {}
         self._known: dict[Any, str] = {}
         self._held: list[Any] = []  # so that the ids in `_known` stay their own
@@ -58,7 +62,9 @@ class Builder:
         found = self.graph.find(key)
         if found is None:
             found = tuple(self.name(op.lower()) for _ in range(results))
-            self.graph.nodes.append(Node(op, list(inputs), list(found), held))
+            node = Node(op, list(inputs), list(found), held)
+            self.graph.nodes.append(node)
+            self.producers.update(dict.fromkeys(found, node))
             self.graph.computed[key] = found
         return found
 

@@ -29,6 +29,8 @@ class Tensor:
     """Axis i of the ONNX value is axis ``order[i]`` of the array."""
     stored: Dims
     """Shape of the ONNX value: that of the array in `order`, or 1 along axes that are broadcast."""
+    dropped: tuple[int, ...] = ()
+    """Where in the ONNX value there were axes that a reduction dropped: what is added for broadcasting goes there."""
 
     @property
     def ndim(self) -> int:

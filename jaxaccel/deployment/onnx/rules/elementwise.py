@@ -19,7 +19,7 @@ OPERATORS = {
     "abs": "Abs", "acos": "Acos", "acosh": "Acosh", "add": "Add", "add_any": "Add", "asin": "Asin", "asinh": "Asinh",
     "atan": "Atan", "atanh": "Atanh", "ceil": "Ceil", "cos": "Cos", "cosh": "Cosh", "div": "Div", "eq": "Equal",
     "erf": "Erf", "exp": "Exp", "floor": "Floor", "ge": "GreaterOrEqual", "gt": "Greater", "le": "LessOrEqual",
-    "log": "Log", "logistic": "Sigmoid", "lt": "Less", "min": "Min", "mul": "Mul", "neg": "Neg", "pow": "Pow",
+    "log": "Log", "logistic": "Sigmoid", "lt": "Less", "mul": "Mul", "neg": "Neg", "pow": "Pow",
     "sign": "Sign", "sin": "Sin", "sinh": "Sinh", "sqrt": "Sqrt", "sub": "Sub", "tan": "Tan", "tanh": "Tanh",
 }  # fmt: skip
 """Primitives that are one operator."""
@@ -42,11 +42,14 @@ def make_rules(builder: Builder) -> dict[str, Rule]:
         "is_finite": lambda b, site, x: b.node("Not", b.node("Or", b.node("IsNaN", x), b.node("IsInf", x))),
         "log1p": lambda b, site, x: b.node("Log", b.node("Add", x, _one(b, site))),
         "max": _maximum,
+        "min": _minimum,
         "ne": lambda b, site, x, y: b.node("Not", b.node("Equal", x, y)),
         "rem": lambda b, site, x, y: b.node("Mod", x, y, fmod=1),
         "round": _round,
         "rsqrt": lambda b, site, x: b.node("Reciprocal", b.node("Sqrt", x)),
         "select_n": _select,
+        "shift_left": _shift("LEFT"),
+        "shift_right_logical": _shift("RIGHT"),
         "square": lambda b, site, x: b.node("Mul", x, x),
         **dict.fromkeys(("copy", "copy_p", "reduce_precision", "stop_gradient", "sharding_constraint"), _same),
         **dict.fromkeys(("pvary", "pcast", "pbroadcast", "real", "name"), _same),
@@ -61,7 +64,9 @@ def _rule(builder: Builder, write: Write) -> Rule:
         if all(x is not None for x in constants):
             return _folded(builder, site, [x for x in constants if x is not None])
         order, names, stored = align(builder, operands, len(site.output.shape))
-        return Tensor(write(builder, site, *names), tuple(site.output.shape), np.dtype(site.output.dtype), order, stored)
+        same = [x.dropped for x in operands if isinstance(x, Tensor) and x.order == order and x.dropped]
+        name, dtype = write(builder, site, *names), np.dtype(site.output.dtype)
+        return Tensor(name, tuple(site.output.shape), dtype, order, stored, same[0] if same else ())
 
     return rule
 
@@ -131,6 +136,24 @@ def _maximum(builder: Builder, site: Site, x: str, y: str) -> str:
             if value.item() == -np.inf:
                 return other
     return builder.node("Max", x, y)
+
+
+def _minimum(builder: Builder, site: Site, x: str, y: str) -> str:
+    for one, other in ((x, y), (y, x)):
+        value, node = builder.constants.get(one), builder.producers.get(other)
+        if value is not None and value.size == 1 and node is not None and node.op == "Relu":  # ReLU6
+            return builder.node("Clip", node.inputs[0], _one(builder, site, 0), _one(builder, site, value.item()))
+    return builder.node("Min", x, y)
+
+
+def _shift(direction: str) -> Write:
+    def write(builder: Builder, site: Site, x: str, by: str) -> str:
+        dtype = np.dtype(site.inputs[0].dtype)
+        unsigned = np.dtype(f"uint{8 * dtype.itemsize}")
+        moved = (builder.cast(name, dtype, unsigned) for name in (x, by))
+        return builder.cast(builder.node("BitShift", *moved, direction=direction), unsigned, dtype)
+
+    return write
 
 
 def _round(builder: Builder, site: Site, x: str) -> str:

@@ -21,7 +21,7 @@ def make_rules(builder: Builder) -> dict[str, Rule]:
         if isinstance(x, LowRankArray):
             return NotImplemented
         x = x.materialize() if isinstance(x, QuantArray) else x
-        for form in (_constant_window, _rows, _along_axis, _points):
+        for form in (_constant_window, _grid, _rows, _along_axis, _points):
             out = form(builder, site, x, indices)
             if out is not NotImplemented:
                 return out
@@ -52,6 +52,32 @@ def _constant_window(builder: Builder, site: Site, x: Any, indices: Any) -> Any:
     order = tuple(left.index(axis) for axis in part.order if axis not in gone)
     stored = tuple(n for axis, n in zip(part.order, part.stored, strict=True) if axis not in gone)
     return Tensor(name, tuple(site.output.shape), part.dtype, order, stored)
+
+
+def _grid(builder: Builder, site: Site, x: Any, indices: Any) -> Any:
+    """Every so many elements along some axes, at places that are known: a slice with steps."""
+    value, numbers = builder.value(indices), site.params["dimension_numbers"]
+    mapped = tuple(numbers.start_index_map)
+    if value is None or not isinstance(x, Tensor) or numbers.operand_batching_dims:
+        return NotImplemented
+    if tuple(numbers.collapsed_slice_dims) != mapped or value.ndim != len(mapped) + 1:
+        return NotImplemented
+    start, limit, steps = [0] * x.ndim, list(x.shape), [1] * x.ndim
+    for k, axis in enumerate(mapped):
+        line = np.moveaxis(value[..., k], k, 0).reshape(value.shape[k], -1)
+        by = np.diff(line[:, 0])
+        if (line != line[:, :1]).any() or (by <= 0).any() or len({*by.tolist()}) > 1:
+            return NotImplemented
+        start[axis], limit[axis] = int(line[0, 0]), int(line[-1, 0]) + 1
+        steps[axis] = int(by[0]) if len(by) else 1
+    shape = tuple(value.shape[mapped.index(a)] if a in mapped else n for a, n in enumerate(x.shape))
+    if any(n != shape[a] for a, n in enumerate(site.params["slice_sizes"]) if a not in mapped):
+        return NotImplemented
+    part = cut(builder, x, start, limit, steps, shape)
+    rest = iter(numbers.offset_dims)
+    lead = iter(a for a in range(len(site.output.shape)) if a not in numbers.offset_dims)
+    place = [next(lead) if a in mapped else next(rest) for a in range(x.ndim)]
+    return Tensor(part.name, tuple(site.output.shape), part.dtype, tuple(place[a] for a in part.order), part.stored)
 
 
 def _indices(builder: Builder, indices: Any) -> str:

@@ -14,12 +14,18 @@ from jaxaccel.core import numerics
 from jaxaccel.core.arrays import QuantArray, expand
 from jaxaccel.core.sites import Site
 from jaxaccel.deployment.onnx.builder import Builder, count
+from jaxaccel.deployment.onnx.graph import Node
 from jaxaccel.deployment.onnx.tensor import Tensor
 from jaxaccel.transforms import int8_products
 from jaxaccel.transforms.calibrate import Calibration
 from jaxaccel.transforms.int8 import Activations
 
 Write = Callable[..., Any]
+MOVES = (
+    *("Squeeze", "Unsqueeze", "Reshape", "Transpose", "Slice", "Expand", "Identity", "MaxPool", "AveragePool"),
+    *("ReduceMax", "ReduceMean"),
+)
+"""Operators whose results are not negative where their operand is not."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +58,7 @@ class Integers:
         if known == largest:
             return x
         b = self.builder
-        scale = b.constant(np.float32(numerics.scale_of(np.float32(largest))))
-        zero = b.constant(np.int8(0))
+        scale, zero = _grid(b, x.name, largest)
         name = b.node("DequantizeLinear", b.node("QuantizeLinear", x.name, scale, zero), scale, zero)
         rounded = dataclasses.replace(x, name=name)
         site.replace(operand, rounded)
@@ -119,6 +124,30 @@ class Weight:
         names = [builder.constant(np.ascontiguousarray(values))]
         names += [builder.constant(np.broadcast_to(x, shape).copy()) for x in (scale, zero)]
         return builder.node("DequantizeLinear", *names, axis=axis, block_size=size)
+
+
+def _grid(builder: Builder, name: str, largest: float) -> tuple[str, str]:
+    """(scale, zero point) of activations whose largest magnitude is calibrated.
+
+    All are uint8, because ONNX Runtime's kernels are fastest, or exist only, for these. What has a sign is stored 128
+    higher; the integers are those of `int8`. What is never negative starts at 0, so that rounding does a ReLU's work.
+    It then saturates at 255 and not at 127: where a ReLU6 ends at the largest magnitude, the scale is finer instead.
+    """
+    node = find_source(builder, name)
+    scale = numerics.scale_of(np.float32(largest))
+    if node is not None and node.op == "Clip":
+        scale = max(np.float32(largest) / np.float32(255), np.float32(numerics.TINY))
+    return builder.constant(np.float32(scale)), builder.constant(np.uint8(128 if node is None else 0))
+
+
+def find_source(builder: Builder, name: str) -> Node | None:
+    """The ReLU, or Clip at 0, of whose values those of `name` are copies; None where they may be negative."""
+    node = builder.producers.get(name)
+    while node is not None and node.op in MOVES:
+        node = builder.producers.get(node.inputs[0])
+    if node is None or node.op not in ("Relu", "Clip"):
+        return None
+    return node if node.op == "Relu" or builder.constants[node.inputs[1]].item() == 0 else None
 
 
 def _joined(scale: np.ndarray | None, shape: Sequence[int], target: Sequence[int]) -> Any:

@@ -10,7 +10,7 @@ from jaxaccel.core.interpret import Rule
 from jaxaccel.core.sites import Site
 from jaxaccel.deployment.onnx.builder import Builder, Written, count
 from jaxaccel.deployment.onnx.rules.integers import Integers
-from jaxaccel.deployment.onnx.tensor import Tensor, is_static, plain
+from jaxaccel.deployment.onnx.tensor import Tensor, is_static
 
 
 def make_rules(builder: Builder, integers: Integers) -> dict[str, Rule]:
@@ -62,6 +62,8 @@ def multiply(builder: Builder, site: Site, lhs: Any, rhs: Any, op: str = "MatMul
     first, second = (1, 0) if swapped else (0, 1)
     left = _matrix(builder, sides[first], shapes[first], batch[first], free[first], contracting[first], bool(batch[0]))
     right = _matrix(builder, sides[second], shapes[second], batch[second], contracting[second], free[second], True)
+    if op == "MatMul" and len(free[first]) == len(free[second]) == 1 and not batch[0]:
+        op = "Gemm"
     name = builder.node(op, left, right, *more)
     dims = [shapes[0][a] for a in batch[0]] + [shapes[k][a] for k in (first, second) for a in free[k]]
     several = (len(free[first]) != 1 and bool(batch[0])) or len(free[second]) != 1 or not free[first]
@@ -101,7 +103,3 @@ def _matrix(
 def _join(shape: Sequence[Any], axes: Sequence[int]) -> Any:
     return count([shape[a] for a in axes])
 
-
-def as_plain(site: Site, name: str) -> Tensor:
-    """The result of a site whose ONNX value is the array itself."""
-    return plain(name, site.output.shape, site.output.dtype)

@@ -8,7 +8,7 @@ import numpy as np
 from jaxaccel.core.interpret import Rule
 from jaxaccel.core.sites import Site
 from jaxaccel.deployment.onnx.builder import Builder
-from jaxaccel.deployment.onnx.tensor import Tensor, plain
+from jaxaccel.deployment.onnx.tensor import Tensor, is_static, plain
 
 REDUCTIONS = {"reduce_sum": "ReduceSum", "reduce_max": "ReduceMax", "reduce_min": "ReduceMin", "reduce_prod": "ReduceProd"}
 LOGICAL = {"reduce_and": "ReduceMin", "reduce_or": "ReduceMax"}
@@ -39,12 +39,16 @@ def _reduce(builder: Builder, site: Site, x: Tensor, op: str) -> Tensor:
     wide = builder.cast(name, x.dtype, np.int32 if x.dtype == bool else x.dtype)
     # With the axes kept, and dropped behind: what brings them back for broadcasting then undoes the dropping.
     name = builder.node(op, wide, builder.integers(*places), keepdims=1)
+    terms = [x.shape[axis] for axis in axes]
+    if op == "ReduceSum" and is_static(tuple(terms)):
+        builder.summed[name] = math.prod(terms)
     name = builder.cast(name, np.int32 if x.dtype == bool else x.dtype, x.dtype)
     name = builder.node("Squeeze", name, builder.integers(*places))
     left = sorted(axis for axis in range(x.ndim) if axis not in axes)
     order = tuple(left.index(axis) for axis in x.order if axis not in axes)
     shape = tuple(site.output.shape)
-    return Tensor(name, shape, np.dtype(site.output.dtype), order, tuple(shape[axis] for axis in order))
+    stored = tuple(shape[axis] for axis in order)
+    return Tensor(name, shape, np.dtype(site.output.dtype), order, stored, tuple(places))
 
 
 def _find(builder: Builder, site: Site, x: Tensor, op: str) -> Tensor:

@@ -74,19 +74,21 @@ def _reshape(builder: Builder, x: Tensor, shape: Dims) -> Tensor:
     targets = [axis for axis in range(len(shape)) if axis not in new]
     place = dict(zip(left, targets, strict=True))
     order, stored = [place[axis] for axis in kept], [n for i, n in enumerate(x.stored) if i not in axes]
-    return _with_units(builder, name, order, stored, new, shape, x.dtype)
+    dropped = () if gone else x.dropped
+    return _with_units(builder, name, order, stored, new, shape, x.dtype, dropped)
 
 
 def _with_units(
     builder: Builder, name: str, order: Sequence[int], stored: Sequence[Any], new: Sequence[int], shape: Dims,
-    dtype: Any,
+    dtype: Any, dropped: Sequence[int] = (),
 ) -> Tensor:  # fmt: skip
     """A stored value with further axes of size 1 where the array has the axes `new`."""
     order, stored = list(order), list(stored)
     if not new:
         return Tensor(name, shape, np.dtype(dtype), tuple(order), tuple(stored))
+    back = dict(zip(sorted(new), sorted(dropped), strict=True)) if len(dropped) == len(new) else {}
     for axis in sorted(new):  # beside the axis before it, so that an array in order stays so
-        where = order.index(axis - 1) + 1 if axis - 1 in order else 0
+        where = back.get(axis, order.index(axis - 1) + 1 if axis - 1 in order else 0)
         order.insert(where, axis)
         stored.insert(where, 1)
     axes = [order.index(axis) for axis in sorted(new)]
@@ -120,7 +122,7 @@ def _broadcast(builder: Builder, x: Any, shape: Dims, axes: Sequence[int], dtype
         for axis, n in zip(axes, value.shape, strict=True):
             sizes[axis] = n
         return builder.stretched(value.reshape(sizes), shape, dtype)
-    return _with_units(builder, x.name, [axes[axis] for axis in x.order], x.stored, new, shape, dtype)
+    return _with_units(builder, x.name, [axes[axis] for axis in x.order], x.stored, new, shape, dtype, x.dropped)
 
 
 def _concatenate(builder: Builder, site: Site, xs: Sequence[Any]) -> Tensor:
