@@ -111,7 +111,9 @@ class Builder:
         if isinstance(x, Tensor):
             return x
         array = np.asarray(x)
-        return plain(self.constant(array if isinstance(x, (int, float, bool)) else x), array.shape, array.dtype)
+        return plain(
+            self.constant(array if isinstance(x, (int, float, bool)) else x), array.shape, array.dtype
+        )
 
     def ordered(self, x: Any, order: Sequence[int]) -> str:
         """The ONNX value of `x` with its axes in `order`; broadcast axes keep their size 1."""
@@ -120,7 +122,9 @@ class Builder:
             array = self.value(x)
             assert array is not None
             if order == tuple(range(array.ndim)):
-                return self.tensor(x).name if not isinstance(x, Tensor) or x.in_order else self.constant(array)
+                return (
+                    self.tensor(x).name if not isinstance(x, Tensor) or x.in_order else self.constant(array)
+                )
             key = ("ordered", x.name if isinstance(x, Tensor) else id(x), order)
             if key not in self._known:
                 self._held.append(x)
@@ -171,7 +175,9 @@ class Builder:
         """An ONNX value in another shape."""
         unknown = [i for i, n in enumerate(shape) if not isinstance(n, int)]
         if len(unknown) == 1:
-            return self.node("Reshape", name, self.integers(*[-1 if i in unknown else n for i, n in enumerate(shape)]))
+            return self.node(
+                "Reshape", name, self.integers(*[-1 if i in unknown else n for i, n in enumerate(shape)])
+            )
         return self.node("Reshape", name, self.shape_vector(shape))
 
     def cast(self, name: str, before: Any, after: Any) -> str:

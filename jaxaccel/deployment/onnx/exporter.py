@@ -61,7 +61,9 @@ class Exporter(Interpreter):
         """`x`, or what it stands for where the rule of the primitive knows no such array."""
         if isinstance(x, CodebookArray):
             return _look_up(self.builder, x)
-        return x.materialize() if is_compressed(x) and primitive not in SITES and primitive != "bilinear" else x
+        return (
+            x.materialize() if is_compressed(x) and primitive not in SITES and primitive != "bilinear" else x
+        )
 
     def _ask_arrays(self, rule: Rule, eqn: Any, operands: list[Any], *where: Any) -> Any:
         """What a low-rank array makes of the equation, else what `rule` does with dense ones."""
@@ -78,7 +80,11 @@ class Exporter(Interpreter):
 
     def _ask(self, rule: Rule, eqn: Any, operands: list[Any], *where: Any) -> Any:
         known = not any(isinstance(x, Tensor) for x in operands) and not _grows(eqn, operands)
-        return NotImplemented if known and rule in self.t.rules.values() else super()._ask(rule, eqn, operands, *where)
+        return (
+            NotImplemented
+            if known and rule in self.t.rules.values()
+            else super()._ask(rule, eqn, operands, *where)
+        )
 
     def _expanded(
         self, f: Callable[..., Any], values: Sequence[Any], names: Sequence[str], paths: list[str | None],

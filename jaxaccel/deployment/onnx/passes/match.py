@@ -53,7 +53,9 @@ class Matcher:
         """The node that computes a value, in this graph."""
         return self.producers.get(value)
 
-    def match(self, value: str, pattern: Any, found: Mapping[str, str] | None = None) -> dict[str, str] | None:
+    def match(
+        self, value: str, pattern: Any, found: Mapping[str, str] | None = None
+    ) -> dict[str, str] | None:
         """What the names of a pattern stand for where `value` is computed so; None where it is not."""
         found = dict(found or {})
         stripped = self.strip(value)
@@ -92,4 +94,3 @@ class Matcher:
     def number(self, value: str) -> float:
         """The one number of a constant."""
         return float(self.constants[value].item())
-

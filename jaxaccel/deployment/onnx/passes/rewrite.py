@@ -20,7 +20,9 @@ def rewrite_graph(builder: Builder, graph: Graph, *rewrites: Rewrite) -> None:
     for node in nodes:
         for body in node.bodies():
             rewrite_graph(builder, body, *rewrites)
-        new = next((name for rewrite in rewrites if (name := rewrite(builder, node, matcher)) is not None), None)
+        new = next(
+            (name for rewrite in rewrites if (name := rewrite(builder, node, matcher)) is not None), None
+        )
         if new is not None:
             replaced[node.outputs[0]] = new
         graph.nodes.append(node)

@@ -22,7 +22,17 @@ from jaxaccel.transforms.int8 import Activations
 
 Write = Callable[..., Any]
 MOVES = (
-    *("Squeeze", "Unsqueeze", "Reshape", "Transpose", "Slice", "Expand", "Identity", "MaxPool", "AveragePool"),
+    *(
+        "Squeeze",
+        "Unsqueeze",
+        "Reshape",
+        "Transpose",
+        "Slice",
+        "Expand",
+        "Identity",
+        "MaxPool",
+        "AveragePool",
+    ),
     *("ReduceMax", "ReduceMean"),
 )
 """Operators whose results are not negative where their operand is not."""
@@ -67,7 +77,11 @@ class Integers:
 
     def _dynamic(self, site: Site, x: Tensor, w: QuantArray, write: Write) -> Tensor:
         b = self.builder
-        order = site.params["dimension_numbers"].lhs_spec if site.primitive != "dot_general" else tuple(range(x.ndim))
+        order = (
+            site.params["dimension_numbers"].lhs_spec
+            if site.primitive != "dot_general"
+            else tuple(range(x.ndim))
+        )
         name, scale, zero = b.nodes("DynamicQuantizeLinear", b.full(x, order), results=3)
         stored = tuple(x.shape[axis] for axis in order)
         integers = Tensor(name, x.shape, np.dtype(np.uint8), tuple(order), stored)
@@ -75,10 +89,14 @@ class Integers:
         product = write(b, site, integers, np.asarray(w.integers()), op, zero)
         if product is NotImplemented:
             return product
-        of_w = int8_products.align_with_output(site.primitive, site.params, 1, expand(w.scale, w.shape), x.ndim)
+        of_w = int8_products.align_with_output(
+            site.primitive, site.params, 1, expand(w.scale, w.shape), x.ndim
+        )
         factor = b.stretched(np.asarray(of_w, np.float32), site.output.shape, np.float32)
         both = b.node("Mul", scale, b.ordered(factor, product.order))
-        return dataclasses.replace(product, name=b.node("Mul", b.node("Cast", product.name, to=np.dtype(np.float32)), both))
+        return dataclasses.replace(
+            product, name=b.node("Mul", b.node("Cast", product.name, to=np.dtype(np.float32)), both)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,5 +191,3 @@ def _fits_dynamic(site: Site, w: QuantArray) -> bool:
     """Whether the integers of a weight can be multiplied as they are, and scaled after."""
     plain = w.zero_point is None and count(w.shape) > 0
     return plain and int8_products.can_scale_after(site.primitive, site.params, 1, w)
-
-

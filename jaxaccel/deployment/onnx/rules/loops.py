@@ -38,11 +38,16 @@ def _scan(e: Exporter, eqn: Any, values: list[Any], paths: Paths, place: Place) 
             x.shape) > 1 for x in rows)):  # fmt: skip
         return _unrolled(e, eqn, values, paths, place, n_consts, n_carry)
     b = e.builder
-    init = [_carried(e, x, var) for x, var in zip(values[n_consts : n_consts + n_carry], inner.invars[n_consts:], strict=False)]
+    init = [
+        _carried(e, x, var)
+        for x, var in zip(values[n_consts : n_consts + n_carry], inner.invars[n_consts:], strict=False)
+    ]
     rows = [b.full(_dense(x)) for x in rows]
     with b.body() as body:
         given = [_input(e, var) for var in inner.invars[n_consts:]]
-        outs, _, _ = e.evaluate(inner, consts, [*values[:n_consts], *given], [*paths[:n_consts], *[None] * len(given)], place)
+        outs, _, _ = e.evaluate(
+            inner, consts, [*values[:n_consts], *given], [*paths[:n_consts], *[None] * len(given)], place
+        )
         for x in outs:
             b.output(_dense(x))
     n_rows, n_results = len(rows), len(outs) - n_carry
@@ -104,7 +109,9 @@ def _while(e: Exporter, eqn: Any, values: list[Any], paths: Paths, place: Place)
         return _dense(outs[0])
 
     init = [_carried(e, x, var) for x, var in zip(start, variables, strict=True)]
-    begins = b.full(going([plain(name, v.aval.shape, v.aval.dtype) for name, v in zip(init, variables, strict=True)]))
+    begins = b.full(
+        going([plain(name, v.aval.shape, v.aval.dtype) for name, v in zip(init, variables, strict=True)])
+    )
     with b.body() as graph:
         b.input(b.name("trip"), (), np.int64)
         b.input(b.name("going"), (), np.bool_)
@@ -149,7 +156,9 @@ def _choose(e: Exporter, which: Tensor, graphs: list[Graph], first: int, results
         other = graphs[-1]
     else:
         with b.body() as other:
-            for name, value in zip(_choose(e, which, graphs, first + 1, results), graphs[0].outputs, strict=True):
+            for name, value in zip(
+                _choose(e, which, graphs, first + 1, results), graphs[0].outputs, strict=True
+            ):
                 b.output(plain(name, value.shape, value.dtype))
     return b.nodes("If", chosen, results=results, then_branch=graphs[first], else_branch=other)
 

@@ -26,7 +26,9 @@ def make_rules(builder: Builder) -> dict[str, Rule]:
         return _reshape(builder, builder.tensor(x), tuple(site.output.shape))
 
     def broadcast(site: Site, x: Any, *_: Any) -> Tensor:
-        return _broadcast(builder, x, tuple(site.output.shape), site.params["broadcast_dimensions"], site.output.dtype)
+        return _broadcast(
+            builder, x, tuple(site.output.shape), site.params["broadcast_dimensions"], site.output.dtype
+        )
 
     def transpose(site: Site, x: Tensor) -> Tensor:
         moved = [site.params["permutation"].index(axis) for axis in x.order]
@@ -36,7 +38,9 @@ def make_rules(builder: Builder) -> dict[str, Rule]:
         shape, axis = tuple(site.output.shape), site.params["dimension"]
         n = builder.node("Squeeze", builder.dimension(shape[axis]), builder.integers(0)) if not isinstance(
             shape[axis], int) else builder.constant(np.array(shape[axis], np.int64))  # fmt: skip
-        row = builder.node("Range", builder.constant(np.array(0, np.int64)), n, builder.constant(np.array(1, np.int64)))
+        row = builder.node(
+            "Range", builder.constant(np.array(0, np.int64)), n, builder.constant(np.array(1, np.int64))
+        )
         line = plain(builder.cast(row, np.int64, site.output.dtype), (shape[axis],), site.output.dtype)
         return _broadcast(builder, line, shape, (axis,), site.output.dtype)
 
@@ -51,6 +55,7 @@ def make_rules(builder: Builder) -> dict[str, Rule]:
         "slice": lambda site, x: _slice(builder, site, x),
         "split": lambda site, x: _split(builder, site, x),
         "squeeze": squeeze,
+        "stack": lambda site, *xs: _stack(builder, site, xs),
         "tile": lambda site, x: plain(
             builder.node("Tile", builder.full(x), builder.integers(*site.params["reps"])),
             site.output.shape, x.dtype,
@@ -122,7 +127,9 @@ def _broadcast(builder: Builder, x: Any, shape: Dims, axes: Sequence[int], dtype
         for axis, n in zip(axes, value.shape, strict=True):
             sizes[axis] = n
         return builder.stretched(value.reshape(sizes), shape, dtype)
-    return _with_units(builder, x.name, [axes[axis] for axis in x.order], x.stored, new, shape, dtype, x.dropped)
+    return _with_units(
+        builder, x.name, [axes[axis] for axis in x.order], x.stored, new, shape, dtype, x.dropped
+    )
 
 
 def _concatenate(builder: Builder, site: Site, xs: Sequence[Any]) -> Tensor:
@@ -134,9 +141,18 @@ def _concatenate(builder: Builder, site: Site, xs: Sequence[Any]) -> Tensor:
     return _like(site, name, order)
 
 
+def _stack(builder: Builder, site: Site, xs: Sequence[Any]) -> Tensor:
+    axis = builder.integers(site.params["axis"])
+    parts = [builder.node("Unsqueeze", builder.full(x), axis) for x in xs]
+    name = parts[0] if len(parts) == 1 else builder.node("Concat", *parts, axis=site.params["axis"])
+    return _like(site, name, range(len(site.output.shape)))
+
+
 def _like(site: Site, name: str, order: Sequence[int]) -> Tensor:
     shape = tuple(site.output.shape)
-    return Tensor(name, shape, np.dtype(site.output.dtype), tuple(order), tuple(shape[axis] for axis in order))
+    return Tensor(
+        name, shape, np.dtype(site.output.dtype), tuple(order), tuple(shape[axis] for axis in order)
+    )
 
 
 def _pad(builder: Builder, site: Site, x: Any, value: Any) -> Any:
