@@ -50,8 +50,8 @@ def split_program(closed: Any, paths: Sequence[str]) -> Split:
             origin |= {out: _descent(eqn, inputs, origin) for out in eqn.outvars}
             first.append(eqn)
             sources = [x for x in inputs if x in origin]
-            largest = max(_size(x) for x in sources)
-            if grown.issuperset(sources) or any(_size(out) > largest for out in eqn.outvars):
+            largest = max((_size(x) for x in sources if not _is_open(x)), default=0)
+            if grown.issuperset(sources) or any(_is_open(x) or _size(x) > largest for x in eqn.outvars):
                 grown.update(eqn.outvars)
                 second.append(eqn)
         else:
@@ -107,6 +107,11 @@ def _descent(eqn: Any, inputs: Sequence[Any], origin: dict[Any, str]) -> str:
         return origin[inputs[0]]
     shape = eqn.outvars[0].aval.shape
     return origin[max(reversed(inputs), key=lambda x: (x.aval.shape == shape, _size(x)))]
+
+
+def _is_open(x: Any) -> bool:
+    """Whether a size of it is left open, as those of a batch are where a program is exported."""
+    return not all(isinstance(n, int) for n in x.aval.shape)
 
 
 def _size(x: Any) -> int:

@@ -39,7 +39,7 @@ def write_model(graph: Graph, constants: Mapping[str, np.ndarray], opset: int, n
     size = sum(value.nbytes for value in read.values())
     if size > MAX_BYTES:
         raise UserError(f"an ONNX file holds 2 GiB, and the weights take {size / 2**30:.1f}: quantize them first")
-    weights = [onnx.numpy_helper.from_array(np.ascontiguousarray(x), key) for key, x in read.items()]
+    weights = [onnx.numpy_helper.from_array(np.copy(x, order="C"), key) for key, x in read.items()]
     model = onnx.helper.make_model(
         _graph(graph, name, weights),
         producer_name="jaxaccel",
