@@ -20,13 +20,12 @@ def rewrite_graph(builder: Builder, graph: Graph, *rewrites: Rewrite) -> None:
     for node in nodes:
         for body in node.bodies():
             rewrite_graph(builder, body, *rewrites)
-        new = next(
-            (name for rewrite in rewrites if (name := rewrite(builder, node, matcher)) is not None), None
-        )
+        before = len(graph.nodes)
+        new = next((name for rewrite in rewrites if (name := rewrite(builder, node, matcher)) is not None), None)
         if new is not None:
             replaced[node.outputs[0]] = new
+        matcher.producers.update({name: made for made in graph.nodes[before:] for name in made.outputs})
         graph.nodes.append(node)
-        matcher.producers.update({name: made for made in graph.nodes[-8:] for name in made.outputs})
     builder.graph = outer
     replace_reads(graph, replaced)
     drop_unread(graph)
