@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import export
 
 from jaxaccel.core.interpret import is_compressed
 from jaxaccel.deployment.model_function import ModelFunction, name_predictions
@@ -31,9 +32,10 @@ def write_onnx(trained: Trained, function: ModelFunction) -> bytes:
     """
     plain, integers = trained.plain or trained.call, trained.integers
     quantized = any(is_compressed(x) for x in jax.tree.leaves(trained.params, is_leaf=is_compressed))
-    shapes = function.batch_shapes(1, max(function.examples))
-    weights, inputs = function.weight_shapes(), shapes
-    outputs = jax.eval_shape(function.call, weights, inputs)
+    shapes = _open_sizes(function)
+    outputs = jax.eval_shape(
+        function.call, function.weight_shapes(), function.batch_shapes(1, max(function.examples))
+    )
     options: dict[str, Any] = {}
     if integers is not None:
         options = {"activations": integers.activations, "calibration": integers.calibration}
@@ -41,9 +43,32 @@ def write_onnx(trained: Trained, function: ModelFunction) -> bytes:
         options = {"activations": "none"}
     model = to_onnx(
         name_predictions(trained.task, plain), trained.params, [shapes], input_names=sorted(shapes),
-        output_names=sorted(outputs), **options,
+        output_names=sorted(outputs), symbolic_batch=False, **options,
     )  # fmt: skip
     return model.SerializeToString()
+
+
+def _open_sizes(function: ModelFunction) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of the inputs with symbols for the sizes that vary: the batch, and axes that differ with the length.
+
+    Axes that have the same sizes at all lengths have the same symbol.
+    """
+    by_length = list(function.examples.values())
+    varying = dict.fromkeys(
+        sizes
+        for name, x in by_length[0].items()
+        for sizes in zip(*(these[name].shape for these in by_length), strict=True)
+        if len({*sizes}) > 1
+    )
+    names = ["batch", *("length" if number == 0 else f"length{number}" for number in range(len(varying)))]
+    batch, *symbols = export.symbolic_shape(", ".join(names))
+    symbol_of = dict(zip(varying, symbols, strict=True))
+    found = {}
+    for name, x in by_length[0].items():
+        sizes = zip(*(these[name].shape for these in by_length), strict=True)
+        shape = (batch, *(symbol_of.get(each, each[0]) for each in sizes))
+        found[name] = jax.ShapeDtypeStruct(shape, x.dtype)
+    return found
 
 
 def compare_onnx(

@@ -25,6 +25,8 @@ def exported(digits_run, tmp_path_factory):
                 "1,2",
                 "--backend=cpu,cuda",
                 "--untimed",
+                "--to",
+                "bundle",
             ]
         )
         == 0
