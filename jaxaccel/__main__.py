@@ -12,6 +12,7 @@ COMMANDS = {
     "evaluate": "evaluates a trained model: each class, what is confused, the worst mistakes",
     "predict": "predicts pictures or texts with a trained model, one line of JSON each",
     "compress": "makes a trained model smaller and faster, with a receipt for each step",
+    "serve": "serves models over HTTP and gRPC, by the Open Inference Protocol v2",
     "doctor": "shows devices, versions and rates, and what is wrong if something is",
 }
 """Each is a module of that name, with the same arguments."""

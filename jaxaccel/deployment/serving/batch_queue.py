@@ -44,6 +44,7 @@ class BatchQueue(Generic[T]):
         self.sizes = tuple(sorted(size for size in sizes if size <= max_batch))
         self.examples = 0
         self._lines: dict[Shapes, collections.deque[Waiting[T]]] = {}
+        self._counts: collections.Counter[Shapes] = collections.Counter()
 
     def has_room(self, count: int) -> bool:
         """Whether `count` more examples may wait. One request may always, so that a large one has its turn."""
@@ -52,13 +53,13 @@ class BatchQueue(Generic[T]):
     def add(self, waiting: Waiting[T]) -> None:
         """Puts a request behind those of its shape."""
         self._lines.setdefault(waiting.shapes, collections.deque()).append(waiting)
-        self.examples += waiting.count
+        self._count(waiting, waiting.count)
 
     def leave(self, waiting: Waiting[T]) -> None:
         """Frees the place of a request whose client has left."""
         if not waiting.gone:
             waiting.gone = True
-            self.examples -= waiting.count
+            self._count(waiting, -waiting.count)
 
     def oldest(self) -> float | None:
         """Since when the request that is served next waits; None where nobody waits."""
@@ -67,26 +68,38 @@ class BatchQueue(Generic[T]):
 
     def is_full(self) -> bool:
         """Whether some line has a whole batch, so that nothing is gained by waiting."""
-        return any(
-            sum(w.count for w in line if not w.gone) >= self.max_batch for line in self._lines.values() if line
-        )
+        return max(self._counts.values(), default=0) >= self.max_batch
 
     def take(self) -> list[Waiting[T]]:
         """Takes the requests of the next batch out of the queue; an empty list where nobody waits."""
         line = self._next_line()
         if not line:
             return []
-        counts = [waiting.count for waiting in line if not waiting.gone]
         taken: list[Waiting[T]] = []
-        number = choose_requests(counts, self.max_batch, self.sizes)
+        number = choose_requests(self._first_counts(line), self.max_batch, self.sizes)
         while line and len(taken) < number:
             waiting = line.popleft()
             if not waiting.gone:
                 taken.append(waiting)
                 # Whoever leaves from now on has no place here to free.
                 waiting.gone = True
-                self.examples -= waiting.count
+                self._count(waiting, -waiting.count)
         return taken
+
+    def _count(self, waiting: Waiting[T], change: int) -> None:
+        self.examples += change
+        self._counts[waiting.shapes] += change
+
+    def _first_counts(self, line: collections.deque[Waiting[T]]) -> list[int]:
+        """Examples of the first requests, up to one more than fit into a batch."""
+        counts, total = [], 0
+        for waiting in line:
+            if not waiting.gone:
+                counts.append(waiting.count)
+                total += waiting.count
+            if total > self.max_batch:
+                break
+        return counts
 
     def _next_line(self) -> collections.deque[Waiting[T]] | None:
         """The line whose first request waits longest. Those who have left are dropped on the way."""
@@ -94,7 +107,7 @@ class BatchQueue(Generic[T]):
             while line and line[0].gone:
                 line.popleft()
             if not line:
-                del self._lines[shapes]
+                del self._lines[shapes], self._counts[shapes]
         return min(self._lines.values(), key=lambda line: line[0].since, default=None)
 
 

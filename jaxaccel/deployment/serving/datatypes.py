@@ -94,11 +94,13 @@ def decode_raw(name: str, data: memoryview | bytes, dtype: np.dtype, shape: tupl
       Refusal: there are more or fewer bytes, or some are no value of the dtype.
     """
     count = math.prod(shape)
-    if dtype == object:
+    if dtype.hasobject:
         return _read_elements(name, data, count).reshape(shape)
     if len(data) != count * dtype.itemsize:
-        raise Refusal(f"input {name}: {len(data):,} bytes are not the {count * dtype.itemsize:,} of its shape")
-    if dtype == np.bool_:
+        raise Refusal(
+            f"input {name}: {len(data):,} bytes are not the {count * dtype.itemsize:,} of its shape"
+        )
+    if dtype.kind == "b":
         values = np.frombuffer(data, np.uint8)
         if values.max() > 1:
             raise Refusal(f"input {name}: the bytes of BOOL must be 0 or 1")
@@ -110,7 +112,7 @@ def decode_raw(name: str, data: memoryview | bytes, dtype: np.dtype, shape: tupl
 
 def encode_raw(array: np.ndarray) -> bytes:
     """The bytes of a tensor, as `decode_raw` reads them."""
-    if array.dtype == object:
+    if array.dtype.hasobject:
         return b"".join(struct.pack("<I", len(item)) + item for item in array.ravel().tolist())
     return np.ascontiguousarray(array).tobytes()
 

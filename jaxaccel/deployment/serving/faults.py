@@ -22,6 +22,8 @@ FORBIDDEN: Final = Kind(403, "PERMISSION_DENIED")
 NOT_FOUND: Final = Kind(404, "NOT_FOUND")
 TOO_SLOW: Final = Kind(408, "DEADLINE_EXCEEDED")
 TOO_LARGE: Final = Kind(413, "INVALID_ARGUMENT")
+LEFT: Final = Kind(499, "CANCELLED")
+"""Nobody is told: the client has gone. The log has the number that nginx gives it."""
 BUSY: Final = Kind(503, "UNAVAILABLE")
 LATE: Final = Kind(504, "DEADLINE_EXCEEDED")
 BROKEN: Final = Kind(500, "INTERNAL")
