@@ -98,6 +98,9 @@ class Server:
         self.registry = Registry(load, options.engine, options.batching, repository, metrics)
         self.service = Service(self.registry, metrics, options.limits, options.token, span)
         self.http_port = self.grpc_port = 0
+        self._http: uvicorn.Server | None = None
+        self._grpc: grpc.aio.Server | None = None
+        self._http_task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Opens the ports. Until `load_models` is done, only the liveness is answered.
@@ -108,8 +111,8 @@ class Server:
         options = self._options
         self._http, sockets = make_http(self.service, options)
         self.http_port = sockets[0].getsockname()[1]
-        self._grpc, self.grpc_port = make_grpc(self.service, options)
         self._http_task = asyncio.create_task(self._http.serve(sockets))
+        self._grpc, self.grpc_port = make_grpc(self.service, options)
         await self._grpc.start()
 
     async def load_models(self, sources: list[Source]) -> None:
@@ -134,9 +137,16 @@ class Server:
     async def stop(self) -> None:
         """Takes no more requests, answers those under way, and closes the ports."""
         self.registry.ready = False
-        self._http.should_exit = True
-        await asyncio.gather(self._grpc.stop(self._options.drain_seconds), self._http_task)
+        if self._grpc is not None:
+            await asyncio.gather(self._stop_http(), self._grpc.stop(self._options.drain_seconds))
+        else:
+            await self._stop_http()
         await self.registry.close()
+
+    async def _stop_http(self) -> None:
+        if self._http is not None and self._http_task is not None:
+            self._http.should_exit = True
+            await self._http_task
 
 
 async def serve(
@@ -156,20 +166,31 @@ async def serve(
       UserError: a model cannot be loaded, a port is taken, or a package is missing.
     """
     server = Server(options, load, span)
-    await server.start()
     with signaled() as told:
-        loading = asyncio.create_task(server.load_models(sources))
-        ending = asyncio.create_task(told.wait())
-        await asyncio.wait({loading, ending}, return_when=asyncio.FIRST_COMPLETED)
-        if loading.done():
-            loading.result()
-            log_event("ready", http_port=server.http_port, grpc_port=server.grpc_port)
-            ready(server)
-            await ending
-        loading.cancel()
-        log_event("draining", seconds=options.drain_seconds)
-        await server.stop()
+        try:
+            await server.start()
+            if await _load_unless(told, server, sources):
+                log_event("ready", http_port=server.http_port, grpc_port=server.grpc_port)
+                ready(server)
+                await told.wait()
+            log_event("draining", seconds=options.drain_seconds)
+        finally:
+            await server.stop()
         log_event("ended")
+
+
+async def _load_unless(told: asyncio.Event, server: Server, sources: list[Source]) -> bool:
+    """Loads the models; False where the server was told to end before it was ready."""
+    loading = asyncio.create_task(server.load_models(sources))
+    ending = asyncio.create_task(told.wait())
+    await asyncio.wait({loading, ending}, return_when=asyncio.FIRST_COMPLETED)
+    ending.cancel()
+    if loading.done():
+        loading.result()
+        return True
+    loading.cancel()
+    await asyncio.wait({loading})
+    return False
 
 
 @contextlib.contextmanager

@@ -115,6 +115,8 @@ class Service:
           Refusal: as `Batcher.submit`.
         """
         record.examples = len(next(iter(arrays.values()), ()))
+        # While the body was read the model may have been loaded anew. No other task runs between these two lines.
+        served = self.registry.find_again(served)
         answer = await served.batcher.submit(arrays, timeout)
         record.batch, record.waited, record.computed = answer.batch, answer.waited, answer.computed
         self.metrics.count_wait(served.name, served.version, answer.waited)

@@ -101,13 +101,14 @@ def running(models, load=None, sources=None, wait=True, **options):
             if not wait:
                 started.set()
             await server.load_models(words)
+            started.set()
+            await found["stop"].wait()
         except BaseException as error:
             found["error"] = error
             raise
         finally:
+            await server.stop()
             started.set()
-        await found["stop"].wait()
-        await server.stop()
 
     def run():
         with contextlib.suppress(Exception):
