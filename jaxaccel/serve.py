@@ -33,7 +33,7 @@ from jaxaccel.core.options import NonNegative, Options
 from jaxaccel.deployment.serving import bundles
 from jaxaccel.deployment.serving.batching import BatchOptions
 from jaxaccel.deployment.serving.limits import Limits
-from jaxaccel.deployment.serving.logs import LogLevel, set_up_logs
+from jaxaccel.deployment.serving.logs import LogLevel, logs_on_stderr
 from jaxaccel.deployment.serving.server import EngineName, Port, Server, ServerOptions, serve
 from jaxaccel.deployment.serving.sources import Load, read_source
 from jaxaccel.deployment.serving.tracing import make_span, no_span
@@ -102,7 +102,10 @@ def as_server_options(options: ServeOptions) -> ServerOptions:
     """
     names = {field.name for field in dataclasses.fields(ServerOptions)} - {"token"}
     shared = {name: getattr(options, name) for name in names}
-    return ServerOptions(**shared, token=read_token(options.token_file))
+    try:
+        return ServerOptions(**shared, token=read_token(options.token_file))
+    except UserError as error:  # its options are flags here
+        raise error.under("") from None
 
 
 def read_token(file: Path | None) -> str:
@@ -161,10 +164,10 @@ def main(
     if not options.models and options.repository is None:
         raise UserError(f"name a bundle to serve, or give {option('repository', 'DIR')} (--help shows all)")
     sources = [read_source(word) for word in options.models]
-    set_up_logs(options.log)
     span = make_span() if options.trace else no_span
     settings, chosen = as_server_options(options), choose_load(options, load, verify)
-    asyncio.run(serve(settings, sources, chosen, span, lambda server: tell_ready(server, options)))
+    with logs_on_stderr(options.log):
+        asyncio.run(serve(settings, sources, chosen, span, lambda server: tell_ready(server, options)))
     return 0
 
 

@@ -14,7 +14,7 @@ from jaxaccel.deployment.serving.grpc_codec import decode_message, encode_messag
 from jaxaccel.deployment.serving.logs import log_event
 from jaxaccel.deployment.serving.registry import describe_tensors
 from jaxaccel.deployment.serving.service import EXTENSIONS, METADATA, Service
-from jaxaccel.errors import UserError
+from jaxaccel.errors import UserError, option
 
 NAME = "inference.GRPCInferenceService"
 OPEN_TO_ALL = frozenset({"ServerLive", "ServerReady"})
@@ -64,9 +64,7 @@ def open_port(server: grpc.aio.Server, address: str, tls: tuple[Path, Path] | No
         certificate, key = tls[0].read_bytes(), tls[1].read_bytes()
         return server.add_secure_port(address, grpc.ssl_server_credentials([(key, certificate)]))
     except RuntimeError:
-        raise UserError(
-            f"the port of gRPC cannot be opened at {address}: choose another with --grpc-port"
-        ) from None
+        raise UserError(f"{address} cannot be opened: choose another {option('grpc_port')}") from None
 
 
 def guard(
@@ -118,8 +116,8 @@ class _Calls:
         return messages.ServerReadyResponse(ready=self._registry.ready)
 
     async def ModelReady(self, request: messages.ModelReadyRequest) -> messages.ModelReadyResponse:
-        self._registry.find(request.name, request.version)
-        return messages.ModelReadyResponse(ready=self._registry.ready)
+        ready = self._registry.ready and self._registry.has(request.name, request.version)
+        return messages.ModelReadyResponse(ready=ready)
 
     async def ServerMetadata(
         self, request: messages.ServerMetadataRequest

@@ -65,12 +65,15 @@ class Registry:
         Raises:
           Refusal: there is none.
         """
-        versions = self._models.get(name)
-        if versions is None or (version and version not in versions):
+        if not self.has(name, version):
             what = f"model {name}" if is_name(name) else "such model"
             at = f" of version {version}" if is_version(version) else " of that version" if version else ""
             raise Refusal(f"there is no {what}{at} here", NOT_FOUND)
-        return versions[version or max(versions, key=int)]
+        return self._models[name][version or self.versions(name)[-1]]
+
+    def has(self, name: str, version: str = "") -> bool:
+        """Whether there is a model of that name, in that version where one is named."""
+        return name in self._models and (not version or version in self._models[name])
 
     def find_again(self, served: Served) -> Served:
         """What answers now in the place of a model that was found before; that one itself where nothing does."""

@@ -244,11 +244,16 @@ def make_http(service: Service, options: ServerOptions) -> "tuple[uvicorn.Server
         raise UserError(
             f"{option('tls_cert')} and {option('tls_key')} cannot be used: {error.strerror}"
         ) from error
-    return SilentServer(config), [open_socket(options.host, options.port)]
+    return SilentServer(config), [open_socket(options.host, options.port, "port")]
 
 
-def open_socket(host: str, port: int) -> socket.socket:
-    """A socket that listens for HTTP.
+def open_socket(host: str, port: int, name: str) -> socket.socket:
+    """A socket that listens.
+
+    Args:
+      host: the address.
+      port: 0 for any that is free.
+      name: of the option that chose the port.
 
     Raises:
       UserError: the address is none of this machine, or the port is taken.
@@ -264,7 +269,7 @@ def open_socket(host: str, port: int) -> socket.socket:
     except OSError as error:
         opened.close()
         raise UserError(
-            f"{host}:{port} cannot be opened ({error.strerror}): choose another {option('port')}"
+            f"{host}:{port} cannot be opened ({error.strerror}): choose another {option(name)}"
         ) from error
     return opened
 
@@ -279,6 +284,8 @@ def make_grpc(service: Service, options: ServerOptions) -> "tuple[grpc.aio.Serve
         from jaxaccel.deployment.serving import grpc_service
     except ImportError as error:
         raise UserError("serving needs more packages: pip install 'jaxaccel[serve]'") from error
+    # gRPC itself would write into our standard error why it cannot open the port.
+    open_socket(options.host, options.grpc_port, "grpc_port").close()
     server = grpc_service.make_server(service)
     host = f"[{options.host}]" if ":" in options.host else options.host
     return server, grpc_service.open_port(server, f"{host}:{options.grpc_port}", options.tls)

@@ -55,12 +55,6 @@ def ask(port, path, body=None, scheme="http", **options):
         return json.load(answer)
 
 
-def end(process):
-    process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=30)
-    return process.returncode, out, [json.loads(line) for line in err.splitlines()]
-
-
 def test_sigterm_answers_what_was_asked_and_refuses_the_rest():
     with started("slow", SECONDS="1", JAXACCEL_TEST="1") as (process, port, _):
         found = []
@@ -74,8 +68,8 @@ def test_sigterm_answers_what_was_asked_and_refuses_the_rest():
         with pytest.raises((urllib.error.URLError, ConnectionError)):
             ask(port, "/v2/health/ready")
         asked.join()
-        code, _, log = end(process)
-    assert code == 0 and found[0]["outputs"][0]["data"] == [10.0]
+        log = [json.loads(line) for line in process.communicate(timeout=30)[1].splitlines()]
+    assert process.returncode == 0 and found[0]["outputs"][0]["data"] == [10.0]
     events = [line["event"] for line in log]
     assert events == ["loaded", "ready", "draining", "infer", "ended"]
     line = log[3]

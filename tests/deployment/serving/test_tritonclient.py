@@ -10,7 +10,9 @@ from test_serve import started
 PYTHON = os.environ.get("JAXACCEL_TRITON_PYTHON")
 
 
-@pytest.mark.skipif(not PYTHON, reason="JAXACCEL_TRITON_PYTHON names no Python with tritonclient[http,grpc]")
+@pytest.mark.skipif(
+    not PYTHON, reason="JAXACCEL_TRITON_PYTHON names no Python with tritonclient[http,grpc] and ml_dtypes"
+)
 def test_every_client_of_triton(tmp_path):
     program = Path(__file__).with_name("triton_program.py")
     with started("rows", "echo", "--repository", str(tmp_path)) as (_, http, grpc):

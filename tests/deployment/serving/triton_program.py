@@ -1,4 +1,4 @@
-"""Runs in a Python that has NVIDIA's tritonclient: asks a server by http, grpc, and asyncio in both ways.
+"""Runs in a Python that has NVIDIA's tritonclient and ml_dtypes: asks a server by http, grpc, and asyncio in both ways.
 
 Arguments: the ports of HTTP and of gRPC.
 """
@@ -6,6 +6,7 @@ Arguments: the ports of HTTP and of gRPC.
 import asyncio
 import sys
 
+import ml_dtypes
 import numpy as np
 import tritonclient.grpc
 import tritonclient.grpc.aio
@@ -66,7 +67,7 @@ def check_datatypes(kind, client):
     inputs, arrays = [], {}
     for name in DATATYPES:
         if name == "BF16":
-            array = np.array([[1.5, -2]], np.float32)
+            array = np.array([[1.5, -2]], ml_dtypes.bfloat16)
         elif name == "BYTES":
             array = np.array([["a", "bc"]], object)
         else:
