@@ -2,8 +2,8 @@
 
     python -m benchmarks.serving_server mlp --port 0 --grpc-port 0
 
-``mlp`` has a hidden layer so large that one example takes about as long as eight: its weights are read from memory once a
-batch. ``nothing`` gives back what it takes, so that all that is measured is the protocol.
+``mlp`` has weights so large that reading them from memory takes most of the time of a single example; a batch reads
+them once. ``nothing`` gives back what it takes, so that all that is measured is the protocol.
 """
 
 import sys

@@ -5,7 +5,6 @@ into the answers.
 """
 
 import asyncio
-import concurrent.futures
 import dataclasses
 import itertools
 import time
@@ -18,6 +17,7 @@ from annotated_types import Ge
 from jaxaccel.core.options import Count, NonNegative, Options
 from jaxaccel.deployment.serving.batch_queue import BatchQueue, Waiting, shapes_of
 from jaxaccel.deployment.serving.faults import BUSY, LATE, Refusal
+from jaxaccel.deployment.serving.worker import Worker
 from jaxaccel.deployment.signature import Arrays, Engine
 
 Outputs = dict[str, np.ndarray]
@@ -77,7 +77,7 @@ class Batcher:
         self._queue = BatchQueue[_Request](options.max_batch, engine.batches, options.max_queue)
         self._wake = asyncio.Event()
         self._closing = False
-        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix=f"engine-{engine.name}")
+        self._worker = Worker(f"engine {engine.name}")
         self._task = asyncio.get_running_loop().create_task(self._compute_batches())
 
     @property
@@ -124,12 +124,11 @@ class Batcher:
         self._closing = True
         self._wake.set()
         await self._task
-        self._thread.shutdown(wait=False)
+        self._worker.end()
 
     async def _compute_batches(self) -> None:
         loop = asyncio.get_running_loop()
         while await self._gather():
-            # A thread that holds arrays of requests long gone would keep their memory.
             await self._compute(loop, self._queue.take())
 
     async def _gather(self) -> bool:
@@ -158,8 +157,8 @@ class Batcher:
         requests = [waiting.content for waiting in batch]
         counts = [waiting.count for waiting in batch]
         begin = loop.time()
-        found, seconds = await loop.run_in_executor(
-            self._thread, run_batch, self.engine, [request.arrays for request in requests], counts
+        found, seconds = await self._worker.run(
+            run_batch, self.engine, [request.arrays for request in requests], counts
         )
         self._observe(len(requests), sum(counts), seconds)
         for waiting, outputs in zip(batch, found, strict=True):

@@ -16,6 +16,7 @@ from jaxaccel.deployment.serving.limits import is_name, is_version
 from jaxaccel.deployment.serving.logs import log_event
 from jaxaccel.deployment.serving.metrics import Metrics
 from jaxaccel.deployment.serving.sources import Load, Opened, Predictor, Repository, Source
+from jaxaccel.deployment.serving.worker import Worker
 from jaxaccel.deployment.signature import Arrays, Engine, Signature, TensorSpec
 from jaxaccel.errors import UserError
 
@@ -56,6 +57,7 @@ class Registry:
         self._given: dict[str, list[Source]] = {}
         self._failures: dict[str, str] = {}
         self._lock = asyncio.Lock()
+        self._loader = Worker("loader")
         self.ready = False
         """Whether all models of the start have been warmed up, and the server is not about to end."""
 
@@ -94,7 +96,7 @@ class Registry:
           UserError: it cannot be opened, its name is none, or its version is taken.
         """
         async with self._lock:
-            opened = await asyncio.to_thread(self._open, source)
+            opened = await self._loader.run(self._open, source)
             name = source.name or opened.name
             if not is_name(name):
                 raise UserError(f"{name!r} of {source.path} cannot name a model: give another with NAME=PATH")
@@ -116,7 +118,7 @@ class Registry:
         async with self._lock:
             sources = self._given.get(name) or self.repository.find(name)
             try:
-                opened = [await asyncio.to_thread(self._open, source) for source in sources]
+                opened = [await self._loader.run(self._open, source) for source in sources]
             except Exception as error:
                 self._failures[name] = "it cannot be loaded; the server's log says why"
                 log_event("load failed", logging.ERROR, error, model=name)
@@ -144,8 +146,8 @@ class Registry:
     async def close(self) -> None:
         """Answers all that waits, and ends the threads."""
         self.ready = False
-        async with self._lock:
-            await self._close(self.all(), gone=())
+        await self._close(self.all(), gone=())
+        self._loader.end()
 
     def index(self) -> list[dict[str, str]]:
         """What there is, as the repository API tells it: name, version, state, reason."""

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import gc
+import logging
 import os
 import signal
 import socket
@@ -141,7 +142,11 @@ class Server:
             await asyncio.gather(self._stop_http(), self._grpc.stop(self._options.drain_seconds))
         else:
             await self._stop_http()
-        await self.registry.close()
+        try:
+            async with asyncio.timeout(self._options.drain_seconds + 1):
+                await self.registry.close()
+        except TimeoutError:
+            log_event("abandoned", logging.WARNING, reason="an engine did not return")
 
     async def _stop_http(self) -> None:
         if self._http is not None and self._http_task is not None:

@@ -90,12 +90,11 @@ class Service:
         )
         try:
             with self._span("infer", headers, {"protocol": protocol, "request_id": record.id}):
-                try:
-                    yield record
-                except Exception as error:
-                    record.refusal = as_refusal(error)
-                    if record.refusal.kind.http == 500:
-                        log_event("failed", logging.ERROR, error, request_id=record.id)
+                yield record
+        except Exception as error:
+            record.refusal = as_refusal(error)
+            if record.refusal.kind.http == 500:
+                log_event("failed", logging.ERROR, error, request_id=record.id)
         except asyncio.CancelledError:
             self._tell(record, "cancelled", time.perf_counter() - begin)
             raise

@@ -1,6 +1,5 @@
 """The page of ``--ui``: drop a picture or a sound, or type a text, and see what the model makes of it and how fast."""
 
-import asyncio
 import json
 import time
 from importlib import resources
@@ -11,6 +10,7 @@ from jaxaccel.deployment.serving.http_body import read_body
 from jaxaccel.deployment.serving.http_routes import as_json, guard
 from jaxaccel.deployment.serving.limits import MAX_NAME
 from jaxaccel.deployment.serving.service import Service
+from jaxaccel.deployment.serving.worker import Worker
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -27,8 +27,8 @@ def make_routes(service: Service) -> "list[Route]":
     from starlette.routing import Route
 
     page = resources.files("jaxaccel.deployment.serving").joinpath("page.html").read_bytes()
-    # One at a time: preprocessing on a machine that serves must not take its cores from the batches.
-    turn = asyncio.Lock()
+    # One at a time: preprocessing must not take all cores from the batches.
+    worker = Worker("page")
 
     async def show_page(request: "Request") -> "Response":
         headers = {"content-security-policy": POLICY, "x-content-type-options": "nosniff"}
@@ -46,11 +46,10 @@ def make_routes(service: Service) -> "list[Route]":
         name = request.query_params.get("name", "")[-MAX_NAME:]
         with service.budget.lend() as loan:
             body = await read_body(request, service.limits, loan)
-            async with turn:
-                begin = time.perf_counter()
-                content = body if name else read_text(body)
-                found = await asyncio.to_thread(served.predictor.describe, content, name)
-                taken = time.perf_counter() - begin
+            content = body if name else read_text(body)
+            begin = time.perf_counter()
+            found = await worker.run(served.predictor.describe, content, name)
+            taken = time.perf_counter() - begin
         return as_json({"result": json.loads(json.dumps(found, default=str)), "ms": round(1e3 * taken, 2)})
 
     return [
