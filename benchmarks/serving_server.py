@@ -18,7 +18,7 @@ from jaxaccel.deployment.serving.sources import Opened
 from jaxaccel.deployment.signature import Signature, TensorSpec
 from jaxaccel.serve import main
 
-FEATURES, HIDDEN, CLASSES = 64, 3072, 10
+FEATURES, HIDDEN, CLASSES = 64, 4096, 10
 SIZES = (1, 2, 4, 8, 16, 32)
 
 

@@ -1,13 +1,13 @@
 """Serves a network and asks it at several rates, with batches and without.
 
     python -m benchmarks serving
-    python -m benchmarks serving --rates 100 400 --delays 0 2 --load-seconds 20
-    python -m benchmarks serving --soak-seconds 600 --rates 400 --delays 2
+    python -m benchmarks serving --rates 20 80 --delays 0 2 --load-seconds 20
+    python -m benchmarks serving --soak-seconds 600 --rates 80 --delays 2
 
 Requests come by gRPC from another process on the same machine, at random moments (a Poisson process), whether or not
 those before are answered. A latency counts from the moment at which its request was due, so a server that falls behind
 is seen to. *asked* and *answered* are requests a second; *refused* is the share that a full queue of 256 refused. The
-network has 19 million weights in four layers, which a batch reads from memory once. *Calls one after another* are of a
+network has 34 million weights in four layers, which a batch reads from memory once. *Calls one after another* are of a
 model that computes nothing, without a delay: what the protocol costs.
 """
 
@@ -178,7 +178,7 @@ def compare_batches(cells: Sequence[Cell]) -> list[str]:
 BENCHMARK = Benchmark(
     measure, tabulate, ("what", "protocol", "max_batch", "delay_ms", "rate"),
     options=(
-        Option("rates", "Requests a second.", (50, 100, 200, 400, 800, 1200), (20,), read_number, several=True,
+        Option("rates", "Requests a second.", (10, 20, 40, 80, 160, 320), (20,), read_number, several=True,
                metavar="N"),
         Option("delays", "Milliseconds for which a batch waits.", (0, 2, 10), (2,), read_number, several=True,
                metavar="MS"),
