@@ -85,10 +85,19 @@ def align(builder: Builder, operands: Sequence[Any], ndim: int) -> tuple[tuple[i
         if np.ndim(x) == 0 and not isinstance(x, Tensor) or isinstance(x, Tensor) and x.ndim == 0:
             names.append(builder.tensor(x).name)
             continue
-        names.append(builder.ordered(x, order))
+        names.append(trim(builder, builder.ordered(x, order)))
         sizes = [x.stored[x.order.index(a)] for a in order] if isinstance(x, Tensor) else [x.shape[a] for a in order]
         stored = [n if m == 1 else m for m, n in zip(stored, sizes, strict=True)]
     return order, names, tuple(stored)
+
+
+def trim(builder: Builder, name: str) -> str:
+    """A constant without leading axes of size 1: a bias as engines look for it."""
+    value = builder.constants.get(name)
+    if value is None or value.ndim < 2 or value.shape[0] != 1:
+        return name
+    first = next((axis for axis, n in enumerate(value.shape) if n != 1), value.ndim)
+    return builder.constant(value.reshape(value.shape[first:]))
 
 
 def _folded(builder: Builder, site: Site, arrays: Sequence[np.ndarray]) -> Tensor:

@@ -15,6 +15,7 @@ from jaxaccel.core.arrays import QuantArray, expand
 from jaxaccel.core.sites import Site
 from jaxaccel.deployment.onnx.builder import Builder, count
 from jaxaccel.deployment.onnx.graph import Node
+from jaxaccel.deployment.onnx.rules.elementwise import trim
 from jaxaccel.deployment.onnx.tensor import Tensor
 from jaxaccel.transforms import int8_products
 from jaxaccel.transforms.calibrate import Calibration
@@ -77,8 +78,10 @@ class Integers:
             return product
         of_w = int8_products.align_with_output(site.primitive, site.params, 1, expand(w.scale, w.shape), x.ndim)
         factor = b.stretched(np.asarray(of_w, np.float32), site.output.shape, np.float32)
-        both = b.node("Mul", scale, b.ordered(factor, product.order))
-        return dataclasses.replace(product, name=b.node("Mul", b.node("Cast", product.name, to=np.dtype(np.float32)), both))
+        # As one vector, or number, which is how ONNX Runtime takes scales when it joins these nodes to one.
+        both = b.node("Mul", scale, trim(b, b.ordered(factor, product.order)))
+        cast = b.node("Cast", product.name, to=np.dtype(np.float32))
+        return dataclasses.replace(product, name=b.node("Mul", cast, both))
 
 
 @dataclasses.dataclass(frozen=True)
