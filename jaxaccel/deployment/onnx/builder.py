@@ -5,7 +5,6 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import jax
 import numpy as np
 
 from jaxaccel.deployment.onnx.dimensions import write_dimension
@@ -113,7 +112,9 @@ class Builder:
         if isinstance(x, Tensor):
             return x
         array = np.asarray(x)
-        return plain(self.constant(array if isinstance(x, (int, float, bool)) else x), array.shape, array.dtype)
+        return plain(
+            self.constant(array if isinstance(x, (int, float, bool)) else x), array.shape, array.dtype
+        )
 
     def ordered(self, x: Any, order: Sequence[int]) -> str:
         """The ONNX value of `x` with its axes in `order`; broadcast axes keep their size 1."""
@@ -122,7 +123,9 @@ class Builder:
             array = self.value(x)
             assert array is not None
             if order == tuple(range(array.ndim)):
-                return self.tensor(x).name if not isinstance(x, Tensor) or x.in_order else self.constant(array)
+                return (
+                    self.tensor(x).name if not isinstance(x, Tensor) or x.in_order else self.constant(array)
+                )
             key = ("ordered", x.name if isinstance(x, Tensor) else id(x), order)
             if key not in self._known:
                 self._held.append(x)
@@ -142,7 +145,9 @@ class Builder:
         rest = [axis for axis in perm if axis not in added]
         if rest != sorted(rest):
             return None
-        return self.node("Unsqueeze", made.inputs[0], self.integers(*[i for i, a in enumerate(perm) if a in added]))
+        return self.node(
+            "Unsqueeze", made.inputs[0], self.integers(*[i for i, a in enumerate(perm) if a in added])
+        )
 
     def full(self, x: Any, order: Sequence[int] | None = None) -> str:
         """The ONNX value of the whole array, with its axes in `order`, by default as they are."""
@@ -185,7 +190,9 @@ class Builder:
         """An ONNX value in another shape."""
         unknown = [i for i, n in enumerate(shape) if not isinstance(n, int)]
         if len(unknown) == 1:
-            return self.node("Reshape", name, self.integers(*[-1 if i in unknown else n for i, n in enumerate(shape)]))
+            return self.node(
+                "Reshape", name, self.integers(*[-1 if i in unknown else n for i, n in enumerate(shape)])
+            )
         return self.node("Reshape", name, self.shape_vector(shape))
 
     def cast(self, name: str, before: Any, after: Any) -> str:
@@ -215,8 +222,3 @@ def _equal(a: Dims, b: Dims) -> bool:
 def count(shape: Dims) -> Any:
     """Numbers in an array of that shape."""
     return math.prod(shape)
-
-
-def is_key(x: Any) -> bool:
-    """Whether `x` is a random key, which no ONNX type holds."""
-    return hasattr(x, "dtype") and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)

@@ -7,7 +7,13 @@ from typing import Any
 from jaxaccel.errors import UserError
 
 _FUNCTIONS = {"floordiv": "Div", "mod": "Mod", "max": "Max", "min": "Min"}
-_OPERATORS: Mapping[type, str] = {ast.Add: "Add", ast.Sub: "Sub", ast.Mult: "Mul", ast.FloorDiv: "Div", ast.Mod: "Mod"}
+_OPERATORS: Mapping[type, str] = {
+    ast.Add: "Add",
+    ast.Sub: "Sub",
+    ast.Mult: "Mul",
+    ast.FloorDiv: "Div",
+    ast.Mod: "Mod",
+}
 
 
 def write_dimension(

@@ -75,7 +75,9 @@ def to_onnx(
         raise UserError(f"opset must be at least {OLDEST_OPSET}, got {opset}")
     activations = activations or ("static" if calibration is not None else "dynamic")
     if (activations == "static") != (calibration is not None):
-        raise UserError('activations="static" and calibration= go together: make one with ja.calibrate(f, ...)')
+        raise UserError(
+            'activations="static" and calibration= go together: make one with ja.calibrate(f, ...)'
+        )
     builder = Builder()
     given, tree = jax.tree.flatten(tuple(inputs))
     shapes_in = _input_shapes(given, symbolic_batch)
@@ -143,4 +145,3 @@ def _trace(f: Callable[..., Any], shapes: Sequence[Any]) -> Any:
                 "symbolic_batch=False"
             ) from error
         raise
-

@@ -28,7 +28,12 @@ class _Weights:
         assert self.node is not None
         scale = builder.constants[self.node.inputs[1]]
         along = self.node.attributes.get("axis", axis)
-        if (factor <= 0).any() or scale.ndim > 1 or (scale.ndim == 1 and along != axis) or "block_size" in self.node.attributes:
+        if (
+            (factor <= 0).any()
+            or scale.ndim > 1
+            or (scale.ndim == 1 and along != axis)
+            or "block_size" in self.node.attributes
+        ):
             return None
         new = (scale * factor).astype(np.float32)
         zero = builder.constants[self.node.inputs[2]]

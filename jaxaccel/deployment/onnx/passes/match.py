@@ -53,7 +53,9 @@ class Matcher:
         """The node that computes a value, in this graph."""
         return self.producers.get(value)
 
-    def match(self, value: str, pattern: Any, found: Mapping[str, str] | None = None) -> dict[str, str] | None:
+    def match(
+        self, value: str, pattern: Any, found: Mapping[str, str] | None = None
+    ) -> dict[str, str] | None:
         """What the names of a pattern stand for where `value` is computed so; None where it is not."""
         found = dict(found or {})
         stripped = self.strip(value)
@@ -65,9 +67,8 @@ class Matcher:
         node = self.producers.get(stripped)
         if node is None or node.op != pattern.op or len(node.inputs) < len(pattern.operands):
             return None
-        if pattern.name:
-            if found.setdefault(pattern.name, stripped) != stripped:
-                return None
+        if pattern.name and found.setdefault(pattern.name, stripped) != stripped:
+            return None
         orders = [node.inputs[: len(pattern.operands)]]
         if node.op in _COMMUTATIVE:
             orders.append(orders[0][::-1])
@@ -92,4 +93,3 @@ class Matcher:
     def number(self, value: str) -> float:
         """The one number of a constant."""
         return float(self.constants[value].item())
-

@@ -26,7 +26,10 @@ SOFTMAX = Op("Div", (_EXP, Op("ReduceSum", ("exp",), "sum")))
 _MEAN = Op("ReduceMean", ("x",), "mean")
 _CENTERED = Op("Sub", ("x", _MEAN), "centered")
 VARIANCES = (
-    Op("Relu", (Op("Sub", (Op("ReduceMean", (Op("Mul", ("x", "x")),), "squares"), Op("Mul", (_MEAN, _MEAN)))),)),
+    Op(
+        "Relu",
+        (Op("Sub", (Op("ReduceMean", (Op("Mul", ("x", "x")),), "squares"), Op("Mul", (_MEAN, _MEAN)))),),
+    ),
     Op("ReduceMean", (Op("Mul", (_CENTERED, _CENTERED)),), "squares"),
 )
 """Of LayerNorm: in one pass and in two."""
@@ -38,7 +41,13 @@ NORMS = tuple(
                 "Mul",
                 (
                     _CENTERED,
-                    Op("Mul", (Op("Reciprocal", (Op("Sqrt", (Op("Add", (variance, Number(name="epsilon"))),)),)), "scale")),
+                    Op(
+                        "Mul",
+                        (
+                            Op("Reciprocal", (Op("Sqrt", (Op("Add", (variance, Number(name="epsilon"))),)),)),
+                            "scale",
+                        ),
+                    ),
                 ),
             ),
             "bias",
@@ -51,7 +60,11 @@ NORMS = tuple(
 def write_mean(builder: Builder, node: Node, matcher: Matcher) -> str | None:
     """A sum divided by how many it is of, or multiplied by the reciprocal: ReduceMean."""
     found = matcher.match(node.outputs[0], Op("Div", (Op("ReduceSum", ("x",), "sum"), Number(name="count"))))
-    if found is None or node.op != "Div" or builder.summed.get(found["sum"]) != matcher.number(found["count"]):
+    if (
+        found is None
+        or node.op != "Div"
+        or builder.summed.get(found["sum"]) != matcher.number(found["count"])
+    ):
         return None
     # What drops the axes of the sum stands between.
     source, views = node.inputs[0], []
@@ -94,7 +107,9 @@ def write_layer_norm(builder: Builder, node: Node, matcher: Matcher) -> str | No
     """LayerNorm over one axis, which ONNX has for the last ones."""
     found = None
     if node.op == "Add":
-        found = next((f for pattern in NORMS if (f := matcher.match(node.outputs[0], pattern)) is not None), None)
+        found = next(
+            (f for pattern in NORMS if (f := matcher.match(node.outputs[0], pattern)) is not None), None
+        )
     scale, bias = (builder.constants.get(found[name]) if found else None for name in ("scale", "bias"))
     if found is None or scale is None or bias is None or scale.ndim != bias.ndim or scale.shape != bias.shape:
         return None
@@ -103,7 +118,9 @@ def write_layer_norm(builder: Builder, node: Node, matcher: Matcher) -> str | No
     if len(varies) != 1 or any(a.size != 1 or a.item() != axes[0].item() for a in axes):
         return None
     axis, behind = axes[0].item(), scale.ndim - 1 - varies[0]
-    rank = axis + 1 + behind  # if the scale varies along the axis that is normalized, as far from the last one
+    rank = (
+        axis + 1 + behind
+    )  # if the scale varies along the axis that is normalized, as far from the last one
     if builder.ranks.get(found["mean"]) != rank:
         return None
     order = [a for a in range(rank) if a != axis] + [axis]

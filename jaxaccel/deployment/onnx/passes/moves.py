@@ -44,7 +44,12 @@ def write_max_pool(builder: Builder, node: Node, matcher: Matcher) -> str | None
         if axes != [2, 4]:
             return None
         found.append((part.inputs[0], tuple(starts)))
-    if len({name for name, _ in found}) != 1 or sorted(s for _, s in found) != [(0, 0), (0, 1), (1, 0), (1, 1)]:
+    if len({name for name, _ in found}) != 1 or sorted(s for _, s in found) != [
+        (0, 0),
+        (0, 1),
+        (1, 0),
+        (1, 1),
+    ]:
         return None
     blocks = matcher.producers.get(found[0][0])
     shape = matcher.constants.get(blocks.inputs[1]) if blocks is not None and blocks.op == "Reshape" else None

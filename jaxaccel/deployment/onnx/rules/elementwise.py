@@ -9,7 +9,6 @@ import numpy as np
 from jaxaccel.core.interpret import Rule
 from jaxaccel.core.sites import Site
 from jaxaccel.deployment.onnx.builder import Builder
-from jaxaccel.deployment.onnx.graph import Dims
 from jaxaccel.deployment.onnx.tensor import Tensor, dtype_in_file
 
 Write = Callable[..., str]
@@ -23,7 +22,12 @@ OPERATORS = {
     "sign": "Sign", "sin": "Sin", "sinh": "Sinh", "sqrt": "Sqrt", "sub": "Sub", "tan": "Tan", "tanh": "Tanh",
 }  # fmt: skip
 """Primitives that are one operator."""
-LOGICAL = {"and": ("And", "BitwiseAnd"), "or": ("Or", "BitwiseOr"), "xor": ("Xor", "BitwiseXor"), "not": ("Not", "BitwiseNot")}
+LOGICAL = {
+    "and": ("And", "BitwiseAnd"),
+    "or": ("Or", "BitwiseOr"),
+    "xor": ("Xor", "BitwiseXor"),
+    "not": ("Not", "BitwiseNot"),
+}
 """By primitive: the operator of booleans, and that of integers."""
 
 
@@ -32,7 +36,9 @@ def make_rules(builder: Builder) -> dict[str, Rule]:
     written: dict[str, Write] = {
         **{name: _plain(op) for name, op in OPERATORS.items()},
         **{name: _logical(*ops) for name, ops in LOGICAL.items()},
-        "cbrt": lambda b, site, x: b.node("Mul", b.node("Sign", x), b.node("Pow", b.node("Abs", x), _one(b, site, 1 / 3))),
+        "cbrt": lambda b, site, x: b.node(
+            "Mul", b.node("Sign", x), b.node("Pow", b.node("Abs", x), _one(b, site, 1 / 3))
+        ),
         "clamp": lambda b, site, low, x, high: b.node("Min", b.node("Max", x, low), high),
         "convert_element_type": lambda b, site, x: b.cast(x, site.inputs[0].dtype, site.params["new_dtype"]),
         "erfc": lambda b, site, x: b.node("Sub", _one(b, site), b.node("Erf", x)),
@@ -51,7 +57,9 @@ def make_rules(builder: Builder) -> dict[str, Rule]:
         "shift_left": _shift("LEFT"),
         "shift_right_logical": _shift("RIGHT"),
         "square": lambda b, site, x: b.node("Mul", x, x),
-        **dict.fromkeys(("copy", "copy_p", "reduce_precision", "stop_gradient", "sharding_constraint"), _same),
+        **dict.fromkeys(
+            ("copy", "copy_p", "reduce_precision", "stop_gradient", "sharding_constraint"), _same
+        ),
         **dict.fromkeys(("pvary", "pcast", "pbroadcast", "real", "name"), _same),
     }
     rules: dict[str, Rule] = {name: _rule(builder, write) for name, write in written.items()}
@@ -71,7 +79,9 @@ def _rule(builder: Builder, write: Write) -> Rule:
     return rule
 
 
-def align(builder: Builder, operands: Sequence[Any], ndim: int) -> tuple[tuple[int, ...], list[str], Dims]:
+def align(
+    builder: Builder, operands: Sequence[Any], ndim: int
+) -> tuple[tuple[int, ...], list[str], tuple[Any, ...]]:
     """(order, ONNX values in that order, shape that they broadcast to) of operands of one operator.
 
     The order is that of the operand with the fewest broadcast axes, so that most data stay where they are.
@@ -82,11 +92,15 @@ def align(builder: Builder, operands: Sequence[Any], ndim: int) -> tuple[tuple[i
     order = tuple(range(ndim)) if leader is None else leader.order
     names, stored = [], [1] * ndim
     for x in operands:
-        if np.ndim(x) == 0 and not isinstance(x, Tensor) or isinstance(x, Tensor) and x.ndim == 0:
+        if (x.ndim if isinstance(x, Tensor) else np.ndim(x)) == 0:
             names.append(builder.tensor(x).name)
             continue
         names.append(trim(builder, builder.ordered(x, order)))
-        sizes = [x.stored[x.order.index(a)] for a in order] if isinstance(x, Tensor) else [x.shape[a] for a in order]
+        sizes = (
+            [x.stored[x.order.index(a)] for a in order]
+            if isinstance(x, Tensor)
+            else [x.shape[a] for a in order]
+        )
         stored = [n if m == 1 else m for m, n in zip(stored, sizes, strict=True)]
     return order, names, tuple(stored)
 
@@ -103,7 +117,10 @@ def trim(builder: Builder, name: str) -> str:
 def _folded(builder: Builder, site: Site, arrays: Sequence[np.ndarray]) -> Tensor:
     """The result of constants that are broadcast, for the part that is stored."""
     shape = np.broadcast_shapes(*[x.shape for x in arrays])
-    whole = [jnp.broadcast_to(jnp.asarray(x, like.dtype), shape) for x, like in zip(arrays, site.inputs, strict=True)]
+    whole = [
+        jnp.broadcast_to(jnp.asarray(x, like.dtype), shape)
+        for x, like in zip(arrays, site.inputs, strict=True)
+    ]
     value = np.asarray(site.bind(*whole))
     if value.ndim < len(site.output.shape):
         value = value.reshape([1] * len(site.output.shape))
@@ -151,7 +168,9 @@ def _minimum(builder: Builder, site: Site, x: str, y: str) -> str:
     for one, other in ((x, y), (y, x)):
         value, node = builder.constants.get(one), builder.producers.get(other)
         if value is not None and value.size == 1 and node is not None and node.op == "Relu":  # ReLU6
-            return builder.node("Clip", node.inputs[0], _one(builder, site, 0), _one(builder, site, value.item()))
+            return builder.node(
+                "Clip", node.inputs[0], _one(builder, site, 0), _one(builder, site, value.item())
+            )
     return builder.node("Min", x, y)
 
 

@@ -77,7 +77,9 @@ def _grid(builder: Builder, site: Site, x: Any, indices: Any) -> Any:
     rest = iter(numbers.offset_dims)
     lead = iter(a for a in range(len(site.output.shape)) if a not in numbers.offset_dims)
     place = [next(lead) if a in mapped else next(rest) for a in range(x.ndim)]
-    return Tensor(part.name, tuple(site.output.shape), part.dtype, tuple(place[a] for a in part.order), part.stored)
+    return Tensor(
+        part.name, tuple(site.output.shape), part.dtype, tuple(place[a] for a in part.order), part.stored
+    )
 
 
 def _indices(builder: Builder, indices: Any) -> str:

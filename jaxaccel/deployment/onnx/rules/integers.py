@@ -23,7 +23,17 @@ from jaxaccel.transforms.int8 import Activations
 
 Write = Callable[..., Any]
 MOVES = (
-    *("Squeeze", "Unsqueeze", "Reshape", "Transpose", "Slice", "Expand", "Identity", "MaxPool", "AveragePool"),
+    *(
+        "Squeeze",
+        "Unsqueeze",
+        "Reshape",
+        "Transpose",
+        "Slice",
+        "Expand",
+        "Identity",
+        "MaxPool",
+        "AveragePool",
+    ),
     *("ReduceMax", "ReduceMean"),
 )
 """Operators whose results are not negative where their operand is not."""
@@ -68,7 +78,11 @@ class Integers:
 
     def _dynamic(self, site: Site, x: Tensor, w: QuantArray, write: Write) -> Tensor:
         b = self.builder
-        order = site.params["dimension_numbers"].lhs_spec if site.primitive != "dot_general" else tuple(range(x.ndim))
+        order = (
+            site.params["dimension_numbers"].lhs_spec
+            if site.primitive != "dot_general"
+            else tuple(range(x.ndim))
+        )
         name, scale, zero = b.nodes("DynamicQuantizeLinear", b.full(x, order), results=3)
         stored = tuple(x.shape[axis] for axis in order)
         integers = Tensor(name, x.shape, np.dtype(np.uint8), tuple(order), stored)
@@ -76,7 +90,9 @@ class Integers:
         product = write(b, site, integers, np.asarray(w.integers()), op, zero)
         if product is NotImplemented:
             return product
-        of_w = int8_products.align_with_output(site.primitive, site.params, 1, expand(w.scale, w.shape), x.ndim)
+        of_w = int8_products.align_with_output(
+            site.primitive, site.params, 1, expand(w.scale, w.shape), x.ndim
+        )
         factor = b.stretched(np.asarray(of_w, np.float32), site.output.shape, np.float32)
         # As one vector, or number, which is how ONNX Runtime takes scales when it joins these nodes to one.
         both = b.node("Mul", scale, trim(b, b.ordered(factor, product.order)))
@@ -137,7 +153,7 @@ def _grid(builder: Builder, name: str, largest: float) -> tuple[str, str]:
     It then saturates at 255 and not at 127: where a ReLU6 ends at the largest magnitude, the scale is finer instead.
     """
     node = find_source(builder, name)
-    scale = numerics.scale_of(np.float32(largest))
+    scale = max(np.float32(largest) / np.float32(numerics.qmax(8)), np.float32(numerics.TINY))
     if node is not None and node.op == "Clip":
         scale = max(np.float32(largest) / np.float32(255), np.float32(numerics.TINY))
     return builder.constant(np.float32(scale)), builder.constant(np.uint8(128 if node is None else 0))
@@ -176,5 +192,3 @@ def _fits_dynamic(site: Site, w: QuantArray) -> bool:
     """Whether the integers of a weight can be multiplied as they are, and scaled after."""
     plain = w.zero_point is None and count(w.shape) > 0
     return plain and int8_products.can_scale_after(site.primitive, site.params, 1, w)
-
-

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxaccel.core.interpret import is_compressed
@@ -38,11 +39,16 @@ def _scan(e: Exporter, eqn: Any, values: list[Any], paths: Paths, place: Place) 
             x.shape) > 1 for x in rows)):  # fmt: skip
         return _unrolled(e, eqn, values, paths, place, n_consts, n_carry)
     b = e.builder
-    init = [_carried(e, x, var) for x, var in zip(values[n_consts : n_consts + n_carry], inner.invars[n_consts:], strict=False)]
+    init = [
+        _carried(e, x, var)
+        for x, var in zip(values[n_consts : n_consts + n_carry], inner.invars[n_consts:], strict=False)
+    ]
     rows = [b.full(_dense(x)) for x in rows]
     with b.body() as body:
         given = [_input(e, var) for var in inner.invars[n_consts:]]
-        outs, _, _ = e.evaluate(inner, consts, [*values[:n_consts], *given], [*paths[:n_consts], *[None] * len(given)], place)
+        outs, _, _ = e.evaluate(
+            inner, consts, [*values[:n_consts], *given], [*paths[:n_consts], *[None] * len(given)], place
+        )
         for x in outs:
             b.output(_dense(x))
     n_rows, n_results = len(rows), len(outs) - n_carry
@@ -80,8 +86,6 @@ def _unrolled(
 def _row(e: Exporter, x: Any, k: int) -> Any:
     """Row `k` of an array, of each part of a compressed one, or of a tensor."""
     if is_compressed(x):
-        import jax
-
         return jax.tree.map(lambda leaf: leaf[k], x)
     if not isinstance(x, Tensor):
         return x[k]
@@ -104,7 +108,9 @@ def _while(e: Exporter, eqn: Any, values: list[Any], paths: Paths, place: Place)
         return _dense(outs[0])
 
     init = [_carried(e, x, var) for x, var in zip(start, variables, strict=True)]
-    begins = b.full(going([plain(name, v.aval.shape, v.aval.dtype) for name, v in zip(init, variables, strict=True)]))
+    begins = b.full(
+        going([plain(name, v.aval.shape, v.aval.dtype) for name, v in zip(init, variables, strict=True)])
+    )
     with b.body() as graph:
         b.input(b.name("trip"), (), np.int64)
         b.input(b.name("going"), (), np.bool_)
@@ -141,15 +147,15 @@ def _choose(e: Exporter, which: Tensor, graphs: list[Graph], first: int, results
     """Branch `first` where the index says so or less, else one of those behind it."""
     b = e.builder
     number = b.constant(np.array(first, dtype_in_file(which.dtype)))
-    if which.dtype == bool:
-        chosen = b.node("Not", which.name)
-    else:
-        chosen = b.node("LessOrEqual", which.name, number)
+    boolean = which.dtype == bool
+    chosen = b.node("Not", which.name) if boolean else b.node("LessOrEqual", which.name, number)
     if len(graphs) == first + 2:
         other = graphs[-1]
     else:
         with b.body() as other:
-            for name, value in zip(_choose(e, which, graphs, first + 1, results), graphs[0].outputs, strict=True):
+            for name, value in zip(
+                _choose(e, which, graphs, first + 1, results), graphs[0].outputs, strict=True
+            ):
                 b.output(plain(name, value.shape, value.dtype))
     return b.nodes("If", chosen, results=results, then_branch=graphs[first], else_branch=other)
 

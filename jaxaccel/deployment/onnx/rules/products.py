@@ -48,7 +48,9 @@ def convolve(builder: Builder, site: Site, x: Any, w: Any, op: str = "Conv", *mo
         group=p["feature_group_count"],
     )
     shape = tuple(site.output.shape)
-    return Tensor(name, shape, np.dtype(site.output.dtype), numbers.out_spec, tuple(shape[a] for a in numbers.out_spec))
+    return Tensor(
+        name, shape, np.dtype(site.output.dtype), numbers.out_spec, tuple(shape[a] for a in numbers.out_spec)
+    )
 
 
 def multiply(builder: Builder, site: Site, lhs: Any, rhs: Any, op: str = "MatMul", *more: str) -> Any:
@@ -60,8 +62,12 @@ def multiply(builder: Builder, site: Site, lhs: Any, rhs: Any, op: str = "MatMul
     # Without batch axes, the operand that is not constant comes first: its free axes need not become one.
     swapped = not batch[0] and not isinstance(lhs, Tensor) and isinstance(rhs, Tensor) and not more
     first, second = (1, 0) if swapped else (0, 1)
-    left = _matrix(builder, sides[first], shapes[first], batch[first], free[first], contracting[first], bool(batch[0]))
-    right = _matrix(builder, sides[second], shapes[second], batch[second], contracting[second], free[second], True)
+    left = _matrix(
+        builder, sides[first], shapes[first], batch[first], free[first], contracting[first], bool(batch[0])
+    )
+    right = _matrix(
+        builder, sides[second], shapes[second], batch[second], contracting[second], free[second], True
+    )
     if op == "MatMul" and len(free[first]) == len(free[second]) == 1 and not batch[0]:
         op = "Gemm"
     name = builder.node(op, left, right, *more)
@@ -102,4 +108,3 @@ def _matrix(
 
 def _join(shape: Sequence[Any], axes: Sequence[int]) -> Any:
     return count([shape[a] for a in axes])
-

@@ -10,7 +10,12 @@ from jaxaccel.core.sites import Site
 from jaxaccel.deployment.onnx.builder import Builder
 from jaxaccel.deployment.onnx.tensor import Tensor, is_static, plain
 
-REDUCTIONS = {"reduce_sum": "ReduceSum", "reduce_max": "ReduceMax", "reduce_min": "ReduceMin", "reduce_prod": "ReduceProd"}
+REDUCTIONS = {
+    "reduce_sum": "ReduceSum",
+    "reduce_max": "ReduceMax",
+    "reduce_min": "ReduceMin",
+    "reduce_prod": "ReduceProd",
+}
 LOGICAL = {"reduce_and": "ReduceMin", "reduce_or": "ReduceMax"}
 
 
@@ -70,10 +75,14 @@ def _sort(builder: Builder, site: Site, xs: Any) -> Any:
         return NotImplemented
     n = site.inputs[0].shape[axis]
     count = builder.shape_vector((n,))
-    values, order = builder.nodes("TopK", builder.full(xs[0]), count, results=2, axis=axis, largest=0, sorted=1)
+    values, order = builder.nodes(
+        "TopK", builder.full(xs[0]), count, results=2, axis=axis, largest=0, sorted=1
+    )
     out = [plain(values, site.output.shape, site.inputs[0].dtype)]
     for x, like in zip(xs[1:], site.inputs[1:], strict=True):
-        out.append(plain(builder.node("GatherElements", builder.full(x), order, axis=axis), like.shape, like.dtype))
+        out.append(
+            plain(builder.node("GatherElements", builder.full(x), order, axis=axis), like.shape, like.dtype)
+        )
     return out
 
 
@@ -90,7 +99,9 @@ def _pool(builder: Builder, site: Site, x: Tensor, op: str) -> Any:
     window, strides, padding = p["window_dimensions"], p["window_strides"], p["padding"]
     moved = [a for a in range(x.ndim) if (window[a], strides[a], tuple(padding[a])) != (1, 1, (0, 0))]
     still = [a for a in range(x.ndim) if a not in moved]
-    dilated = any(n != 1 for n in p["base_dilation"]) or (op != "MaxPool" and any(n != 1 for n in p["window_dilation"]))
+    dilated = any(n != 1 for n in p["base_dilation"]) or (
+        op != "MaxPool" and any(n != 1 for n in p["window_dilation"])
+    )
     if not moved:
         return x
     if dilated or len(still) != 2 or not np.issubdtype(x.dtype, np.floating):

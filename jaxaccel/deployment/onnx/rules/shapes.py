@@ -26,7 +26,9 @@ def make_rules(builder: Builder) -> dict[str, Rule]:
         return _reshape(builder, builder.tensor(x), tuple(site.output.shape))
 
     def broadcast(site: Site, x: Any, *_: Any) -> Tensor:
-        return _broadcast(builder, x, tuple(site.output.shape), site.params["broadcast_dimensions"], site.output.dtype)
+        return _broadcast(
+            builder, x, tuple(site.output.shape), site.params["broadcast_dimensions"], site.output.dtype
+        )
 
     def transpose(site: Site, x: Tensor) -> Tensor:
         moved = [site.params["permutation"].index(axis) for axis in x.order]
@@ -36,7 +38,9 @@ def make_rules(builder: Builder) -> dict[str, Rule]:
         shape, axis = tuple(site.output.shape), site.params["dimension"]
         n = builder.node("Squeeze", builder.dimension(shape[axis]), builder.integers(0)) if not isinstance(
             shape[axis], int) else builder.constant(np.array(shape[axis], np.int64))  # fmt: skip
-        row = builder.node("Range", builder.constant(np.array(0, np.int64)), n, builder.constant(np.array(1, np.int64)))
+        row = builder.node(
+            "Range", builder.constant(np.array(0, np.int64)), n, builder.constant(np.array(1, np.int64))
+        )
         line = plain(builder.cast(row, np.int64, site.output.dtype), (shape[axis],), site.output.dtype)
         return _broadcast(builder, line, shape, (axis,), site.output.dtype)
 
@@ -85,7 +89,7 @@ def _with_units(
     """A stored value with further axes of size 1 where the array has the axes `new`."""
     order, stored = list(order), list(stored)
     if not new:
-        return Tensor(name, shape, np.dtype(dtype), tuple(order), tuple(stored))
+        return Tensor(name, tuple(shape), np.dtype(dtype), tuple(order), tuple(stored))
     back = dict(zip(sorted(new), sorted(dropped), strict=True)) if len(dropped) == len(new) else {}
     for axis in sorted(new):  # beside the axis before it, so that an array in order stays so
         where = back.get(axis, order.index(axis - 1) + 1 if axis - 1 in order else 0)
@@ -93,7 +97,7 @@ def _with_units(
         stored.insert(where, 1)
     axes = [order.index(axis) for axis in sorted(new)]
     name = builder.node("Unsqueeze", name, builder.integers(*sorted(axes)))
-    return Tensor(name, shape, np.dtype(dtype), tuple(order), tuple(stored))
+    return Tensor(name, tuple(shape), np.dtype(dtype), tuple(order), tuple(stored))
 
 
 def _match_units(old: Dims, new: Dims) -> tuple[list[int], list[int]] | None:
@@ -122,7 +126,9 @@ def _broadcast(builder: Builder, x: Any, shape: Dims, axes: Sequence[int], dtype
         for axis, n in zip(axes, value.shape, strict=True):
             sizes[axis] = n
         return builder.stretched(value.reshape(sizes), shape, dtype)
-    return _with_units(builder, x.name, [axes[axis] for axis in x.order], x.stored, new, shape, dtype, x.dropped)
+    return _with_units(
+        builder, x.name, [axes[axis] for axis in x.order], x.stored, new, shape, dtype, x.dropped
+    )
 
 
 def _concatenate(builder: Builder, site: Site, xs: Sequence[Any]) -> Tensor:
@@ -136,7 +142,9 @@ def _concatenate(builder: Builder, site: Site, xs: Sequence[Any]) -> Tensor:
 
 def _like(site: Site, name: str, order: Sequence[int]) -> Tensor:
     shape = tuple(site.output.shape)
-    return Tensor(name, shape, np.dtype(site.output.dtype), tuple(order), tuple(shape[axis] for axis in order))
+    return Tensor(
+        name, shape, np.dtype(site.output.dtype), tuple(order), tuple(shape[axis] for axis in order)
+    )
 
 
 def _pad(builder: Builder, site: Site, x: Any, value: Any) -> Any:
@@ -181,7 +189,7 @@ def cut(
         starts, ends = (builder.shape_vector(part) for part in tuple(zip(*bounds, strict=True))[:2])
         by = builder.integers(*[step for _, _, step in bounds])
         name = builder.node("Slice", name, starts, ends, builder.integers(*axes), by)
-    return Tensor(name, shape, x.dtype, x.order, tuple(stored))
+    return Tensor(name, tuple(shape), x.dtype, x.order, tuple(stored))
 
 
 def _split(builder: Builder, site: Site, x: Tensor) -> list[Tensor]:
