@@ -5,7 +5,6 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import jax
 import numpy as np
 
 from jaxaccel.deployment.onnx.dimensions import write_dimension
@@ -42,6 +41,8 @@ class Builder:
         """By name of a value: the node that computes it, in whichever graph."""
         self.summed: dict[str, int] = {}
         """By name of a sum: of how many numbers each of its elements is, where that is known."""
+        self.ranks: dict[str, int] = {}
+        """By name of a sum, or mean: its number of axes."""
         self._names: dict[str, int] = {}
         self._known: dict[Any, str] = {}
         self._held: list[Any] = []  # so that the ids in `_known` stay their own
@@ -132,7 +133,21 @@ class Builder:
             return self._known[key]
         if x.order == order:
             return x.name
-        return self.node("Transpose", x.name, perm=[x.order.index(axis) for axis in order])
+        perm = [x.order.index(axis) for axis in order]
+        return self._added_elsewhere(x.name, perm) or self.node("Transpose", x.name, perm=perm)
+
+    def _added_elsewhere(self, name: str, perm: Sequence[int]) -> str | None:
+        """The transposed value where only axes of size 1 move that were added: they are added elsewhere instead."""
+        made = self.producers.get(name)
+        if made is None or made.op != "Unsqueeze":
+            return None
+        added = self.constants[made.inputs[1]].tolist()
+        rest = [axis for axis in perm if axis not in added]
+        if rest != sorted(rest):
+            return None
+        return self.node(
+            "Unsqueeze", made.inputs[0], self.integers(*[i for i, a in enumerate(perm) if a in added])
+        )
 
     def full(self, x: Any, order: Sequence[int] | None = None) -> str:
         """The ONNX value of the whole array, with its axes in `order`, by default as they are."""
@@ -207,8 +222,3 @@ def _equal(a: Dims, b: Dims) -> bool:
 def count(shape: Dims) -> Any:
     """Numbers in an array of that shape."""
     return math.prod(shape)
-
-
-def is_key(x: Any) -> bool:
-    """Whether `x` is a random key, which no ONNX type holds."""
-    return hasattr(x, "dtype") and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)

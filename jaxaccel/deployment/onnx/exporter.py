@@ -10,7 +10,7 @@ from jaxaccel.core.arrays import CodebookArray, LowRankArray
 from jaxaccel.core.interpret import ARRAY_RULES, Rule, Transformation, is_compressed
 from jaxaccel.core.interpret.interpreter import Interpreter
 from jaxaccel.core.interpret.jaxprs import Place, name_rule, split_consts
-from jaxaccel.core.sites import BILINEAR, SITES
+from jaxaccel.core.sites import SITES
 from jaxaccel.deployment.onnx.builder import Builder, count
 from jaxaccel.deployment.onnx.tensor import Tensor, is_static
 from jaxaccel.errors import UserError
@@ -78,13 +78,14 @@ class Exporter(Interpreter):
             raise UserError(f"this form of the primitive {eqn.primitive.name} cannot be exported to ONNX")
         return out
 
-    def _ask(self, rule: Rule, eqn: Any, operands: list[Any], *where: Any) -> Any:
+    def _ask(
+        self, rule: Rule, eqn: Any, operands: list[Any], paths: list[str | None], place: Place,
+        observed: dict[str, Any], name: str,
+    ) -> Any:  # fmt: skip
         known = not any(isinstance(x, Tensor) for x in operands) and not _grows(eqn, operands)
-        return (
-            NotImplemented
-            if known and rule in self.t.rules.values()
-            else super()._ask(rule, eqn, operands, *where)
-        )
+        if known and rule in self.t.rules.values():
+            return NotImplemented
+        return super()._ask(rule, eqn, operands, paths, place, observed, name)
 
     def _expanded(
         self, f: Callable[..., Any], values: Sequence[Any], names: Sequence[str], paths: list[str | None],
@@ -114,8 +115,3 @@ def _look_up(builder: Builder, x: CodebookArray) -> Any:
     name = builder.node("Gather", builder.constant(x.codebook), indices, axis=0)
     shape = tuple(x.shape)
     return Tensor(name, shape, x.dtype, tuple(range(len(shape))), shape)
-
-
-def is_product(primitive: str) -> bool:
-    """Whether a primitive is a matrix product or convolution."""
-    return primitive in BILINEAR

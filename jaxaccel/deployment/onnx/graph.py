@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-Dims = tuple[Any, ...]
+Dims = Sequence[Any]
 """Sizes: integers, and symbolic dimensions of JAX."""
 
 
@@ -31,7 +31,7 @@ class Value:
 
     name: str
     dtype: np.dtype
-    shape: Dims
+    shape: tuple[Any, ...]
 
 
 @dataclasses.dataclass

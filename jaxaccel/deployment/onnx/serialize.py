@@ -38,7 +38,9 @@ def write_model(graph: Graph, constants: Mapping[str, np.ndarray], opset: int, n
     read = {key: value for key, value in constants.items() if key in reads}
     size = sum(value.nbytes for value in read.values())
     if size > MAX_BYTES:
-        raise UserError(f"an ONNX file holds 2 GiB, and the weights take {size / 2**30:.1f}: quantize them first")
+        raise UserError(
+            f"an ONNX file holds 2 GiB, and the weights take {size / 2**30:.1f}: quantize them first"
+        )
     weights = [onnx.numpy_helper.from_array(np.copy(x, order="C"), key) for key, x in read.items()]
     model = onnx.helper.make_model(
         _graph(graph, name, weights),
@@ -58,7 +60,9 @@ def _graph(graph: Graph, name: str, weights: Any = ()) -> Any:
 
 def _node(node: Node) -> Any:
     onnx = import_onnx()
-    attributes = {key: _attribute(value, f"{node.outputs[0]}_{key}") for key, value in node.attributes.items()}
+    attributes = {
+        key: _attribute(value, f"{node.outputs[0]}_{key}") for key, value in node.attributes.items()
+    }
     made = onnx.helper.make_node(node.op, node.inputs, node.outputs, name=node.outputs[0])
     made.attribute.extend(onnx.helper.make_attribute(key, value) for key, value in sorted(attributes.items()))
     return made

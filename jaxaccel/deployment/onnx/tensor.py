@@ -21,13 +21,13 @@ class Tensor:
 
     name: str
     """Of the ONNX value."""
-    shape: Dims
+    shape: tuple[Any, ...]
     """Of the array."""
     dtype: np.dtype
     """Of the array; the ONNX value has `dtype_in_file` of it."""
     order: tuple[int, ...]
     """Axis i of the ONNX value is axis ``order[i]`` of the array."""
-    stored: Dims
+    stored: tuple[Any, ...]
     """Shape of the ONNX value: that of the array in `order`, or 1 along axes that are broadcast."""
     dropped: tuple[int, ...] = ()
     """Where in the ONNX value there were axes that a reduction dropped: what is added for broadcasting goes there."""

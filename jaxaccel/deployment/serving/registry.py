@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxaccel.deployment.bundle import EngineName
 from jaxaccel.deployment.serving.batching import Batcher, BatchOptions
 from jaxaccel.deployment.serving.datatypes import DTYPES, NAMES, check_servable
 from jaxaccel.deployment.serving.faults import BUSY, NOT_FOUND, Refusal
@@ -49,7 +50,7 @@ class Registry:
     """
 
     def __init__(
-        self, load: Load, engine: str, options: BatchOptions, repository: Repository, metrics: Metrics
+        self, load: Load, engine: EngineName, options: BatchOptions, repository: Repository, metrics: Metrics
     ) -> None:
         self._load, self._engine, self._options = load, engine, options
         self.repository, self._metrics = repository, metrics

@@ -87,10 +87,9 @@ def _channels(product: Node, constant: np.ndarray, builder: Builder, matcher: Ma
         return None
     if constant.size == 1:
         return np.full(count, constant.item(), np.float32)
-    axis = 1 if product.op == "Conv" else constant.ndim - 1
-    varies = [a for a, n in enumerate(constant.shape) if n != 1]
-    rank = constant.ndim == len(shape) or product.op == "MatMul"
-    return constant.reshape(-1) if rank and varies == [axis] and constant.size == count else None
+    behind = len(shape) - 2 if product.op == "Conv" else 0  # axes behind that of the channels
+    varies = [a - constant.ndim + 1 for a, n in enumerate(constant.shape) if n != 1]
+    return constant.reshape(-1) if varies == [-behind] and constant.size == count else None
 
 
 def _scale(builder: Builder, product: Node, weights: _Weights, factor: np.ndarray) -> str | None:

@@ -67,9 +67,8 @@ class Matcher:
         node = self.producers.get(stripped)
         if node is None or node.op != pattern.op or len(node.inputs) < len(pattern.operands):
             return None
-        if pattern.name:
-            if found.setdefault(pattern.name, stripped) != stripped:
-                return None
+        if pattern.name and found.setdefault(pattern.name, stripped) != stripped:
+            return None
         orders = [node.inputs[: len(pattern.operands)]]
         if node.op in _COMMUTATIVE:
             orders.append(orders[0][::-1])

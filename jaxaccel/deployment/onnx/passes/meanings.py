@@ -74,6 +74,7 @@ def write_mean(builder: Builder, node: Node, matcher: Matcher) -> str | None:
         source = view.inputs[0]
     total = matcher.producers[source]
     name = builder.node("ReduceMean", *total.inputs, keepdims=1)
+    builder.ranks[name] = builder.ranks[source]
     for view in reversed(views):
         name = builder.node(view.op, name, *view.inputs[1:], **view.attributes)
     return name
@@ -114,11 +115,16 @@ def write_layer_norm(builder: Builder, node: Node, matcher: Matcher) -> str | No
         return None
     axes = [builder.constants[matcher.producers[found[name]].inputs[1]] for name in ("mean", "squares")]
     varies = [axis for axis, n in enumerate(scale.shape) if n != 1]
-    if any(a.tolist() != varies for a in axes) or len(varies) != 1:
+    if len(varies) != 1 or any(a.size != 1 or a.item() != axes[0].item() for a in axes):
         return None
-    (axis,) = varies
-    order = [a for a in range(scale.ndim) if a != axis] + [axis]
-    x, last = found["x"], axis == scale.ndim - 1
+    axis, behind = axes[0].item(), scale.ndim - 1 - varies[0]
+    rank = (
+        axis + 1 + behind
+    )  # if the scale varies along the axis that is normalized, as far from the last one
+    if builder.ranks.get(found["mean"]) != rank:
+        return None
+    order = [a for a in range(rank) if a != axis] + [axis]
+    x, last = found["x"], behind == 0
     name = builder.node(
         "LayerNormalization",
         x if last else builder.node("Transpose", x, perm=order),
@@ -127,4 +133,4 @@ def write_layer_norm(builder: Builder, node: Node, matcher: Matcher) -> str | No
         axis=-1,
         epsilon=matcher.number(found["epsilon"]),
     )
-    return name if last else builder.node("Transpose", name, perm=[order.index(a) for a in range(scale.ndim)])
+    return name if last else builder.node("Transpose", name, perm=[order.index(a) for a in range(rank)])

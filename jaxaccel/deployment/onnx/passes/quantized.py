@@ -24,7 +24,11 @@ class Range:
 
 def quantize_bias(builder: Builder, node: Node, matcher: Matcher) -> str | None:
     """The bias of a product of quantized operands: int32, in steps of its sums."""
-    bias = builder.constants.get(node.inputs[2]) if node.op in ("Conv", "Gemm") and len(node.inputs) > 2 else None
+    bias = (
+        builder.constants.get(node.inputs[2])
+        if node.op in ("Conv", "Gemm") and len(node.inputs) > 2
+        else None
+    )
     if bias is None:
         return None
     scales = []
@@ -35,7 +39,9 @@ def quantize_bias(builder: Builder, node: Node, matcher: Matcher) -> str | None:
         if made is None or made.op != "DequantizeLinear" or "block_size" in made.attributes:
             return None
         scales.append(builder.constants[made.inputs[1]].astype(np.float64))
-    if scales[0].ndim or (scales[1].ndim and matcher.producers[node.inputs[1]].attributes["axis"] != (node.op != "Conv")):
+    if scales[0].ndim or (
+        scales[1].ndim and matcher.producers[node.inputs[1]].attributes["axis"] != (node.op != "Conv")
+    ):
         return None
     scale = np.broadcast_to((scales[0] * scales[1]).astype(np.float32), bias.shape)
     with np.errstate(over="ignore", divide="ignore"):
@@ -68,7 +74,7 @@ def quantize_earlier(builder: Builder, node: Node, matcher: Matcher) -> str | No
     source = matcher.producers.get(node.inputs[0])
     if source is None or source.op not in _MOVES or source.op == "Relu":
         return None
-    name = _rounded(builder, matcher, node.inputs[0], tuple(node.inputs[1:3]))
+    name = _rounded(builder, matcher, node.inputs[0], (node.inputs[1], node.inputs[2]))
     return None if name is None else builder.node("QuantizeLinear", name, *node.inputs[1:3])
 
 
@@ -90,7 +96,10 @@ def _rounded(builder: Builder, matcher: Matcher, name: str, grid: tuple[str, str
         return None
     if all(part is None for part in parts):
         return None
-    again = [_again(builder, x, grid) if part is None else part for x, part in zip(node.inputs, parts, strict=False)]
+    again = [
+        _again(builder, x, grid) if part is None else part
+        for x, part in zip(node.inputs, parts, strict=False)
+    ]
     return builder.node(node.op, *again, *node.inputs[count:], **node.attributes)
 
 
@@ -113,7 +122,12 @@ def bound_sum(builder: Builder, node: Node, matcher: Matcher) -> str | None:
     for one, other in ((0, 1), (1, 0)):
         product = matcher.producers.get(total.inputs[one])
         shortcut = _find_range(builder, matcher, total.inputs[other])
-        if product is None or product.op not in PRODUCTS or shortcut is None or not _quantized(matcher, product):
+        if (
+            product is None
+            or product.op not in PRODUCTS
+            or shortcut is None
+            or not _quantized(matcher, product)
+        ):
             continue
         found = range_of(builder, node)
         grid = _asymmetric(builder, found.low - shortcut[0].high, found.high - shortcut[0].low)

@@ -21,7 +21,9 @@ def rewrite_graph(builder: Builder, graph: Graph, *rewrites: Rewrite) -> None:
         for body in node.bodies():
             rewrite_graph(builder, body, *rewrites)
         before = len(graph.nodes)
-        new = next((name for rewrite in rewrites if (name := rewrite(builder, node, matcher)) is not None), None)
+        new = next(
+            (name for rewrite in rewrites if (name := rewrite(builder, node, matcher)) is not None), None
+        )
         if new is not None:
             replaced[node.outputs[0]] = new
         matcher.producers.update({name: made for made in graph.nodes[before:] for name in made.outputs})

@@ -9,7 +9,6 @@ import numpy as np
 from jaxaccel.core.interpret import Rule
 from jaxaccel.core.sites import Site
 from jaxaccel.deployment.onnx.builder import Builder
-from jaxaccel.deployment.onnx.graph import Dims
 from jaxaccel.deployment.onnx.tensor import Tensor, dtype_in_file
 
 Write = Callable[..., str]
@@ -80,7 +79,9 @@ def _rule(builder: Builder, write: Write) -> Rule:
     return rule
 
 
-def align(builder: Builder, operands: Sequence[Any], ndim: int) -> tuple[tuple[int, ...], list[str], Dims]:
+def align(
+    builder: Builder, operands: Sequence[Any], ndim: int
+) -> tuple[tuple[int, ...], list[str], tuple[Any, ...]]:
     """(order, ONNX values in that order, shape that they broadcast to) of operands of one operator.
 
     The order is that of the operand with the fewest broadcast axes, so that most data stay where they are.
@@ -91,10 +92,10 @@ def align(builder: Builder, operands: Sequence[Any], ndim: int) -> tuple[tuple[i
     order = tuple(range(ndim)) if leader is None else leader.order
     names, stored = [], [1] * ndim
     for x in operands:
-        if (np.ndim(x) == 0 and not isinstance(x, Tensor)) or (isinstance(x, Tensor) and x.ndim == 0):
+        if (x.ndim if isinstance(x, Tensor) else np.ndim(x)) == 0:
             names.append(builder.tensor(x).name)
             continue
-        names.append(builder.ordered(x, order))
+        names.append(trim(builder, builder.ordered(x, order)))
         sizes = (
             [x.stored[x.order.index(a)] for a in order]
             if isinstance(x, Tensor)
@@ -102,6 +103,15 @@ def align(builder: Builder, operands: Sequence[Any], ndim: int) -> tuple[tuple[i
         )
         stored = [n if m == 1 else m for m, n in zip(stored, sizes, strict=True)]
     return order, names, tuple(stored)
+
+
+def trim(builder: Builder, name: str) -> str:
+    """A constant without leading axes of size 1: a bias as engines look for it."""
+    value = builder.constants.get(name)
+    if value is None or value.ndim < 2 or value.shape[0] != 1:
+        return name
+    first = next((axis for axis, n in enumerate(value.shape) if n != 1), value.ndim)
+    return builder.constant(value.reshape(value.shape[first:]))
 
 
 def _folded(builder: Builder, site: Site, arrays: Sequence[np.ndarray]) -> Tensor:

@@ -15,6 +15,7 @@ from jaxaccel.core.arrays import QuantArray, expand
 from jaxaccel.core.sites import Site
 from jaxaccel.deployment.onnx.builder import Builder, count
 from jaxaccel.deployment.onnx.graph import Node
+from jaxaccel.deployment.onnx.rules.elementwise import trim
 from jaxaccel.deployment.onnx.tensor import Tensor
 from jaxaccel.transforms import int8_products
 from jaxaccel.transforms.calibrate import Calibration
@@ -93,10 +94,10 @@ class Integers:
             site.primitive, site.params, 1, expand(w.scale, w.shape), x.ndim
         )
         factor = b.stretched(np.asarray(of_w, np.float32), site.output.shape, np.float32)
-        both = b.node("Mul", scale, b.ordered(factor, product.order))
-        return dataclasses.replace(
-            product, name=b.node("Mul", b.node("Cast", product.name, to=np.dtype(np.float32)), both)
-        )
+        # As one vector, or number, which is how ONNX Runtime takes scales when it joins these nodes to one.
+        both = b.node("Mul", scale, trim(b, b.ordered(factor, product.order)))
+        cast = b.node("Cast", product.name, to=np.dtype(np.float32))
+        return dataclasses.replace(product, name=b.node("Mul", cast, both))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +153,7 @@ def _grid(builder: Builder, name: str, largest: float) -> tuple[str, str]:
     It then saturates at 255 and not at 127: where a ReLU6 ends at the largest magnitude, the scale is finer instead.
     """
     node = find_source(builder, name)
-    scale = numerics.scale_of(np.float32(largest))
+    scale = max(np.float32(largest) / np.float32(numerics.qmax(8)), np.float32(numerics.TINY))
     if node is not None and node.op == "Clip":
         scale = max(np.float32(largest) / np.float32(255), np.float32(numerics.TINY))
     return builder.constant(np.float32(scale)), builder.constant(np.uint8(128 if node is None else 0))

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxaccel.core.interpret import is_compressed
@@ -85,8 +86,6 @@ def _unrolled(
 def _row(e: Exporter, x: Any, k: int) -> Any:
     """Row `k` of an array, of each part of a compressed one, or of a tensor."""
     if is_compressed(x):
-        import jax
-
         return jax.tree.map(lambda leaf: leaf[k], x)
     if not isinstance(x, Tensor):
         return x[k]
@@ -148,10 +147,8 @@ def _choose(e: Exporter, which: Tensor, graphs: list[Graph], first: int, results
     """Branch `first` where the index says so or less, else one of those behind it."""
     b = e.builder
     number = b.constant(np.array(first, dtype_in_file(which.dtype)))
-    if which.dtype == bool:
-        chosen = b.node("Not", which.name)
-    else:
-        chosen = b.node("LessOrEqual", which.name, number)
+    boolean = which.dtype == bool
+    chosen = b.node("Not", which.name) if boolean else b.node("LessOrEqual", which.name, number)
     if len(graphs) == first + 2:
         other = graphs[-1]
     else:

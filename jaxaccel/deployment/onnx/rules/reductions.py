@@ -44,6 +44,7 @@ def _reduce(builder: Builder, site: Site, x: Tensor, op: str) -> Tensor:
     wide = builder.cast(name, x.dtype, np.int32 if x.dtype == bool else x.dtype)
     # With the axes kept, and dropped behind: what brings them back for broadcasting then undoes the dropping.
     name = builder.node(op, wide, builder.integers(*places), keepdims=1)
+    builder.ranks[name] = x.ndim
     terms = [x.shape[axis] for axis in axes]
     if op == "ReduceSum" and is_static(tuple(terms)):
         builder.summed[name] = math.prod(terms)

@@ -90,7 +90,7 @@ def _with_units(
     """A stored value with further axes of size 1 where the array has the axes `new`."""
     order, stored = list(order), list(stored)
     if not new:
-        return Tensor(name, shape, np.dtype(dtype), tuple(order), tuple(stored))
+        return Tensor(name, tuple(shape), np.dtype(dtype), tuple(order), tuple(stored))
     back = dict(zip(sorted(new), sorted(dropped), strict=True)) if len(dropped) == len(new) else {}
     for axis in sorted(new):  # beside the axis before it, so that an array in order stays so
         where = back.get(axis, order.index(axis - 1) + 1 if axis - 1 in order else 0)
@@ -98,7 +98,7 @@ def _with_units(
         stored.insert(where, 1)
     axes = [order.index(axis) for axis in sorted(new)]
     name = builder.node("Unsqueeze", name, builder.integers(*sorted(axes)))
-    return Tensor(name, shape, np.dtype(dtype), tuple(order), tuple(stored))
+    return Tensor(name, tuple(shape), np.dtype(dtype), tuple(order), tuple(stored))
 
 
 def _match_units(old: Dims, new: Dims) -> tuple[list[int], list[int]] | None:
@@ -197,7 +197,7 @@ def cut(
         starts, ends = (builder.shape_vector(part) for part in tuple(zip(*bounds, strict=True))[:2])
         by = builder.integers(*[step for _, _, step in bounds])
         name = builder.node("Slice", name, starts, ends, builder.integers(*axes), by)
-    return Tensor(name, shape, x.dtype, x.order, tuple(stored))
+    return Tensor(name, tuple(shape), x.dtype, x.order, tuple(stored))
 
 
 def _split(builder: Builder, site: Site, x: Tensor) -> list[Tensor]:
