@@ -44,6 +44,7 @@ TOPICS = (
     Topic("freezing", "Frozen parameters", ("freezing",)),
     Topic("text", "Classifiers of texts", ("text",)),
     Topic("speech", "Recognizers of speech", ("speech",)),
+    Topic("translation", "Translation", ("translation",)),
 )
 Kept = tuple[Path, dict[str, Any]]
 """A file and the record that it holds."""
