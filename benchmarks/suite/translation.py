@@ -9,8 +9,8 @@ The model is `translator_tiny` over 5,000 tokens, as in the recipe multi30k_en_d
 is `torch.nn.Transformer` in eager float32, without the dropout that it has in attention and between dense layers,
 which ours has not; both start from the same weights, and it ends where the loss or the norm of its gradient, without
 dropout, differs by more than 1e-4. jaxaccel's step is the trainer's, which also guards against non-finite values;
-neither averages weights. PyTorch's threads wait
-asleep (`OMP_WAIT_POLICY=PASSIVE`): spinning is no faster on a quiet machine, and many times slower on another. XLA's forms are the same step without `ja.retarget`.
+neither averages weights. XLA's forms are the same step without `ja.retarget`. PyTorch's threads wait asleep
+(`OMP_WAIT_POLICY=PASSIVE`): where another process has a core, spinning makes its steps many times as long.
 
 Decoding writes as many tokens as the sources have places, whatever they are, greedily or with a beam of 5; a search
 counts the tokens of its best hypothesis. `nn.Transformer` keeps nothing between tokens: it computes each with all
@@ -43,7 +43,7 @@ from jaxaccel.core.timing import Turn, run_repeatedly, time_in_turns
 QUICK = {"width": 16, "heads": 2, "hidden": 16}
 """Sizes under ``--quick``."""
 WAITS_ASLEEP = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""PyTorch's threads do not spin while they wait: where another process had a core, that made steps ten times as long."""
+"""PyTorch's threads do not spin while they wait, which makes steps ten times as long where a core is busy."""
 DEPTH = 4
 """Blocks of the encoder and of the decoder, where lengths differ."""
 LENGTH = 32
