@@ -6,9 +6,11 @@ import shutil
 import pytest
 from conftest import FIXTURES
 
-from jaxaccel import evaluate, predict, train
 from jaxaccel.data.tokenizers import train_tokenizer
 from jaxaccel.errors import UserError
+from jaxaccel.evaluate import main as evaluate
+from jaxaccel.predict import main as predict
+from jaxaccel.train import main as train
 
 PAIRS = FIXTURES / "translation"
 TINY = (
@@ -23,7 +25,7 @@ TOO_LONG = "word " * 10_000
 def run(tmp_path_factory):
     """The directory of a run that has trained for one epoch."""
     place = tmp_path_factory.mktemp("translation") / "run"
-    assert train.main([*TINY, "--data.name", str(PAIRS), "--run", str(place)]) == 0
+    assert train([*TINY, "--data.name", str(PAIRS), "--run", str(place)]) == 0
     return place
 
 
@@ -80,19 +82,19 @@ def break_vocabulary(run, place, size):
     ],
 )
 def test_faulty_files_are_refused(run, folders, folder, training, evaluation):
-    assert training in refuse(train.main, *TINY, "--data.name", folder)
-    said = refuse(evaluate.main, run, "--data", folder, "--split", "test")
+    assert training in refuse(train, *TINY, "--data.name", folder)
+    said = refuse(evaluate, run, "--data", folder, "--split", "test")
     assert evaluation in said.replace(str(run), "run")
     assert "--task" not in said, "the command has no such option"
 
 
 def test_an_empty_line_and_a_long_one_are_counted_and_have_no_loss(run, folders, capfd):
-    assert train.main([*TINY, "--data.name", "odd"]) == 0
+    assert train([*TINY, "--data.name", "odd"]) == 0
     said = capfd.readouterr().out
     for split, pairs in (("train", 320), ("test", 60)):
         assert f"1 of {pairs} pairs of split {split} have an empty text: they have no loss" in said
         assert f"1 of {pairs} pairs of split {split} have more than 44 tokens: they have no loss" in said
-    assert evaluate.main([str(run), "--data", "odd", "--split", "test", "--out", "out"]) == 0
+    assert evaluate([str(run), "--data", "odd", "--split", "test", "--out", "out"]) == 0
     found = json.loads((folders / "out" / "evaluation.json").read_text())
     assert "bleu" in json.dumps(found)
 
@@ -101,7 +103,7 @@ def test_a_line_that_cannot_be_translated_is_an_error_of_its_own(run, tmp_path, 
     (tmp_path / "in.txt").write_text(f"The dog runs.\n\n{TOO_LONG}\nThe cat sleeps.\n")
     (tmp_path / "in.csv").write_text("en,de\n,Hund\nA dog.,Hund\n")
     (tmp_path / "fr.csv").write_text("fr,de\nun chien,ein Hund\n")
-    said = refuse(predict.main, run, "in.txt", "in.csv", "fr.csv", "--text", "")
+    said = refuse(predict, run, "in.txt", "in.csv", "fr.csv", "--text", "")
     assert said == "5 of 8 inputs could not be predicted: the lines with an error say why"
     rows = [json.loads(line) for line in capfdbinary.readouterr().out.splitlines()]
     errors = {row["input"]: row["error"] for row in rows if "error" in row}
@@ -119,14 +121,14 @@ def test_a_line_that_cannot_be_translated_is_an_error_of_its_own(run, tmp_path, 
 @pytest.mark.parametrize("size", [280, 400])
 def test_a_vocabulary_that_does_not_fit_the_checkpoint_is_refused(run, tmp_path, size):
     other = break_vocabulary(run, tmp_path / "other", size)
-    for main, *words in ((predict.main, "--text", "A dog."), (evaluate.main,)):
+    for main, *words in ((predict, "--text", "A dog."), (evaluate,)):
         said = refuse(main, other, *words)
         assert f"is made for vocabulary 330, and the tokens or symbols give {size}" in said
         assert "facts.json anew" in said
     tokens = json.loads((other / "facts.json").read_text())["fitted"]["fitted_tokenizer"]
     (tmp_path / "tokenizer.json").write_text(tokens)
     words = "--data.name", PAIRS, "--init-from", run, "--task.tokenizer", "tokenizer.json"
-    assert "is of another model: params/" in refuse(train.main, *TINY, *words)
+    assert "is of another model: params/" in refuse(train, *TINY, *words)
 
 
 @pytest.mark.slow
