@@ -21,6 +21,7 @@ sentence, which ours looks for at each token: it does a little less. bfloat16 an
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 
@@ -55,10 +56,11 @@ RIVALS = {"cached": "PyTorch with a cache", "whole": "PyTorch without"}
 
 def measure(options: Options) -> Iterator[Cell]:
     """Yields a cell for each length and each depth; of decoding, for each batch size as well."""
+    small: dict[str, Any] = QUICK if options.quick else {}
     with open_process("torch_translation", "torch", options, WAITS_ASLEEP) as torch:
         for table in options.tables:
             for length, depth in list_sizes(table, options):
-                sizes = Sizes(depth=depth, **(QUICK if options.quick else {}))
+                sizes = Sizes(depth=depth, **small)
                 if table != "decoding":
                     yield measure_training(table, sizes, length, torch, options)
                     jax.clear_caches()
