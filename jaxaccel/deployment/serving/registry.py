@@ -52,7 +52,8 @@ class Registry:
     def __init__(
         self, load: Load, engine: EngineName, options: BatchOptions, repository: Repository, metrics: Metrics
     ) -> None:
-        self._load, self._engine, self._options = load, engine, options
+        self._load, self._options = load, options
+        self._engine: EngineName = engine
         self.repository, self._metrics = repository, metrics
         self._models: dict[str, dict[str, Served]] = {}
         self._given: dict[str, list[Source]] = {}
