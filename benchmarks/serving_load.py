@@ -54,9 +54,9 @@ def running_server(model: str, max_batch: int, delay_ms: float) -> Iterator[Plac
 
 
 def time_arrivals(rate: float, seconds: float, seed: int) -> np.ndarray:
-    """Seconds at which the requests of a Poisson process come."""
+    """Seconds at which the requests of a Poisson process come that has as many as the rate says."""
     count = max(1, round(rate * seconds))
-    return np.cumsum(np.random.default_rng(seed).exponential(1 / rate, count))
+    return np.sort(np.random.default_rng(seed).uniform(0, seconds, count))
 
 
 async def load_openly(port: int, model: str, arrivals: Sequence[float]) -> tuple[list[float], int, float]:

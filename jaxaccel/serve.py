@@ -35,7 +35,8 @@ from jaxaccel.deployment.serving import bundles
 from jaxaccel.deployment.serving.batching import BatchOptions
 from jaxaccel.deployment.serving.limits import Limits
 from jaxaccel.deployment.serving.logs import LogLevel, logs_on_stderr
-from jaxaccel.deployment.serving.server import Port, Server, ServerOptions, serve
+from jaxaccel.deployment.serving.server import Server, serve
+from jaxaccel.deployment.serving.server_options import Port, ServerOptions
 from jaxaccel.deployment.serving.sources import Load, read_source
 from jaxaccel.deployment.serving.tracing import make_span, no_span
 from jaxaccel.errors import UserError, option

@@ -40,6 +40,10 @@ def make_server(service: Service) -> grpc.aio.Server:
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", 0),  # or a second server on the port would take half of the calls
             ("grpc.max_metadata_size", 16_384),
+            # By default gRPC cancels calls, without a word why, while 1,000 to 3,000 wait to be seen by Python. What
+            # comes beyond our own limit is to be told so.
+            ("grpc.server.max_pending_requests", 2 * service.limits.connections),
+            ("grpc.server.max_pending_requests_hard_limit", 2 * service.limits.connections),
         ],
         maximum_concurrent_rpcs=service.limits.connections,
     )

@@ -2,83 +2,25 @@
 
 import asyncio
 import contextlib
-import dataclasses
 import gc
 import logging
 import os
 import signal
-import socket
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from annotated_types import Interval
-
-from jaxaccel.core.options import NonNegative, Options
-from jaxaccel.deployment.bundle import EngineName
-from jaxaccel.deployment.serving.batching import BatchOptions
-from jaxaccel.deployment.serving.http_routes import make_app
-from jaxaccel.deployment.serving.limits import Limits
 from jaxaccel.deployment.serving.logs import log_event
 from jaxaccel.deployment.serving.metrics import Metrics
+from jaxaccel.deployment.serving.ports import make_grpc, make_http
 from jaxaccel.deployment.serving.registry import Registry
+from jaxaccel.deployment.serving.server_options import ServerOptions
 from jaxaccel.deployment.serving.service import Service
 from jaxaccel.deployment.serving.sources import Load, Repository, Source
 from jaxaccel.deployment.serving.tracing import Span, no_span
-from jaxaccel.deployment.serving.ui import make_routes
-from jaxaccel.errors import UserError, option
 
 if TYPE_CHECKING:
     import grpc.aio
     import uvicorn
-
-Port = Annotated[int, Interval(ge=0, le=65535)]
-BACKLOG = 2048
-"""Connections that may wait to be accepted."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ServerOptions(Options):
-    """What a server is to be."""
-
-    host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 is every network that the machine is in."""
-    port: Port = 8000
-    """Port of HTTP; 0 is any that is free."""
-    grpc_port: Port = 8001
-    """Port of gRPC; 0 is any that is free."""
-    engine: EngineName = "auto"
-    """What computes the models."""
-    batching: BatchOptions = BatchOptions()
-    """How requests are joined."""
-    limits: Limits = Limits()
-    """What clients may ask for."""
-    repository: Path | None = None
-    """Let clients load and unload the models in this directory."""
-    token: str = ""
-    """What clients have to show, but for the health of the server; empty where everybody may ask."""
-    tls_cert: Path | None = None
-    """File of the certificates, for both ports."""
-    tls_key: Path | None = None
-    """File of the key of the certificate."""
-    ui: bool = False
-    """Serve the page for people at /."""
-    drain_seconds: NonNegative = 30
-    """Seconds that requests may take which are under way when the server is told to end."""
-
-    def check_values(self) -> None:
-        """Checks that a certificate has its key, and that both can be read."""
-        if (self.tls_cert is None) != (self.tls_key is None):
-            raise UserError(f"{option('tls_cert')} and {option('tls_key')} come together: give both")
-        for name in ("tls_cert", "tls_key"):
-            path = getattr(self, name)
-            if path is not None and not os.access(path, os.R_OK):
-                raise UserError(f"{option(name, path)} cannot be read")
-
-    @property
-    def tls(self) -> tuple[Path, Path] | None:
-        """The certificate and its key."""
-        return (self.tls_cert, self.tls_key) if self.tls_cert and self.tls_key else None
 
 
 class Server:
@@ -216,84 +158,6 @@ def signaled() -> Iterator[asyncio.Event]:
     finally:
         for number in numbers:
             loop.remove_signal_handler(number)
-
-
-def make_http(service: Service, options: ServerOptions) -> "tuple[uvicorn.Server, list[socket.socket]]":
-    """uvicorn's server and its open port.
-
-    Raises:
-      UserError: a package is missing, or the port is taken.
-    """
-    try:
-        import uvicorn
-    except ImportError as error:
-        raise UserError("serving needs more packages: pip install 'jaxaccel[serve]'") from error
-
-    class SilentServer(uvicorn.Server):
-        """uvicorn's server, which leaves the signals to `signaled`."""
-
-        def capture_signals(self) -> Any:
-            return contextlib.nullcontext()
-
-    app = make_app(service, make_routes(service) if options.ui else ())
-    certificate, key = options.tls or (None, None)
-    try:
-        config = uvicorn.Config(
-            app, http="h11", ws="none", lifespan="off", log_config=None, access_log=False,
-            server_header=False, proxy_headers=False, backlog=BACKLOG,
-            limit_concurrency=options.limits.connections, timeout_keep_alive=75,
-            timeout_graceful_shutdown=round(options.drain_seconds), ssl_certfile=certificate, ssl_keyfile=key,
-        )  # fmt: skip
-        config.load()
-    except OSError as error:  # of the module ssl
-        raise UserError(
-            f"{option('tls_cert')} and {option('tls_key')} cannot be used: {error.strerror}"
-        ) from error
-    return SilentServer(config), [open_socket(options.host, options.port, "port")]
-
-
-def open_socket(host: str, port: int, name: str) -> socket.socket:
-    """A socket that listens.
-
-    Args:
-      host: the address.
-      port: 0 for any that is free.
-      name: of the option that chose the port.
-
-    Raises:
-      UserError: the address is none of this machine, or the port is taken.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio turns Nagle's algorithm off only where the protocol is named. With it an answer waits 40 ms for the
-    # client's acknowledgment of its first half.
-    opened = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        opened.bind((host, port))
-        opened.listen(BACKLOG)
-    except OSError as error:
-        opened.close()
-        raise UserError(
-            f"{host}:{port} cannot be opened ({error.strerror}): choose another {option(name)}"
-        ) from error
-    return opened
-
-
-def make_grpc(service: Service, options: ServerOptions) -> "tuple[grpc.aio.Server, int]":
-    """gRPC's server and the number of its open port.
-
-    Raises:
-      UserError: a package is missing, or the port is taken.
-    """
-    try:
-        from jaxaccel.deployment.serving import grpc_service
-    except ImportError as error:
-        raise UserError("serving needs more packages: pip install 'jaxaccel[serve]'") from error
-    # gRPC itself would write into our standard error why it cannot open the port.
-    open_socket(options.host, options.grpc_port, "grpc_port").close()
-    server = grpc_service.make_server(service)
-    host = f"[{options.host}]" if ":" in options.host else options.host
-    return server, grpc_service.open_port(server, f"{host}:{options.grpc_port}", options.tls)
 
 
 def _told(spec: Any) -> str:

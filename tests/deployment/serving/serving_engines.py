@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxaccel.deployment.serving.server import Server, ServerOptions
+from jaxaccel.deployment.serving.server import Server
+from jaxaccel.deployment.serving.server_options import ServerOptions
 from jaxaccel.deployment.serving.sources import Opened, Source
 from jaxaccel.deployment.signature import Signature, TensorSpec
 from jaxaccel.errors import UserError

@@ -9,6 +9,7 @@ import grpc.aio
 import numpy as np
 import pytest
 from serving_engines import Echo, Rows, running
+from test_serve import started
 from test_serving_codec import SAMPLES, sample
 
 from jaxaccel.deployment.serving import open_inference_pb2 as messages
@@ -189,10 +190,9 @@ def test_many_at_once_get_their_own_answers(count):
             infer = stub(channel, "ModelInfer")
             return await asyncio.gather(*(infer(request(i, 2 * i, 0, 1, id=str(i))) for i in range(count)))
 
-    with running(
-        {"rows": Rows()}, batching=BatchOptions(max_queue=count), limits=Limits(connections=count)
-    ) as server:
-        for i, answer in enumerate(asyncio.run(work(server.grpc_port))):
+    words = ["--max-queue", str(count), "--limits.connections", str(count + 1), "--log", "none"]
+    with started("rows", *words) as (_, _, port):
+        for i, answer in enumerate(asyncio.run(work(port))):
             assert answer.id == str(i)
             assert outputs(answer)["scaled"].tolist() == [[3.0 * i, 6.0 * i, 0, 3]]
 
