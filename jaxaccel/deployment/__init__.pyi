@@ -1,5 +1,6 @@
 # The public names of a trained model.
 
+from . import onnx as onnx
 from .predict_inputs import predict as predict
 from .stream import Heard as Heard
 from .stream import Stream as Stream

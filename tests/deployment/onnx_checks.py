@@ -27,6 +27,8 @@ def open_session(model, saved=None):
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
+    # It would round the other operand of a product with dequantized weights to 8 bits as well.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     if saved is not None:
         options.optimized_model_filepath = str(saved)
     return onnxruntime.InferenceSession(
