@@ -81,7 +81,9 @@ def test_static_matrix_products_stay_integers(name, tmp_path):
     model = to_onnx(folded, q, [images], calibration=calibration)
     assert optimized(model, tmp_path)["MatMulIntegerToFloat"] >= 5
     want = np.asarray(jax.jit(ja.int8(folded, calibration=calibration))(q, images))
-    np.testing.assert_allclose(run(open_session(model), [images])[0], want, rtol=0, atol=0.01 * np.abs(want).max())
+    np.testing.assert_allclose(
+        run(open_session(model), [images])[0], want, rtol=0, atol=0.01 * np.abs(want).max()
+    )
 
 
 def test_dynamic_products_are_of_integers(tmp_path):
@@ -110,7 +112,9 @@ def _dense(x):
     return x.materialize() if _is_quantized(x) else x
 
 
-@pytest.mark.parametrize("options", [{"bits": 8}, {"bits": 4}, {"bits": 4, "block": 8}, {"bits": 8, "channels": None}])
+@pytest.mark.parametrize(
+    "options", [{"bits": 8}, {"bits": 4}, {"bits": 4, "block": 8}, {"bits": 8, "channels": None}]
+)
 def test_weights_alone(options):
     params, x = draw_mlp()
     q = ja.quantize(params, **options)

@@ -20,7 +20,14 @@ from jaxaccel.models.adapter import inference
 VISION = [
     name for name in models.__all__ if name[0].islower() and ".vision." in getattr(models, name).__module__
 ]
-SIDES = {"inception_v3": 75, "vit_b16": 224, "vit_s16": 224, "vit_ti16": 224, "mixer_s16": 224, "mixer_b16": 224}
+SIDES = {
+    "inception_v3": 75,
+    "vit_b16": 224,
+    "vit_s16": 224,
+    "vit_ti16": 224,
+    "mixer_s16": 224,
+    "mixer_b16": 224,
+}
 
 
 def as_function(model):
@@ -55,7 +62,9 @@ def moderate(model, seed=0):
 def test_published_images(name):
     side = SIDES.get(name, 32)
     images = np.random.default_rng(1).standard_normal((3, side, side, 3)).astype(np.float32)
-    assert_same(*as_function(moderate(families.shapes_of(lambda rngs: getattr(models, name)(rngs=rngs)))), [images])
+    assert_same(
+        *as_function(moderate(families.shapes_of(lambda rngs: getattr(models, name)(rngs=rngs)))), [images]
+    )
 
 
 @pytest.mark.parametrize("name", small_texts.SMALL)

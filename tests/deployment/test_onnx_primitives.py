@@ -73,7 +73,9 @@ def test_reductions(name):
 PRODUCTS = {
     "batched": lambda w, x: jnp.einsum("btf,bsf->bts", x, 2 * x),
     "heads": lambda w, x: jnp.einsum("btf,fnh->btnh", x, w["heads"]),
-    "heads_back": lambda w, x: jnp.einsum("btnh,nhf->btf", jnp.einsum("btf,fnh->btnh", x, w["heads"]), w["out"]),
+    "heads_back": lambda w, x: jnp.einsum(
+        "btnh,nhf->btf", jnp.einsum("btf,fnh->btnh", x, w["heads"]), w["out"]
+    ),
     "left": lambda w, x: jnp.einsum("st,btf->bsf", w["rows"], x),
     "outer": lambda w, x: jnp.einsum("bt,bf->btf", x[:, :, 0], x[:, 0]),
     "tokens": lambda w, x: jnp.einsum("btf,ts->bfs", x, w["rows"].T),
@@ -127,7 +129,9 @@ def recur(w, carry, x):
 @pytest.mark.parametrize("reverse", [False, True])
 def test_scan(reverse):
     def f(w, x):
-        return jax.lax.scan(lambda c, x: recur(w, c, x), jnp.zeros((x.shape[0], 5)), x.swapaxes(0, 1), reverse=reverse)
+        return jax.lax.scan(
+            lambda c, x: recur(w, c, x), jnp.zeros((x.shape[0], 5)), x.swapaxes(0, 1), reverse=reverse
+        )
 
     assert operators(assert_same(f, jnp.asarray(TABLE[:5]), [X]))["Scan"] == 1
 
@@ -157,7 +161,7 @@ def test_several_inputs_and_names():
     def f(w, pair, y):
         return {"sum": pair[0] + pair[1] * w, "last": y[:, -1]}
 
-    model = to_onnx(f, jnp.float32(2), [(X, X), X], input_names="abc", output_names=["y", "z"])
+    model = to_onnx(f, jnp.float32(2), [(X, X), X], input_names=["a", "b", "c"], output_names=["y", "z"])
     assert [v.name for v in model.graph.input] == ["a", "b", "c"]
     session = open_session(model)
     got = session.run(["z"], {"a": X[:2], "b": X[:2], "c": X[:2]})[0]  # z: keys are sorted
