@@ -1,6 +1,7 @@
 """Exported models beside the functions that they were made of."""
 
 import collections
+import importlib
 import sys
 from pathlib import Path
 
@@ -13,7 +14,11 @@ from jaxaccel.deployment.onnx import to_onnx
 
 MODELS = Path(__file__).parents[1] / "models"
 for folder in (MODELS, MODELS / "text", MODELS / "audio"):
-    sys.path.append(str(folder))  # where the small models of each family are made
+    sys.path.append(str(folder))
+# Where the small models of each family are made.
+families, small_sounds, small_texts, small_writers = map(
+    importlib.import_module, ("families", "small_sounds", "small_texts", "small_writers")
+)
 
 
 def names_of(inputs):

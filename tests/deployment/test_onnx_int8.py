@@ -4,11 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from onnx_checks import open_session, operators, optimized, run
-
-import families
-import jaxaccel as ja
 from flax import nnx
+from onnx_checks import families, open_session, operators, optimized, run
+
+import jaxaccel as ja
 from jaxaccel.deployment.onnx import to_onnx
 
 

@@ -8,12 +8,8 @@ import numpy as np
 import onnx_checks
 import pytest
 from flax import nnx
-from onnx_checks import assert_same, operators
+from onnx_checks import assert_same, families, operators, small_sounds, small_texts, small_writers
 
-import families
-import small_sounds
-import small_texts
-import small_writers
 from jaxaccel import models
 from jaxaccel.models.adapter import inference
 
