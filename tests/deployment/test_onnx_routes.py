@@ -11,6 +11,7 @@ import jaxaccel as ja
 from jaxaccel.core.interpret import is_compressed
 from jaxaccel.deployment.onnx import to_onnx
 from jaxaccel.transforms.compressed import compressed
+from jaxaccel.transforms.params.prune import masked
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def network():
 
 
 ROUTES = {
-    "prune": lambda params: jax.tree.map(jnp.multiply, params, ja.prune(params, 0.5)),
+    "prune": lambda params: masked(params, ja.prune(params, 0.5)),
     "low_rank": lambda params: ja.low_rank(params, rank=2),
     "share": lambda params: ja.params.share(params, bits=4),
 }
