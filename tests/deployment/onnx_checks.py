@@ -1,6 +1,7 @@
 """Exported models beside the functions that they were made of."""
 
 import collections
+import importlib
 import sys
 from pathlib import Path
 
@@ -13,7 +14,11 @@ from jaxaccel.deployment.onnx import to_onnx
 
 MODELS = Path(__file__).parents[1] / "models"
 for folder in (MODELS, MODELS / "text", MODELS / "audio"):
-    sys.path.append(str(folder))  # where the small models of each family are made
+    sys.path.append(str(folder))
+# Where the small models of each family are made.
+families, small_sounds, small_texts, small_writers = map(
+    importlib.import_module, ("families", "small_sounds", "small_texts", "small_writers")
+)
 
 
 def names_of(inputs):
@@ -27,6 +32,8 @@ def open_session(model, saved=None):
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
+    # It would round the other operand of a product with dequantized weights to 8 bits as well.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     if saved is not None:
         options.optimized_model_filepath = str(saved)
     return onnxruntime.InferenceSession(

@@ -1,12 +1,11 @@
 """Quantized weights in ONNX: the integers of `ja.int8`, as engines compute them."""
 
-import families
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from onnx_checks import open_session, operators, optimized, run
+from onnx_checks import families, open_session, operators, optimized, run
 
 import jaxaccel as ja
 from jaxaccel.deployment.onnx import to_onnx
@@ -59,14 +58,14 @@ def test_biases_are_int32(tmp_path):
     assert [dtypes[made[node.input[2]].input[0]] for node in gemms] == [6, 6]  # TensorProto.INT32
 
 
-@pytest.mark.parametrize("name", ["resnet_cifar", "mobilenet", "resnet_bottleneck"])
+@pytest.mark.parametrize("name", ["resnet_cifar", "mobilenet"])
 def test_static_convolutions_stay_integers(name, tmp_path):
     folded, q, images, calibration = quantized(name)
     model = to_onnx(folded, q, [images], calibration=calibration)
     found = optimized(model, tmp_path)
-    # All but the last one, whose result is averaged, and those of a shortcut that is itself a convolution.
+    # All but the last one, whose result is averaged and not quantized.
     left = found["Conv"] + found["FusedConv"]
-    assert found["QLinearConv"] >= 4 and found["QLinearAdd"] >= 1 and left <= 2
+    assert found["QLinearConv"] >= 4 and found["QLinearAdd"] >= 1 and left <= 1
     want = np.asarray(jax.jit(ja.int8(folded, calibration=calibration, lowering="int8"))(q, images))
     exact = np.asarray(jax.jit(ja.int8(folded, activations="none"))(q, images))
     got = run(open_session(model), [images])[0]

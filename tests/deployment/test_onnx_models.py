@@ -2,17 +2,13 @@
 
 import functools
 
-import families
 import jax
 import jax.numpy as jnp
 import numpy as np
 import onnx_checks
 import pytest
-import small_sounds
-import small_texts
-import small_writers
 from flax import nnx
-from onnx_checks import assert_same, operators
+from onnx_checks import assert_same, families, operators, small_sounds, small_texts, small_writers
 
 from jaxaccel import models
 from jaxaccel.models.adapter import inference

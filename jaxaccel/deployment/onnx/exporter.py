@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxaccel.core.arrays import CodebookArray, LowRankArray
 from jaxaccel.core.interpret import ARRAY_RULES, Rule, Transformation, is_compressed
@@ -22,6 +23,8 @@ INLINED: Mapping[str, str] = {
     **dict.fromkeys(("closed_call", "core_call", "custom_jvp_call", "custom_vjp_call"), "call_jaxpr"),
 }
 """Calls that are written out where they stand, and the parameter that holds their program."""
+SIZE = "dim_as_value"
+"""The primitive that gives a size that is left open as a number."""
 LOOPS: dict[str, Callable[..., Any]] = {}
 """By primitive: how to write a loop or branch. `rules.loops` fills it."""
 
@@ -50,15 +53,17 @@ class Exporter(Interpreter):
             where = f" ({self._name(eqn, paths, place)})" if any(paths) else ""
             raise UserError(f"the primitive {name}{where} cannot be exported to ONNX: it has no rule")
         meant = self._name(eqn, paths, place)
-        operands = [self._readable(x, name) for x in operands]
+        operands = [self._readable(x, name, var.aval) for x, var in zip(operands, eqn.invars, strict=True)]
         out = self._ask(rule, eqn, operands, paths, place, observed, meant)
         if out is NotImplemented:
             out = self._ask_arrays(rule, eqn, operands, paths, place, observed, meant)
         outs = out if isinstance(out, list) else [out]
         return outs, [None] * len(outs)
 
-    def _readable(self, x: Any, primitive: str) -> Any:
-        """`x`, or what it stands for where the rule of the primitive knows no such array."""
+    def _readable(self, x: Any, primitive: str, like: Any) -> Any:
+        """`x`, or what it stands for where the rule of the primitive knows no such array; numbers have their dtype."""
+        if isinstance(x, (bool, int, float)):
+            return np.asarray(x, like.dtype)
         if isinstance(x, CodebookArray):
             return _look_up(self.builder, x)
         return (
@@ -99,7 +104,9 @@ class Exporter(Interpreter):
 
 def _grows(eqn: Any, operands: Sequence[Any]) -> bool:
     """Whether the result of constants had better not be computed now: its size is open, or far larger than theirs."""
-    if not all(is_static(getattr(out.aval, "shape", ())) for out in eqn.outvars):
+    if eqn.primitive.name == SIZE or not all(
+        is_static(getattr(out.aval, "shape", ())) for out in eqn.outvars
+    ):
         return True
     if eqn.primitive.name != "broadcast_in_dim":
         return False

@@ -13,15 +13,18 @@ import subprocess
 import sys
 import threading
 import time
-import types
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from serving_engines import Rows, opener
 
+import jaxaccel as ja
 from jaxaccel import serve
 from jaxaccel.deployment.serving import bundles
 from jaxaccel.deployment.serving import open_inference_pb2 as messages
@@ -199,21 +202,30 @@ def test_a_port_that_is_taken():
             assert f"choose another {flag}" in error.value.as_flags()
 
 
-def test_a_bundle_is_opened_and_its_signature_checked_first(monkeypatch, tmp_path):
-    seen, engine = [], Rows()
-    bundle = types.SimpleNamespace(
-        name="digits", manifest={}, engine=lambda name: seen.append(name) or engine
+def test_a_bundle_is_opened_after_its_signature_was_checked(digits_run, tmp_path):
+    made = ja.export(digits_run.directory, tmp_path / "digits", to=("bundle",), batch=(1,), timed=False)
+    private, public = tmp_path / "key", tmp_path / "key.pub"
+    key = ec.generate_private_key(ec.SECP256R1())
+    private.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
     )
-    modules = {
-        "jaxaccel.deployment.bundle": types.SimpleNamespace(open_bundle=lambda p: seen.append(p) or bundle),
-        "jaxaccel.deployment.sign": types.SimpleNamespace(verify_bundle=lambda p, k: seen.append((p, k))),
-    }
-    for name, module in modules.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    key = tmp_path / "key"
-    opened = bundles.load_verified(bundles.open_served, bundles.verify, key)(tmp_path, "xla")
-    assert (opened.name, opened.engine, opened.predictor) == ("digits", engine, None)
-    assert seen == [(tmp_path, key), tmp_path, "xla"]
+    public.write_bytes(
+        key.public_key().public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+    )
+    load = bundles.load_verified(bundles.open_served, bundles.verify, public)
+    with pytest.raises(UserError, match="is not signed"):
+        load(made.place, "xla")
+    ja.deployment.sign_bundle(made.place, private)
+    opened = load(made.place, "xla")
+    assert opened.name == "digits" and opened.engine.name == "xla"
+    assert opened.engine.run({"image": np.zeros((1, 8, 8, 1), np.uint8)})["logits"].shape == (1, 10)
+    assert opened.predictor is not None
+    with pytest.raises(UserError, match="is for tasks that read texts"):
+        opened.predictor.describe("four", "")
 
 
 def test_everybody_on_the_network_is_warned_of():

@@ -60,26 +60,35 @@ def _grid(builder: Builder, site: Site, x: Any, indices: Any) -> Any:
     mapped = tuple(numbers.start_index_map)
     if value is None or not isinstance(x, Tensor) or numbers.operand_batching_dims:
         return NotImplemented
-    if tuple(numbers.collapsed_slice_dims) != mapped or value.ndim != len(mapped) + 1:
+    if tuple(numbers.collapsed_slice_dims) != mapped:
         return NotImplemented
-    start, limit, steps = [0] * x.ndim, list(x.shape), [1] * x.ndim
+    start, limit, steps, shape = [0] * x.ndim, list(x.shape), [1] * x.ndim, list(x.shape)
+    along: dict[int, int] = {}  # by axis: that of the indices along which its index varies
     for k, axis in enumerate(mapped):
-        line = np.moveaxis(value[..., k], k, 0).reshape(value.shape[k], -1)
-        by = np.diff(line[:, 0])
-        if (line != line[:, :1]).any() or (by <= 0).any() or len({*by.tolist()}) > 1:
+        varies = [a for a in range(value.ndim - 1) if np.ptp(value[..., k], axis=a).any()]
+        line = np.moveaxis(value[..., k], varies[0], 0).reshape(value.shape[varies[0]], -1)[:, 0] if varies else (
+            value[..., k].reshape(-1)[:1])  # fmt: skip
+        by = np.diff(line)
+        if len(varies) > 1 or (by <= 0).any() or len({*by.tolist()}) > 1:
             return NotImplemented
-        start[axis], limit[axis] = int(line[0, 0]), int(line[-1, 0]) + 1
+        along |= dict.fromkeys([axis] if varies else [], varies[0] if varies else 0)
+        start[axis], limit[axis], shape[axis] = int(line[0]), int(line[-1]) + 1, len(line)
         steps[axis] = int(by[0]) if len(by) else 1
-    shape = tuple(value.shape[mapped.index(a)] if a in mapped else n for a, n in enumerate(x.shape))
+    if [*along.values()] != [*range(value.ndim - 1)]:
+        return NotImplemented
     if any(n != shape[a] for a, n in enumerate(site.params["slice_sizes"]) if a not in mapped):
         return NotImplemented
     part = cut(builder, x, start, limit, steps, shape)
     rest = iter(numbers.offset_dims)
     lead = iter(a for a in range(len(site.output.shape)) if a not in numbers.offset_dims)
-    place = [next(lead) if a in mapped else next(rest) for a in range(x.ndim)]
-    return Tensor(
-        part.name, tuple(site.output.shape), part.dtype, tuple(place[a] for a in part.order), part.stored
-    )
+    place = {
+        a: next(lead) if a in along else next(rest) for a in range(x.ndim) if a in along or a not in mapped
+    }
+    gone = [i for i, a in enumerate(part.order) if a not in place]
+    name = builder.node("Squeeze", part.name, builder.integers(*gone)) if gone else part.name
+    order = tuple(place[a] for a in part.order if a in place)
+    stored = tuple(n for i, n in enumerate(part.stored) if i not in gone)
+    return Tensor(name, tuple(site.output.shape), part.dtype, order, stored)
 
 
 def _indices(builder: Builder, indices: Any) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxaccel.core import numerics
 from jaxaccel.core.arrays import QuantArray, expand
+from jaxaccel.core.options import Options
 from jaxaccel.core.sites import Site
 from jaxaccel.deployment.onnx.builder import Builder, count
 from jaxaccel.deployment.onnx.graph import Node
@@ -40,7 +41,7 @@ MOVES = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Integers:
+class Integers(Options):
     """What becomes of products with quantized weights."""
 
     builder: Builder

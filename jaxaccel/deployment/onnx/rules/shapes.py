@@ -44,8 +44,13 @@ def make_rules(builder: Builder) -> dict[str, Rule]:
         line = plain(builder.cast(row, np.int64, site.output.dtype), (shape[axis],), site.output.dtype)
         return _broadcast(builder, line, shape, (axis,), site.output.dtype)
 
+    def size(site: Site) -> Tensor:
+        name = builder.node("Squeeze", builder.dimension(site.params["dim"]), builder.integers(0))
+        return plain(builder.cast(name, np.int64, site.output.dtype), (), site.output.dtype)
+
     return {
         "broadcast_in_dim": broadcast,
+        "dim_as_value": size,
         "concatenate": lambda site, *xs: _concatenate(builder, site, xs),
         "expand_dims": squeeze,
         "iota": iota,
@@ -56,6 +61,7 @@ def make_rules(builder: Builder) -> dict[str, Rule]:
         "split": lambda site, x: _split(builder, site, x),
         "squeeze": squeeze,
         "stack": lambda site, *xs: _stack(builder, site, xs),
+        "unstack": lambda site, x: _unstack(builder, site, x),
         "tile": lambda site, x: plain(
             builder.node("Tile", builder.full(x), builder.integers(*site.params["reps"])),
             site.output.shape, x.dtype,
@@ -143,9 +149,16 @@ def _concatenate(builder: Builder, site: Site, xs: Sequence[Any]) -> Tensor:
 
 def _stack(builder: Builder, site: Site, xs: Sequence[Any]) -> Tensor:
     axis = builder.integers(site.params["axis"])
-    parts = [builder.node("Unsqueeze", builder.full(x), axis) for x in xs]
-    name = parts[0] if len(parts) == 1 else builder.node("Concat", *parts, axis=site.params["axis"])
-    return _like(site, name, range(len(site.output.shape)))
+    names = [builder.node("Unsqueeze", builder.full(x), axis) for x in xs]
+    return plain(
+        builder.node("Concat", *names, axis=site.params["axis"]), site.output.shape, site.output.dtype
+    )
+
+
+def _unstack(builder: Builder, site: Site, x: Tensor) -> list[Tensor]:
+    axis, whole = site.params["axis"], builder.full(x)
+    rows = [builder.constant(np.array(k, np.int64)) for k in range(x.shape[axis])]
+    return [plain(builder.node("Gather", whole, k, axis=axis), site.output.shape, x.dtype) for k in rows]
 
 
 def _like(site: Site, name: str, order: Sequence[int]) -> Tensor:
