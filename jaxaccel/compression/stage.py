@@ -30,8 +30,8 @@ PyTree = Any
 class Int8(Options):
     """`ja.int8` with its options, which an export to another format reads."""
 
-    activations: Literal["static", "dynamic", "none"]
-    calibration: Calibration | None
+    activations: Literal["static", "dynamic", "none"] = "dynamic"
+    calibration: Calibration | None = None
     lowering: Literal["auto", "int8"] = "auto"
 
     def __call__(self, f: Callable[..., PyTree]) -> Callable[..., PyTree]:
