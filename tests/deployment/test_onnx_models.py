@@ -8,7 +8,6 @@ import numpy as np
 import onnx_checks
 import pytest
 from flax import nnx
-from grids import slow_but
 from onnx_checks import assert_same, families, operators, small_sounds, small_texts, small_writers
 
 from jaxaccel import models
@@ -55,7 +54,7 @@ def moderate(model, seed=0):
     return model
 
 
-@pytest.mark.parametrize("name", slow_but(["resnet20", "mobilenet_v3_small"], VISION))
+@pytest.mark.parametrize("name", VISION)
 def test_published_images(name):
     side = SIDES.get(name, 32)
     images = np.random.default_rng(1).standard_normal((3, side, side, 3)).astype(np.float32)
