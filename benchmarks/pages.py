@@ -44,6 +44,9 @@ TOPICS = (
     Topic("freezing", "Frozen parameters", ("freezing",)),
     Topic("text", "Classifiers of texts", ("text",)),
     Topic("speech", "Recognizers of speech", ("speech",)),
+    Topic("engines", "Engines of a bundle", ("engines",)),
+    Topic("serving", "A server under load", ("serving",)),
+    Topic("translation", "Translation", ("translation",)),
 )
 Kept = tuple[Path, dict[str, Any]]
 """A file and the record that it holds."""

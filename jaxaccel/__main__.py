@@ -14,6 +14,7 @@ COMMANDS = {
     "compress": "makes a trained model smaller and faster, with a receipt for each step",
     "export": "writes a trained model as a bundle, which runs without its source",
     "verify": "checks that a bundle is as it was signed",
+    "serve": "serves models over HTTP and gRPC, by the Open Inference Protocol v2",
     "doctor": "shows devices, versions and rates, and what is wrong if something is",
 }
 """Each is a module of that name, with the same arguments."""

@@ -154,6 +154,8 @@ def main(argv: Sequence[str]) -> int:
         sign_bundle(bundle.place, options.sign, certificate=options.certificate, chain=options.chain)
     console = Console(highlight=False, soft_wrap=True)
     console.print(tabulate_programs(bundle))
+    if reason := bundle.manifest.receipts.get("without_onnx"):
+        console.print(escape(f"no ONNX model: {reason}"))
     if "engines" in bundle.manifest.receipts:
         console.print(tabulate_engines(bundle))
     size = sum(int(fact["bytes"]) for fact in bundle.manifest.files.values())

@@ -14,7 +14,7 @@ FLOORS = [
     {"models", "data", "tasks", "optim", "distributed"},
     {"training"},
     {"compression", "deployment", "advisor"},
-    {"cli", "__main__", "train", "compress", "evaluate", "predict", "export", "verify", "doctor"},
+    {"cli", "__main__", "train", "compress", "evaluate", "predict", "export", "verify", "serve", "doctor"},
 ]
 """The folders and modules of the package, from the ground up. Each imports itself and what lies below it."""
 BESIDE = {

@@ -68,10 +68,10 @@ def find_missing(packages: Sequence[str], python: str | None = None) -> list[str
 class Process:
     """Another Python that runs a module of `benchmarks.peers`: commands and answers are lines of JSON."""
 
-    def __init__(self, python: str, module: str) -> None:
+    def __init__(self, python: str, module: str, environment: Mapping[str, str]) -> None:
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
-            [python, "-m", f"benchmarks.peers.{module}"], env=os.environ | {"PYTHONPATH": path},
+            [python, "-m", f"benchmarks.peers.{module}"], env={**os.environ, **environment, "PYTHONPATH": path},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
@@ -100,9 +100,12 @@ class Process:
 
 
 @contextlib.contextmanager
-def open_process(module: str, peer: str, options: Options) -> Iterator[Process | None]:
-    """Starts the process of a peer, or gives None where that does not take part."""
-    process = Process(options.peers_python or sys.executable, module) if peer in options.peers else None
+def open_process(
+    module: str, peer: str, options: Options, environment: Mapping[str, str] | None = None
+) -> Iterator[Process | None]:
+    """Starts the process of a peer, with more variables, or gives None where that does not take part."""
+    takes_part, python = peer in options.peers, options.peers_python or sys.executable
+    process = Process(python, module, environment or {}) if takes_part else None
     try:
         yield process
     finally:

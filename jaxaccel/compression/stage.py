@@ -9,6 +9,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from jaxaccel.core.options import Options
 from jaxaccel.core.paths import Where, parameter_path
 from jaxaccel.data.source import Source
 from jaxaccel.models.adapter import Model, inference
@@ -26,11 +27,11 @@ PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True)
-class Int8:
+class Int8(Options):
     """`ja.int8` with its options, which an export to another format reads."""
 
-    activations: Literal["static", "dynamic", "none"]
-    calibration: Calibration | None
+    activations: Literal["static", "dynamic", "none"] = "dynamic"
+    calibration: Calibration | None = None
     lowering: Literal["auto", "int8"] = "auto"
 
     def __call__(self, f: Callable[..., PyTree]) -> Callable[..., PyTree]:

@@ -1,5 +1,6 @@
 # The public names of a trained model.
 
+from . import onnx as onnx
 from .bundle import Bundle as Bundle
 from .bundle import open_bundle as open_bundle
 from .deployed import Deployed as Deployed

@@ -70,7 +70,7 @@ class Deployed:
     def _compute(self, batch: Mapping[str, Any]) -> PyTree:
         inputs = self.bundle.signature.inputs
         outputs = self.engine.run({spec.name: np.asarray(batch[spec.name], spec.dtype) for spec in inputs})
-        return next(iter(outputs.values())) if self.bundle.manifest.sole_output else outputs
+        return next(iter(outputs.values())) if self.bundle.signature.has_sole_output else outputs
 
 
 def load_bundle(place: Path | str, engine: EngineName = "auto", batches: Sequence[int] = ()) -> Deployed:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -19,15 +20,17 @@ from jaxaccel.deployment.card import write_card
 from jaxaccel.deployment.engine_times import time_engines
 from jaxaccel.deployment.manifest import CARD, MANIFEST, WEIGHTS, Manifest, ProgramEntry
 from jaxaccel.deployment.model_function import ModelFunction, make_function
+from jaxaccel.deployment.onnx_model import ONNX_FILE, compare_onnx, write_onnx
 from jaxaccel.deployment.programs import Program, ProgramSpec, list_specs, make_program
 from jaxaccel.deployment.trained import Trained, load_run
+from jaxaccel.deployment.triton import write_repository
 from jaxaccel.errors import UserError, option
 from jaxaccel.tasks import Task
 from jaxaccel.training import options_json
 from jaxaccel.training.recipe_file import Written
 
 Platform = Literal["cpu", "cuda", "tpu"]
-Target = Literal["bundle", "stablehlo"]
+Target = Literal["bundle", "onnx", "stablehlo", "triton"]
 BATCHES = (1, 16)
 """Batch sizes that have a program of their own, by default."""
 
@@ -36,9 +39,10 @@ BATCHES = (1, 16)
 class ExportSettings(Options):
     """What is exported, and for what."""
 
-    to: Annotated[tuple[Target, ...], MinLen(1)] = ("bundle",)
-    """Write these: bundle is weights, programs and manifest; stablehlo adds each program as portable bytecode, for
-    other compilers."""
+    to: tuple[Target, ...] = ()
+    """Write these: bundle is weights, programs and manifest; onnx adds model.onnx; stablehlo adds each program as
+    portable bytecode, for other compilers; triton adds a model repository for NVIDIA's server [default: bundle, and
+    onnx where it is installed and has operators for the model]."""
     batch: tuple[Count, ...] = BATCHES
     """Batch sizes to make programs for; one more takes every other size."""
     backend: Annotated[tuple[Platform, ...], MinLen(1)] = ("cpu",)
@@ -50,7 +54,7 @@ def export(
     run: Path | str | Trained,
     output: Path | str,
     *,
-    to: Sequence[Target] = ("bundle",),
+    to: Sequence[Target] = (),
     batch: Sequence[int] = BATCHES,
     backend: Sequence[Platform] = ("cpu",),
     name: str = "",
@@ -67,10 +71,11 @@ def export(
     Args:
       run: directory of a run or of a compressed model, or what `ja.load` made of it.
       output: directory to write, or a file that ends with ``.zip``.
-      to: what to write besides weights, programs and manifest; ``stablehlo`` adds portable bytecode.
+      to: what to write besides weights, programs and manifest: ``onnx``, ``stablehlo`` (portable bytecode),
+        ``triton`` (a model repository). By default ``onnx``, where it is installed and has operators for the model.
       batch: batch sizes to make programs for; one more takes every other size.
       backend: platforms to make programs for; they need not be here.
-      name: of the model, by default that of the directory.
+      name: of the model, by default that of the directory: letters, digits, ``_``, ``-`` and ``.``.
       overwrite: replace a bundle that is there.
       which: as of `ja.load`.
       trust: as of `ja.load`.
@@ -83,6 +88,7 @@ def export(
     settings = ExportSettings(to=tuple(to), batch=tuple(batch), backend=tuple(backend))
     place = Path(output)
     _check_place(place, overwrite)
+    name = _check_name(name or place.stem)
     trained = run if isinstance(run, Trained) else load_run(run, which=which, trust=trust)
     function = make_function(trained.task, trained.facts.example, trained.run, trained.params)
     specs = list_specs(function, settings.backend, tuple(sorted({*settings.batch})))
@@ -92,7 +98,8 @@ def export(
         draft.mkdir()
         programs = list(_write_programs(draft, function, specs, "stablehlo" in settings.to, advance))
         _write_weights(draft, function)
-        manifest = _describe(trained, function, programs, name or place.stem)
+        manifest = _describe(trained, function, programs, name)
+        manifest = _add_onnx(draft, manifest, trained, function, settings.to)
         _finish(draft, manifest)
         if timed and jax.default_backend().replace("gpu", "cuda") in settings.backend:
             engines = [dataclasses.asdict(row) for row in time_engines(draft)]
@@ -110,6 +117,38 @@ def _check_place(place: Path, overwrite: bool) -> None:
         )
     if not overwrite:
         raise UserError(f"{place} is a bundle already: replace it with {option('overwrite', True)}")
+
+
+def _check_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name):
+        raise UserError(
+            f"a model cannot be called {name!r}, which would be part of addresses: give it another name, of letters, "
+            f"digits, _, - and ., with {option('name', 'NAME')}"
+        )
+    return name
+
+
+def _add_onnx(
+    draft: Path, manifest: Manifest, trained: Trained, function: ModelFunction, targets: Sequence[Target]
+) -> Manifest:
+    """Writes what is made of the ONNX model, which is left out where nobody asked for it and it cannot be made."""
+    asked = bool({"onnx", "triton"} & {*targets})
+    if targets and not asked:
+        return manifest
+    rounded = trained.integers is not None and trained.integers.activations != "none"
+    try:
+        content = write_onnx(trained, function)
+        difference = compare_onnx(content, function, manifest.signature, rounded=rounded)
+    except UserError as error:
+        if asked:
+            raise
+        return dataclasses.replace(manifest, receipts={**manifest.receipts, "without_onnx": str(error)})
+    (draft / ONNX_FILE).write_bytes(content)
+    if "triton" in targets:
+        sizes = manifest.list_batches()
+        write_repository(draft / "triton", manifest.name, draft / ONNX_FILE, manifest.signature, sizes)
+    receipts = {**manifest.receipts, "onnx_difference": difference}
+    return dataclasses.replace(manifest, models={"onnx": ONNX_FILE}, receipts=receipts)
 
 
 def _write_programs(
@@ -166,7 +205,6 @@ def _describe(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         versions=runtime.versions(),
         signature=function.find_signature(),
-        sole_output=function.sole_output,
         programs=programs,
         class_names=trained.class_names,
         task=options_json.encode(trained.task, Task, written),

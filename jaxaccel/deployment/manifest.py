@@ -45,8 +45,6 @@ class Manifest:
     versions: Mapping[str, str]
     """Of the packages that wrote it."""
     signature: Signature
-    sole_output: bool = False
-    """Whether the predictions of the task are the one output itself, and no arrays by name."""
     programs: Sequence[ProgramEntry] = ()
     models: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Files of other formats, by format: ``{"onnx": "model.onnx"}``."""

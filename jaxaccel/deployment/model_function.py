@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxaccel.core.interpret import find_used
 from jaxaccel.core.paths import path_text
-from jaxaccel.deployment.signature import Signature, TensorSpec
+from jaxaccel.deployment.signature import SOLE_OUTPUTS, Signature, TensorSpec
 from jaxaccel.errors import UserError
 from jaxaccel.models.bound import Bound
 from jaxaccel.tasks import Task
@@ -25,15 +25,11 @@ class ModelFunction:
     """What a task predicts, as ``call(weights, inputs) -> outputs``, each by name; batches may be of any size."""
 
     call: Callable[[Named, Named], dict[str, jax.Array]]
-    of_params: Callable[[PyTree, Named], dict[str, jax.Array]]
-    """The same of the parameters as they were given, with compressed arrays, whose paths are those of the model."""
     weights: Mapping[str, np.ndarray]
     """The arrays of the parameters that it needs; of compressed ones each part, as ``params/head/kernel/qvalue``."""
     examples: Mapping[int, Mapping[str, jax.ShapeDtypeStruct]]
     """The inputs of one example, without a batch axis, by the length that they are filled up to. Where examples have
     one shape, 0 is the only length."""
-    sole_output: bool
-    """Whether the task predicts one array, which is called ``logits`` or ``output`` then, and no arrays by name."""
 
     def batch_shapes(self, count: Any, length: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of the inputs of `count` examples, which may be a symbolic dimension."""
@@ -72,32 +68,47 @@ def make_function(task: Task, example: Example, run: Callable[..., PyTree], para
     """
     leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
     arrays = {path_text(path): x for path, x in leaves}
+    predict = name_predictions(task, run)
 
     def call(weights: Named, inputs: Named) -> dict[str, jax.Array]:
-        return of_params(
-            jax.tree.unflatten(treedef, [weights.get(name, x) for name, x in arrays.items()]), inputs
-        )
+        params = [weights.get(name, x) for name, x in arrays.items()]
+        return predict(jax.tree.unflatten(treedef, params), inputs)
 
-    def of_params(params: PyTree, inputs: Named) -> dict[str, jax.Array]:
-        batch = task.features(dict(inputs) | _count_examples(inputs))
-        found = task.predict(Bound(run, params), batch)
-        sole.append(not isinstance(found, Mapping))
-        return _name_outputs(found, "logits" if task.logits else "output")
-
-    sole: list[bool] = []
     examples = {length: _shape_example(task, example, length) for length in task.bounds or (0,)}
-    whole = ModelFunction(call, of_params, {}, examples, sole_output=False)
+    whole = ModelFunction(call, {}, examples)
     used, needed = find_used(call, arrays, whole.batch_shapes(1, max(examples)))
     return ModelFunction(
         call,
-        of_params,
         {name: np.asarray(x) for name, x in arrays.items() if used[name]},
         {
             length: {name: x for name, x in shapes.items() if needed[name]}
             for length, shapes in examples.items()
         },
-        sole[0],
     )
+
+
+def name_predictions(
+    task: Task, run: Callable[..., PyTree]
+) -> Callable[[PyTree, Named], dict[str, jax.Array]]:
+    """Makes ``predict(params, inputs)`` of a task's predictions, both inputs and outputs by name.
+
+    Args:
+      task: predicts.
+      run: (params, *inputs of the model) -> outputs, in inference.
+    """
+
+    sole = SOLE_OUTPUTS[0 if task.logits else 1]
+
+    def predict(params: PyTree, inputs: Named) -> dict[str, jax.Array]:
+        found = task.predict(Bound(run, params), task.features(dict(inputs) | _count_examples(inputs)))
+        if isinstance(found, (jax.Array, np.ndarray)):
+            return {sole: jnp.asarray(found)}
+        named = isinstance(found, Mapping) and all(hasattr(x, "shape") for x in found.values())
+        if not named or (len(found) == 1 and {*found} <= {*SOLE_OUTPUTS}):
+            raise UserError("only predictions that are an array, or several arrays by name, can be exported")
+        return dict(found)
+
+    return predict
 
 
 def _shape_example(task: Task, example: Example, length: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -115,14 +126,6 @@ def _count_examples(inputs: Named) -> dict[str, jax.Array]:
     """What each batch has besides its arrays: all examples are real, and what is drawn is drawn alike for each."""
     count = next(iter(inputs.values())).shape[0]
     return {name: jnp.full((count,), name == "mask", dtype) for name, dtype in BOOKKEEPING.items()}
-
-
-def _name_outputs(predictions: PyTree, name: str) -> dict[str, jax.Array]:
-    if isinstance(predictions, (jax.Array, np.ndarray)):
-        return {name: jnp.asarray(predictions)}
-    if isinstance(predictions, Mapping) and all(hasattr(x, "shape") for x in predictions.values()):
-        return dict(predictions)
-    raise UserError("only predictions that are an array, or arrays by name, can be exported")
 
 
 def _join_shapes(found: Sequence[Mapping[str, jax.ShapeDtypeStruct]]) -> tuple[TensorSpec, ...]:

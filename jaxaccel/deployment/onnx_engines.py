@@ -63,7 +63,10 @@ def open_onnxruntime(content: bytes, signature: Signature, batches: Sequence[int
     names = [spec.name for spec in signature.outputs]
 
     def infer(arrays: Arrays) -> Sequence[np.ndarray]:
-        return [np.asarray(x) for x in session.run(names, dict(arrays))]
+        try:
+            return [np.asarray(x) for x in session.run(names, dict(arrays))]
+        except Exception as error:
+            raise UserError(f"ONNX Runtime cannot compute that: {_shorten(error)}") from error
 
     return OnnxEngine("onnxruntime", signature, infer, batches)
 
@@ -97,8 +100,13 @@ def open_openvino(content: bytes, signature: Signature, batches: Sequence[int]) 
             return compiled[shapes]
 
     def infer(arrays: Arrays) -> Sequence[np.ndarray]:
-        model = compile_for(tuple(arrays[spec.name].shape for spec in signature.inputs))
-        found = model.create_infer_request().infer(dict(arrays))  # a request of its own: they hold results
+        try:
+            model = compile_for(tuple(arrays[spec.name].shape for spec in signature.inputs))
+            found = model.create_infer_request().infer(
+                dict(arrays)
+            )  # a request of its own: they hold results
+        except Exception as error:
+            raise UserError(f"OpenVINO cannot compute that: {_shorten(error)}") from error
         return [np.array(found[model.output(spec.name)]) for spec in signature.outputs]
 
     try:

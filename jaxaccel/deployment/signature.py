@@ -9,6 +9,8 @@ import numpy as np
 from jaxaccel.errors import UserError
 
 Arrays = Mapping[str, np.ndarray]
+SOLE_OUTPUTS = ("logits", "output")
+"""Names of the output of a task that predicts one array: logits of classes, and anything else."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +54,11 @@ class Signature:
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+    @property
+    def has_sole_output(self) -> bool:
+        """Whether the task predicts one array, and no arrays by name."""
+        return len(self.outputs) == 1 and self.outputs[0].name in SOLE_OUTPUTS
 
     def as_json(self) -> dict[str, Any]:
         """As a manifest holds it; `from_json` reads it."""

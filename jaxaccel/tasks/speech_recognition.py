@@ -92,10 +92,17 @@ class SpeechRecognition(Sounds):
                 f"the data set has no {self.text!r}, it has {', '.join(known)}: say with {option('task.text')} what "
                 "its transcripts are called"
             )
-        facts |= {"subsampling": self.subsampling}
-        if self.fitted_symbols:
-            facts |= {"classes": len(self.fitted_symbols) + 1, "symbols": self.fitted_symbols}
-        return facts
+        return facts | {"subsampling": self.subsampling} | self.learned_facts()
+
+    def learned_facts(self) -> dict[str, Any]:
+        """``classes`` and ``symbols``, once the transcripts were read."""
+        symbols = self.fitted_symbols
+        return {"classes": len(symbols) + 1, "symbols": symbols} if symbols else {}
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The transcript."""
+        return (self.text,)
 
     def fit(self, source: Any) -> Self:
         """The task with its symbols, its lengths and its statistics, for which the whole split is read."""

@@ -61,6 +61,15 @@ class Task(Reading, Options, abc.ABC):
         """
         return {}
 
+    def learned_facts(self) -> dict[str, Any]:
+        """Those of `facts` that follow from what `fit` learned, and not from the features; by default none."""
+        return {}
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Parts of an example that options of the task name, without which it reads none; by default none."""
+        return ()
+
     def fit(self, source: Any) -> "Task":
         """The task with the options that follow from the training split, before training; by default as it is."""
         return self

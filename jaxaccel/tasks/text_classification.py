@@ -122,9 +122,16 @@ class TextClassification(Classification):
         if classes:
             self.check_class_weights(len(classes))
         facts = {"classes": len(classes), "class_names": classes, "max_length": self.bounds[-1]}
-        if self.fitted_tokenizer:
-            facts |= {"vocabulary": self.tokens.vocabulary, "pad": self.tokens.pad}
-        return facts
+        return facts | self.learned_facts()
+
+    def learned_facts(self) -> dict[str, Any]:
+        """``vocabulary`` and ``pad``, once there is a tokenizer."""
+        return {"vocabulary": self.tokens.vocabulary, "pad": self.tokens.pad} if self.fitted_tokenizer else {}
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The texts and the label."""
+        return (*self.text, self.label)
 
     def fit(self, source: Any) -> "TextClassification":
         """The task with its tokenizer, its lengths and its class weights, for which the whole split is read."""

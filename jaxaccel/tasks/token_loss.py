@@ -43,8 +43,25 @@ def measure_tokens(
     right = jnp.take_along_axis(logits, target[..., None], -1)[..., 0]
     loss = total - right
     smoothed = loss + smoothing * (right - logits.mean(-1)) if smoothing else loss
-    hits = logits.argmax(-1) == target
+    hits = find_hits(logits, right, target)
     return TokenLoss(*(Mean.of(x, weights) for x in (smoothed, loss, hits)))
+
+
+def find_hits(logits: jax.Array, right: jax.Array, target: jax.Array) -> jax.Array:
+    """(B, T) bool: whether the most probable token, of equal ones the first, is the right one.
+
+    It is ``logits.argmax(-1) == target``, asked as whether another token beats the right one. XLA's CPU backend
+    vectorizes a maximum and no argmax, which cost a quarter of the whole loss over 5,000 tokens.
+
+    Args:
+      logits: (B, T, vocabulary) float32, none of them NaN.
+      right: (B, T), those of the right tokens.
+      target: (B, T) int32.
+    """
+    logits, right = jax.lax.stop_gradient((logits, right[..., None]))
+    places, here = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2), target[..., None]
+    beaten = jnp.where(places < here, logits >= right, (places > here) & (logits > right))
+    return beaten.astype(jnp.float32).max(-1) == 0
 
 
 def find_perplexity(scores: Mapping[str, float]) -> float:

@@ -70,6 +70,11 @@ class TokenSequences(Task):
         raise NotImplementedError
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """The texts."""
+        return tuple(self.parts.values())
+
+    @property
     def bounds(self) -> tuple[int, ...]:
         """Lengths to which examples are filled up."""
         return self.fitted_bounds or self.fill_to or (self.max_length,)
@@ -108,11 +113,14 @@ class TokenSequences(Task):
                 raise UserError(
                     f"{part!r} holds no texts: say with {option(f'task.{name}')} what to take of {', '.join(known)}"
                 )
-        facts: dict[str, Any] = {"max_length": self.bounds[-1]}
-        if self.fitted_tokenizer:
-            special = {"pad": self.tokens.pad, "begin": self.begin, "end": self.end}
-            facts |= {"vocabulary": self.tokens.vocabulary} | special
-        return facts
+        return {"max_length": self.bounds[-1], **self.learned_facts()}
+
+    def learned_facts(self) -> dict[str, Any]:
+        """``vocabulary``, ``pad``, ``begin`` and ``end``, once there is a tokenizer."""
+        if not self.fitted_tokenizer:
+            return {}
+        tokens = self.tokens
+        return {"vocabulary": tokens.vocabulary, "pad": tokens.pad, "begin": self.begin, "end": self.end}
 
     def fit(self: T, source: Any) -> T:
         """The task with its tokenizer and its lengths, for which the whole split is read."""

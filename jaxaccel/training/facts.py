@@ -48,6 +48,21 @@ class Facts:
         """Names of the classes in the order of their numbers, where there are classes."""
         return self.values.get("class_names")
 
+    def fit(self, task: Any) -> Any:
+        """`task` with what it learned of the training split.
+
+        Raises:
+          UserError: it learned other things than its model was made for, such as another number of tokens.
+        """
+        found = dataclasses.replace(task, **self.fitted)
+        for name, value in found.learned_facts().items():
+            if (kept := self.values.get(name, value)) != value:
+                raise UserError(
+                    f"what the run keeps of its data does not fit its model, which is made for {name} {kept!r:.60}, "
+                    f"and the tokens or symbols give {value!r:.60}: copy the run's {FILE} anew"
+                )
+        return found
+
     def accept(self, source: Source, task: Task, whose: str) -> Source:
         """`source`, whose classes and shapes must be these.
 
@@ -59,6 +74,12 @@ class Facts:
         Raises:
           UserError: they are others.
         """
+        known = dict(source.features.items())
+        if missing := [name for name in task.columns if name not in known]:
+            raise UserError(
+                f"{source.name} has other parts than {whose}: it has {', '.join(known)}, and no "
+                f"{missing[0]!r}"
+            )
         names = task.facts(source.features).get("class_names")
         if self.class_names and names and tuple(names) != tuple(self.class_names):
             odd = sorted({*names} ^ {*self.class_names})

@@ -49,10 +49,10 @@ class Problem:
     @functools.cached_property
     def task(self) -> Task:
         """What the model does, with the options that follow from the training split."""
-        task: Any = self.recipe.task
+        task = self.recipe.task
         known = self.kept or self.before
         if known is not None and not any(name.startswith("task.") for name in known.missing):
-            return dataclasses.replace(task, **known.fitted)
+            return known.fit(task)
         train = self.splits.train
         task.facts(train.features)  # says what is wrong with the features before their values are read
         task = task.after(self.earlier.fitted) if self.earlier else task

@@ -130,9 +130,9 @@ def read_task(run: Path | str | None, *, trust: bool = False) -> Task | None:
     """
     if run is None or not (Path(run) / "recipe.json").is_file():
         return None
-    task: Any = load_recipe(Path(run), trust=trust).task
+    task = load_recipe(Path(run), trust=trust).task
     facts = read_facts(Path(run))
-    return dataclasses.replace(task, **facts.fitted) if facts else task
+    return facts.fit(task) if facts else task
 
 
 def load_teacher_weights(teacher: Teacher | None, inputs: tuple[PyTree, ...]) -> dict[str, np.ndarray]:

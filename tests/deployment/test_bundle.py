@@ -383,3 +383,40 @@ def test_code_that_a_bundle_names_is_not_executed(copied):
         1,
         10,
     )
+
+
+# ---- ONNX -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_other_engines_predict_the_same(digits_run, tmp_path, images, engine):
+    made = ja.export(
+        digits_run.directory, tmp_path / "digits", to=("onnx", "triton"), batch=(1, 4), timed=False
+    )
+    assert made.manifest.receipts["onnx_difference"] < 1e-5
+    assert made.read("model.onnx") == made.read("triton/digits/1/model.onnx")
+    deployed = ja.load(made.place, engine=engine)
+    assert deployed.engine.name == engine
+    np.testing.assert_allclose(
+        deployed.predict(images), ja.load(digits_run.directory).predict(images), atol=1e-4
+    )
+
+
+def test_a_model_that_onnx_cannot_express_is_exported_without(digits_run, tmp_path, monkeypatch):
+    def refuse(*args, **options):
+        raise UserError("the primitive sort cannot be exported to ONNX: it has no rule")
+
+    monkeypatch.setattr("jaxaccel.deployment.exporting.write_onnx", refuse)
+    made = ja.export(digits_run.directory, tmp_path / "digits", batch=(), timed=False)
+    assert (
+        "model.onnx" not in made.files.list_names()
+        and "primitive sort" in made.manifest.receipts["without_onnx"]
+    )
+    with pytest.raises(UserError, match="the primitive sort cannot be exported to ONNX"):
+        ja.export(digits_run.directory, tmp_path / "asked", to=("onnx",), batch=(), timed=False)
+
+
+@pytest.mark.parametrize("name", ["a b", "../x", ".hidden", "näme", "a/b"])
+def test_a_name_is_part_of_an_address(digits_run, tmp_path, name):
+    with pytest.raises(UserError, match="give it another name"):
+        ja.export(digits_run.directory, tmp_path / "x", name=name)

@@ -15,20 +15,8 @@ from jaxaccel.predict import main as predict
 @pytest.fixture(scope="module")
 def exported(digits_run, tmp_path_factory):
     place = tmp_path_factory.mktemp("exported") / "numbers.zip"
-    assert (
-        main(
-            [
-                str(digits_run.directory),
-                "--output",
-                str(place),
-                "--batch",
-                "1,2",
-                "--backend=cpu,cuda",
-                "--untimed",
-            ]
-        )
-        == 0
-    )
+    words = ["--to", "bundle", "--batch", "1,2", "--backend=cpu,cuda", "--untimed"]
+    assert main([str(digits_run.directory), "--output", str(place), *words]) == 0
     return place
 
 

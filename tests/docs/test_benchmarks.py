@@ -478,3 +478,65 @@ def test_speech_computes_what_pytorch_does(words, tmp_path):
         ratio = found["times"]["eager"]["median_ms"] / found["times"]["jaxaccel"]["median_ms"]
         assert found["times_as_fast_as"]["eager"] == pytest.approx(ratio)
     assert "× PyTorch" in printed
+
+
+def test_sentences_end_where_their_length_says():
+    from benchmarks.sentences import BEGIN, END, PAD, draw_pairs
+
+    pairs = draw_pairs(32, 64)
+    for tokens, lengths in ((pairs.source, pairs.source_length), (pairs.target, pairs.target_length)):
+        assert tokens.shape == (64, 32) and lengths.min() > 24 and lengths.max() <= 32
+        assert ((tokens != PAD).sum(1) == lengths).all() and (tokens != BEGIN).all()
+        assert (tokens[range(64), lengths - 1] == END).all() and (tokens == END).sum() == 64
+    assert (draw_pairs(32, 64).target == pairs.target).all(), "both processes draw the same"
+    assert (pairs.source != pairs.target).any()
+
+
+@pytest.mark.slow
+def test_translation(tmp_path):
+    printed = run("translation", "--quick", "--without", "torch", "--output", tmp_path)
+    cells = [json.loads(file.read_text())["cells"] for file in sorted(tmp_path.glob("translation-*.json"))]
+    (decoding,), (depth,), (length,) = cells
+    assert [cell["table"] for cell in (decoding, depth, length)] == ["decoding", "depths", "lengths"]
+    for cell in (depth, length):
+        assert cell["batch_size"] * cell["length"] == 32
+        check_times(cell["programs"]["train"]["times"]["jaxaccel"])
+    for what in ("greedy", "beam"):
+        found = decoding["programs"][what]
+        assert list(found["times"]) == ["float32", "bfloat16", "int8", "int8, weights only"]
+        for row in found["times"].values():
+            check_times(row)
+            tokens = decoding["batch_size"] * decoding["length"]
+            assert row["tokens_per_second"] == pytest.approx(1e3 * tokens / row["median_ms"])
+        ratio = found["times"]["int8"]["median_ms"] / found["times"]["float32"]["median_ms"]
+        assert found["times_as_fast_as"]["int8"] == pytest.approx(ratio)
+    assert "decoded with a beam of 2" in printed and "PyTorch" not in printed
+
+
+@pytest.mark.slow
+def test_decoding_writes_all_tokens_in_every_precision():
+    import numpy as np
+
+    from benchmarks.sentences import Sizes, draw_pairs
+    from benchmarks.translation_programs import PRECISIONS, Decoder
+
+    ours = Decoder(Sizes(depth=1, width=16, heads=2, hidden=16), draw_pairs(8, 4), 2)
+    found = {name: ours.make_decoding("greedy", name)() for name in PRECISIONS}
+    tokens, scores = found["float32"]
+    assert tokens.shape == (4, 8) and (np.asarray(tokens) >= 0).all() and (np.asarray(scores) < 0).all()
+    for name, (_, others) in found.items():
+        np.testing.assert_allclose(others, scores, rtol=0.02, err_msg=name)
+    best, most = ours.make_decoding("beam", "float32")()
+    assert best.shape == tokens.shape and np.isfinite(most).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("table", ["lengths", "decoding"])
+def test_translation_computes_what_pytorch_does(table, tmp_path):
+    pytest.importorskip("torch")
+    record, printed = run_quick("translation", tmp_path, "--tables", table)
+    (cell,) = record["cells"]  # the benchmark ends where losses, gradients or tokens differ
+    for found in cell["programs"].values():
+        rivals = found["times_as_fast_as"].keys() & {"eager", "cached", "whole"}
+        assert rivals == ({"eager"} if table == "lengths" else {"cached", "whole"})
+    assert "× PyTorch" in printed

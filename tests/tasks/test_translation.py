@@ -18,7 +18,7 @@ from jaxaccel.errors import UserError
 from jaxaccel.tasks import Translation
 from jaxaccel.tasks.batches import make_elements, stack_examples
 from jaxaccel.tasks.bleu import score_translations
-from jaxaccel.tasks.token_loss import measure_tokens
+from jaxaccel.tasks.token_loss import find_hits, measure_tokens
 from jaxaccel.training import Data
 from jaxaccel.training import fit as fit_module
 
@@ -99,6 +99,17 @@ def test_the_loss_is_that_of_smoothed_targets_in_float64(smoothing):
     assert float(found.smoothed.count) == 4
     plain = -np.take_along_axis(logs, target[..., None], -1)[..., 0]
     assert float(found.loss.value()) == pytest.approx((plain * weights).sum() / 4, rel=1e-5)
+
+
+@pytest.mark.parametrize("values", [3, 1, 1000])
+def test_hits_are_those_of_argmax_also_where_logits_are_equal(values):
+    rng = np.random.default_rng(values)
+    logits = rng.integers(0, values, (4, 9, 7)).astype(np.float32)
+    target = rng.integers(0, 7, (4, 9))
+    right = np.take_along_axis(logits, target[..., None], -1)[..., 0]
+    hits = find_hits(jnp.asarray(logits), jnp.asarray(right), jnp.asarray(target))
+    np.testing.assert_array_equal(hits, logits.argmax(-1) == target)
+    assert 0 < np.asarray(hits).sum() < hits.size
 
 
 def test_what_stands_in_padding_changes_neither_loss_nor_gradient(task, source):

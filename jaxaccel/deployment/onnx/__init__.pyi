@@ -1,0 +1,3 @@
+# The public names of the exporter.
+
+from .export import to_onnx as to_onnx

@@ -1,0 +1,1 @@
+"""Rules by primitive: each writes the operators that compute one."""
