@@ -156,6 +156,8 @@ def main(argv: Sequence[str]) -> int:
     console.print(tabulate_programs(bundle))
     if reason := bundle.manifest.receipts.get("without_onnx"):
         console.print(escape(f"no ONNX model: {reason}"))
+    for engine, reason in bundle.manifest.receipts.get("onnx", {}).get("refused", {}).items():
+        console.print(escape(f"{engine} is not used: {reason}"))
     if "engines" in bundle.manifest.receipts:
         console.print(tabulate_engines(bundle))
     size = sum(int(fact["bytes"]) for fact in bundle.manifest.files.values())

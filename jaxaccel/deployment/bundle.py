@@ -14,7 +14,7 @@ from jaxaccel.core.formats.safetensors_files import read_content
 from jaxaccel.deployment.bundle_files import Files, open_files
 from jaxaccel.deployment.fastest_engine import EngineTime, FastestEngine, choose_engines
 from jaxaccel.deployment.manifest import MANIFEST, WEIGHTS, Manifest, read_manifest
-from jaxaccel.deployment.onnx_engines import count_cores, open_onnxruntime, open_openvino
+from jaxaccel.deployment.onnx_engines import ENGINES, count_cores
 from jaxaccel.deployment.signature import Engine, Signature
 from jaxaccel.deployment.xla_engine import XlaEngine
 from jaxaccel.errors import UserError
@@ -68,9 +68,10 @@ class Bundle:
         if "onnx" not in self.manifest.models:
             again = f"python -m jaxaccel.export {self.manifest.origin.get('run', 'RUN')} --to bundle,onnx"
             raise UserError(f"{self.place} holds no ONNX model, which {name} needs: {again}")
-        opened = open_onnxruntime if name == "onnxruntime" else open_openvino
+        if reason := self.manifest.receipts.get("onnx", {}).get("refused", {}).get(name):
+            raise UserError(f"{name} does not compute {self.place}: {reason}")
         content = self.read(self.manifest.models["onnx"])
-        return opened(content, self.signature, sorted({*batches}) or self.manifest.list_batches())
+        return ENGINES[name](content, self.signature, sorted({*batches}) or self.manifest.list_batches())
 
     def _choose_engine(self, batches: Sequence[int]) -> Engine:
         """The engine that was the fastest for each size of batch, on this processor; else XLA."""

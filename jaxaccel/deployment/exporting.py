@@ -138,7 +138,7 @@ def _add_onnx(
     rounded = trained.integers is not None and trained.integers.activations != "none"
     try:
         content = write_onnx(trained, function)
-        difference = compare_onnx(content, function, manifest.signature, rounded=rounded)
+        compared = compare_onnx(content, function, manifest.signature, rounded=rounded)
     except UserError as error:
         if asked:
             raise
@@ -147,7 +147,7 @@ def _add_onnx(
     if "triton" in targets:
         sizes = manifest.list_batches()
         write_repository(draft / "triton", manifest.name, draft / ONNX_FILE, manifest.signature, sizes)
-    receipts = {**manifest.receipts, "onnx_difference": difference}
+    receipts = {**manifest.receipts, "onnx": dataclasses.asdict(compared)}
     return dataclasses.replace(manifest, models={"onnx": ONNX_FILE}, receipts=receipts)
 
 

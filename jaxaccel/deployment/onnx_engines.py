@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -114,6 +114,13 @@ def open_openvino(content: bytes, signature: Signature, batches: Sequence[int]) 
     except Exception as error:
         raise UserError(f"OpenVINO refuses the model: {_shorten(error)}") from error
     return OnnxEngine("openvino", signature, infer, batches)
+
+
+ENGINES: Mapping[str, Callable[[bytes, Signature, Sequence[int]], OnnxEngine]] = {
+    "onnxruntime": open_onnxruntime,
+    "openvino": open_openvino,
+}
+"""What opens a model, by the name of the engine and of its package."""
 
 
 def count_cores() -> int:

@@ -1,5 +1,8 @@
 """The ONNX model of a bundle: written from the model as it was before transformations, and compared with it."""
 
+import dataclasses
+import importlib.util
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,7 +12,7 @@ from jax import export
 from jaxaccel.core.interpret import is_compressed
 from jaxaccel.deployment.model_function import ModelFunction, name_predictions
 from jaxaccel.deployment.onnx import to_onnx
-from jaxaccel.deployment.onnx_engines import open_onnxruntime
+from jaxaccel.deployment.onnx_engines import ENGINES
 from jaxaccel.deployment.programs import measure_difference
 from jaxaccel.deployment.signature import Signature
 from jaxaccel.deployment.trained import Trained
@@ -71,12 +74,20 @@ def _open_sizes(function: ModelFunction) -> dict[str, jax.ShapeDtypeStruct]:
     return found
 
 
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What engines make of an ONNX model, beside the model itself."""
+
+    differences: Mapping[str, float]
+    """By engine: the largest difference, as a share of the largest output."""
+    refused: Mapping[str, str]
+    """By engine: why it is not to be used."""
+
+
 def compare_onnx(
     content: bytes, function: ModelFunction, signature: Signature, *, rounded: bool
-) -> float | None:
-    """The difference of an ONNX model from the function, as a share of the largest output.
-
-    None where ONNX Runtime is not installed.
+) -> Comparison:
+    """Compares what each engine that is installed makes of an ONNX model with the function.
 
     Args:
       content: of the model.
@@ -85,23 +96,28 @@ def compare_onnx(
       rounded: activations are rounded in it.
 
     Raises:
-      UserError: ONNX Runtime refuses it, or it computes something else.
+      UserError: ONNX Runtime, by which an exporter is judged, refuses it or computes something else.
     """
-    try:
-        import onnxruntime  # noqa: F401
-    except ImportError:
-        return None
-    largest, limit = 0.0, TOLERANCE_OF_INTEGERS if rounded else TOLERANCE
-    for length in function.examples:
-        for count in (1, 3):
-            inputs = function.make_inputs(count, length)
-            found = open_onnxruntime(content, signature, [count]).run(inputs)
-            expected = jax.jit(function.call)(dict(function.weights), inputs)
-            difference = measure_difference(found, {name: np.asarray(x) for name, x in expected.items()})
-            if not difference <= limit:
-                raise UserError(
-                    f"the ONNX model differs from the model by {difference:.2g} of its largest output, for "
-                    f"{count} examples: it is not written"
-                )
-            largest = max(largest, difference)
-    return largest
+    limit = TOLERANCE_OF_INTEGERS if rounded else TOLERANCE
+    cases = [(function.make_inputs(count, length), count) for length in function.examples for count in (1, 3)]
+    compute = jax.jit(function.call)
+    expected = [
+        {name: np.asarray(x) for name, x in compute(dict(function.weights), inputs).items()}
+        for inputs, _ in cases
+    ]
+    differences: dict[str, float] = {}
+    refused: dict[str, str] = {}
+    for name, opened in ENGINES.items():
+        if importlib.util.find_spec(name) is None:
+            continue
+        try:
+            found = [opened(content, signature, [count]).run(inputs) for inputs, count in cases]
+        except UserError as error:
+            refused[name] = str(error)
+            continue
+        differences[name] = max(map(measure_difference, found, expected))
+        if not differences[name] <= limit:
+            refused[name] = f"its result differs by {differences[name]:.2g} of the largest output"
+    if reason := refused.get("onnxruntime"):
+        raise UserError(f"the ONNX model is not written, ONNX Runtime does not compute the model: {reason}")
+    return Comparison(differences, refused)

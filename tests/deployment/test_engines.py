@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 import jaxaccel as ja
 from jaxaccel.core import runtime
 from jaxaccel.deployment import bundle as bundles
+from jaxaccel.deployment import onnx_engines
 from jaxaccel.deployment.engine_times import time_engines
 from jaxaccel.deployment.fastest_engine import EngineTime, FastestEngine, choose_engines
 from jaxaccel.deployment.onnx_engines import open_onnxruntime, open_openvino
@@ -161,7 +162,7 @@ def with_times(place, tmp_path, processor, *rows):
 
 def test_times_of_another_processor_do_not_count(timed, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(bundles, "open_openvino", lambda *args: asked.append(args))
+    monkeypatch.setitem(onnx_engines.ENGINES, "openvino", lambda *args: asked.append(args))
     rows = row("xla", 1), row("openvino", 9)
     assert with_times(timed.place, tmp_path, "another one", *rows).engine().name == "xla"
     assert not asked
@@ -177,3 +178,24 @@ def test_an_engine_that_is_not_there_is_passed_over(timed, tmp_path):
 def test_a_process_that_cannot_time_says_why(tmp_path):
     with pytest.raises(UserError, match=r"cannot be timed on 1 cores: .*is not there"):
         time_engines(tmp_path / "none", cores=[1])
+
+
+def test_an_engine_that_computes_something_else_is_refused(timed, digits_run, tmp_path, monkeypatch):
+    """XLA's programs are compared before they are written; so is each engine of the ONNX model."""
+
+    def open_wrong(content, signature, batches):
+        engine = open_onnxruntime(content, signature, batches)
+        right = engine.run
+        engine.run = lambda arrays: {name: x + 1 for name, x in right(arrays).items()}
+        return engine
+
+    monkeypatch.setitem(onnx_engines.ENGINES, "openvino", open_wrong)
+    made = ja.export(digits_run.directory, tmp_path / "odd", to=("onnx",), batch=(), timed=False)
+    assert made.engine("onnxruntime").name == "onnxruntime"
+    with pytest.raises(UserError, match=r"openvino does not compute .*odd: its result differs by"):
+        made.engine("openvino")
+    monkeypatch.setitem(onnx_engines.ENGINES, "onnxruntime", open_wrong)
+    with pytest.raises(
+        UserError, match="the ONNX model is not written, ONNX Runtime does not compute the model"
+    ):
+        ja.export(digits_run.directory, tmp_path / "wrong", to=("onnx",), batch=(), timed=False)
