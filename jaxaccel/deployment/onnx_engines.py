@@ -1,6 +1,7 @@
 """The ONNX model of a bundle, run by ONNX Runtime or OpenVINO on the processor."""
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -77,6 +78,8 @@ def open_openvino(content: bytes, signature: Signature, batches: Sequence[int]) 
     Raises:
       UserError: it is not installed, or refuses the model.
     """
+    # Importing it tells a server of its maker so, from a process that it forks; without this package it does not.
+    sys.modules.setdefault("openvino_telemetry", None)  # pyright: ignore[reportArgumentType]
     try:
         import openvino
     except ImportError as error:

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -199,3 +201,19 @@ def test_an_engine_that_computes_something_else_is_refused(timed, digits_run, tm
         UserError, match="the ONNX model is not written, ONNX Runtime does not compute the model"
     ):
         ja.export(digits_run.directory, tmp_path / "wrong", to=("onnx",), batch=(), timed=False)
+
+
+def test_openvino_reports_to_nobody():
+    """Its import would fork a process that sends a report over the network."""
+    code = f"""
+import multiprocessing, sys
+multiprocessing.Process.start = lambda self: print("forked")
+from jaxaccel.deployment.onnx_engines import open_openvino
+from jaxaccel.deployment.signature import Signature, TensorSpec
+signature = Signature((TensorSpec("x", "float32", (None, 3)),), (TensorSpec("logits", "float32", (None, 4)),))
+open_openvino(bytes({list(product())}), signature, [1])
+import time; time.sleep(1)
+print(sys.modules["openvino_telemetry"])
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.stdout == "None\n", found.stdout + found.stderr

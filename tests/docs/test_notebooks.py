@@ -207,6 +207,20 @@ def test_compress_goes_from_a_run_to_an_int8_model(tmp_path, monkeypatch):
     assert right > 0.9 and receipts[-1]["flops"] < 0.51 * receipts[0]["flops"]
 
 
+@pytest.mark.slow
+def test_deploy_goes_from_a_run_to_a_request(tmp_path, monkeypatch):
+    kernel(tmp_path, monkeypatch, {"EPOCHS": 5})
+    done = client(ROOT / "colab" / "deploy.ipynb", tmp_path).execute()
+    kept(done, "deploy.ipynb")
+    assert "model.onnx" in said(done, "export")[0]
+    assert {cell: len(said(done, cell)[1]) for cell in ("predict", "engines")} == {"predict": 1, "engines": 1}
+    assert float(re.search(r"difference of the logits (\S+)", said(done, "predict")[0])[1]) < 1e-3
+    assert "as it was signed" in said(done, "sign")[0] and "README.md was changed" in said(done, "sign")[0]
+    answered = re.search(r"answered \[(.*?)\]", said(done, "serve")[0])[1].split()
+    assert len(answered) == 4 and {*answered} <= {*"0123456789"}
+    assert "ended with 0" in said(done, "serve")[0]
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_notebook_is_committed_clean(path):
     notebook = nbformat.read(path, as_version=4)
