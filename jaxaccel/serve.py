@@ -69,9 +69,9 @@ class ServeOptions(Options):
     tls_key: Path | None = None
     """File of the key of the certificate."""
     require_signature: bool = False
-    """Serve only bundles that are signed by --key."""
+    """Refuse to serve without a key."""
     key: Path | None = None
-    """File of the public key."""
+    """Verify the signature of each bundle with this public key, in PEM, before anything of it is read."""
     ui: bool = False
     """Serve a page for people at /."""
     trace: bool = False
@@ -84,15 +84,15 @@ class ServeOptions(Options):
     """Show Python's traceback when something goes wrong."""
 
     def check_values(self) -> None:
-        """Checks that a signature is required with a key."""
-        if self.require_signature != (self.key is not None):
+        """Checks that there is a key where there must be."""
+        if self.require_signature and self.key is None:
             raise UserError(
-                f"{option('require_signature')} and {option('key', 'FILE')} come together: give both"
+                f"{option('require_signature', True)} needs the public key: {option('key', 'FILE')}"
             )
 
 
 def choose_load(options: ServeOptions, load: Load, verify: bundles.Verify) -> Load:
-    """What opens a bundle: `load`, after `verify` where a signature is required."""
+    """What opens a bundle: `load`, after `verify` where there is a key."""
     return load if options.key is None else bundles.load_verified(load, verify, options.key)
 
 
