@@ -71,7 +71,7 @@ class LogMel:
 
     def compute_frames(self, audio: jax.Array, frames: int) -> jax.Array:
         """Computes frames (B, frames, bands) of samples (B, `count_span` of them); frame t begins at ``t * hop``."""
-        starts = self.hop * np.arange(frames)
+        starts = self.hop * jnp.arange(frames)
         windows = audio[:, starts[:, None] + np.arange(self.size)] * _hann(self.window, self.size)
         energy = compute_power(windows) @ make_mel_bands(self.rate, self.size, self.bands)
         return jnp.log(jnp.maximum(energy, FLOOR))

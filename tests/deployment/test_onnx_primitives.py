@@ -49,6 +49,24 @@ def test_shapes(name):
     assert_same(lambda w, x: SHAPES[name](x), {}, [X])
 
 
+@pytest.mark.parametrize("length", [8, 9, 400])
+def test_spectra(length):
+    x = np.random.default_rng(0).standard_normal((4, 3, length)).astype(np.float32)
+
+    def power(w, x):
+        spectrum = jnp.fft.rfft(x)
+        return jnp.square(spectrum.real) + jnp.square(spectrum.imag), spectrum.imag
+
+    assert_same(power, {}, [x])
+
+
+def test_what_onnx_has_no_complex_numbers_for_is_one_line():
+    with pytest.raises(ja.UserError, match="the primitive abs of complex numbers cannot be exported to ONNX"):
+        to_onnx(lambda w, x: jnp.abs(jnp.fft.rfft(x)), {}, [X])
+    with pytest.raises(ja.UserError, match="this form of the primitive fft cannot be exported"):
+        to_onnx(lambda w, x: jnp.fft.fft(x).real, {}, [X])
+
+
 REDUCTIONS = {
     "all": lambda x: jnp.all(x > -2, axis=1),
     "any": lambda x: jnp.any(x > 1, axis=(1, 2)),

@@ -15,7 +15,7 @@ from jaxaccel.deployment.onnx.builder import Builder
 from jaxaccel.deployment.onnx.exporter import Exporter
 from jaxaccel.deployment.onnx.graph import drop_unread
 from jaxaccel.deployment.onnx.passes import simplify
-from jaxaccel.deployment.onnx.rules import elementwise, indexing, products, reductions, shapes
+from jaxaccel.deployment.onnx.rules import elementwise, indexing, products, reductions, shapes, spectra
 from jaxaccel.deployment.onnx.rules import loops as loops  # fills LOOPS
 from jaxaccel.deployment.onnx.rules.integers import Integers
 from jaxaccel.deployment.onnx.serialize import import_onnx, write_model
@@ -100,7 +100,7 @@ def to_onnx(
     integers = Integers(builder, activations, calibration)
     rules = {
         **elementwise.make_rules(builder), **shapes.make_rules(builder), **reductions.make_rules(builder),
-        **indexing.make_rules(builder), **products.make_rules(builder, integers),
+        **indexing.make_rules(builder), **products.make_rules(builder, integers), **spectra.make_rules(builder),
     }  # fmt: skip
     exporter = Exporter(Transformation("onnx", rules, arrays=True, primal_only=True), builder)
     values = [*(leaves[i][1] for i in arrays), *tensors]

@@ -13,7 +13,7 @@ from jaxaccel.core.interpret.interpreter import Interpreter
 from jaxaccel.core.interpret.jaxprs import Place, name_rule, split_consts
 from jaxaccel.core.sites import SITES
 from jaxaccel.deployment.onnx.builder import Builder, count
-from jaxaccel.deployment.onnx.tensor import Tensor, is_static
+from jaxaccel.deployment.onnx.tensor import ComplexTensor, Tensor, is_static
 from jaxaccel.errors import UserError
 
 MAX_FOLDED_ITEMS = 1024
@@ -52,6 +52,10 @@ class Exporter(Interpreter):
         if rule is None:
             where = f" ({self._name(eqn, paths, place)})" if any(paths) else ""
             raise UserError(f"the primitive {name}{where} cannot be exported to ONNX: it has no rule")
+        if name not in ("real", "imag") and any(isinstance(x, ComplexTensor) for x in operands):
+            raise UserError(
+                f"the primitive {name} of complex numbers cannot be exported to ONNX, which has none"
+            )
         meant = self._name(eqn, paths, place)
         operands = [self._readable(x, name, var.aval) for x, var in zip(operands, eqn.invars, strict=True)]
         out = self._ask(rule, eqn, operands, paths, place, observed, meant)

@@ -47,6 +47,14 @@ class Tensor:
         raise AssertionError(f"{self.name} is {self.dtype}, not {dtype}")
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class ComplexTensor(Tensor):
+    """Complex numbers, of which the graph holds both parts. Only what takes one of them can read it."""
+
+    parts: tuple[Tensor, ...] = ()
+    """Real and imaginary."""
+
+
 def dtype_in_file(dtype: Any) -> np.dtype:
     """The dtype of an array in the model: float16 and bfloat16 are computed in float32, which all engines have."""
     found = np.dtype(dtype)
