@@ -207,7 +207,9 @@ def test_narrow_floats_are_computed_in_float32():
 
 
 def test_mistakes_are_one_line():
-    with pytest.raises(ja.UserError, match="the primitive cumprod cannot be exported to ONNX: it has no rule"):
+    with pytest.raises(
+        ja.UserError, match="the primitive cumprod cannot be exported to ONNX: it has no rule"
+    ):
         to_onnx(lambda w, x: jnp.cumprod(x), {}, [X])
     with pytest.raises(ja.UserError, match="input_names must be 1 different names, got a, b"):
         to_onnx(lambda w, x: x, {}, [X], input_names=["a", "b"])
