@@ -19,9 +19,13 @@ from benchmarks.records import Cell
 from benchmarks.tables import Table, format_short
 from jaxaccel import models
 from jaxaccel.models.layers import counts
-from jaxaccel.training.function_names import NO_PARTS
 
-NAMES = tuple(name for name in dir(models) if name[0].islower() and name not in NO_PARTS)
+NAMES = tuple(
+    name
+    for name in dir(models)
+    if name[0].islower() and getattr(models, name).__module__.startswith("jaxaccel.models.vision.")
+)
+"""All networks for images, by the name of the function that makes each."""
 SIDES = {
     "efficientnet_v2_s": 384, "inception_v3": 299, "resnet_rs50": 160,
     **dict.fromkeys(("cifar_fast", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"), 32),

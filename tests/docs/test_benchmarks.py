@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import optax
 import pytest
 from grids import slow_but
@@ -14,11 +15,12 @@ if not (ROOT / "benchmarks").is_dir():
     pytest.skip("an installed package has no benchmarks", allow_module_level=True)
 sys.path.append(str(ROOT))
 
-from benchmarks import pages, records, tables
+from benchmarks import ahead, pages, records, tables
 from benchmarks.command import find_benchmarks, main
 from benchmarks.options import Option, choose_batches, read_options, time_by
 from benchmarks.peers import serve
 from benchmarks.peers.process import Peer, choose_peers
+from benchmarks.suite.compiled import find_networks
 
 NAMES = list(find_benchmarks())
 
@@ -83,6 +85,15 @@ def test_mistakes_are_one_line(words, said, capsys):
     assert main(words) == 2
     printed = capsys.readouterr().err
     assert printed.startswith("error: ") and printed.count("\n") == 1 and said in printed
+
+
+def test_all_models_are_networks_for_images_of_their_size():
+    networks = {network.name: network for network in find_networks(["all"])}
+    assert len(networks) == 27
+    for name in ("cifar_fast", "vit_ti16", "inception_v3"):  # one of each way to be told the size
+        program = ahead.infer(networks[name], 2, lambda f, variables, network: (f, variables))
+        classes = 10 if name == "cifar_fast" else 1000
+        assert jax.eval_shape(program.f, *program.args).shape == (2, classes)
 
 
 def test_missing_peers_say_what_to_install(capsys):
