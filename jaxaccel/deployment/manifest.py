@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxaccel.deployment.signature import Signature
+from jaxaccel.deployment.signature import Shapes, Signature
 from jaxaccel.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -29,8 +29,8 @@ class ProgramEntry:
     length: int
     """That examples are filled up to; 0 where they have one shape."""
     least: int
-    shapes: tuple[tuple[int, ...], ...]
-    """Of each input of one example, in the order of the signature."""
+    shapes: Shapes
+    """Of one example."""
     difference: float | None
     """From the function that it was made of, as a share of the largest output; None where it could not run there."""
 
@@ -64,6 +64,10 @@ class Manifest:
     def list_batches(self) -> list[int]:
         """Batch sizes that were exported, ascending; one example where there are none."""
         return sorted({entry.batch for entry in self.programs if entry.batch}) or [1]
+
+    def list_shapes(self) -> list[Shapes]:
+        """Shapes of one example that were exported, the shortest first: one for each length."""
+        return sorted({entry.shapes for entry in self.programs})
 
     def as_text(self) -> str:
         """The content of the file; `read_manifest` reads it."""

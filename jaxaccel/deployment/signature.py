@@ -9,6 +9,8 @@ import numpy as np
 from jaxaccel.errors import UserError
 
 Arrays = Mapping[str, np.ndarray]
+Shapes = tuple[tuple[int, ...], ...]
+"""Of each input of one example, in the order of the signature."""
 SOLE_OUTPUTS = ("logits", "output")
 """Names of the output of a task that predicts one array: logits of classes, and anything else."""
 

@@ -11,10 +11,8 @@ from jax import export
 
 from jaxaccel.deployment.batches import run_in_batches
 from jaxaccel.deployment.manifest import Manifest, ProgramEntry
-from jaxaccel.deployment.signature import Arrays, Signature
+from jaxaccel.deployment.signature import Arrays, Shapes, Signature
 from jaxaccel.errors import UserError
-
-Shapes = tuple[tuple[int, ...], ...]
 
 
 class XlaEngine:

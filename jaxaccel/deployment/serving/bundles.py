@@ -29,8 +29,9 @@ def open_served(path: Path, engine: EngineName) -> Opened:
         deployed = load_bundle(path, engine)
     except UserError:  # its task may be code of somebody's own, which only the page needs
         bundle = open_bundle(path)
-        return Opened(bundle.name, bundle.engine(engine))
-    return Opened(deployed.bundle.name, deployed.engine, Describer(deployed))
+        return Opened(bundle.name, bundle.engine(engine), None, bundle.manifest.list_shapes())
+    bundle = deployed.bundle
+    return Opened(bundle.name, deployed.engine, Describer(deployed), bundle.manifest.list_shapes())
 
 
 def verify(path: Path, key: Path) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import itertools
 import logging
 import time
 from collections.abc import Collection, Iterable, Sequence
@@ -18,7 +19,7 @@ from jaxaccel.deployment.serving.logs import log_event
 from jaxaccel.deployment.serving.metrics import Metrics
 from jaxaccel.deployment.serving.sources import Load, Opened, Predictor, Repository, Source
 from jaxaccel.deployment.serving.worker import Worker
-from jaxaccel.deployment.signature import Arrays, Engine, Signature, TensorSpec
+from jaxaccel.deployment.signature import Arrays, Engine, Shapes, Signature, TensorSpec
 from jaxaccel.errors import UserError
 
 
@@ -182,7 +183,7 @@ class Registry:
         opened = self._load(source.path, self._engine)
         check_servable(opened.engine.signature)
         read = time.perf_counter()
-        warm_up(opened.engine, self._options.max_batch)
+        warm_up(opened, self._options.max_batch)
         log_event(
             "loaded", model=source.name or opened.name, path=source.path, engine=opened.engine.name,
             open_seconds=round(read - begin, 3), warm_up_seconds=round(time.perf_counter() - read, 3),
@@ -207,28 +208,38 @@ class Registry:
                 self._metrics.set_ready(served.name, served.version, False)
 
 
-def warm_up(engine: Engine, max_batch: int) -> None:
-    """Runs an engine once in each of its sizes that can occur, so that no client waits for a compiler.
+def warm_up(opened: Opened, max_batch: int) -> None:
+    """Runs an engine once in each of its sizes and shapes that can occur, so that no client waits for a compiler.
 
-    An axis of the examples that varies has length 1. An engine that refuses that is warmed up by its first client.
+    Where a bundle does not say how long its examples are, an axis that varies has length 1. What an engine refuses is
+    compiled for its first client.
     """
+    engine = opened.engine
     largest = next((size for size in engine.batches if size >= max_batch), max(engine.batches, default=1))
-    for size in [size for size in engine.batches if size <= largest] or [1]:
+    sizes = [size for size in engine.batches if size <= largest] or [1]
+    for size, shapes in itertools.product(sizes, opened.shapes or [_shortest(engine.signature)]):
         try:
-            engine.run(make_examples(engine.signature, size))
+            engine.run(make_examples(engine.signature, shapes, size))
         except UserError as error:
             log_event("not warmed up", logging.WARNING, engine=engine.name, reason=str(error))
             return
 
 
-def make_examples(signature: Signature, count: int) -> Arrays:
-    """Inputs of zeros, or of empty bytes: so many examples."""
-    return {spec.name: _zeros(spec, count) for spec in signature.inputs}
+def make_examples(signature: Signature, shapes: Shapes, count: int) -> Arrays:
+    """So many examples of zeros, or of empty bytes, whose inputs have these shapes."""
+    return {
+        spec.name: _fill(spec, (count, *shape))
+        for spec, shape in zip(signature.inputs, shapes, strict=True)
+    }
 
 
-def _zeros(spec: TensorSpec, count: int) -> np.ndarray:
+def _shortest(signature: Signature) -> Shapes:
+    return tuple(tuple(n or 1 for n in spec.shape[1:]) for spec in signature.inputs)
+
+
+def _fill(spec: TensorSpec, shape: tuple[int, ...]) -> np.ndarray:
     dtype = DTYPES[NAMES[spec.dtype]]
-    return np.full((count, *(n or 1 for n in spec.shape[1:])), b"" if dtype.hasobject else 0, dtype)
+    return np.full(shape, b"" if dtype.hasobject else 0, dtype)
 
 
 def describe_tensors(specs: Sequence[TensorSpec]) -> list[dict[str, Any]]:

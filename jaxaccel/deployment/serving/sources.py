@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from jaxaccel.deployment.bundle import EngineName
 from jaxaccel.deployment.serving.faults import FORBIDDEN, NOT_FOUND, Refusal
 from jaxaccel.deployment.serving.limits import is_name, is_version
-from jaxaccel.deployment.signature import Engine
+from jaxaccel.deployment.signature import Engine, Shapes
 from jaxaccel.errors import UserError
 
 
@@ -39,6 +39,8 @@ class Opened:
     """What it calls itself."""
     engine: Engine
     predictor: Predictor | None = None
+    shapes: Sequence[Shapes] = ()
+    """Of the inputs of one example, all that were exported; none where that is not known."""
 
 
 Load = Callable[[Path, EngineName], Opened]

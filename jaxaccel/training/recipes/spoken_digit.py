@@ -3,9 +3,9 @@
 Data: 2,700 + 300 recordings of the ten digits by six speakers, the Free Spoken Digit Dataset 1.0.10 with its official
 split (Z. Jackson and others, 2018, https://doi.org/10.5281/zenodo.1342401). Without a network, `--data.downloads DIR`
 names a directory with its archive.
-Network: broadcasted residual learning (Kim et al. 2021, arXiv:2106.04140), `jaxaccel.models.bc_resnet_1`.
-Hardware: two CPU cores. One run: 96.7% of the 300. Augmentation did not help so small a network: with changes of speed,
-shifts, noise and masks it reached 96.3% in 30 epochs, and learned about 80% of what it was shown.
+Network: broadcasted residual learning (Kim et al. 2021, arXiv:2106.04140), `jaxaccel.models.bc_resnet_3`.
+Hardware: two CPU cores. One run: all 300 are right, of speakers that were trained on; so they are from the eleventh epoch
+on, within one recording. `bc_resnet_1`, a sixth as large, reached 96.7%, and 96.3% with augmentation.
 Command: `python -m jaxaccel.train spoken_digit`
 """
 
@@ -19,7 +19,7 @@ def recipe() -> Recipe:
     """Our settings."""
     return Recipe(
         name="spoken_digit",
-        model=models.bc_resnet_1,
+        model=models.bc_resnet_3,
         task=AudioClassification(rate=8000, bands=40, max_seconds=1.5),
         data=Data(name="spoken_digit:1.0.10"),
         epochs=20,
