@@ -228,8 +228,7 @@ def warm_up(opened: Opened, max_batch: int) -> None:
 def make_examples(signature: Signature, shapes: Shapes, count: int) -> Arrays:
     """So many examples of zeros, or of empty bytes, whose inputs have these shapes."""
     return {
-        spec.name: _fill(spec, (count, *shape))
-        for spec, shape in zip(signature.inputs, shapes, strict=True)
+        spec.name: _fill(spec, (count, *shape)) for spec, shape in zip(signature.inputs, shapes, strict=True)
     }
 
 

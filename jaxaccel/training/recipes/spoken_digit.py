@@ -4,7 +4,7 @@ Data: 2,700 + 300 recordings of the ten digits by six speakers, the Free Spoken 
 split (Z. Jackson and others, 2018, https://doi.org/10.5281/zenodo.1342401). Without a network, `--data.downloads DIR`
 names a directory with its archive.
 Network: broadcasted residual learning (Kim et al. 2021, arXiv:2106.04140), `jaxaccel.models.bc_resnet_3`.
-Hardware: two CPU cores. One run: all 300 are right, of speakers that were trained on; so they are from the eleventh epoch
+Hardware: two CPU cores. One run: all 300 are right, of speakers that were trained on; so they are from the 11th epoch
 on, within one recording. `bc_resnet_1`, a sixth as large, reached 96.7%, and 96.3% with augmentation.
 Command: `python -m jaxaccel.train spoken_digit`
 """
