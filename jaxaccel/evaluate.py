@@ -1,7 +1,8 @@
 """Evaluates a trained model on a whole split: ``python -m jaxaccel.evaluate RUN [--split test] [--which best]``.
 
-RUN is the directory of a run, of its best replica (runs/NAME/best), or of a compressed model (runs/NAME-compressed).
-Into RUN/evaluation/SPLIT it writes
+RUN is the directory of a run, of its best replica (runs/NAME/best), or of a compressed model (runs/NAME-compressed); or
+a bundle that jaxaccel.export wrote, which is judged by what its engine gives. Into RUN/evaluation/SPLIT, or
+BUNDLE-evaluation/SPLIT, it writes
 
   evaluation.json   the metrics; of a classifier precision, recall, F1 and support of each class, and their means
   confusion.csv     of a classifier how many examples of each class (row) were taken for which (column)
@@ -14,6 +15,7 @@ For instance:
   python -m jaxaccel.evaluate runs/digits
   python -m jaxaccel.evaluate runs/digits --split train --which last --out train-last
   python -m jaxaccel.evaluate runs/flowers --data folder:new_photos --split train+test
+  python -m jaxaccel.evaluate runs/flowers-bundle --data folder:new_photos --split test --engine onnxruntime
 """
 
 import csv
@@ -21,7 +23,7 @@ import dataclasses
 import io
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,25 +31,24 @@ import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
-from rich.table import Table
 
 from jaxaccel import cli
 from jaxaccel.core.files import write_text
 from jaxaccel.core.options import CountOrZero, Options
 from jaxaccel.data import Source
 from jaxaccel.data.data_sets import open_source
-from jaxaccel.deployment.trained import Trained, load_run
+from jaxaccel.deployment.bundle import EngineName
+from jaxaccel.deployment.deployed import Deployed
+from jaxaccel.deployment.load import load
+from jaxaccel.deployment.trained import Trained
 from jaxaccel.errors import UserError, option
+from jaxaccel.tasks import Task
 from jaxaccel.tasks.class_report import ClassReport
 from jaxaccel.training import plot_mistakes, run_directory
 from jaxaccel.training.evaluation import Evaluation
+from jaxaccel.training.evaluation_tables import class_tables, mistakes_table
 from jaxaccel.training.messages import scores_text
 from jaxaccel.training.plot_mistakes import Mistake
-
-MAX_LETTERS = 120
-"""Of a text that are shown on the terminal."""
-MAX_ROWS = 20
-"""Classes up to which the table on the terminal has all of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +66,10 @@ class EvaluateOptions(Options):
     [default: the run's]."""
     data_dir: Path | None = None
     """Look for prepared data sets in this directory [default: the run's]."""
+    engine: EngineName = "auto"
+    """Compute a bundle by this: auto, xla, onnxruntime or openvino; auto takes the fastest on this processor."""
     out: Path | None = None
-    """Write to this directory [default: RUN/evaluation/SPLIT]."""
+    """Write to this directory [default: RUN/evaluation/SPLIT, or BUNDLE-evaluation/SPLIT]."""
     mistakes: CountOrZero = 36
     """Number of the surest mistakes to write down and to draw; 0 writes none."""
     beam: CountOrZero = 0
@@ -84,17 +87,25 @@ def evaluate(run: Path | str, options: EvaluateOptions = EvaluateOptions()) -> E
     Raises:
       UserError: there is no such run, checkpoint, split or data set, or the directory cannot be written.
     """
-    trained = load_run(
-        run, which=int(options.which) if options.which.isdecimal() else options.which, trust=options.trust
+    trained = load(
+        run,
+        which=int(options.which) if options.which.isdecimal() else options.which,
+        trust=options.trust,
+        engine=options.engine,
     )
     if options.beam:
+        if isinstance(trained, Deployed):
+            raise UserError(
+                f"{option('beam', options.beam)} is for runs: a bundle searches as it was exported"
+            )
         trained = trained.with_task(beam=options.beam)
-    source = _source(trained, options)
-    out = options.out or trained.directory / "evaluation" / _folder(source.split)
+    model = _describe(trained)
+    source = _find_source(trained, options)
+    out = options.out or model.out / _folder(source.split)
     found = _evaluated(trained, source)
-    listed = _write(out, trained, source, found, options.mistakes)
+    listed = _write(out, model, source, found, options.mistakes)
     console = Console(highlight=False, soft_wrap=True)
-    heading = f"{trained.directory}, step {trained.step}, {found.examples:,} examples of {source.name} {source.split}"
+    heading = f"{model.heading}, {found.examples:,} examples of {source.name} {source.split}"
     console.print(escape(f"{heading}: {scores_text(found.metrics)}"))
     if isinstance(found.report, ClassReport):
         for shown in class_tables(found.report):
@@ -106,48 +117,46 @@ def evaluate(run: Path | str, options: EvaluateOptions = EvaluateOptions()) -> E
     return found
 
 
-def class_tables(report: ClassReport) -> list[Table]:
-    """What each class comes to, the worst ones where there are many, and what is confused most, for a terminal."""
-    rows = report.rows()
-    some = sorted(rows, key=lambda row: np.nan_to_num(row["f1"], nan=2.0))[:MAX_ROWS]
-    many = len(rows) > MAX_ROWS
-    shown = Table(
-        title=f"the {len(some)} of {len(rows)} classes with the lowest F1" if many else None,
-        title_justify="left",
-    )
-    shown.add_column("class")
-    for name in ("precision, %", "recall, %", "F1, %", "examples", "predicted"):
-        shown.add_column(name, justify="right")
-    for row in some if many else rows:
-        shares = (_percent(row[name]) for name in ("precision", "recall", "f1"))
-        shown.add_row(escape(row["name"]), *shares, f"{row['support']:,}", f"{row['predictions']:,}")
-    shown.add_section()
-    means = report.means()
-    total = f"{int(report.support.sum()):,}"
-    shown.add_row("mean", *(_percent(means[name]) for name in ("precision", "recall", "f1")), total, total)
-    pairs = report.confused(5)
-    if not pairs:
-        return [shown]
-    confused = Table(title="confused most", title_justify="left")
-    for name, justify in (("true", "left"), ("predicted", "left"), ("examples", "right")):
-        confused.add_column(name, justify=justify)  # pyright: ignore[reportArgumentType]
-    for true, predicted, count in pairs:
-        confused.add_row(escape(true), escape(predicted), f"{count:,}")
-    return [shown, confused]
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What is evaluated, for headings and files."""
+
+    name: str
+    heading: str
+    out: Path
+    """Where evaluations of it go."""
+    task: Task
+    class_names: tuple[str, ...]
+    facts: Mapping[str, Any]
+    """By which its evaluation is known: run, step and engine."""
+
+
+def _describe(trained: Trained | Deployed) -> Model:
+    names = trained.class_names or ()
+    if isinstance(trained, Trained):
+        place, step = trained.directory, trained.step
+        facts, out = {"run": str(place), "step": step}, place / "evaluation"
+        return Model(trained.recipe.name, f"{place}, step {step}", out, trained.task, names, facts)
+    place, engine = trained.bundle.place, trained.engine.name
+    out = place.with_name(
+        f"{place.name.removesuffix('.zip')}-evaluation"
+    )  # beside it: nothing is added to a bundle
+    facts = {"run": str(place), "step": trained.bundle.manifest.origin.get("step"), "engine": engine}
+    return Model(trained.bundle.name, f"{place}, {engine}", out, trained.task, names, facts)
 
 
 def find_worst_mistakes(
-    trained: Trained, source: Source, found: Evaluation, count: int
+    model: Model, source: Source, found: Evaluation, count: int
 ) -> tuple[list[Mistake], list[np.ndarray]]:
     """The wrong predictions that the model is surest of, the surest first, and their pictures, where they are such."""
-    judged, names = found.judged, trained.class_names or ()
+    judged, names = found.judged, model.class_names
     wrong = np.flatnonzero(find_wrong(found))
     order = wrong[np.argsort(-judged["probability"][wrong], kind="stable")][:count]
     listed, images = [], []
     for index, example in zip(order.tolist(), source.__getitems__(order.tolist()), strict=True):
         label, predicted = (names[judged[name][index]] for name in ("label", "predicted"))
         probabilities = (float(judged[name][index]) for name in ("probability", "of_label"))
-        shown = trained.task.show(example)
+        shown = model.task.show(example)
         text = shown if isinstance(shown, str) else ""
         listed.append(Mistake(index, _id(example, index), label, predicted, *probabilities, text=text))
         images += [shown] if isinstance(shown, np.ndarray) else []
@@ -159,36 +168,23 @@ def find_wrong(found: Evaluation) -> np.ndarray:
     return (found.judged["predicted"] != found.judged["label"]) & (found.judged["label"] >= 0)
 
 
-def mistakes_table(listed: Sequence[Mistake]) -> Table:
-    """The surest mistakes on texts, for a terminal."""
-    shown = Table(title="the surest mistakes", title_justify="left")
-    for name in ("true", "predicted", "sure, %", "text"):
-        shown.add_column(name, justify="right" if "%" in name else "left")
-    for mistake in listed[:MAX_ROWS]:
-        text = mistake.text if len(mistake.text) <= MAX_LETTERS else f"{mistake.text[:MAX_LETTERS]}..."
-        shown.add_row(
-            escape(mistake.true), escape(mistake.predicted), _percent(mistake.probability), escape(text)
-        )
-    return shown
-
-
-def _evaluated(trained: Trained, source: Source) -> Evaluation:
+def _evaluated(trained: Trained | Deployed, source: Source) -> Evaluation:
+    own = isinstance(trained, Trained)
+    size = trained.recipe.chosen_batch_size if own else trained.engine.batches[-1]
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("evaluating", total=-(-len(source) // trained.recipe.chosen_batch_size))
+        task = progress.add_task("evaluating", total=-(-len(source) // size))
         return trained.report(source=source, advance=lambda: progress.advance(task))
 
 
-def _write(out: Path, trained: Trained, source: Source, found: Evaluation, count: int) -> list[Mistake]:
+def _write(out: Path, model: Model, source: Source, found: Evaluation, count: int) -> list[Mistake]:
     """Writes all files, and returns the mistakes that are among them."""
     report, about, listed = found.report, {}, []
     try:
         out.mkdir(parents=True, exist_ok=True)
         if isinstance(report, ClassReport):
-            listed, images = find_worst_mistakes(trained, source, found, count)
+            listed, images = find_worst_mistakes(model, source, found, count)
             errors = int(find_wrong(found).sum())
-            title = (
-                f"{trained.recipe.name} on {source.split}: {100 * report.accuracy:.2f}% of {found.examples:,}"
-            )
+            title = f"{model.name} on {source.split}: {100 * report.accuracy:.2f}% of {found.examples:,}"
             plot_mistakes.draw_confusion(out / "confusion.png", report, title)
             write_text(out / "confusion.csv", _csv(report))
             run_directory.write_json(out / "mistakes.json", [_as_row(mistake) for mistake in listed])
@@ -200,8 +196,8 @@ def _write(out: Path, trained: Trained, source: Source, found: Evaluation, count
             about = {"mistakes": errors, "means": report.means(), "classes": report.rows(),
                      "confusion": report.confusion.tolist()}  # fmt: skip
         written = {
-            "run": str(trained.directory), "step": trained.step, "data": source.name, "split": source.split,
-            "examples": found.examples, "metrics": dict(found.metrics), **about,
+            **model.facts, "data": source.name, "split": source.split, "examples": found.examples,
+            "metrics": dict(found.metrics), **about,
         }  # fmt: skip
         run_directory.write_json(out / "evaluation.json", written)
         return listed
@@ -212,7 +208,10 @@ def _write(out: Path, trained: Trained, source: Source, found: Evaluation, count
         ) from error
 
 
-def _source(trained: Trained, options: EvaluateOptions) -> Source:
+def _find_source(trained: Trained | Deployed, options: EvaluateOptions) -> Source:
+    if isinstance(trained, Deployed):
+        name = options.data or str(trained.bundle.manifest.origin.get("data", ""))
+        return open_source(name, options.split or "test", directory=options.data_dir)
     data = trained.recipe.data
     directory = options.data_dir or data.dir
     if not options.data:
@@ -250,10 +249,6 @@ def _id(example: Any, index: int) -> str:
             value = np.asarray(example[name]).item()
             return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
     return str(index)
-
-
-def _percent(share: float) -> str:
-    return "-" if np.isnan(share) else f"{100 * share:.2f}"
 
 
 def main(argv: Sequence[str]) -> int:

@@ -5,7 +5,7 @@ a bundle that jaxaccel.export wrote.
 INPUT is a file, or a folder, which is searched with all folders in it. Of a model of pictures these are image files, of
 one of sounds WAV, FLAC, Ogg, MP3 and AIFF of any rate. Of a model of texts each line of a text file is one, and so is
 each row of a csv, tsv or jsonl. Without INPUT, and of -, standard input is read: a line is a text, or the path of a
-file.
+file; a picture, a sound or an array that is piped in as it is counts as one file.
 
 Each input becomes one line of JSON, in order and as soon as it is computed: its class, and the most probable classes;
 of a text to translate its translation and score; of speech its text, the mean log probability of the outputs, and the
@@ -25,6 +25,7 @@ For instance:
   python -m jaxaccel.predict runs/multi30k_en_de sentences.txt --beam 5 --nbest 3
   python -m jaxaccel.predict runs/multi30k_en_de --split train --beam 5 --output taught.jsonl
   tail -f log | python -m jaxaccel.predict runs/intents -
+  curl -s https://example.org/rose.jpg | python -m jaxaccel.predict runs/flowers -
   python -m jaxaccel.predict runs/dictation meeting.flac recordings
   arecord -f S16_LE -r 16000 | python -m jaxaccel.predict runs/dictation --stream
 """

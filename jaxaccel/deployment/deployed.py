@@ -1,20 +1,23 @@
 """A bundle with the task that it does: files, folders and texts in, predictions out, as of a run."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxaccel.core.options import Count, checked
+from jaxaccel.data.source import Source
 from jaxaccel.deployment.bundle import Bundle, EngineName, open_bundle
 from jaxaccel.deployment.manifest import MANIFEST
 from jaxaccel.deployment.signature import Engine
 from jaxaccel.errors import UserError
 from jaxaccel.tasks import Task, prediction
+from jaxaccel.tasks.classification import Classification
 from jaxaccel.tasks.prediction import Guess
 from jaxaccel.training import options_json
+from jaxaccel.training.evaluation import Evaluation, evaluate_outputs
 from jaxaccel.training.facts import Facts
 from jaxaccel.training.file_names import FileNames
 
@@ -66,6 +69,25 @@ class Deployed:
           UserError: the model does not classify, or does not take that.
         """
         return prediction.classify(self.predict(given, **options), self.class_names, top)
+
+    def report(self, source: Source, *, advance: Callable[[], Any] = lambda: None) -> Evaluation:
+        """What the engine gives for a split: the task's metrics, and what it has to say of each class.
+
+        Args:
+          source: examples of the model's classes: ``ja.data.open("mnist", "test")``.
+          advance: called after each batch.
+
+        Raises:
+          UserError: the model does not classify, or the examples have other classes or shapes.
+        """
+        if not isinstance(self.task, Classification):
+            raise UserError(
+                f"{self.bundle.place} holds what predicts, and {type(self.task).__name__} is judged by more than that: "
+                f"evaluate the run, {self.bundle.manifest.origin.get('run', 'RUN')}"
+            )
+        source = self.facts.accept(source, self.task, f"{self.bundle.place} was exported for")
+        size = self.engine.batches[-1]
+        return evaluate_outputs(self.task, self._compute, source, size, self.facts.values, advance)
 
     def _compute(self, batch: Mapping[str, Any]) -> PyTree:
         inputs = self.bundle.signature.inputs

@@ -5,16 +5,18 @@ import itertools
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, cast
 
 import jax
 
 from jaxaccel.core.options import Count, checked
-from jaxaccel.data.lines import Readable, read_lines
+from jaxaccel.data.lines import read_lines
 from jaxaccel.data.source import Source
 from jaxaccel.deployment.bundle import EngineName
 from jaxaccel.deployment.load import Predictor, load
+from jaxaccel.deployment.piped_file import HEAD_BYTES, is_file, save_file
 from jaxaccel.deployment.trained import Trained, Which
 from jaxaccel.errors import UserError, option
 from jaxaccel.tasks import Task
@@ -45,8 +47,8 @@ def predict(
 
     Args:
       run: directory of a run or of a pipeline, or a bundle, as `load` takes it.
-      inputs: files and folders of pictures, sounds or texts; ``-`` reads standard input line by line. What is no
-        regular file, such as a named pipe, is read as that is.
+      inputs: files and folders of pictures, sounds or texts; ``-`` reads standard input: texts or paths of files, one a
+        line, or one picture or sound as it is. What is no regular file, such as a named pipe, is read as that is.
       texts: texts to predict after these.
       top: how many classes to name.
       which: the checkpoint, as `load` takes it.
@@ -196,8 +198,13 @@ def _read_stream(task: Task, source: Path) -> Iterator[list[Input]]:
     name = "stdin" if source == STDIN else str(source)
     number, stdin = 0, contextlib.nullcontext(sys.stdin.buffer)
     try:
-        with stdin if source == STDIN else source.open("rb") as file:
-            for lines in read_lines(cast(Readable, file), name):
+        with stdin if source == STDIN else source.open("rb") as opened:
+            file = cast(BufferedReader, opened)
+            if task.reads_paths and is_file(head := file.peek(HEAD_BYTES)):
+                with save_file(file, head, Path(name).name) as path:
+                    yield [one._replace(name=name) for one in _catch(name, task.read, path)]
+                return
+            for lines in read_lines(file, name):
                 arrived: list[Input] = []
                 for line in lines:
                     number += 1

@@ -31,6 +31,11 @@ class Reading:
         """Whether `read` is defined."""
         return type(self).read is not Reading.read
 
+    @property
+    def reads_paths(self) -> bool:
+        """Whether a line of a stream is the path of a file."""
+        return type(self).read_line is Reading.read_line
+
     def find_files(self, folder: Path) -> list[Path]:
         """The files in a folder and below it that `read` reads, sorted.
 
@@ -57,6 +62,8 @@ class Reading:
         Raises:
           UserError: there are none.
         """
+        if b"\0" in line:
+            raise UserError(f"{name} is no path of a file")
         yield from self.read(Path(os.fsdecode(line)))
 
     def fill_of(self, given: Any) -> float:

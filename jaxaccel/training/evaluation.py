@@ -70,7 +70,7 @@ def evaluate_with_report(
 ) -> Evaluation:
     """As `evaluate_metrics`, with the task's report."""
 
-    judges = type(task).judge is not Task.judge
+    judges = _judges(task)
 
     @jax.jit
     def both(params: PyTree, batch: Any) -> tuple[Evaluated, PyTree]:
@@ -79,16 +79,63 @@ def evaluate_with_report(
         predictions = task.predict(apply, batch) if judges else None
         return split_rows(task.evaluate(apply, batch), batch), predictions
 
+    return _report(task, lambda batch: both(params, batch), source, size, facts, advance)
+
+
+def evaluate_outputs(
+    task: Task,
+    predict: Callable[[Mapping[str, Any]], PyTree],
+    source: Source,
+    size: int,
+    facts: Mapping[str, Any],
+    advance: Callable[[], Any],
+) -> Evaluation:
+    """As `evaluate_with_report`, of a task that is judged by its predictions alone.
+
+    Args:
+      task: classifies.
+      predict: batch of the task's elements, arrays of the host -> the task's predictions.
+      source: examples.
+      size: of a batch.
+      facts: what the task read off its data set.
+      advance: called after each batch.
+    """
+
+    @jax.jit
+    def evaluate(predictions: PyTree, batch: Any) -> Evaluated:
+        batch = task.features(batch)  # of which only the labels are used, so nothing else is computed
+        return split_rows(task.evaluate(lambda *_: predictions, batch), batch)
+
+    def both(batch: Mapping[str, Any]) -> tuple[Evaluated, PyTree]:
+        predictions = predict(batch)
+        return evaluate(predictions, batch), predictions
+
+    return _report(task, both, source, size, facts, advance)
+
+
+def _report(
+    task: Task,
+    compute: Callable[[Any], tuple[Evaluated, PyTree]],
+    source: Source,
+    size: int,
+    facts: Mapping[str, Any],
+    advance: Callable[[], Any],
+) -> Evaluation:
+    """All of `source` by what `compute` finds and predicts of a batch."""
     found, rows = [], []
     for batch in iterate_batches(source, task, size):
-        evaluated, predictions = jax.device_get(both(params, batch))
+        evaluated, predictions = jax.device_get(compute(batch))
         found.append(evaluated)
-        if judges:
+        if _judges(task):
             there = batch["mask"] > 0
             rows.append({name: x[there] for name, x in task.judge(predictions, batch).items()})
         advance()
     judged = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]} if rows else {}
     return Evaluation(_summarize(task, found, source), task.report(judged, facts), judged, len(source))
+
+
+def _judges(task: Task) -> bool:
+    return type(task).judge is not Task.judge
 
 
 def _summarize(task: Task, found: Sequence[Evaluated], source: Source) -> dict[str, float]:

@@ -10,12 +10,14 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+import jaxaccel as ja
 from jaxaccel import evaluate
 from jaxaccel.errors import UserError
-from jaxaccel.evaluate import EvaluateOptions, class_tables, main
+from jaxaccel.evaluate import EvaluateOptions, main
 from jaxaccel.tasks import ImageClassification
 from jaxaccel.tasks.class_report import ClassReport
 from jaxaccel.training import plot_mistakes
+from jaxaccel.training.evaluation_tables import class_tables
 from jaxaccel.training.plot_mistakes import Mistake
 
 LABELS = np.array([0, 0, 0, 0, 1, 1, 1, 2, 2, 2])
@@ -51,6 +53,24 @@ def test_what_a_task_judges():
     assert judged["predicted"].tolist() == [1, 0]
     np.testing.assert_allclose(judged["probability"], [0.7, 0.6], rtol=1e-5)
     np.testing.assert_allclose(judged["of_label"], [0.2, 0.6], rtol=1e-5)
+
+
+@pytest.mark.parametrize("engine", ["xla", "onnxruntime"])
+def test_a_bundle_is_judged_by_what_its_engine_gives(engine, digits_run, tmp_path, capsys):
+    place = ja.export(digits_run.directory, tmp_path / "digits", to=("onnx",), batch=(32,), timed=False).place
+    before = sorted(place.rglob("*"))
+    assert main([str(place), "--engine", engine]) == 0
+    assert f"{place}, {engine}, 450 examples of digits test: accuracy" in capsys.readouterr().out.replace(
+        "\n", ""
+    )
+    found = json.loads((tmp_path / "digits-evaluation" / "test" / "evaluation.json").read_text())
+    own = ja.load(digits_run.directory).evaluate()
+    assert found["metrics"] == pytest.approx(own, abs=1e-5) and found["engine"] == engine
+    assert len(found["classes"]) == 10 and sorted(place.rglob("*")) == before
+    with pytest.raises(UserError, match="is for runs"):
+        main([str(place), "--beam", "2"])
+    with pytest.raises(UserError, match="computes bundles"):
+        main([str(digits_run.directory), "--engine", "openvino"])
 
 
 def test_the_command_writes_what_is_so(digits_run, tmp_path, capsys):

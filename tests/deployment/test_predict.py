@@ -85,7 +85,7 @@ def say(capsysbinary):
 
 
 def give_stdin(monkeypatch, content):
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(content))))
 
 
 def expect(run, given):
@@ -128,6 +128,24 @@ def test_standard_input_names_pictures(digits_run, photos, say, monkeypatch):
     assert [row["input"] for row in found] == [f"{photos}/{name}.png" for name in (2, "gone", 0)]
     assert "gone.png is not there" in found[1]["error"] and error.startswith("1 of 3 inputs")
     assert found[2] == next(iter(ja.predict(digits_run.directory, [photos / "0.png"])))
+
+
+@pytest.mark.parametrize("kind", ["png", "bmp", "npy"])
+def test_a_picture_on_standard_input(kind, digits_run, photos, say, monkeypatch, tmp_path):
+    path = tmp_path / f"one.{kind}"
+    picture = Image.open(photos / "0.png")
+    np.save(path, np.asarray(picture)) if kind == "npy" else picture.save(path)
+    give_stdin(monkeypatch, path.read_bytes())
+    error, (found,) = say(digits_run.directory, "-")
+    expected = next(iter(ja.predict(digits_run.directory, photos / "0.png")))
+    assert not error and found == expected | {"input": "stdin"}
+
+
+def test_a_line_that_is_no_path(digits_run, photos, say, monkeypatch):
+    give_stdin(monkeypatch, f"{photos}/0.png\n".encode() * 40 + b"a\0b\n")
+    error, found = say(digits_run.directory, "-")
+    assert found[-1] == {"input": "stdin:41", "error": "stdin:41 is no path of a file"}
+    assert error.startswith("1 of 41 inputs")
 
 
 def test_few_programs(digits_run, photos):

@@ -73,6 +73,19 @@ def say(capsysbinary):
     return run
 
 
+@pytest.mark.parametrize("kind", ["wav", "flac"])
+def test_a_sound_on_standard_input(kind, speech, say, monkeypatch, tmp_path):
+    path = tmp_path / f"one.{kind}"
+    soundfile.write(path, *soundfile.read(SOUNDS[1], dtype="int16"))
+    give_stdin(monkeypatch, path.read_bytes())
+    error, (found,) = say(speech, "-")
+    assert not error and found == only(speech, path) | {"input": "stdin"}
+
+
+def give_stdin(monkeypatch, content):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(content))))
+
+
 def only(run, path):
     (record,) = ja.predict(run, path)
     return record
@@ -87,7 +100,7 @@ def test_files_folders_and_standard_input(speech, say, tmp_path, monkeypatch):
     (folder / "empty.flac").touch()
     (folder / "notes.txt").write_text("no sound either")
     gone = tmp_path / "gone.wav"
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"{gone}\n{SOUNDS[3]}\n".encode())))
+    give_stdin(monkeypatch, f"{gone}\n{SOUNDS[3]}\n".encode())
     error, found = say(speech, SOUNDS[2], folder, "-")
     assert error == "3 of 7 inputs could not be predicted: the lines with an error say why"
     names = ["broken.wav", "empty.flac", "inner/0_theo_5.wav", "inner/1_theo_5.wav"]
@@ -204,6 +217,6 @@ def test_few_seconds_of_files_are_in_memory(speech, monkeypatch):
 
 
 def test_a_model_of_both_directions_streams_nothing(speech, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    give_stdin(monkeypatch, b"")
     with pytest.raises(UserError, match="normalizes by the whole sound"):
         main([str(speech), "--stream"])
