@@ -14,6 +14,7 @@ from annotated_types import MinLen
 
 from jaxaccel.core import runtime
 from jaxaccel.core.options import Count, Options, checked
+from jaxaccel.deployment.bill_of_materials import SBOM, write_sbom
 from jaxaccel.deployment.bundle import Bundle, is_bundle, open_bundle
 from jaxaccel.deployment.bundle_files import Directory, digest_files, write_archive
 from jaxaccel.deployment.card import write_card
@@ -215,12 +216,19 @@ def _describe(
 
 
 def _finish(draft: Path, manifest: Manifest) -> None:
-    """Writes the card and, last of all, the manifest with the digests of all other files."""
+    """Writes the card, the bill of materials and, last of all, the manifest with the digests of all other files."""
     (draft / CARD).write_text(write_card(manifest), encoding="utf-8")
+    (draft / SBOM).unlink(missing_ok=True)
+    bill = write_sbom(_with_digests(draft, manifest))
+    if bill is not None:
+        (draft / SBOM).write_text(bill, encoding="utf-8")
+    (draft / MANIFEST).write_text(_with_digests(draft, manifest).as_text(), encoding="utf-8")
+
+
+def _with_digests(draft: Path, manifest: Manifest) -> Manifest:
     files = Directory(draft)
     digests = digest_files({name: files.read(name) for name in files.list_names() if name != MANIFEST})
-    whole = dataclasses.replace(manifest, files=digests)
-    (draft / MANIFEST).write_text(whole.as_text(), encoding="utf-8")
+    return dataclasses.replace(manifest, files=digests)
 
 
 def _put(draft: Path, place: Path) -> None:
