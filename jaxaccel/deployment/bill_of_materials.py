@@ -5,6 +5,7 @@ that wrote them. `cyclonedx-python-lib` makes it, an optional part of the extra 
 """
 
 import datetime
+import importlib
 import uuid
 from collections.abc import Mapping
 from importlib import metadata
@@ -18,54 +19,62 @@ _NOT_PACKAGES = ("python",)
 
 
 def write_sbom(manifest: Manifest) -> str | None:
-    """Writes the bill of the bundle of that manifest, whose files have their digests; None where the package is missing.
+    """Writes the bill of the bundle of that manifest, which has all digests; None where the package is missing.
 
     The same manifest gives the same text.
     """
     try:
-        from cyclonedx.model.bom import Bom
-        from cyclonedx.output.json import JsonV1Dot6
+        bom_module, output = _load("model.bom"), _load("output.json")
     except ImportError:
         return None
-    bom = Bom(serial_number=uuid.uuid5(uuid.NAMESPACE_OID, _digest(manifest, WEIGHTS) + manifest.created))
+    bom = bom_module.Bom(
+        serial_number=uuid.uuid5(uuid.NAMESPACE_OID, _digest(manifest, WEIGHTS) + manifest.created)
+    )
     bom.metadata.timestamp = datetime.datetime.fromisoformat(manifest.created)
     model = _describe_model(manifest)
     bom.metadata.component = model
     files = [_describe_file(name, fact) for name, fact in manifest.files.items() if name != SBOM]
-    packages = [_describe_package(*item) for item in manifest.versions.items() if item[0] not in _NOT_PACKAGES]
+    packages = [
+        _describe_package(*item) for item in manifest.versions.items() if item[0] not in _NOT_PACKAGES
+    ]
     for component in (*files, *packages):
         bom.components.add(component)
     bom.register_dependency(model, [*files, *packages])
-    return JsonV1Dot6(bom).output_as_string(indent=2) + "\n"
+    return output.JsonV1Dot6(bom).output_as_string(indent=2) + "\n"
+
+
+def _load(name: str) -> Any:
+    """A module of the package, whose classes no type checker can read."""
+    return importlib.import_module(f"cyclonedx.{name}")
 
 
 def _describe_model(manifest: Manifest) -> Any:
-    from cyclonedx.model.component import Component, ComponentType
-
-    step = manifest.origin.get("step", "")
-    return Component(
+    origin, step = manifest.origin, manifest.origin.get("step", "")
+    return _load("model.component").Component(
         name=manifest.name,
-        type=ComponentType.MACHINE_LEARNING_MODEL,
+        type=_load("model.component").ComponentType.MACHINE_LEARNING_MODEL,
         version=f"step {step}" if step != "" else None,
         bom_ref=f"model:{manifest.name}",
-        description=f"{manifest.origin.get('model', 'a model')}, trained on {manifest.origin.get('data', 'unknown data')}",
+        description=f"{origin.get('model', 'a model')}, trained on {origin.get('data', 'unknown data')}",
         hashes=[_hash(_digest(manifest, WEIGHTS))],
     )
 
 
 def _describe_file(name: str, fact: Mapping[str, Any]) -> Any:
-    from cyclonedx.model.component import Component, ComponentType
-
-    return Component(name=name, type=ComponentType.FILE, bom_ref=f"file:{name}", hashes=[_hash(fact["sha256"])])
+    return _load("model.component").Component(
+        name=name,
+        type=_load("model.component").ComponentType.FILE,
+        bom_ref=f"file:{name}",
+        hashes=[_hash(fact["sha256"])],
+    )
 
 
 def _describe_package(name: str, version: str) -> Any:
-    from cyclonedx.model.component import Component, ComponentType
     from packageurl import PackageURL
 
-    return Component(
+    return _load("model.component").Component(
         name=name,
-        type=ComponentType.LIBRARY,
+        type=_load("model.component").ComponentType.LIBRARY,
         version=version,
         bom_ref=f"pypi:{name}",
         purl=PackageURL("pypi", name=name, version=version),
@@ -75,20 +84,21 @@ def _describe_package(name: str, version: str) -> Any:
 
 def _find_licenses(name: str) -> list[Any]:
     """The licence that a package states as SPDX has it, or as it calls it."""
-    from cyclonedx.factory.license import LicenseFactory
-
     try:
-        stated = metadata.metadata(name)
+        stated: Any = metadata.metadata(name)
     except metadata.PackageNotFoundError:
         return []
     text = stated.get("License-Expression") or stated.get("License") or ""
-    return [LicenseFactory().make_from_string(text)] if text and "\n" not in text else []
+    return (
+        [_load("factory.license").LicenseFactory().make_from_string(text)]
+        if text and "\n" not in text
+        else []
+    )
 
 
 def _hash(sha256: str) -> Any:
-    from cyclonedx.model import HashAlgorithm, HashType
-
-    return HashType(alg=HashAlgorithm.SHA_256, content=sha256)
+    model = _load("model")
+    return model.HashType(alg=model.HashAlgorithm.SHA_256, content=sha256)
 
 
 def _digest(manifest: Manifest, name: str) -> str:
