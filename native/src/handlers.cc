@@ -1,0 +1,177 @@
+// The calls that XLA makes.
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+
+#include "convolution.h"
+#include "threads.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace jaxaccel {
+
+namespace {
+
+namespace ffi = xla::ffi;
+using Numbers = ffi::Span<const int64_t>;
+
+// What the arguments behind the two operands are. The numbers are those of jaxaccel's Python.
+enum Extra : int64_t { kScale, kBias, kZero, kAddend, kLow, kHigh, kDivisor, kOutputZero };
+
+Dims to_dims(Numbers numbers) { return {numbers.begin(), numbers.end()}; }
+
+bool is_of(const ffi::AnyBuffer& buffer, ffi::DataType dtype, size_t count) {
+  return buffer.element_type() == dtype && buffer.element_count() == count;
+}
+
+// Adds what an argument means to the epilogue, and gives the primitive's name of it.
+int add_extra(Extra extra, const ffi::AnyBuffer& buffer, Numbers out_spec, Convolution& c) {
+  Epilogue& e = c.epilogue;
+  const size_t features = c.out.sizes[1];
+  const size_t count = buffer.element_count();
+  auto expect = [](bool is_right, const char* reason) {
+    if (!is_right) refuse(reason);
+  };
+  const auto f32 = ffi::DataType::F32, s32 = ffi::DataType::S32;
+  switch (extra) {
+    case kScale:
+      expect(is_of(buffer, f32, 1) || is_of(buffer, f32, features), "one float32 scale, or one a feature");
+      e.scales = count;
+      return kScales;
+    case kBias:
+      expect(is_of(buffer, f32, features), "a bias of float32, one a feature");
+      e.has_bias = true;
+      return DNNL_ARG_BIAS;
+    case kZero:
+      expect(is_of(buffer, s32, 1), "one int32 zero point of the inputs");
+      e.has_zero_point = true;
+      return kZeroPoint;
+    case kAddend: {
+      const Axes axes = permute_axes(buffer.dimensions(), out_spec);
+      expect(axes.sizes == c.out.sizes, "an addend of the shape of the result");
+      e.addend = describe(axes, convert_dtype(buffer.element_type()));
+      return name_post_operation(0);
+    }
+    case kLow:
+      expect(is_of(buffer, f32, 1), "one float32 lower bound");
+      e.has_low = true;
+      return name_post_operation(e.addend.has_value());
+    case kHigh:
+      expect(is_of(buffer, f32, 1), "one float32 upper bound");
+      e.has_high = true;
+      return name_post_operation(e.addend.has_value() + e.has_low);
+    case kDivisor:
+      expect(is_of(buffer, f32, 1), "one float32 scale of the result");
+      e.has_out_scale = true;
+      return kOutScale;
+    case kOutputZero:
+      expect(is_of(buffer, s32, 1), "one int32 zero point of the result");
+      e.has_out_zero = true;
+      return kOutZero;
+  }
+  refuse("an argument that does not exist");
+}
+
+template <typename Body>
+ffi::Error guard(const char* name, Body body) {
+  try {
+    body();
+    return ffi::Error::Success();
+  } catch (const dnnl::error& error) {
+    const auto code = error.status == dnnl_unimplemented ? ffi::ErrorCode::kUnimplemented
+                      : error.status == dnnl_out_of_memory ? ffi::ErrorCode::kResourceExhausted
+                                                           : ffi::ErrorCode::kInvalidArgument;
+    return ffi::Error(code, std::string(name) + " by oneDNN: " + error.what());
+  } catch (const std::bad_alloc&) {
+    return ffi::Error(ffi::ErrorCode::kResourceExhausted, std::string(name) + " by oneDNN: no memory is left");
+  } catch (const std::exception& error) {
+    return ffi::Error(ffi::ErrorCode::kInternal, std::string(name) + " by oneDNN: " + error.what());
+  }
+}
+
+ffi::Error convolve(ffi::RemainingArgs args, ffi::Result<ffi::AnyBuffer> out,
+                    int64_t direction, int64_t groups, int64_t group_axis, Numbers lhs_spec, Numbers rhs_spec,
+                    Numbers out_spec, Numbers strides, Numbers dilation, Numbers padding, Numbers extras,
+                    bool relu) {
+  return guard("convolution", [&] {
+    if (args.size() != 2 + extras.size()) refuse("two operands and the extras that are named");
+    const auto lhs = args.get<ffi::AnyBuffer>(0).value(), rhs = args.get<ffi::AnyBuffer>(1).value();
+    if (groups < 1 || group_axis < 0 || group_axis > 1) refuse("groups of an axis of the weights");
+    Convolution c{static_cast<Direction>(direction), groups, group_axis,
+                  permute_axes(lhs.dimensions(), lhs_spec), permute_axes(rhs.dimensions(), rhs_spec),
+                  permute_axes(out->dimensions(), out_spec), convert_dtype(lhs.element_type()),
+                  convert_dtype(rhs.element_type()), convert_dtype(out->element_type()), to_dims(strides),
+                  to_dims(dilation), to_dims(padding), {}};
+    const size_t spatial = c.strides.size();
+    if (c.lhs.sizes.size() != spatial + 2 || c.rhs.sizes.size() != spatial + 2 ||
+        c.out.sizes.size() != spatial + 2 || c.dilation.size() != spatial || c.padding.size() != spatial)
+      refuse("a stride, a dilation and a padding for each spatial axis");
+    c.epilogue.has_relu = relu;
+    const Roles roles = name_roles(c.direction);
+    std::unordered_map<int, void*> buffers{{roles.lhs, lhs.untyped_data()},
+                                           {roles.rhs, rhs.untyped_data()},
+                                           {roles.out, out->untyped_data()}};
+    Key key("convolution");
+    for (size_t k = 0; k < extras.size(); ++k) {
+      const auto buffer = args.get<ffi::AnyBuffer>(k + 2).value();
+      buffers[add_extra(static_cast<Extra>(extras[k]), buffer, out_spec, c)] = buffer.untyped_data();
+      key.add(extras[k]).add(buffer.element_type()).add(buffer.element_count());
+    }
+    key.add(direction).add(groups).add(group_axis).add(relu).add(count_threads());
+    for (const Axes* axes : {&c.lhs, &c.rhs, &c.out}) key.add_all(axes->sizes).add_all(axes->strides);
+    key.add(c.lhs_dtype).add(c.rhs_dtype).add(c.out_dtype);
+    key.add_all(c.strides).add_all(c.dilation).add_all(c.padding);
+    run(*kernels().find_or_make(key, [&] { return make_convolution(c); }), buffers);
+  });
+}
+
+}  // namespace
+
+}  // namespace jaxaccel
+
+#pragma GCC visibility push(default)
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxaccel_onednn_convolution, jaxaccel::convolve,
+                              xla::ffi::Ffi::Bind()
+                                  .RemainingArgs()
+                                  .Ret<xla::ffi::AnyBuffer>()
+                                  .Attr<int64_t>("direction")
+                                  .Attr<int64_t>("groups")
+                                  .Attr<int64_t>("group_axis")
+                                  .Attr<jaxaccel::Numbers>("lhs_spec")
+                                  .Attr<jaxaccel::Numbers>("rhs_spec")
+                                  .Attr<jaxaccel::Numbers>("out_spec")
+                                  .Attr<jaxaccel::Numbers>("strides")
+                                  .Attr<jaxaccel::Numbers>("dilation")
+                                  .Attr<jaxaccel::Numbers>("padding")
+                                  .Attr<jaxaccel::Numbers>("extras")
+                                  .Attr<bool>("relu"));
+
+extern "C" const char* jaxaccel_onednn_isa() {
+  switch (dnnl::get_effective_cpu_isa()) {
+    case dnnl::cpu_isa::sse41:
+      return "SSE41";
+    case dnnl::cpu_isa::avx:
+      return "AVX";
+    case dnnl::cpu_isa::avx2:
+      return "AVX2";
+    case dnnl::cpu_isa::avx2_vnni:
+      return "AVX2_VNNI";
+    case dnnl::cpu_isa::avx512_core:
+      return "AVX512_CORE";
+    case dnnl::cpu_isa::avx512_core_vnni:
+      return "AVX512_CORE_VNNI";
+    case dnnl::cpu_isa::avx512_core_bf16:
+      return "AVX512_CORE_BF16";
+    case dnnl::cpu_isa::avx512_core_fp16:
+      return "AVX512_CORE_FP16";
+    case dnnl::cpu_isa::avx512_core_amx:
+      return "AVX512_CORE_AMX";
+    default:
+      return "another";
+  }
+}
+
+extern "C" int jaxaccel_onednn_threads() { return jaxaccel::count_threads(); }
+
+#pragma GCC visibility pop
