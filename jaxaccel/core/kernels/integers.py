@@ -32,7 +32,7 @@ class Epilogue:
     zero_point: Any = None
     """int32, one: which integer stands for 0 in the inputs, in their padding too."""
     addend: Any = None
-    """Of the shape of the result: a residual. Any of `RESULTS`; its scale is 1: divide `scale` and `bias` by its own."""
+    """A residual of the result's shape, any of `RESULTS`; its scale is 1: divide `scale` and `bias` by its own."""
     low: Any = None
     """float32, one."""
     high: Any = None
