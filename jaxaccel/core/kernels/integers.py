@@ -51,7 +51,7 @@ DTYPES = {"zero_point": jnp.int32, "output_zero": jnp.int32}
 
 
 def supports_integers(params: Params, lhs: Any, rhs: Any, dtype: Any = jnp.int32) -> bool:
-    """Tells whether a kernel computes this convolution of integers.
+    """Tells whether a kernel computes this convolution of integers, exactly, on this processor.
 
     Args:
       params: of `jax.lax.conv_general_dilated_p`.
@@ -59,7 +59,7 @@ def supports_integers(params: Params, lhs: Any, rhs: Any, dtype: Any = jnp.int32
       rhs: the weights: int8.
       dtype: of the result, one of `RESULTS`.
     """
-    if not library.is_available() or jnp.dtype(dtype).name not in RESULTS:
+    if not library.computes_integers() or jnp.dtype(dtype).name not in RESULTS:
         return False
     if jnp.dtype(lhs.dtype).name not in ("int8", "uint8") or jnp.dtype(rhs.dtype).name != "int8":
         return False

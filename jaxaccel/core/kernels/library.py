@@ -52,6 +52,14 @@ def computes_bfloat16() -> bool:
     return find_isa().startswith("AVX512")
 
 
+def computes_integers() -> bool:
+    """Tells whether oneDNN's sums of int8 products are exact on this processor: where it has VNNI.
+
+    Without it oneDNN halves weights, and saturates sums of two products at 16 bits.
+    """
+    return any(name in find_isa() for name in ("VNNI", "BF16", "FP16", "AMX"))
+
+
 def check_program(text: str | bytes) -> None:
     """Checks that the kernels which a program names are here, before XLA compiles it.
 
