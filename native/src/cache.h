@@ -19,6 +19,7 @@ struct Operand {
   dnnl::memory::desc given;
   dnnl::memory::desc wanted;
   bool is_output = false;
+  bool is_weights = false;  // which may be the same for many calls
   dnnl::reorder reorder;  // empty where both are the same
   bool is_reordered() const { return given != wanted; }
 };

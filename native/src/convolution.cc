@@ -53,7 +53,7 @@ dnnl::primitive_attr describe_epilogue(const Convolution& c) {
 }
 
 Operand bring(int argument, const memory::desc& given, const memory::desc& wanted, bool is_output = false) {
-  Operand operand{argument, given, wanted, is_output, {}};
+  Operand operand{argument, given, wanted, is_output, argument == DNNL_ARG_WEIGHTS, {}};
   if (operand.is_reordered()) {
     dnnl::primitive_attr attr;
     auto from = is_output ? wanted : given, to = is_output ? given : wanted;
@@ -70,7 +70,7 @@ Kernel finish(const Descriptor& pd, std::vector<Operand> operands) {
 void add_epilogue(const Convolution& c, Kernel& kernel) {
   const Epilogue& e = c.epilogue;
   auto add = [&](int argument, const memory::desc& desc) {
-    kernel.operands.push_back({argument, desc, desc, false, {}});
+    kernel.operands.push_back({argument, desc, desc, false, false, {}});
   };
   auto numbers = [](int64_t count, memory::data_type dtype) { return memory::desc({count}, dtype, Dims{1}); };
   auto f32 = memory::data_type::f32, s32 = memory::data_type::s32;

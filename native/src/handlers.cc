@@ -121,7 +121,7 @@ ffi::Error convolve(ffi::RemainingArgs args, ffi::Result<ffi::AnyBuffer> out,
     for (const Axes* axes : {&c.lhs, &c.rhs, &c.out}) key.add_all(axes->sizes).add_all(axes->strides);
     key.add(c.lhs_dtype).add(c.rhs_dtype).add(c.out_dtype);
     key.add_all(c.strides).add_all(c.dilation).add_all(c.padding);
-    run(*kernels().find_or_make(key, [&] { return make_convolution(c); }), buffers);
+    run(kernels().find_or_make(key, [&] { return make_convolution(c); }), buffers);
   });
 }
 

@@ -8,6 +8,8 @@
 #include <mutex>
 #include <new>
 
+#include "packing.h"
+
 namespace jaxaccel {
 
 namespace {
@@ -86,7 +88,8 @@ const dnnl::engine& cpu() {
 
 int count_threads() { return is_forked ? 1 : omp_get_max_threads(); }
 
-void run(const Kernel& kernel, const std::unordered_map<int, void*>& buffers) {
+void run(const std::shared_ptr<const Kernel>& shared, const std::unordered_map<int, void*>& buffers) {
+  const Kernel& kernel = *shared;
   watch_forks();
   std::lock_guard<std::mutex> lock(turn());
   if (is_forked) omp_set_num_threads(1);
@@ -96,17 +99,23 @@ void run(const Kernel& kernel, const std::unordered_map<int, void*>& buffers) {
     free += align(desc.get_size());
     return taken;
   };
+  dnnl::stream stream(cpu());
   std::vector<Placed> placed;
   std::unordered_map<int, dnnl::memory> arguments;
   for (const Operand& operand : kernel.operands) {
     dnnl::memory given(operand.given, cpu(), buffers.at(operand.argument));
+    if (operand.is_weights && operand.is_reordered()) {
+      if (const dnnl::memory* packed = packed_weights().find(shared, operand, given, stream)) {
+        arguments[operand.argument] = *packed;
+        continue;
+      }
+    }
     dnnl::memory wanted = operand.is_reordered() ? take(operand.wanted) : given;
     placed.push_back({&operand, given, wanted});
     arguments[operand.argument] = wanted;
   }
   if (kernel.scratchpad.get_size() > 0) arguments[DNNL_ARG_SCRATCHPAD] = take(kernel.scratchpad);
 
-  dnnl::stream stream(cpu());
   for (Placed& p : placed) {
     if (p.operand->is_reordered() && !p.operand->is_output) p.operand->reorder.execute(stream, p.given, p.wanted);
   }

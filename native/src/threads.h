@@ -10,7 +10,7 @@ namespace jaxaccel {
 const dnnl::engine& cpu();
 
 // Runs a kernel on the buffers of its arguments. Blocks until it is done. Throws dnnl::error and std::bad_alloc.
-void run(const Kernel& kernel, const std::unordered_map<int, void*>& buffers);
+void run(const std::shared_ptr<const Kernel>& shared, const std::unordered_map<int, void*>& buffers);
 
 int count_threads();
 
