@@ -14,7 +14,7 @@ import jax
 
 ONEDNN = "onednn-cpu-gomp"
 """The distribution whose shared library is loaded: oneDNN with GNU's OpenMP."""
-HANDLERS = ("jaxaccel_onednn_convolution",)
+HANDLERS = ("jaxaccel_onednn_convolution", "jaxaccel_onednn_product")
 """Names of the calls, which exported programs name too."""
 
 

@@ -33,63 +33,15 @@ Dims count_gaps(const Dims& dilation) {
   return gaps;
 }
 
-dnnl::primitive_attr describe_epilogue(const Convolution& c) {
-  const Epilogue& e = c.epilogue;
-  dnnl::primitive_attr attr;
-  attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
-  if (e.scales) attr.set_scales_mask(DNNL_ARG_WEIGHTS, *e.scales == 1 ? 0 : c.groups > 1 ? 3 : 1);
-  if (e.has_zero_point) attr.set_zero_points_mask(DNNL_ARG_SRC, 0);
-  if (e.has_out_scale) attr.set_scales_mask(DNNL_ARG_DST, 0);
-  if (e.has_out_zero) attr.set_zero_points_mask(DNNL_ARG_DST, 0);
-  dnnl::post_ops post;
-  const memory::desc scalar(Dims(c.out.sizes.size(), 1), memory::data_type::f32,
-                            Dims(c.out.sizes.size(), 1));
-  if (e.addend) post.append_binary(dnnl::algorithm::binary_add, *e.addend);
-  if (e.has_low) post.append_binary(dnnl::algorithm::binary_max, scalar);
-  if (e.has_high) post.append_binary(dnnl::algorithm::binary_min, scalar);
-  if (e.has_relu) post.append_eltwise(dnnl::algorithm::eltwise_relu, 0.f, 0.f);
-  attr.set_post_ops(post);
-  return attr;
-}
-
-Operand bring(int argument, const memory::desc& given, const memory::desc& wanted, bool is_output = false) {
-  Operand operand{argument, given, wanted, is_output, argument == DNNL_ARG_WEIGHTS, {}};
-  if (operand.is_reordered()) {
-    dnnl::primitive_attr attr;
-    auto from = is_output ? wanted : given, to = is_output ? given : wanted;
-    operand.reorder = dnnl::reorder(dnnl::reorder::primitive_desc(cpu(), from, cpu(), to, attr));
-  }
-  return operand;
-}
-
 template <typename Descriptor>
 Kernel finish(const Descriptor& pd, std::vector<Operand> operands) {
   return {dnnl::primitive(pd), std::move(operands), pd.scratchpad_desc(), pd.impl_info_str()};
 }
 
-void add_epilogue(const Convolution& c, Kernel& kernel) {
-  const Epilogue& e = c.epilogue;
-  auto add = [&](int argument, const memory::desc& desc) {
-    kernel.operands.push_back({argument, desc, desc, false, false, {}});
-  };
-  auto numbers = [](int64_t count, memory::data_type dtype) { return memory::desc({count}, dtype, Dims{1}); };
-  auto f32 = memory::data_type::f32, s32 = memory::data_type::s32;
-  if (e.scales) add(kScales, numbers(*e.scales, f32));
-  if (e.has_bias) add(DNNL_ARG_BIAS, numbers(c.out.sizes[1], f32));
-  if (e.has_zero_point) add(kZeroPoint, numbers(1, s32));
-  if (e.has_out_scale) add(kOutScale, numbers(1, f32));
-  if (e.has_out_zero) add(kOutZero, numbers(1, s32));
-  int position = 0;
-  const memory::desc scalar(Dims(c.out.sizes.size(), 1), f32, Dims(c.out.sizes.size(), 1));
-  if (e.addend) add(name_post_operation(position++), *e.addend);
-  if (e.has_low) add(name_post_operation(position++), scalar);
-  if (e.has_high) add(name_post_operation(position++), scalar);
-}
-
 Kernel make_forward(const Convolution& c) {
   const Axes weights = split_groups(c.rhs, c.group_axis, c.groups);
   const Pad padding = fit_padding(c, c.lhs, weights, c.out);
-  const auto attr = describe_epilogue(c);
+  const auto attr = describe_epilogue(c.epilogue, c.out.sizes.size(), c.groups > 1 ? 3 : 1);
   const auto src = describe_activations(c.lhs, c.lhs_dtype), dst = describe_activations(c.out, c.out_dtype);
   const auto any = describe_any(weights, c.rhs_dtype);
   const auto bias = c.epilogue.has_bias ? memory::desc({c.out.sizes[1]}, memory::data_type::f32, Dims{1})
@@ -100,7 +52,7 @@ Kernel make_forward(const Convolution& c) {
   Kernel kernel = finish(pd, {bring(DNNL_ARG_SRC, describe(c.lhs, c.lhs_dtype), pd.src_desc()),
                               bring(DNNL_ARG_WEIGHTS, describe(weights, c.rhs_dtype), pd.weights_desc()),
                               bring(DNNL_ARG_DST, describe(c.out, c.out_dtype), pd.dst_desc(), true)});
-  add_epilogue(c, kernel);
+  add_epilogue(c.epilogue, c.out.sizes.size(), bias, kernel);
   return kernel;
 }
 
@@ -120,7 +72,7 @@ Kernel make_inputs(const Convolution& c) {
   const auto forward = hint(describe_activations(c.out, c.lhs_dtype), any, dst, c, padding);
   const dnnl::convolution_backward_data::primitive_desc pd(
       cpu(), dnnl::algorithm::convolution_direct, src, any, dst, c.strides, count_gaps(c.dilation),
-      padding.first, padding.second, forward, describe_epilogue(c));
+      padding.first, padding.second, forward, describe_epilogue({}, 0, 0));
   return finish(pd,
                 {bring(DNNL_ARG_DIFF_DST, describe(c.lhs, c.lhs_dtype), pd.diff_dst_desc()),
                  bring(DNNL_ARG_WEIGHTS, describe(weights, c.rhs_dtype), pd.weights_desc()),
@@ -134,7 +86,7 @@ Kernel make_weights(const Convolution& c) {
   const auto forward = hint(src, describe_any(weights, c.lhs_dtype), dst, c, padding);
   const dnnl::convolution_backward_weights::primitive_desc pd(
       cpu(), dnnl::algorithm::convolution_direct, src, describe_any(weights, c.out_dtype), dst, c.strides,
-      count_gaps(c.dilation), padding.first, padding.second, forward, describe_epilogue(c));
+      count_gaps(c.dilation), padding.first, padding.second, forward, describe_epilogue({}, 0, 0));
   return finish(pd, {bring(DNNL_ARG_SRC, describe(c.lhs, c.lhs_dtype), pd.src_desc()),
                      bring(DNNL_ARG_DIFF_DST, describe(c.rhs, c.rhs_dtype), pd.diff_dst_desc()),
                      bring(DNNL_ARG_DIFF_WEIGHTS, describe(weights, c.out_dtype), pd.diff_weights_desc(),
@@ -153,10 +105,6 @@ Roles name_roles(Direction direction) {
       return {DNNL_ARG_SRC, DNNL_ARG_DIFF_DST, DNNL_ARG_DIFF_WEIGHTS};
   }
   refuse("a direction that does not exist");
-}
-
-int name_post_operation(int position) {
-  return DNNL_ARG_ATTR_MULTIPLE_POST_OP(position) | DNNL_ARG_SRC_1;
 }
 
 Kernel make_convolution(const Convolution& c) {

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "convolution.h"
+#include "matmul.h"
 #include "threads.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -14,6 +15,7 @@ namespace {
 
 namespace ffi = xla::ffi;
 using Numbers = ffi::Span<const int64_t>;
+using Buffers = std::unordered_map<int, void*>;
 
 // What the arguments behind the two operands are. The numbers are those of jaxaccel's Python.
 enum Extra : int64_t { kScale, kBias, kZero, kAddend, kLow, kHigh, kDivisor, kOutputZero };
@@ -25,9 +27,8 @@ bool is_of(const ffi::AnyBuffer& buffer, ffi::DataType dtype, size_t count) {
 }
 
 // Adds what an argument means to the epilogue, and gives the primitive's name of it.
-int add_extra(Extra extra, const ffi::AnyBuffer& buffer, Numbers out_spec, Convolution& c) {
-  Epilogue& e = c.epilogue;
-  const size_t features = c.out.sizes[1];
+int add_extra(Extra extra, const ffi::AnyBuffer& buffer, Numbers out_spec, const Axes& out, size_t features,
+              Epilogue& e) {
   const size_t count = buffer.element_count();
   auto expect = [](bool is_right, const char* reason) {
     if (!is_right) refuse(reason);
@@ -48,7 +49,7 @@ int add_extra(Extra extra, const ffi::AnyBuffer& buffer, Numbers out_spec, Convo
       return kZeroPoint;
     case kAddend: {
       const Axes axes = permute_axes(buffer.dimensions(), out_spec);
-      expect(axes.sizes == c.out.sizes, "an addend of the shape of the result");
+      expect(axes.sizes == out.sizes, "an addend of the shape of the result");
       e.addend = describe(axes, convert_dtype(buffer.element_type()));
       return name_post_operation(0);
     }
@@ -70,6 +71,17 @@ int add_extra(Extra extra, const ffi::AnyBuffer& buffer, Numbers out_spec, Convo
       return kOutZero;
   }
   refuse("an argument that does not exist");
+}
+
+void add_extras(ffi::RemainingArgs args, Numbers extras, Numbers out_spec, const Axes& out, size_t features,
+                Epilogue& epilogue, Buffers& buffers, Key& key) {
+  if (args.size() != 2 + extras.size()) refuse("two operands and the extras that are named");
+  for (size_t k = 0; k < extras.size(); ++k) {
+    const auto buffer = args.get<ffi::AnyBuffer>(k + 2).value();
+    const auto extra = static_cast<Extra>(extras[k]);
+    buffers[add_extra(extra, buffer, out_spec, out, features, epilogue)] = buffer.untyped_data();
+    key.add(extras[k]).add(buffer.element_type()).add(buffer.element_count());
+  }
 }
 
 template <typename Body>
@@ -94,7 +106,7 @@ ffi::Error convolve(ffi::RemainingArgs args, ffi::Result<ffi::AnyBuffer> out,
                     Numbers out_spec, Numbers strides, Numbers dilation, Numbers padding, Numbers extras,
                     bool relu) {
   return guard("convolution", [&] {
-    if (args.size() != 2 + extras.size()) refuse("two operands and the extras that are named");
+    if (args.size() < 2) refuse("two operands");
     const auto lhs = args.get<ffi::AnyBuffer>(0).value(), rhs = args.get<ffi::AnyBuffer>(1).value();
     if (groups < 1 || group_axis < 0 || group_axis > 1) refuse("groups of an axis of the weights");
     Convolution c{static_cast<Direction>(direction), groups, group_axis,
@@ -108,20 +120,42 @@ ffi::Error convolve(ffi::RemainingArgs args, ffi::Result<ffi::AnyBuffer> out,
       refuse("a stride, a dilation and a padding for each spatial axis");
     c.epilogue.has_relu = relu;
     const Roles roles = name_roles(c.direction);
-    std::unordered_map<int, void*> buffers{{roles.lhs, lhs.untyped_data()},
+    Buffers buffers{{roles.lhs, lhs.untyped_data()},
                                            {roles.rhs, rhs.untyped_data()},
                                            {roles.out, out->untyped_data()}};
     Key key("convolution");
-    for (size_t k = 0; k < extras.size(); ++k) {
-      const auto buffer = args.get<ffi::AnyBuffer>(k + 2).value();
-      buffers[add_extra(static_cast<Extra>(extras[k]), buffer, out_spec, c)] = buffer.untyped_data();
-      key.add(extras[k]).add(buffer.element_type()).add(buffer.element_count());
-    }
+    add_extras(args, extras, out_spec, c.out, c.out.sizes[1], c.epilogue, buffers, key);
     key.add(direction).add(groups).add(group_axis).add(relu).add(count_threads());
     for (const Axes* axes : {&c.lhs, &c.rhs, &c.out}) key.add_all(axes->sizes).add_all(axes->strides);
     key.add(c.lhs_dtype).add(c.rhs_dtype).add(c.out_dtype);
     key.add_all(c.strides).add_all(c.dilation).add_all(c.padding);
     run(kernels().find_or_make(key, [&] { return make_convolution(c); }), buffers);
+  });
+}
+
+ffi::Error multiply(ffi::RemainingArgs args, ffi::Result<ffi::AnyBuffer> out, Numbers lhs_spec, Numbers rhs_spec,
+                    Numbers out_spec, Numbers extras, bool relu) {
+  return guard("matrix product", [&] {
+    if (args.size() < 2) refuse("two operands");
+    const auto lhs = args.get<ffi::AnyBuffer>(0).value(), rhs = args.get<ffi::AnyBuffer>(1).value();
+    Product p{permute_axes(lhs.dimensions(), lhs_spec),
+              permute_axes(rhs.dimensions(), rhs_spec),
+              permute_axes(out->dimensions(), out_spec),
+              convert_dtype(lhs.element_type()),
+              convert_dtype(rhs.element_type()),
+              convert_dtype(out->element_type()),
+              {}};
+    const size_t rank = p.out.sizes.size();
+    if (rank < 2 || p.lhs.sizes.size() != rank || p.rhs.sizes.size() != rank) refuse("matrices, or batches of them");
+    p.epilogue.has_relu = relu;
+    Buffers buffers{{DNNL_ARG_SRC, lhs.untyped_data()},
+                    {DNNL_ARG_WEIGHTS, rhs.untyped_data()},
+                    {DNNL_ARG_DST, out->untyped_data()}};
+    Key key("product");
+    add_extras(args, extras, out_spec, p.out, p.out.sizes[rank - 1], p.epilogue, buffers, key);
+    key.add(relu).add(count_threads()).add(p.lhs_dtype).add(p.rhs_dtype).add(p.out_dtype);
+    for (const Axes* axes : {&p.lhs, &p.rhs, &p.out}) key.add_all(axes->sizes).add_all(axes->strides);
+    run(kernels().find_or_make(key, [&] { return make_product(p); }), buffers);
   });
 }
 
@@ -144,6 +178,16 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxaccel_onednn_convolution, jaxaccel::convolve,
                                   .Attr<jaxaccel::Numbers>("strides")
                                   .Attr<jaxaccel::Numbers>("dilation")
                                   .Attr<jaxaccel::Numbers>("padding")
+                                  .Attr<jaxaccel::Numbers>("extras")
+                                  .Attr<bool>("relu"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxaccel_onednn_product, jaxaccel::multiply,
+                              xla::ffi::Ffi::Bind()
+                                  .RemainingArgs()
+                                  .Ret<xla::ffi::AnyBuffer>()
+                                  .Attr<jaxaccel::Numbers>("lhs_spec")
+                                  .Attr<jaxaccel::Numbers>("rhs_spec")
+                                  .Attr<jaxaccel::Numbers>("out_spec")
                                   .Attr<jaxaccel::Numbers>("extras")
                                   .Attr<bool>("relu"));
 

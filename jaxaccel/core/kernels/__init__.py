@@ -3,6 +3,7 @@
 from jaxaccel.core.kernels.convolution import convolve, supports
 from jaxaccel.core.kernels.integers import Epilogue, convolve_integers, supports_integers
 from jaxaccel.core.kernels.library import check_program, find_isa, is_available, why_unavailable
+from jaxaccel.core.kernels.products import multiply, supports_product
 
 __all__ = [
     "Epilogue",
@@ -11,7 +12,9 @@ __all__ = [
     "convolve_integers",
     "find_isa",
     "is_available",
+    "multiply",
     "supports",
     "supports_integers",
+    "supports_product",
     "why_unavailable",
 ]

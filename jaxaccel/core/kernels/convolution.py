@@ -26,16 +26,17 @@ def supports(params: Params, lhs: Any, rhs: Any, dtype: Any = jnp.float32) -> bo
       rhs: the right one.
       dtype: what the operands are multiplied in: float32 or bfloat16.
     """
+    return are_supported(lhs, rhs, dtype=dtype) and plan_convolution(params, lhs.shape, rhs.shape) is not None
+
+
+def are_supported(*operands: Any, dtype: Any) -> bool:
+    """Tells whether operands of these dtypes are multiplied in `dtype` by kernels on this processor."""
     name = jnp.dtype(dtype).name
-    if (
-        not library.is_available()
-        or name not in DTYPES
-        or (name != "float32" and not library.computes_bfloat16())
-    ):
+    if not library.is_available() or name not in DTYPES:
         return False
-    if any(jnp.dtype(x.dtype).name not in DTYPES for x in (lhs, rhs)):
+    if name != "float32" and not library.computes_bfloat16():
         return False
-    return plan_convolution(params, lhs.shape, rhs.shape) is not None
+    return all(jnp.dtype(x.dtype).name in DTYPES for x in operands)
 
 
 def convolve(params: Params, lhs: jax.Array, rhs: jax.Array, dtype: Any = jnp.float32) -> jax.Array:

@@ -8,7 +8,8 @@ import jax
 from jaxaccel.errors import UserError
 
 CONVOLUTION = "jaxaccel_onednn_convolution"
-CALLS = (CONVOLUTION,)
+PRODUCT = "jaxaccel_onednn_product"
+CALLS = (CONVOLUTION, PRODUCT)
 """What programs name the calls."""
 TO_DO = "pip install ./native, in a checkout of jaxaccel"
 

@@ -1,7 +1,7 @@
-"""Calls of the convolution kernel by several devices: each computes the examples and the features that it has."""
+"""Calls of the kernels by several devices: each computes the examples and the features that it has."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxaccel.core.interpret.foreign_call import foreign_call
-from jaxaccel.core.kernels.library import CONVOLUTION
+from jaxaccel.core.kernels.library import CONVOLUTION, PRODUCT
 from jaxaccel.core.kernels.window import Direction, Plan
 
 
@@ -35,9 +35,40 @@ def call_convolution(
     return foreign_call(compute, share, out, *operands)
 
 
+def call_product(lhs_axes: str, rhs_axes: str, out: Any, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+    """Calls the kernel of matrix products.
+
+    Args:
+      lhs_axes: what each axis of `lhs` is: ``b`` the batch, if there is one, ``m`` rows, ``k`` what is summed.
+      rhs_axes: the same of `rhs`: ``b``, ``k``, ``n`` columns.
+      out: shape and dtype of the result, (batch, rows, columns) or (rows, columns).
+      lhs: float32, bfloat16 or int8.
+      rhs: the same.
+    """
+    out_axes = "bmn"[-len(out.shape) :]
+    specs = {
+        "lhs_spec": [lhs_axes.index(a) for a in "bmk"[-len(out.shape) :]],
+        "rhs_spec": [rhs_axes.index(a) for a in "bkn"[-len(out.shape) :]],
+        "out_spec": list(range(len(out.shape))),
+        "extras": [],
+    }
+
+    def call(shape: Any, operands: Sequence[jax.Array]) -> jax.Array:
+        return jax.ffi.ffi_call(PRODUCT, jax.ShapeDtypeStruct(shape, out.dtype))(
+            *operands, relu=False, **{name: np.array(axes, np.int64) for name, axes in specs.items()}
+        )
+
+    def compute(*operands: jax.Array) -> jax.Array:
+        return call(out.shape, operands)
+
+    share = _share(call, compute, [list(lhs_axes), list(rhs_axes), list(out_axes)])
+    return foreign_call(compute, share, out, lhs, rhs)
+
+
 def _share(call: Any, compute: Any, factors: Sequence[Sequence[str]]) -> Any:
-    shared = {"b", "o"} & set(factors[-1])
-    reduced = {"b", "o"} & {f for axes in factors[:-1] for f in axes} - shared
+    """`factors` names the axes of each operand and of the result; devices may share those of one letter."""
+    shared = _may_share(factors[-1])
+    reduced = _may_share(f for axes in factors[:-1] for f in axes) - shared
     alone = {f for axes in factors for f in axes} - shared - reduced
     share = custom_partitioning(compute)
     share.def_partition(
@@ -47,6 +78,10 @@ def _share(call: Any, compute: Any, factors: Sequence[Sequence[str]]) -> Any:
         need_replication_factors=tuple(sorted(alone)),
     )
     return share
+
+
+def _may_share(factors: Iterable[str]) -> set[str]:
+    return {f for f in factors if len(f) == 1}
 
 
 def _call(
@@ -93,7 +128,7 @@ def _partition(
     for axes, aval in zip(factors, (*args, result), strict=True):
         spec = getattr(aval.sharding, "spec", ())
         placed.update(
-            {f: axis for f, axis in zip(axes, spec, strict=False) if f in ("b", "o") and axis is not None}
+            {f: axis for f, axis in zip(axes, spec, strict=False) if len(f) == 1 and axis is not None}
         )
     specs = [PartitionSpec(*(placed.get(f) for f in axes)) for axes in factors]
     shardings = [NamedSharding(mesh, spec) for spec in specs]
