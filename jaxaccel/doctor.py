@@ -27,7 +27,7 @@ from rich.table import Table
 from jaxaccel import cli
 from jaxaccel.advisor.device import DeviceFacts, Landing, device_findings, inspect_device
 from jaxaccel.advisor.findings import GB, Facts, Finding, findings
-from jaxaccel.core import runtime
+from jaxaccel.core import kernels, runtime
 from jaxaccel.core.timing import ROUNDS, time_call
 from jaxaccel.core.unattached import NAMES
 
@@ -64,6 +64,7 @@ def gather_facts(measure: bool = True) -> Facts:
         cache_size=_size(Path(cache)), cache_free=_free(Path(cache)), data_dir=str(data_dir),
         data_free=_free(data_dir), environment=environment, imported=imported,
         rates=measure_rates() if measure and not error else {},
+        kernels=kernels.describe() if not error and jax.default_backend() == "cpu" else "",
     )  # fmt: skip
 
 
@@ -139,6 +140,8 @@ def summarize_facts(facts: Facts) -> dict[str, str]:
         "data sets": f"{facts.data_dir}: {facts.data_free / GB:.1f} GB free",
         "environment": "  ".join(f"{name}={value}" for name, value in facts.environment.items()) or "-",
     }  # fmt: skip
+    if facts.kernels:
+        shown["oneDNN's kernels"] = facts.kernels
     for name, rate in facts.rates.items():
         label = "device copy" if name == "copy" else f"matmul {name}"
         shown[label] = f"{rate / 1e9:,.0f} {'GB/s' if name == 'copy' else 'GFLOP/s'}"

@@ -46,6 +46,8 @@ class Facts:
     """TensorFlow and PyTorch, if importing jaxaccel brought them in."""
     rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """``float32``, ``bfloat16`` (FLOP/s of a matrix product), ``copy`` (bytes/s read and written)."""
+    kernels: str = ""
+    """What oneDNN's kernels compute in and by which instructions, or why there are none; empty on other platforms."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from jaxaccel.core.kernels.convolution import convolve, supports
 from jaxaccel.core.kernels.integers import Epilogue, convolve_integers, supports_integers
-from jaxaccel.core.kernels.library import check_program, find_isa, is_available, why_unavailable
+from jaxaccel.core.kernels.library import check_program, describe, find_isa, is_available, why_unavailable
 from jaxaccel.core.kernels.products import multiply, supports_product
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "check_program",
     "convolve",
     "convolve_integers",
+    "describe",
     "find_isa",
     "is_available",
     "multiply",

@@ -129,6 +129,16 @@ def test_exported_programs_name_their_kernels(monkeypatch):
     kernels.check_program("module {}")
 
 
+def test_a_line_says_what_there_is(monkeypatch):
+    register = "jaxaccel.core.kernels.library._register"
+    monkeypatch.setattr(register, lambda: ("AVX2", ""))
+    assert kernels.describe() == "float32 by AVX2"
+    monkeypatch.setattr(register, lambda: ("AVX512_CORE_VNNI", ""))
+    assert kernels.describe() == "float32, bfloat16, int8 by AVX512_CORE_VNNI"
+    monkeypatch.setattr(register, lambda: ("", "not installed: do this"))
+    assert kernels.describe().endswith("times as fast as XLA. not installed: do this")
+
+
 @needs_kernels
 def test_errors_are_exceptions():
     """What the kernel is told and what it is given do not fit: oneDNN refuses."""
