@@ -32,6 +32,7 @@ def pytest_configure(config):
     os.environ["XDG_CONFIG_HOME"] = str(base / "config")
     os.environ["JAX_PLATFORMS"] = PLATFORM
     os.environ["XLA_FLAGS"] = QUICKLY
+    os.environ.setdefault("JAXACCEL_ONEDNN", "0")  # tests see the same forms, whatever is installed
 
 
 def pytest_make_parametrize_id(val):

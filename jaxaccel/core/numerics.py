@@ -39,7 +39,7 @@ def scale_of(largest: jax.Array, bits: int = 8) -> jax.Array:
     return jnp.maximum(largest / qmax(bits), TINY)
 
 
-_MAGIC = 1.5 * 2**23
+MAGIC = 1.5 * 2**23
 """Added to a float32 within ±2**22, it leaves the nearest integer, ties to even, in the low bits of the sum."""
 
 
@@ -50,7 +50,7 @@ def to_integers(x: jax.Array, scale: jax.Array, bits: int = 8) -> jax.Array:
     but neither its round nor its saturating conversion.
     """
     top = qmax(bits)
-    shifted = jnp.clip(x.astype(jnp.float32) * (1 / scale), -top, top) + jnp.float32(_MAGIC)
+    shifted = jnp.clip(x.astype(jnp.float32) * (1 / scale), -top, top) + jnp.float32(MAGIC)
     return jax.lax.bitcast_convert_type(shifted, jnp.int32).astype(jnp.int8)
 
 

@@ -21,10 +21,12 @@ from jaxaccel.transforms import int8_products
 from jaxaccel.transforms.calibrate import Calibration
 from jaxaccel.transforms.int8_training import training_rules
 from jaxaccel.transforms.lowering import convolution
-from jaxaccel.transforms.lowering.base import XLA
+from jaxaccel.transforms.lowering.base import KERNEL, XLA
+from jaxaccel.transforms.lowering.fused import fuse_integers
 from jaxaccel.transforms.lowering.int8_forms import (
     FLOAT32,
     IntegerConvolution,
+    IntegerKernel,
     IntegerProduct,
     Preference,
     choose_int8_form,
@@ -87,7 +89,8 @@ def int8(
         )
     rule = _Rule(activations, calibration, attention, lowering, backend)
     rules = {**dict.fromkeys(BILINEAR, rule), GROUPED: int8_products.leave_grouped, "gather": _lookup}
-    return transform(f, Transformation("int8", rules, argnums=argnums, arrays=True, strict=strict))
+    quantized = transform(f, Transformation("int8", rules, argnums=argnums, arrays=True, strict=strict))
+    return fuse_integers(quantized, argnums, backend)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,6 +185,8 @@ class _Rule:
 
         if site.primitive == "dot_general":
             bind = self._bind(site, site.weight)
+        elif form == KERNEL:
+            bind = partial(site.product, IntegerKernel())
         elif self.platform == "gpu" and form in (XLA, "space to depth"):
             bind = partial(site.product, IntegerConvolution(form))
         else:
@@ -278,4 +283,6 @@ def _dtype(w: QuantArray) -> str:
 
 
 def _lowering(form: str) -> str:
-    return "int8 x int8 -> int32" + (f" as {form}" if form in convolution.FORMS else "")
+    return "int8 x int8 -> int32" + (
+        f" as {form}" if form in convolution.FORMS else f" by {form}" if form == KERNEL else ""
+    )

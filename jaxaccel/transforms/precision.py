@@ -16,12 +16,15 @@ import jax.numpy as jnp
 
 from jaxaccel.core import numerics
 from jaxaccel.core.interpret import Transformation, transform
+from jaxaccel.core.kernels import convolution as kernels
+from jaxaccel.core.kernels.library import has_bfloat16_units
 from jaxaccel.core.options import checked
 from jaxaccel.core.paths import Where, selects
-from jaxaccel.core.platform import get_capability, get_platform
+from jaxaccel.core.platform import get_capability, get_platform, is_for_elsewhere
 from jaxaccel.core.sites import BILINEAR, CALL, GROUPED, Backend, Site
 from jaxaccel.errors import UserError
 from jaxaccel.transforms.lowering import attention
+from jaxaccel.transforms.lowering.base import KERNEL
 from jaxaccel.transforms.lowering.matmul import is_vector, multiply_flat, multiply_narrow
 
 OLDEST_WITH_UNITS: Mapping[str, tuple[int, int]] = {"float16": (7, 0), "bfloat16": (8, 0), "float8": (8, 9)}
@@ -192,6 +195,8 @@ class _Narrow:
         return ""
 
     def lowered(self, site: Site) -> tuple[str, str, str]:
+        if self._has_kernel(site.primitive, site.params, *site.inputs):
+            return f"{self.name} x {self.name} -> float32 by {KERNEL}", self.name, ""
         if self._widened(site.primitive, site.params, *site.inputs):
             return (
                 "float32",
@@ -202,7 +207,7 @@ class _Narrow:
 
     def _widened(self, primitive: str, params: Mapping[str, Any], lhs: Any, rhs: Any, *groups: Any) -> bool:
         """Whether the backend would compute it in float32 whatever it is given."""
-        if self.platform != "cpu" or self.insist:
+        if self.platform != "cpu" or self.insist or self._has_kernel(primitive, params, lhs, rhs):
             return False
         return (
             primitive == GROUPED
@@ -210,11 +215,23 @@ class _Narrow:
             or is_vector(params, lhs.shape, rhs.shape)
         )
 
+    def _has_kernel(
+        self, primitive: str, params: Mapping[str, Any], lhs: Any, rhs: Any, *groups: Any
+    ) -> bool:
+        """Whether oneDNN has the convolution, on a processor with units for it."""
+        if self.platform != "cpu" or self.name != "bfloat16" or primitive != "conv_general_dilated":
+            return False
+        return (
+            has_bfloat16_units() and not is_for_elsewhere() and kernels.supports(params, lhs, rhs, self.name)
+        )
+
     def __call__(
         self, primitive: Any, params: Mapping[str, Any], lhs: jax.Array, rhs: jax.Array, *groups: jax.Array
     ) -> jax.Array:
         dtype = params["preferred_element_type"] or jnp.result_type(lhs, rhs)
         cpu, convolution = self.platform == "cpu", primitive.name == "conv_general_dilated"
+        if self._has_kernel(primitive.name, params, lhs, rhs, *groups):
+            return kernels.convolve(params, lhs, rhs, self.name)
         if self._widened(primitive.name, params, lhs, rhs):
             return primitive.bind(lhs, rhs, *groups, **params)
         lhs, rhs = lhs.astype(self.name), rhs.astype(self.name)

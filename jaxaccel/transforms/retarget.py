@@ -11,12 +11,13 @@ from typing import Any
 
 import jax
 
-from jaxaccel.core.interpret import Transformation, hoist, transform
+from jaxaccel.core.interpret import Product, Transformation, hoist, transform
 from jaxaccel.core.options import checked
 from jaxaccel.core.platform import get_platform
 from jaxaccel.core.sites import BILINEAR, Backend, Site
-from jaxaccel.transforms.lowering.base import XLA, Choice, Params
+from jaxaccel.transforms.lowering.base import KERNEL, XLA, Choice, Params
 from jaxaccel.transforms.lowering.choose import LOWERINGS, choose, choose_by_timing, compute
+from jaxaccel.transforms.lowering.fused import find_float_chains
 from jaxaccel.transforms.lowering.matmul import should_hoist
 
 
@@ -51,7 +52,11 @@ def retarget(
         # A GPU starts a kernel for each product at each step; only TPUs are left alone.
         inner = f if product.platform == "tpu" else _move_out_of_loops(f, argnums, product.platform)
         rules = dict.fromkeys(LOWERINGS, functools.partial(_lower, product))
-        return transform(inner, Transformation("retarget", rules, argnums=argnums))(*args, **kwargs)
+        fuse = functools.partial(find_float_chains, wanted=product.takes_kernel)
+        t = Transformation(
+            "retarget", rules, argnums=argnums, fuse=fuse if product.platform == "cpu" else None
+        )
+        return transform(inner, t)(*args, **kwargs)
 
     return retargeted
 
@@ -104,6 +109,10 @@ class Retargeted:
         if self.tune:
             return choose_by_timing(primitive, params, shapes, self.platform)
         return choose(primitive, params, shapes)
+
+    def takes_kernel(self, product: Product) -> bool:
+        """Tells whether oneDNN is to compute a product."""
+        return self.choose(product.primitive, product.params, product.inputs)[0] == KERNEL
 
     def __call__(self, primitive: Any, params: Params, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
         """Computes ``primitive.bind(lhs, rhs, **params)``, up to rounding."""

@@ -6,7 +6,7 @@
 import ctypes
 import functools
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,20 @@ def find_isa() -> str:
     function = _load().jaxaccel_onednn_isa
     function.restype = ctypes.c_char_p
     return function().decode()
+
+
+def find_implementation(numbers: Sequence[int]) -> str:
+    """Names what oneDNN computes a convolution by, such as ``brgconv:avx512_core``; empty where it has nothing.
+
+    Args:
+      numbers: as `jaxaccel_onednn_find_implementation` in ``src/handlers.cc`` reads them.
+
+    Raises:
+      ImportError: as `list_handlers`.
+    """
+    function, name = _load().jaxaccel_onednn_find_implementation, ctypes.create_string_buffer(128)
+    function((ctypes.c_int64 * len(numbers))(*numbers), name, ctypes.c_size_t(len(name)))
+    return name.value.decode()
 
 
 def count_threads() -> int:

@@ -29,6 +29,7 @@ struct Kernel {
   std::vector<Operand> operands;
   dnnl::memory::desc scratchpad;
   std::string implementation;  // oneDNN's name of it
+  int threads = 1;             // that compute it
 };
 
 // Everything that decides what a kernel computes, as bytes.

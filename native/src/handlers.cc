@@ -84,6 +84,18 @@ void add_extras(ffi::RemainingArgs args, Numbers extras, Numbers out_spec, const
   }
 }
 
+double count_elements(const Axes& axes) {
+  double count = 1;
+  for (int64_t size : axes.sizes) count *= size;
+  return count;
+}
+
+double count_multiplications(const Convolution& c) {
+  const Axes& dst = c.direction == Direction::kForward ? c.out : c.direction == Direction::kInputs ? c.lhs : c.rhs;
+  const Axes& weights = c.direction == Direction::kWeights ? c.out : c.rhs;
+  return count_elements(dst) * count_elements(weights) / dst.sizes[1];
+}
+
 template <typename Body>
 ffi::Error guard(const char* name, Body body) {
   try {
@@ -101,6 +113,29 @@ ffi::Error guard(const char* name, Body body) {
   }
 }
 
+void check_ranks(const Convolution& c) {
+  const size_t spatial = c.strides.size();
+  if (c.lhs.sizes.size() != spatial + 2 || c.rhs.sizes.size() != spatial + 2 ||
+      c.out.sizes.size() != spatial + 2 || c.dilation.size() != spatial || c.padding.size() != spatial)
+    refuse("a stride, a dilation and a padding for each spatial axis");
+}
+
+// The kernel of a convolution; `key` has what its epilogue is made of.
+std::shared_ptr<const Kernel> find_convolution(const Convolution& c, Key& key) {
+  key.add(c.direction).add(c.groups).add(c.group_axis).add(c.epilogue.has_relu);
+  const int threads = choose_threads(count_multiplications(c), c.lhs_dtype);
+  key.add(threads);
+  for (const Axes* axes : {&c.lhs, &c.rhs, &c.out}) key.add_all(axes->sizes).add_all(axes->strides);
+  key.add(c.lhs_dtype).add(c.rhs_dtype).add(c.out_dtype);
+  key.add_all(c.strides).add_all(c.dilation).add_all(c.padding);
+  return kernels().find_or_make(key, [&] {
+    const ThreadsInUse in_use(threads);
+    Kernel kernel = make_convolution(c);
+    kernel.threads = threads;
+    return kernel;
+  });
+}
+
 ffi::Error convolve(ffi::RemainingArgs args, ffi::Result<ffi::AnyBuffer> out,
                     int64_t direction, int64_t groups, int64_t group_axis, Numbers lhs_spec, Numbers rhs_spec,
                     Numbers out_spec, Numbers strides, Numbers dilation, Numbers padding, Numbers extras,
@@ -114,10 +149,7 @@ ffi::Error convolve(ffi::RemainingArgs args, ffi::Result<ffi::AnyBuffer> out,
                   permute_axes(out->dimensions(), out_spec), convert_dtype(lhs.element_type()),
                   convert_dtype(rhs.element_type()), convert_dtype(out->element_type()), to_dims(strides),
                   to_dims(dilation), to_dims(padding), {}};
-    const size_t spatial = c.strides.size();
-    if (c.lhs.sizes.size() != spatial + 2 || c.rhs.sizes.size() != spatial + 2 ||
-        c.out.sizes.size() != spatial + 2 || c.dilation.size() != spatial || c.padding.size() != spatial)
-      refuse("a stride, a dilation and a padding for each spatial axis");
+    check_ranks(c);
     c.epilogue.has_relu = relu;
     const Roles roles = name_roles(c.direction);
     Buffers buffers{{roles.lhs, lhs.untyped_data()},
@@ -125,11 +157,7 @@ ffi::Error convolve(ffi::RemainingArgs args, ffi::Result<ffi::AnyBuffer> out,
                                            {roles.out, out->untyped_data()}};
     Key key("convolution");
     add_extras(args, extras, out_spec, c.out, c.out.sizes[1], c.epilogue, buffers, key);
-    key.add(direction).add(groups).add(group_axis).add(relu).add(count_threads());
-    for (const Axes* axes : {&c.lhs, &c.rhs, &c.out}) key.add_all(axes->sizes).add_all(axes->strides);
-    key.add(c.lhs_dtype).add(c.rhs_dtype).add(c.out_dtype);
-    key.add_all(c.strides).add_all(c.dilation).add_all(c.padding);
-    run(kernels().find_or_make(key, [&] { return make_convolution(c); }), buffers);
+    run(find_convolution(c, key), buffers);
   });
 }
 
@@ -153,10 +181,29 @@ ffi::Error multiply(ffi::RemainingArgs args, ffi::Result<ffi::AnyBuffer> out, Nu
                     {DNNL_ARG_DST, out->untyped_data()}};
     Key key("product");
     add_extras(args, extras, out_spec, p.out, p.out.sizes[rank - 1], p.epilogue, buffers, key);
-    key.add(relu).add(count_threads()).add(p.lhs_dtype).add(p.rhs_dtype).add(p.out_dtype);
+    const int threads = choose_threads(count_elements(p.out) * p.lhs.sizes[rank - 1], p.lhs_dtype);
+    key.add(relu).add(threads).add(p.lhs_dtype).add(p.rhs_dtype).add(p.out_dtype);
     for (const Axes* axes : {&p.lhs, &p.rhs, &p.out}) key.add_all(axes->sizes).add_all(axes->strides);
-    run(kernels().find_or_make(key, [&] { return make_product(p); }), buffers);
+    auto make = [&] {
+      const ThreadsInUse in_use(threads);
+      Kernel kernel = make_product(p);
+      kernel.threads = threads;
+      return kernel;
+    };
+    run(kernels().find_or_make(key, make), buffers);
   });
+}
+
+// Reads `rank` numbers, and goes on behind them.
+Dims take(const int64_t*& numbers, int64_t rank) {
+  Dims taken(numbers, numbers + rank);
+  numbers += rank;
+  return taken;
+}
+
+Axes take_axes(const int64_t*& numbers, int64_t rank) {
+  const Dims sizes = take(numbers, rank), spec = take(numbers, rank);
+  return permute_axes(Numbers(sizes.data(), sizes.size()), Numbers(spec.data(), spec.size()));
 }
 
 }  // namespace
@@ -213,6 +260,37 @@ extern "C" const char* jaxaccel_onednn_isa() {
       return "AVX512_CORE_AMX";
     default:
       return "another";
+  }
+}
+
+// Writes the name of the implementation that oneDNN has for a convolution without an epilogue; nothing where it has none.
+// Numbers are the direction, groups, their axis and the rank; of each of the three arrays its type (as XLA numbers them),
+// sizes and order of axes; then strides, dilation and padding.
+extern "C" void jaxaccel_onednn_find_implementation(const int64_t* numbers, char* name, size_t size) {
+  using namespace jaxaccel;
+  name[0] = 0;
+  try {
+    Convolution c{};
+    c.direction = static_cast<Direction>(numbers[0]);
+    c.groups = numbers[1];
+    c.group_axis = numbers[2];
+    const int64_t rank = numbers[3];
+    const int64_t* rest = numbers + 4;
+    Axes* axes[3] = {&c.lhs, &c.rhs, &c.out};
+    dnnl::memory::data_type* dtypes[3] = {&c.lhs_dtype, &c.rhs_dtype, &c.out_dtype};
+    for (int k = 0; k < 3; ++k) {
+      *dtypes[k] = convert_dtype(static_cast<xla::ffi::DataType>(*rest++));
+      *axes[k] = take_axes(rest, rank);
+    }
+    c.strides = take(rest, rank - 2);
+    c.dilation = take(rest, rank - 2);
+    c.padding = take(rest, rank - 2);
+    check_ranks(c);
+    Key key("convolution");
+    const auto kernel = find_convolution(c, key);
+    name[kernel->implementation.copy(name, size - 1)] = 0;
+  } catch (const std::exception&) {
+    name[0] = 0;
   }
 }
 

@@ -3,7 +3,9 @@
 #include <omp.h>
 #include <pthread.h>
 
+#include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstdlib>
 #include <mutex>
 #include <new>
@@ -73,6 +75,22 @@ size_t count_scratch(const Kernel& kernel) {
   return size;
 }
 
+constexpr double kSecondsWorthAThread = 150e-6;
+
+// Multiplications a second of one core, about: by the instructions that the processor has.
+double find_rate(dnnl::memory::data_type dtype) {
+  const bool has_tiles = dnnl::get_effective_cpu_isa() >= dnnl::cpu_isa::avx512_core_amx;
+  switch (dtype) {
+    case dnnl::memory::data_type::s8:
+    case dnnl::memory::data_type::u8:
+      return has_tiles ? 800e9 : 200e9;
+    case dnnl::memory::data_type::bf16:
+      return has_tiles ? 400e9 : 80e9;
+    default:
+      return 60e9;
+  }
+}
+
 struct Placed {
   const Operand* operand;
   dnnl::memory given;
@@ -88,11 +106,20 @@ const dnnl::engine& cpu() {
 
 int count_threads() { return is_forked ? 1 : omp_get_max_threads(); }
 
+int choose_threads(double multiplications, dnnl::memory::data_type dtype) {
+  const double seconds = multiplications / find_rate(dtype);
+  const double worth = 1 + std::floor(seconds / kSecondsWorthAThread);
+  return static_cast<int>(std::min<double>(worth, count_threads()));
+}
+
+ThreadsInUse::ThreadsInUse(int threads) : before_(omp_get_max_threads()) { omp_set_num_threads(threads); }
+ThreadsInUse::~ThreadsInUse() { omp_set_num_threads(before_); }
+
 void run(const std::shared_ptr<const Kernel>& shared, const std::unordered_map<int, void*>& buffers) {
   const Kernel& kernel = *shared;
   watch_forks();
   std::lock_guard<std::mutex> lock(turn());
-  if (is_forked) omp_set_num_threads(1);
+  const ThreadsInUse threads(is_forked ? 1 : kernel.threads);
   char* free = static_cast<char*>(scratch().reserve(count_scratch(kernel)));
   auto take = [&free](const dnnl::memory::desc& desc) {
     dnnl::memory taken(desc, cpu(), free);

@@ -14,6 +14,7 @@ from jax.extend import core as jcore
 
 from jaxaccel.core import sites
 from jaxaccel.core.interpret.bilinear import bilinear
+from jaxaccel.core.interpret.chains import Fused, Program
 from jaxaccel.core.interpret.compressed import ARRAY_RULES, as_shape, is_compressed
 from jaxaccel.core.interpret.jaxprs import LAYOUT, Place, name_rule, read_meaning, split_consts, sub_jaxprs
 from jaxaccel.core.interpret.transformation import Rule, Transformation
@@ -60,11 +61,21 @@ class Interpreter:
         def path_of(atom: Any) -> str | None:
             return None if isinstance(atom, jcore.Literal) else known.get(atom)
 
+        fused = self.t.fuse(Program(jaxpr)) if self.t.fuse else []
+        at, skipped = {one.last: one for one in fused}, {n for one in fused for n in one.members}
         for number, eqn in enumerate(jaxpr.eqns):
-            operands = [read(atom) for atom in eqn.invars]
-            operand_paths = [path_of(atom) for atom in eqn.invars]
+            if number in skipped and number not in at:
+                continue
             with eqn.ctx.manager:
-                outs, out_paths = self._equation(eqn, operands, operand_paths, place.inside(number), observed)
+                if number in at:
+                    outs = [self._fused(jaxpr, at[number], read, path_of, place, observed)]
+                    out_paths: Sequence[str | None] = [None]
+                else:
+                    operands = [read(atom) for atom in eqn.invars]
+                    operand_paths = [path_of(atom) for atom in eqn.invars]
+                    outs, out_paths = self._equation(
+                        eqn, operands, operand_paths, place.inside(number), observed
+                    )
             env.update(zip(eqn.outvars, outs, strict=True))
             for operand, value in self._replaced.items():
                 if not isinstance(eqn.invars[operand], jcore.Literal):
@@ -125,6 +136,19 @@ class Interpreter:
         follows = name in LAYOUT
         return outs, [paths[0] if follows and paths else None] * len(outs)
 
+    def _fused(
+        self, jaxpr: Any, one: Fused, read: Callable[[Any], Any], path_of: Callable[[Any], str | None],
+        place: Place, observed: dict[str, Any],
+    ) -> Any:  # fmt: skip
+        """The result of a chain."""
+        eqn, place = jaxpr.eqns[one.product], place.inside(one.product)
+        paths = [path_of(atom) for atom in eqn.invars]
+        values = [read(atom) for atom in one.operands]
+        name = self._name(eqn, paths, place)
+        site = self._make_site(eqn, [read(atom) for atom in eqn.invars], paths, place, observed, name)
+        with jax.named_scope(f"{self.t.name}:{name}"):
+            return one.rule(site, Program(jaxpr).evaluate(one.members, one.operands), *values)
+
     def _ask(
         self,
         rule: Rule,
@@ -135,6 +159,18 @@ class Interpreter:
         observed: dict[str, Any],
         name: str,
     ) -> Any:
+        site = self._make_site(eqn, operands, paths, place, observed, name)
+        # The name reaches the metadata of the HLO, where `explain` finds it again.
+        with jax.named_scope(f"{self.t.name}:{name}"):
+            out = rule(site, *operands[: len(site.inputs)])
+            if out is NotImplemented or is_compressed(out) or isinstance(out, list):
+                return out
+            return out.astype(site.output.dtype) if out.dtype != site.output.dtype else out
+
+    def _make_site(
+        self, eqn: Any, operands: list[Any], paths: list[str | None], place: Place, observed: dict[str, Any],
+        name: str,
+    ) -> Site:  # fmt: skip
         primitive, params, narrowed = read_meaning(eqn)
         original = eqn.primitive if narrowed is None else eqn.params["product"]
         # What a narrowed product takes besides its two operands is its own affair: a random key.
@@ -166,12 +202,7 @@ class Interpreter:
             recall=lambda value: self._facts.get(id(value), (None, None))[1],
             expand=lambda f, *values, names: self._expanded(f, values, names, paths, place, observed),
         )
-        # The name reaches the metadata of the HLO, where `explain` finds it again.
-        with jax.named_scope(f"{self.t.name}:{name}"):
-            out = rule(site, *operands[:used])
-            if out is NotImplemented or is_compressed(out) or isinstance(out, list):
-                return out
-            return out.astype(site.output.dtype) if out.dtype != site.output.dtype else out
+        return site
 
     def _expanded(
         self, f: Callable[..., Any], values: Sequence[Any], names: Sequence[str], paths: list[str | None],

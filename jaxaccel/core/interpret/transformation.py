@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from jaxaccel.core.interpret.chains import Fused, Program
 from jaxaccel.core.paths import Where
 
 PyTree = Any
@@ -37,5 +38,7 @@ class Transformation:
     primal_only: bool = False
     """The result is not differentiated: functions with a custom derivative are evaluated inline."""
     observation: Observation | None = None
+    fuse: Callable[[Program], Sequence[Fused]] | None = None
+    """Finds chains of a body that are computed as one, before the rules see its equations."""
     where: Mapping[str, Where] = dataclasses.field(default_factory=dict)
     """By the name of an option: the patterns it got, each of which must match a parameter."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxaccel.core.interpret.foreign_call import tell_devices
 from jaxaccel.core.kernels import library
+from jaxaccel.core.kernels.library import has_fast_kernel
 from jaxaccel.core.kernels.partition import call_convolution
 from jaxaccel.core.kernels.window import Direction, Params, plan_convolution
 
@@ -66,7 +67,9 @@ def supports_integers(params: Params, lhs: Any, rhs: Any, dtype: Any = jnp.int32
     if jnp.dtype(dtype).name == "bfloat16" and not library.computes_bfloat16():
         return False
     plan = plan_convolution(params, lhs.shape, rhs.shape)
-    return plan is not None and plan.direction is Direction.FORWARD
+    if plan is None or plan.direction is not Direction.FORWARD:
+        return False
+    return has_fast_kernel(params, plan, lhs.shape, rhs.shape, jnp.dtype(lhs.dtype).name, "int32")
 
 
 def convolve_integers(

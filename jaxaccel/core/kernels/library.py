@@ -2,15 +2,23 @@
 
 import functools
 import importlib
+import os
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 
+from jaxaccel.core.kernels.window import Params, Plan, find_shape
 from jaxaccel.errors import UserError
 
 CONVOLUTION = "jaxaccel_onednn_convolution"
 PRODUCT = "jaxaccel_onednn_product"
 CALLS = (CONVOLUTION, PRODUCT)
 """What programs name the calls."""
+SWITCH = "JAXACCEL_ONEDNN"
+"""The variable of the environment that turns the kernels off where it is 0."""
+_DTYPES = {"int8": 2, "int32": 4, "uint8": 6, "float32": 11, "bfloat16": 16}
+"""XLA's numbers of dtypes."""
 TO_DO = "pip install ./native, in a checkout of jaxaccel"
 
 
@@ -26,8 +34,9 @@ def _register() -> tuple[str, str]:
         isa = package.find_isa()
     except (ImportError, AttributeError) as error:
         return "", str(error)
-    if missing := [name for name in CALLS if name not in handlers]:
-        return "", f"jaxaccel-onednn lacks {', '.join(missing)}: {TO_DO}"
+    missing = [name for name in CALLS if name not in handlers]
+    if missing or not hasattr(package, "find_implementation"):
+        return "", f"jaxaccel-onednn is older than jaxaccel: {TO_DO}"
     for name, capsule in handlers.items():
         jax.ffi.register_ffi_target(name, capsule, platform="cpu")
     return isa, ""
@@ -35,17 +44,19 @@ def _register() -> tuple[str, str]:
 
 def is_available() -> bool:
     """Tells whether the kernels can be called on a CPU, and makes them known to XLA."""
-    return not _register()[1]
+    return not why_unavailable()
 
 
 def why_unavailable() -> str:
     """Says in a line why the kernels cannot be called, and what to do; empty where they can."""
+    if os.environ.get(SWITCH, "") == "0":
+        return f"{SWITCH}=0 turns them off"
     return _register()[1]
 
 
 def find_isa() -> str:
     """Names the instructions that oneDNN uses, such as ``AVX512_CORE_AMX``; empty where it is not available."""
-    return _register()[0]
+    return "" if why_unavailable() else _register()[0]
 
 
 def computes_bfloat16() -> bool:
@@ -69,6 +80,36 @@ def describe() -> str:
     return f"{', '.join(dtypes)} by {find_isa()}"
 
 
+def has_fast_kernel(
+    params: Params, plan: Plan, lhs: Sequence[Any], rhs: Sequence[int], dtype: str, result: str
+) -> bool:
+    """Tells whether oneDNN has more than its slow reference for a convolution on this processor.
+
+    Args:
+      params: of `jax.lax.conv_general_dilated_p`.
+      plan: what to compute.
+      lhs: shape of the left operand; a batch that is symbolic is asked for as one of 8.
+      rhs: shape of the right one.
+      dtype: of the inputs; weights are int8 where those are integers.
+      result: dtype of the result.
+    """
+    shape = tuple(n if isinstance(n, int) else 8 for n in lhs)
+    weights = "int8" if dtype in ("int8", "uint8") else dtype
+    out = find_shape(params, plan, shape, rhs)
+    return _has_fast_convolution(plan, ((shape, dtype), (tuple(rhs), weights), (out, result)))
+
+
+@functools.cache
+def _has_fast_convolution(plan: Plan, arrays: tuple[tuple[tuple[int, ...], str], ...]) -> bool:
+    specs = (plan.lhs_spec, plan.rhs_spec, plan.out_spec)
+    numbers = [plan.direction, plan.groups, plan.group_axis, len(plan.lhs_spec)]
+    for (shape, dtype), spec in zip(arrays, specs, strict=True):
+        numbers += [_DTYPES[dtype], *shape, *spec]
+    package = importlib.import_module("jaxaccel_onednn")
+    name = package.find_implementation([*numbers, *plan.strides, *plan.dilation, *plan.padding])
+    return bool(name) and not name.startswith("ref")
+
+
 def check_program(text: str | bytes) -> None:
     """Checks that the kernels which a program names are here, before XLA compiles it.
 
@@ -81,3 +122,8 @@ def check_program(text: str | bytes) -> None:
     content = text.encode() if isinstance(text, str) else text
     if (reason := why_unavailable()) and any(name.encode() in content for name in CALLS):
         raise UserError(f"this program calls kernels of oneDNN. {reason}")
+
+
+def has_bfloat16_units() -> bool:
+    """Tells whether the processor has instructions for products of bfloat16, and does not only round to it."""
+    return any(part in find_isa() for part in ("BF16", "FP16", "AMX"))

@@ -147,3 +147,11 @@ def _plan_weights(params: Params, lhs: Sequence[int], rhs: Sequence[int]) -> Pla
     )  # fmt: skip
     places = _count_places(params, lhs, rhs)
     return plan if _fits(plan, _sizes(lhs, plan.lhs_spec), places, _sizes(rhs, plan.rhs_spec)) else None
+
+
+def find_shape(params: Params, plan: Plan, lhs: Sequence[int], rhs: Sequence[int]) -> tuple[int, ...]:
+    """Finds the shape of the result."""
+    numbers = params["dimension_numbers"]
+    batch, features = lhs[numbers.lhs_spec[0]] // params["batch_group_count"], rhs[numbers.rhs_spec[0]]
+    sizes = (batch, features, *_count_places(params, lhs, rhs))
+    return tuple(size for _, size in sorted(zip(numbers.out_spec, sizes, strict=True)))

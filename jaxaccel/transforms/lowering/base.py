@@ -12,6 +12,8 @@ Choice = tuple[str, str]
 """A form, and why it was chosen."""
 XLA = "xla"
 """The form that XLA itself gives an operation."""
+KERNEL = "oneDNN"
+"""The form that a kernel of oneDNN computes, where there is one (`jaxaccel.core.kernels`)."""
 
 
 @dataclasses.dataclass(frozen=True)

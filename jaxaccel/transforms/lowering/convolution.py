@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxaccel.core.kernels import convolution as kernels
+from jaxaccel.core.platform import is_for_elsewhere
 from jaxaccel.transforms.lowering import rearranged
-from jaxaccel.transforms.lowering.base import XLA, Choice, Lowering, Params
+from jaxaccel.transforms.lowering.base import KERNEL, XLA, Choice, Lowering, Params
 from jaxaccel.transforms.lowering.canonical import Canonical
 
 MAX_UNROLLED_PRODUCTS = 64
@@ -85,6 +87,8 @@ def are_known(params: Params, lhs: Sequence[Any], rhs: Sequence[Any]) -> bool:
 def convolve(params: Params, operands: Sequence[jax.Array], form: str) -> jax.Array:
     """Computes ``conv_general_dilated`` in that form, in its own dtype."""
     lhs, rhs = operands
+    if form == KERNEL:
+        return kernels.convolve(params, lhs, rhs)
     if form in _XLA_OF_OTHERS:
         return _XLA_OF_OTHERS[form](params, lhs, rhs)
     c = Canonical.of(params, lhs.shape, rhs.shape)
@@ -117,11 +121,25 @@ def choose_form(params: Params, shapes: Sequence[Any]) -> Choice:
     return XLA, ""
 
 
+def list_all_forms(params: Params, shapes: Sequence[Any]) -> list[str]:
+    """Lists `list_forms`, and the kernel of oneDNN where it is installed and has the convolution."""
+    found = list_forms(params, *(x.shape for x in shapes))
+    return [*found, KERNEL] if not is_for_elsewhere() and kernels.supports(params, *shapes) else found
+
+
+def choose_by_rule(params: Params, shapes: Sequence[Any]) -> Choice:
+    """Chooses the form that runs fast in float32: the kernel, where there is one."""
+    outputs = shapes[1].shape[params["dimension_numbers"].rhs_spec[0]]
+    if outputs > 1 and KERNEL in list_all_forms(params, shapes):
+        return KERNEL, "XLA:CPU has no kernel as fast"
+    return choose_form(params, shapes)
+
+
 CONVOLUTION = Lowering(
     jax.lax.conv_general_dilated_p,
-    lambda params, shapes: list_forms(params, shapes[0].shape, shapes[1].shape),
+    list_all_forms,
     convolve,
-    choose_form,
+    choose_by_rule,
     evidence="python -m benchmarks lowerings",
 )
 """Also what gradients of convolutions are computed by."""

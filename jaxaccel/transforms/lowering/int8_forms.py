@@ -17,8 +17,11 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from jaxaccel.core import kernels
+from jaxaccel.core.kernels.library import computes_integers
+from jaxaccel.core.platform import is_for_elsewhere
 from jaxaccel.transforms.lowering import convolution
-from jaxaccel.transforms.lowering.base import XLA, Choice, Params
+from jaxaccel.transforms.lowering.base import KERNEL, XLA, Choice, Params
 from jaxaccel.transforms.lowering.canonical import Canonical
 from jaxaccel.transforms.lowering.matmul import get_free_sizes, multiply_flat
 
@@ -93,6 +96,31 @@ class IntegerConvolution:
         return self
 
 
+@dataclasses.dataclass(frozen=True)
+class IntegerKernel:
+    """A convolution of integers by oneDNN, with sums of int32; by XLA where `jax.vmap` made another of it."""
+
+    name: str = KERNEL
+
+    def __call__(self, primitive: Any, params: Params, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+        """Computes ``primitive.bind(lhs, rhs, **params)``."""
+        if not has_integer_kernel(params, lhs, rhs):
+            return primitive.bind(lhs, rhs, **params)
+        return kernels.convolve_integers(params, lhs, rhs)
+
+    def transposed(self, cotangent: int) -> "IntegerKernel":
+        """Returns the same: integers have no derivative."""
+        return self
+
+
+def has_integer_kernel(params: Params, lhs: Any, rhs: Any) -> bool:
+    """Tells whether oneDNN computes an int8 convolution of operands of these shapes, fast, on this processor."""
+    if not computes_integers() or is_for_elsewhere():
+        return False
+    lhs, rhs = (jax.ShapeDtypeStruct(x.shape, jnp.int8) for x in (lhs, rhs))
+    return kernels.supports_integers(params, lhs, rhs)
+
+
 def choose_int8_form(
     params: Params, lhs: Any, rhs: Any, platform: str, preference: Preference = "auto"
 ) -> Choice:
@@ -101,6 +129,8 @@ def choose_int8_form(
         return _choose_on_gpu(params, lhs, rhs)
     if platform != "cpu":
         return XLA, ""
+    if has_integer_kernel(params, lhs, rhs):
+        return KERNEL, ""
     form, reason = FLOAT32, "grouped int8 convolutions are slow on the CPU"
     if not _is_grouped(params):
         form, reason = _choose_on_cpu(params, lhs, rhs)

@@ -43,7 +43,7 @@ CASES = {
 for name, (f, *args) in CASES.items():
     compiled = jax.jit(f).lower(*args).compile()
     for g, e in zip(jax.tree.leaves(compiled(*args)), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(g, e, rtol=0, atol=1e-6 * np.abs(e).max())
+        np.testing.assert_allclose(g, e, rtol=0, atol=3e-6 * np.abs(e).max())
     text = compiled.as_text()
     print(name, text.count('custom_call_target="jaxaccel_onednn'), *sorted(set(re.findall(" (all-[a-z]+)[(]", text))))
 """
