@@ -35,7 +35,7 @@ TOPICS = (
         "training-step", "A training step beside its peers", ("train_step", "rolled", "allocator", "startup")
     ),
     Topic("precision", "Inference in narrower types", ("precision", "precision_layers")),
-    Topic("lowerings", "Other forms of operations", ("retargeted", "recurrent", "lowerings")),
+    Topic("lowerings", "Other forms of operations", ("retargeted", "recurrent", "lowerings", "kernels")),
     Topic("gpu", "Compiled for GPUs", ("compiled",)),
     Topic("models", "Models", ("models", "models_scan")),
     Topic("replicas", "Several runs at once", ("replicas",)),

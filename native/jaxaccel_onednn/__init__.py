@@ -6,6 +6,7 @@
 import ctypes
 import functools
 import importlib.metadata
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import jax
 
 ONEDNN = "onednn-cpu-gomp"
 """The distribution whose shared library is loaded: oneDNN with GNU's OpenMP."""
+WAITING = "OMP_WAIT_POLICY"
+"""The variable that says how threads of OpenMP wait for work."""
 HANDLERS = ("jaxaccel_onednn_convolution", "jaxaccel_onednn_product")
 """Names of the calls, which exported programs name too."""
 
@@ -28,12 +31,18 @@ def _load() -> ctypes.CDLL:
     if not files:
         raise ImportError(f"{ONEDNN} has no libdnnl.so.3: pip install --force-reinstall {ONEDNN}==2023.2.0")
     path = Path(str(distribution.locate_file(files[0]))).resolve()
+    given = os.environ.get(WAITING)
+    # Threads that wait would keep XLA's, and other processes, off the cores. OpenMP reads this when it is loaded.
+    os.environ[WAITING] = given or "passive"
     try:
         # The kernels need a library of its name, and find it loaded. It is not made global: PyTorch has another oneDNN.
         ctypes.CDLL(str(path))
         return ctypes.CDLL(str(Path(__file__).parent / "kernels.so"))
     except OSError as error:
         raise ImportError(f"oneDNN's kernels cannot be loaded: {error}") from None
+    finally:
+        if given is None:
+            del os.environ[WAITING]
 
 
 def list_handlers() -> Mapping[str, Any]:

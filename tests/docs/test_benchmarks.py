@@ -21,6 +21,7 @@ from benchmarks.options import Option, choose_batches, read_options, time_by
 from benchmarks.peers import serve
 from benchmarks.peers.process import Peer, choose_peers
 from benchmarks.suite.compiled import find_networks
+from jaxaccel.core import kernels
 
 NAMES = list(find_benchmarks())
 
@@ -288,6 +289,15 @@ def test_lowerings(tmp_path):
         assert cell["forms"][0]["name"] == "xla" and len(cell["forms"]) > 1
         assert cell["choice"] in [form["name"] for form in cell["forms"]]
         assert all(form["relative_error"] < 1e-5 for form in cell["forms"])
+
+
+@pytest.mark.skipif(not kernels.is_available(), reason=kernels.why_unavailable() or "-")
+def test_kernels(tmp_path):
+    record, _ = run_quick("kernels", tmp_path, "--sites", "resnet20 stage 3, stride 2")
+    assert len(record["cells"]) == 3
+    for cell in record["cells"]:
+        assert [row["name"] for row in cell["programs"]][:2] == ["xla", "oneDNN"]
+        assert cell["error"] < 1e-3 and min(cell["speed_up"].values()) > 0
 
 
 @pytest.mark.slow
