@@ -4,7 +4,8 @@
     python -m benchmarks engines --models resnet20 encoder --batch 1 16
 
 Each network is exported in float32 and, quantized by our calibration, in static int8; XLA runs the form that an export
-makes programs of (folded, retargeted), the others the ONNX model of our exporter. Every result is compared with float32
+makes programs of (folded, retargeted), oneDNN the same with its kernels, where `native/` is installed, the others the
+ONNX model of our exporter. Every result is compared with float32
 before it is timed. Random weights; a call takes NumPy arrays and gives such, as a server's does.
 """
 
@@ -24,6 +25,7 @@ from benchmarks.records import Cell, summarize_times
 from benchmarks.tables import Table, format_short
 from benchmarks.variants import LIMITS, measure_error
 from jaxaccel import models
+from jaxaccel.core import kernels
 from jaxaccel.core.timing import run_repeatedly, time_in_turns
 from jaxaccel.deployment.onnx import to_onnx
 from jaxaccel.deployment.onnx_engines import open_onnxruntime, open_openvino
@@ -35,7 +37,7 @@ SIDES = {
 }
 """Sides of images, where they are not 224."""
 ENGINES = {"ONNX Runtime": open_onnxruntime, "OpenVINO": open_openvino}
-COLUMNS = [f"{engine} {form}" for form in ("float32", "int8") for engine in ("XLA", *ENGINES)]
+COLUMNS = [f"{engine} {form}" for form in ("float32", "int8") for engine in ("XLA", "oneDNN", *ENGINES)]
 SMALL = ("resnet20", "resnet50", "mobilenet_v2", "efficientnet_b0", "vit_s16", "mlp", "lstm", "encoder")
 
 
@@ -101,7 +103,9 @@ def list_contenders(
     }
     found: dict[str, Any] = {}
     for form, (function, params, options) in forms.items():
-        found[f"XLA {form}"] = functools.partial(_compile, function, params, size, network)
+        found[f"XLA {form}"] = functools.partial(_compile_for_all, function, params, size, network)
+        if kernels.is_available():
+            found[f"oneDNN {form}"] = functools.partial(_compile, function, params, size, network)
         for engine in ENGINES:
             found[f"{engine} {form}"] = functools.partial(
                 _open, engine, folded, params, size, network, options
@@ -114,6 +118,11 @@ def _compile(f: Any, params: Any, size: int, network: Network) -> Callable[[np.n
     shape = jax.ShapeDtypeStruct((size, *network.shape), np.float32)
     compiled = jax.jit(ja.retarget(f)).lower(params, shape).compile()
     return lambda x: np.asarray(compiled(params, x))
+
+
+def _compile_for_all(*args: Any) -> Callable[[np.ndarray], np.ndarray]:
+    with kernels.left_out():
+        return _compile(*args)
 
 
 def _open(

@@ -7,8 +7,6 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh
 
 from jaxaccel.core.unattached import GPUS
 
-_ELSEWHERE = "elsewhere"
-
 
 def get_platform(backend: str | None = None) -> str:
     """Gives the platform that is compiled for: ``cpu``, ``gpu`` or ``tpu``.
@@ -32,13 +30,8 @@ def platform_of(mesh: Mesh | AbstractMesh) -> str:
 def trace_for(platform: str) -> contextlib.AbstractContextManager[object]:
     """Lets programs be traced for one device of a platform that need not be there: ``cpu``, ``cuda``, ``tpu``."""
     device = AbstractDevice(device_kind=platform, num_cores=None, platform=platform)
-    mesh = AbstractMesh((1,), (_ELSEWHERE,), (AxisType.Auto,), abstract_device=device)
+    mesh = AbstractMesh((1,), ("device",), (AxisType.Auto,), abstract_device=device)
     return jax.sharding.use_abstract_mesh(mesh)
-
-
-def is_for_elsewhere() -> bool:
-    """Tells whether a program is traced by `trace_for`, to be run where packages of this process may be missing."""
-    return jax.sharding.get_abstract_mesh().axis_names == (_ELSEWHERE,)
 
 
 def count_devices() -> int:

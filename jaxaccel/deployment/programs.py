@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax import export
 
+from jaxaccel.core import kernels
 from jaxaccel.core.platform import trace_for
 from jaxaccel.deployment.model_function import ModelFunction
 from jaxaccel.deployment.signature import Arrays
@@ -87,7 +88,7 @@ def _export(function: ModelFunction, spec: ProgramSpec, platform: str) -> export
         (count,) = export.symbolic_shape("batch", constraints=[f"batch >= {spec.least}"])
     shapes = function.weight_shapes(), function.batch_shapes(count, spec.length)
     try:
-        with trace_for(spec.backend):
+        with trace_for(spec.backend), kernels.left_out():
             # A function of its own, so that nothing that was traced for another platform is found again.
             return export.export(jax.jit(lambda *args: function.call(*args)), platforms=[platform])(*shapes)
     except UserError:
@@ -108,7 +109,8 @@ def _compare(function: ModelFunction, spec: ProgramSpec, exported: export.Export
         if spec.backend == here:
             raise
         return None  # it calls what only the other platform has
-    expected = jax.jit(function.call)(dict(function.weights), inputs)
+    with kernels.left_out():
+        expected = jax.jit(lambda *args: function.call(*args))(dict(function.weights), inputs)
     difference = measure_difference(_as_arrays(found), _as_arrays(expected))
     if not difference <= TOLERANCE:
         raise UserError(

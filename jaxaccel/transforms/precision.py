@@ -20,7 +20,7 @@ from jaxaccel.core.kernels import convolution as kernels
 from jaxaccel.core.kernels.library import has_bfloat16_units
 from jaxaccel.core.options import checked
 from jaxaccel.core.paths import Where, selects
-from jaxaccel.core.platform import get_capability, get_platform, is_for_elsewhere
+from jaxaccel.core.platform import get_capability, get_platform
 from jaxaccel.core.sites import BILINEAR, CALL, GROUPED, Backend, Site
 from jaxaccel.errors import UserError
 from jaxaccel.transforms.lowering import attention
@@ -221,9 +221,7 @@ class _Narrow:
         """Whether oneDNN has the convolution, on a processor with units for it."""
         if self.platform != "cpu" or self.name != "bfloat16" or primitive != "conv_general_dilated":
             return False
-        return (
-            has_bfloat16_units() and not is_for_elsewhere() and kernels.supports(params, lhs, rhs, self.name)
-        )
+        return has_bfloat16_units() and kernels.supports(params, lhs, rhs, self.name)
 
     def __call__(
         self, primitive: Any, params: Mapping[str, Any], lhs: jax.Array, rhs: jax.Array, *groups: jax.Array

@@ -2,7 +2,14 @@
 
 from jaxaccel.core.kernels.convolution import convolve, supports
 from jaxaccel.core.kernels.integers import Epilogue, convolve_integers, supports_integers
-from jaxaccel.core.kernels.library import check_program, describe, find_isa, is_available, why_unavailable
+from jaxaccel.core.kernels.library import (
+    check_program,
+    describe,
+    find_isa,
+    is_available,
+    left_out,
+    why_unavailable,
+)
 from jaxaccel.core.kernels.products import multiply, supports_product
 
 __all__ = [
@@ -13,6 +20,7 @@ __all__ = [
     "describe",
     "find_isa",
     "is_available",
+    "left_out",
     "multiply",
     "supports",
     "supports_integers",

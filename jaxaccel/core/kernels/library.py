@@ -1,9 +1,11 @@
 """The package jaxaccel-onednn: whether it is there, and its calls made known to XLA."""
 
+import contextlib
+import contextvars
 import functools
 import importlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +21,7 @@ SWITCH = "JAXACCEL_ONEDNN"
 """The variable of the environment that turns the kernels off where it is 0."""
 _DTYPES = {"int8": 2, "int32": 4, "uint8": 6, "float32": 11, "bfloat16": 16}
 """XLA's numbers of dtypes."""
+_left_out: contextvars.ContextVar[bool] = contextvars.ContextVar("kernels_left_out", default=False)
 TO_DO = "pip install ./native, in a checkout of jaxaccel"
 
 
@@ -42,6 +45,16 @@ def _register() -> tuple[str, str]:
     return isa, ""
 
 
+@contextlib.contextmanager
+def left_out() -> Iterator[None]:
+    """Traces programs that call no kernel inside, such as those that other machines run."""
+    token = _left_out.set(True)
+    try:
+        yield
+    finally:
+        _left_out.reset(token)
+
+
 def is_available() -> bool:
     """Tells whether the kernels can be called on a CPU, and makes them known to XLA."""
     return not why_unavailable()
@@ -49,6 +62,8 @@ def is_available() -> bool:
 
 def why_unavailable() -> str:
     """Says in a line why the kernels cannot be called, and what to do; empty where they can."""
+    if _left_out.get():
+        return "this program is for other machines as well"
     if os.environ.get(SWITCH, "") == "0":
         return f"{SWITCH}=0 turns them off"
     return _register()[1]

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 from jax import export
 
+from jaxaccel.core import kernels
 from jaxaccel.core.interpret import Transformation, is_compressed
 from jaxaccel.core.interpret.compressed import as_shape
 from jaxaccel.core.interpret.jaxprs import Place, split_consts
@@ -135,7 +136,8 @@ def _trace(f: Callable[..., Any], shapes: Sequence[Any]) -> Any:
       UserError: it decides by a size that is left open.
     """
     try:
-        return jax.make_jaxpr(f)(*shapes)
+        with kernels.left_out():
+            return jax.make_jaxpr(f)(*shapes)
     except jax.errors.JAXTypeError:
         raise
     except Exception as error:

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxaccel.core.kernels import convolution as kernels
-from jaxaccel.core.platform import is_for_elsewhere
 from jaxaccel.transforms.lowering import rearranged
 from jaxaccel.transforms.lowering.base import KERNEL, XLA, Choice, Lowering, Params
 from jaxaccel.transforms.lowering.canonical import Canonical
@@ -124,7 +123,7 @@ def choose_form(params: Params, shapes: Sequence[Any]) -> Choice:
 def list_all_forms(params: Params, shapes: Sequence[Any]) -> list[str]:
     """Lists `list_forms`, and the kernel of oneDNN where it is installed and has the convolution."""
     found = list_forms(params, *(x.shape for x in shapes))
-    return [*found, KERNEL] if not is_for_elsewhere() and kernels.supports(params, *shapes) else found
+    return [*found, KERNEL] if kernels.supports(params, *shapes) else found
 
 
 def choose_by_rule(params: Params, shapes: Sequence[Any]) -> Choice:

@@ -19,7 +19,6 @@ import jax.numpy as jnp
 
 from jaxaccel.core import kernels
 from jaxaccel.core.kernels.library import computes_integers
-from jaxaccel.core.platform import is_for_elsewhere
 from jaxaccel.transforms.lowering import convolution
 from jaxaccel.transforms.lowering.base import KERNEL, XLA, Choice, Params
 from jaxaccel.transforms.lowering.canonical import Canonical
@@ -115,7 +114,7 @@ class IntegerKernel:
 
 def has_integer_kernel(params: Params, lhs: Any, rhs: Any) -> bool:
     """Tells whether oneDNN computes an int8 convolution of operands of these shapes, fast, on this processor."""
-    if not computes_integers() or is_for_elsewhere():
+    if not computes_integers():
         return False
     lhs, rhs = (jax.ShapeDtypeStruct(x.shape, jnp.int8) for x in (lhs, rhs))
     return kernels.supports_integers(params, lhs, rhs)
