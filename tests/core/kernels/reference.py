@@ -16,6 +16,12 @@ LAYOUTS = {
 }
 
 
+def pretend(monkeypatch, isa, reason=""):
+    """Lets the kernels be those of another processor, or missing for that reason."""
+    monkeypatch.setenv("JAXACCEL_ONEDNN", "1")
+    monkeypatch.setattr("jaxaccel.core.kernels.library._register", lambda: (isa, reason))
+
+
 def read_params(lhs, rhs, **options):
     """The parameters of the one primitive that `jax.lax.conv_general_dilated` makes."""
     traced = jax.make_jaxpr(lambda a, b: jax.lax.conv_general_dilated(a, b, **options))(lhs, rhs)

@@ -149,7 +149,7 @@ def test_without_the_kernels(monkeypatch, dtype):
     shape = {"batch": 2, "channels": 3, "features": 4, "groups": 1, "window": (3, 3)}
     lhs, rhs = reference.make_operands(rng, (6, 6), LAYOUTS[2][0], **shape)
     params = read_params(lhs, rhs, window_strides=(1, 1), padding="SAME", dimension_numbers=LAYOUTS[2][0])
-    monkeypatch.setattr("jaxaccel.core.kernels.library._register", lambda: ("", "not installed: do this"))
+    reference.pretend(monkeypatch, "", "not installed: do this")
     assert kernels.why_unavailable() == "not installed: do this"
     assert not kernels.supports(params, lhs, rhs)
 

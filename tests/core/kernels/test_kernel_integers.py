@@ -124,7 +124,7 @@ def test_vmap_and_calls():
 
 
 def test_without_the_kernels(monkeypatch):
-    monkeypatch.setattr("jaxaccel.core.kernels.library._register", lambda: ("", "not installed: do this"))
+    reference.pretend(monkeypatch, "", "not installed: do this")
     _, params, lhs, rhs = make_case(1, 2, 2, 3, 5, 3, 2, False)
     assert not kernels.supports_integers(params, lhs, rhs)
     np.testing.assert_array_equal(

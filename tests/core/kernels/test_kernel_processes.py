@@ -123,19 +123,18 @@ def test_exported_programs_name_their_kernels(monkeypatch):
     kernels.check_program(again.mlir_module_serialized)
     np.testing.assert_array_equal(again.call(lhs[:3]), f(lhs[:3]))
     np.testing.assert_allclose(again.call(lhs), reference.convolve(params, lhs, rhs), atol=1e-5)
-    monkeypatch.setattr("jaxaccel.core.kernels.library._register", lambda: ("", "not installed: do this"))
+    reference.pretend(monkeypatch, "", "not installed: do this")
     with pytest.raises(UserError, match=r"calls kernels of oneDNN\. not installed: do this"):
         kernels.check_program(again.mlir_module_serialized)
     kernels.check_program("module {}")
 
 
 def test_a_line_says_what_there_is(monkeypatch):
-    register = "jaxaccel.core.kernels.library._register"
-    monkeypatch.setattr(register, lambda: ("AVX2", ""))
+    reference.pretend(monkeypatch, "AVX2")
     assert kernels.describe() == "float32 by AVX2"
-    monkeypatch.setattr(register, lambda: ("AVX512_CORE_VNNI", ""))
+    reference.pretend(monkeypatch, "AVX512_CORE_VNNI")
     assert kernels.describe() == "float32, bfloat16, int8 by AVX512_CORE_VNNI"
-    monkeypatch.setattr(register, lambda: ("", "not installed: do this"))
+    reference.pretend(monkeypatch, "", "not installed: do this")
     assert kernels.describe().endswith("times as fast as XLA. not installed: do this")
 
 
