@@ -1,4 +1,4 @@
-"""Times convolutions by oneDNN's kernels, and their gradients, beside XLA's own and the form chosen without them.
+"""Times convolutions by oneDNN's kernels, and their gradients, beside XLA's own and `ja.retarget`'s choice.
 
     python -m pip install ./native && python -m benchmarks kernels
 
