@@ -25,6 +25,10 @@ class Operand:
     atom: Any
     axes: tuple[int, ...]
     """The axis of the chain's values for each axis of the operand."""
+    integers: Any = None
+    """Where it is integers times one number: their variable."""
+    step: Any = None
+    """And that number."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -131,11 +135,14 @@ class Program:
 
     def evaluate(self, members: frozenset[int], operands: Sequence[Any]) -> Callable[..., Any]:
         """Makes the function of `operands` that computes these equations one by one; the result is the last one's."""
-        read = {
-            atom for n in members for atom in self.jaxpr.eqns[n].invars if not isinstance(atom, jcore.Literal)
-        }
-        broadcasts = {self.made_by[atom] for atom in read - {*_variables(operands)} if atom in self.made_by}
-        eqns = [(number, self.jaxpr.eqns[number]) for number in sorted(members | broadcasts)]
+        needed, given = set(members), {*_variables(operands)}
+        open_ = list(members)
+        while open_:  # between the operands and the chain lie broadcasts and casts
+            read = _variables(self.jaxpr.eqns[open_.pop()].invars)
+            made = {self.made_by[atom] for atom in read if atom not in given and atom in self.made_by}
+            open_ += made - needed
+            needed |= made
+        eqns = [(number, self.jaxpr.eqns[number]) for number in sorted(needed)]
 
         def reference(*values: Any) -> Any:
             pairs = zip(operands, values, strict=True)
@@ -157,9 +164,23 @@ class Program:
         if isinstance(atom, jcore.Literal) or atom not in self.made_by:
             return Operand(atom, axes)
         eqn = self.jaxpr.eqns[self.made_by[atom]]
+        if eqn.primitive.name == "mul":
+            return Operand(atom, axes, *self._find_integers(eqn))
         if eqn.primitive.name != "broadcast_in_dim" or len(eqn.invars) != 1:
             return Operand(atom, axes)
         return Operand(eqn.invars[0], tuple(eqn.params["broadcast_dimensions"]))
+
+    def _find_integers(self, eqn: Any) -> tuple[Any, Any]:
+        """The int8 values and the number that were multiplied; None and None where it was something else."""
+        for values, step in (eqn.invars, eqn.invars[::-1]):
+            made = None if isinstance(values, jcore.Literal) else self.made_by.get(values)
+            source = None if made is None else self.jaxpr.eqns[made]
+            if source is None or source.primitive.name != "convert_element_type":
+                continue
+            step = self._find_source(step).atom  # a number, broadcast or not
+            if str(source.invars[0].aval.dtype) == "int8" and math.prod(step.aval.shape) == 1:
+                return source.invars[0], step
+        return None, None
 
 
 def _variables(atoms: Sequence[Any]) -> Iterator[Any]:

@@ -25,8 +25,8 @@ class Epilogue:
 
     affine: tuple[Affine, ...] = ()
     """The scale and the bias, as the program has them, in its order."""
-    residual: Any = None
-    """The variable that is added."""
+    residual: Operand | None = None
+    """What is added: float32, or int8 times a number."""
     low: float = -math.inf
     high: float = math.inf
     steps: Operand | None = None
@@ -42,9 +42,15 @@ class Epilogue:
     @property
     def operands(self) -> tuple[Any, ...]:
         """The variables and numbers that it reads, in the order of `evaluate_operands`."""
-        residual = () if self.residual is None else (self.residual,)
+        residual = _list_atoms(self.residual)
         steps = () if self.steps is None else (self.steps.atom,)
         return (*(x.atom for _, x in self.affine), *residual, *steps)
+
+
+def _list_atoms(residual: Operand | None) -> tuple[Any, ...]:
+    if residual is None:
+        return ()
+    return (residual.atom,) if residual.integers is None else (residual.integers, residual.step)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +78,9 @@ class Values:
     bias: jax.Array | None
     """(C,) or () float32."""
     residual: jax.Array | None
-    """Of the shape of the result."""
+    """Of the shape of the result: float32, or int8 in steps of `residual_step`."""
+    residual_step: jax.Array | None
+    """() float32."""
     steps: jax.Array | None
     """() float32."""
 
@@ -111,8 +119,13 @@ def evaluate_operands(epilogue: Epilogue, values: Sequence[jax.Array]) -> Values
         else:
             bias = x if bias is None else bias + x
     residual = None if epilogue.residual is None else rest.pop(0)
-    steps = None if epilogue.steps is None else jnp.asarray(rest.pop(0), jnp.float32).reshape(())
-    return Values(scale, bias, residual, steps)
+    steps: list[Any] = [None, None]
+    for k, is_there in enumerate(
+        (residual is not None and residual.dtype == jnp.int8, epilogue.steps is not None)
+    ):
+        if is_there:
+            steps[k] = jnp.asarray(rest.pop(0), jnp.float32).reshape(())
+    return Values(scale, bias, residual, *steps)
 
 
 Choose = Callable[[Product, Epilogue], bool]
@@ -186,7 +199,7 @@ def _sum(now: _Reading, link: Link, channels: int) -> _Reading | None:
         return dataclasses.replace(now, affine=(*now.affine, ("add", other)))
     same = other.shape == link.output.shape and other.axes == tuple(range(link.output.ndim))
     if now.residual is None and same and other.atom.aval.dtype == jnp.float32:
-        return dataclasses.replace(now, residual=other.atom)
+        return dataclasses.replace(now, residual=other)
     return None
 
 

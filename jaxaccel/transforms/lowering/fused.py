@@ -46,7 +46,8 @@ def find_float_chains(program: Program, wanted: Callable[[Product], bool]) -> li
 
     def choose(product: Product, epilogue: Epilogue) -> bool:
         floats = all(x.dtype == jnp.float32 for x in (*product.inputs, product.output))
-        scaled = epilogue.rounded or any(name == "mul" for name, _ in epilogue.affine)
+        of_integers = epilogue.residual is not None and epilogue.residual.integers is not None
+        scaled = epilogue.rounded or of_integers or any(name == "mul" for name, _ in epilogue.affine)
         fits = (
             floats and product.narrowed is None and not scaled and is_forward(product.params, *product.inputs)
         )
@@ -94,13 +95,21 @@ def _compute(epilogue: Epilogue, params: Any, lhs: jax.Array, rhs: jax.Array, *o
     low = None if math.isinf(epilogue.low) or relu else jnp.float32(epilogue.low)
     if epilogue.rounded and not relu:  # the kernel's own least integer is -128
         low = jnp.maximum(epilogue.low, -numerics.qmax(8) / steps)
+    # A residual of integers is added as it is: all else is counted in its steps.
+    unit = jnp.float32(1) if values.residual_step is None else values.residual_step
+    divisor = 1 / steps if epilogue.rounded else jnp.float32(1)
+    counted = values.residual_step is not None
+
+    def count(x: Any) -> Any:
+        return None if x is None else x / unit if counted else x
+
     joined = kernels.Epilogue(
-        scale=values.scale,
-        bias=None if values.bias is None else jnp.broadcast_to(values.bias, (outputs,)),
+        scale=count(jnp.float32(1) if values.scale is None and counted else values.scale),
+        bias=None if values.bias is None else count(jnp.broadcast_to(values.bias, (outputs,))),
         addend=values.residual,
-        low=low,
-        high=None if math.isinf(epilogue.high) else jnp.float32(epilogue.high),
-        divisor=1 / steps if epilogue.rounded else None,
+        low=count(low),
+        high=None if math.isinf(epilogue.high) else count(jnp.float32(epilogue.high)),
+        divisor=count(divisor) if epilogue.rounded or counted else None,
         relu=relu,
     )
     if lhs.dtype == jnp.int8:

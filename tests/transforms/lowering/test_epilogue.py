@@ -35,7 +35,8 @@ def join(f, seen, wanted=lambda product, epilogue: True):
         shape = [-1 if a == axis else 1 for a in range(y.ndim)]
         for x, combine in ((values.scale, jnp.multiply), (values.bias, jnp.add)):
             y = y if x is None else combine(y, x if x.ndim == 0 else x.reshape(shape))
-        y = y if values.residual is None else y + values.residual
+        if values.residual is not None:
+            y = y + values.residual * (1 if values.residual_step is None else values.residual_step)
         y = jnp.clip(y, epilogue.low, epilogue.high)
         y = y if values.steps is None else y * values.steps
         return jnp.clip(jnp.round(y), -127, 127).astype(jnp.int8) if epilogue.rounded else y
@@ -167,3 +168,4 @@ def test_integers_all_the_way(monkeypatch):
     assert [(one.rounded, one.residual is not None, one.low, one.high) for one in seen] == [
         (True, False, 0, math.inf), (True, False, 0, math.inf), (False, True, 0, 6),
     ]  # fmt: skip
+    assert seen[-1].residual.integers.aval.dtype == jnp.int8  # read as it is, in one byte
